@@ -1,0 +1,160 @@
+"""From samples to batches: padded histories, distinct items, the plan of an epoch.
+
+Shape letters: B samples, S history length, U distinct items of a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from readers import Split
+
+
+class Batch(NamedTuple):
+    """Item numbers run from 1; 0 pads. Histories are padded on the left."""
+
+    history_BS: Tensor  # int64 item numbers
+    target_B: Tensor  # int64 item numbers
+    user_B: Tensor  # int64 user numbers
+    item_U: Tensor  # int64 distinct item numbers of this part, no padding
+    history_row_BS: Tensor  # rows of item_U, 0 on padding
+    target_row_B: Tensor  # rows of item_U
+    new_U: Tensor  # bool: no earlier part of the same optimizer step holds this item
+    weight: Tensor  # float: this part's share of the step's samples
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*[t.to(device, non_blocking=True) for t in self])
+
+
+def histories(split: Split, rows: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """(history [B, S] padded on the left with 0, target [B]) of some samples."""
+    end = split.position[rows]
+    begin = np.maximum(split.offsets[split.users(rows)], end - longest)
+    width = int((end - begin).max(initial=1))
+    place = end[:, None] + np.arange(-width, 0)
+    held = place >= begin[:, None]
+    return np.where(held, split.items[np.where(held, place, 0)], 0), split.items[end]
+
+
+def make_batch(
+    split: Split, rows: np.ndarray, longest: int, *, seen: np.ndarray | None = None, weight: float = 1.0
+) -> Batch:
+    """Collate samples; `seen` holds the items that earlier parts of the same step count."""
+    history, target = histories(split, rows, longest)
+    item, row = np.unique(np.concatenate([history.ravel(), target]), return_inverse=True)
+    if item[0] == 0:  # padding never reaches the tokenizer
+        item, row = item[1:], np.maximum(row - 1, 0)
+    new = np.ones(len(item), bool) if seen is None else ~np.isin(item, seen)
+    arrays = (history, target, split.users(rows), item, row[: history.size].reshape(history.shape), row[history.size :])
+    tensors = [torch.from_numpy(np.ascontiguousarray(a).astype(np.int64)) for a in arrays]
+    return Batch(*tensors, torch.from_numpy(new), torch.tensor(weight))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a global batch is laid out over processes and parts."""
+
+    batch_size: int  # samples per process and part
+    processes: int = 1
+    accumulation: int = 1
+    rank: int = 0
+    longest: int = 50
+    tokens: int = 1 << 62  # most padded history tokens (items * code_length) in one pass
+    code_length: int = 4
+
+    @property
+    def global_batch(self) -> int:
+        return self.batch_size * self.processes * self.accumulation
+
+
+MEGA = 50  # global batches that are sorted by length together
+
+
+def epoch_plan(split: Split, shape: Shape, seed: int, epoch: int) -> list[np.ndarray]:
+    """Global batches of one epoch: a fresh random order, neighbours of like length.
+
+    Samples are shuffled, sorted by length within mega-batches of 50 batches, cut, and the batches
+    shuffled again. A function of (seed, epoch, global batch size) alone, hence the same on any number
+    of processes.
+    """
+    random = np.random.default_rng([seed, epoch, 7])
+    order = random.permutation(len(split))
+    lengths = split.lengths(shape.longest)
+    size, batches = shape.global_batch, []
+    for begin in range(0, len(order), size * MEGA):
+        mega = order[begin : begin + size * MEGA]
+        mega = mega[np.argsort(lengths[mega], kind="stable")]
+        batches += [mega[i : i + size] for i in range(0, len(mega), size)]
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def padding_factor(split: Split, plan: Sequence[np.ndarray], longest: int) -> float:
+    """Padded over real history items of an epoch."""
+    lengths = split.lengths(longest)
+    padded = sum(int(lengths[b].max()) * len(b) for b in plan)
+    return padded / max(int(lengths.sum()), 1)
+
+
+class Steps(TorchDataset[list[Batch]]):
+    """The optimizer steps of one epoch as this process sees them: element i is the parts of step i.
+
+    Each global batch is dealt out to (accumulation part, process) in turn, and a part that exceeds
+    the token budget is cut further. Weights of all parts of a step, over all processes, sum to 1.
+    """
+
+    def __init__(self, split: Split, plan: Sequence[np.ndarray], shape: Shape) -> None:
+        self.split, self.plan, self.shape = split, plan, shape
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        rows, s = self.plan[step], self.shape
+        parts, seen = [], np.zeros(0, np.int32)
+        for deal in range(s.accumulation):
+            for rank in range(s.processes):
+                own = rows[deal * s.processes + rank :: s.processes * s.accumulation]
+                if rank == s.rank:
+                    parts += self._cut(own, rows, seen)
+                if s.processes * s.accumulation > 1:  # a lone part counts all its items
+                    seen = np.union1d(seen, self._items(own))
+        return parts
+
+    def _items(self, rows: np.ndarray) -> np.ndarray:
+        history, target = histories(self.split, rows, self.shape.longest)
+        return np.union1d(history, target)
+
+    def _cut(self, own: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> list[Batch]:
+        if not len(own):  # a process without samples still takes part in the step
+            return [make_batch(self.split, rows[:1], self.shape.longest, seen=self._items(rows), weight=0.0)]
+        longest = int(self.split.lengths(self.shape.longest, own).max())
+        most = max(1, self.shape.tokens // max(1, longest * self.shape.code_length))
+        parts = []
+        for chunk in np.array_split(own, -(-len(own) // most)):
+            parts.append(
+                make_batch(self.split, chunk, self.shape.longest, seen=seen, weight=len(chunk) / len(rows))
+            )
+            seen = np.union1d(seen, parts[-1].item_U.numpy())
+        return parts
+
+
+def steps_loader(steps: Steps, begin: int, workers: int) -> "DataLoader[list[Batch]]":
+    """Iterate over steps `begin`... of an epoch, prepared ahead by `workers` processes."""
+    return DataLoader(steps, batch_size=None, sampler=range(begin, len(steps)), num_workers=workers)
+
+
+def evaluation_plan(split: Split, batch_size: int, longest: int) -> list[np.ndarray]:
+    """All samples once, sorted by history length so that little is padded, longest first."""
+    order = np.argsort(-split.lengths(longest), kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def seen_items(split: Split, rows: np.ndarray) -> Tensor:
+    """Everything before each sample's target, [B, longest], padded with 0."""
+    return torch.from_numpy(histories(split, rows, 1 << 30)[0].astype(np.int64))

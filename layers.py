@@ -1,0 +1,176 @@
+"""Building blocks of the tokenizer: MLP, distances, noise, straight-through, Sinkhorn, k-means.
+
+Shape letters: U items, K codes of a level, d latent width, h recommender width.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Distance = Literal["l2", "cos", "dot"]
+
+
+class MLP(nn.Module):
+    """(Dropout, Linear, ReLU) blocks, no ReLU after the last; keys as in the released checkpoints."""
+
+    def __init__(self, sizes: Sequence[int], dropout: float = 0.0) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for n_in, n_out in pairwise(sizes):
+            linear = nn.Linear(n_in, n_out)
+            nn.init.xavier_normal_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            blocks += [nn.Dropout(dropout), linear, nn.ReLU()]
+        self.mlp_layers = nn.Sequential(*blocks[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mlp_layers(x)
+        return out
+
+
+def distance(x_Ud: Tensor, code_Kd: Tensor, kind: Distance = "l2") -> Tensor:
+    """[U, K]: squared Euclidean distance, or 1 - cosine, or minus the inner product."""
+    if kind == "l2":
+        return torch.addmm(code_Kd.square().sum(1), x_Ud, code_Kd.T, alpha=-2) + x_Ud.square().sum(
+            1, keepdim=True
+        )
+    if kind == "cos":
+        unit = nn.functional.normalize
+        return 1 - unit(x_Ud, dim=1) @ unit(code_Kd, dim=1).T
+    return -(x_Ud @ code_Kd.T)
+
+
+# ---------------------------------------------------------------- noise
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit finaliser (multiply, xor-shift) on int32, so that neighbouring inputs part ways."""
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x * 0x7FEB352D
+    x = x ^ ((x >> 15) & 0x1FFFF)
+    x = x * (0x846CA68B - (1 << 32))
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def counter_uniform(seed: int, step: Tensor, item_U: Tensor, level: int, n_codes: int) -> Tensor:
+    """Uniform numbers in (0, 1), [U, K] float32: a function of (seed, step, item, level, code) alone.
+
+    Whichever process or part of a batch asks for an item's noise gets the same; no state is kept.
+    The largest value is 1 - 2^-24, the smallest 2^-24, so that log(-log(u)) is finite.
+    """
+    word = torch.tensor([(seed * 2654435761 + level) & 0x7FFFFFFF], dtype=torch.int32)
+    key = _mix(_mix(word.to(item_U.device)) ^ step.to(torch.int32))
+    row_U1 = _mix(_mix(item_U.to(torch.int32)) ^ key)[:, None]
+    code_K = _mix(torch.arange(n_codes, dtype=torch.int32, device=item_U.device) + 0x9E3779)
+    bits_UK = (_mix(row_U1 ^ code_K) >> 9) & 0x7FFFFF
+    return (bits_UK.float() + 0.5) * 2.0**-23
+
+
+def gumbel(u: Tensor) -> Tensor:
+    return -torch.log(-torch.log(u))
+
+
+def gaussian(u: Tensor) -> Tensor:
+    return torch.special.ndtri(u)
+
+
+# ---------------------------------------------------------------- straight-through
+
+
+class _Lookup(torch.autograd.Function):
+    """table[index] forward; backward as if it had been (onehot + p - sg(p)) @ table."""
+
+    @staticmethod
+    def forward(ctx, p_UK: Tensor, index_U: Tensor, table_Kh: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        ctx.save_for_backward(index_U, table_Kh)
+        return table_Kh[index_U]
+
+    @staticmethod
+    def backward(ctx, grad_Uh: Tensor):  # type: ignore[no-untyped-def,override]
+        index_U, table_Kh = ctx.saved_tensors
+        grad_p = grad_Uh @ table_Kh.T if ctx.needs_input_grad[0] else None
+        grad_table = None
+        if ctx.needs_input_grad[2]:
+            grad_table = torch.zeros_like(table_Kh).index_add_(0, index_U, grad_Uh)
+        return grad_p, None, grad_table
+
+
+def straight_through_lookup(p_UK: Tensor | None, index_U: Tensor, table_Kh: Tensor) -> Tensor:
+    """m @ table with m = onehot(index) + (p - sg(p)): exactly table[index] forward, [U, h].
+
+    The gradient that reaches p is grad @ table.T, that of table goes to the chosen rows: the same as
+    the dense product's, without ever building m.
+    """
+    if p_UK is None:
+        return nn.functional.embedding(index_U, table_Kh)
+    out: Tensor = _Lookup.apply(p_UK, index_U, table_Kh)
+    return out
+
+
+# ---------------------------------------------------------------- whole-set assignment
+
+
+@torch.no_grad()
+def sinkhorn(distance_UK: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Codes [U] of a balanced assignment: arg-max of the entropic transport plan.
+
+    Distances are centred to [-1, 1] first and float64 is used throughout, as published; rows sum to
+    1/U, columns to 1/K. Cuturi 2013, arXiv:1306.0895.
+    """
+    cost = distance_UK.double()
+    low, high = cost.min(), cost.max()
+    cost = (cost - (low + high) / 2) / ((high - low) / 2 + 1e-5)
+    plan = torch.exp(-cost / epsilon)
+    rows, columns = plan.shape
+    plan /= plan.sum()
+    for _ in range(iterations):
+        plan /= plan.sum(0, keepdim=True).clamp(min=1e-300) * columns
+        plan /= plan.sum(1, keepdim=True).clamp(min=1e-300) * rows
+    return plan.argmax(1)
+
+
+def kmeans(x_Ud: np.ndarray, n_codes: int, iterations: int, seed: int) -> np.ndarray:
+    """Centres [K, d] float32 by faiss; with fewer points than codes the rest are jittered points."""
+    import faiss  # slow to import, and evaluation never needs it
+
+    x_Ud = np.ascontiguousarray(x_Ud, dtype=np.float32)
+    if len(x_Ud) <= n_codes:
+        random = np.random.default_rng(seed)
+        extra = x_Ud[random.integers(0, len(x_Ud), n_codes - len(x_Ud))]
+        jitter = x_Ud.std() * 1e-2 * random.standard_normal(extra.shape)
+        return np.concatenate([x_Ud, extra + jitter]).astype(np.float32)
+    run = faiss.Kmeans(
+        x_Ud.shape[1], n_codes, niter=iterations, seed=seed, min_points_per_centroid=1,
+        max_points_per_centroid=10**6 // n_codes + 256,
+    )  # fmt: skip
+    run.train(x_Ud)
+    centres: np.ndarray = run.centroids.reshape(n_codes, -1)
+    return centres
+
+
+def suffixes(code_NL: Tensor) -> Tensor:
+    """Number the items that share all codes 0, 1, 2 ... in catalogue order, [N] int64."""
+    _, group_N = code_NL.unique(dim=0, return_inverse=True)
+    order_N = group_N.argsort(stable=True)
+    size_G = group_N.bincount()
+    start_G = size_G.cumsum(0) - size_G
+    rank_N = torch.empty_like(group_N)
+    places = torch.arange(len(group_N), device=group_N.device)
+    rank_N[order_N] = places - start_G[group_N[order_N]]
+    return rank_N
+
+
+def perplexity(code_N: Tensor, n_codes: int) -> tuple[int, float]:
+    """(used codes, exp of the entropy of their usage)."""
+    share_K = code_N.bincount(minlength=n_codes).double() / max(len(code_N), 1)
+    entropy = -torch.xlogy(share_K, share_K).sum()
+    return int((share_K > 0).sum()), float(entropy.exp())
+
+
+def collision_rate(code_NL: Tensor) -> float:
+    """Share of items in excess of the distinct codes: (N - distinct) / N, as published."""
+    return 1 - len(code_NL.unique(dim=0)) / len(code_NL)

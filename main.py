@@ -1,0 +1,219 @@
+"""Train, evaluate, recommend.
+
+  accelerate launch --config_file accelerate_config.yaml main.py --config config/beauty.yaml [--key=value ...]
+  python main.py evaluate --checkpoint myckpt/.../best_model.pth [--split valid] [--key=value ...]
+  python main.py recommend --checkpoint myckpt/.../best_model.pth --history itemA,itemB --k 10
+
+--help lists every option, --dry_run checks everything and prints the resolved configuration.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+import methods
+import report
+import settings
+from readers import Catalogue, Dataset, read_dataset
+from runs import RunFolder
+from settings import Config
+from trainer import Evaluation, Fit, evaluate, save_ranks
+from utils import Problem, environment, log, log_to, problems_exit_2, read_checkpoint, write_json
+
+
+def configuration(argv: list[str], usage: str | None) -> Config:
+    """The configuration that a command line asks for; answers --help and --dry_run itself."""
+    if "--help" in argv or "-h" in argv:
+        print(usage, settings.help_text(), sep="\n")
+        raise SystemExit(0)
+    given, overrides = take(argv, ["config"])
+    cfg = settings.load(given.get("config"), [a for a in overrides if a != "--dry_run"])
+    methods.check(cfg.run.method)
+    if "--dry_run" in overrides:
+        check_data(cfg)
+        print(settings.dump(cfg), end="")
+        raise SystemExit(0)
+    return cfg
+
+
+def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split off `--name value` or `--name=value` for some names; the rest stays in order."""
+    found: dict[str, str] = {}
+    rest, words = [], iter(argv)
+    for word in words:
+        name, sep, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in names:
+            rest.append(word)
+            continue
+        if name in found:
+            raise Problem(f"--{name}: given twice")
+        found[name] = value if sep else next(words, "")
+        if not found[name]:
+            raise Problem(f"--{name}: needs a value")
+    return found, rest
+
+
+def check_data(cfg: Config) -> Dataset:
+    """Read data and embeddings as training will, so that a dry run meets the same problems."""
+    data = read_dataset(cfg.data)
+    if data.embedding_path is not None:
+        methods.semantic.read_embeddings(data)
+    return data
+
+
+# ---------------------------------------------------------------- train
+
+
+def train(cfg: Config) -> Path:
+    """One run from configuration to test figures; returns its folder."""
+    acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not torch.cuda.is_available())
+    cfg = named(cfg)
+    run = RunFolder.of(cfg)
+    if run.finished and cfg.run.resume == "auto":
+        log_to(None, main=acc.is_main_process)
+        log.info(f"{run.path} is finished; its results again:")
+        report.show(run)
+        return run.path
+    if acc.is_main_process:
+        run.claim(cfg)
+    acc.wait_for_everyone()
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    log_file = Path(cfg.run.log_dir) / cfg.data.dataset / f"{stamp}-{cfg.run.run_name}.log"
+    log_to(log_file, main=acc.is_main_process)
+
+    data = read_dataset(cfg.data)
+    torch.manual_seed(cfg.data.seed)
+    model = methods.TRAINED[cfg.run.method](cfg, data)
+    fit = Fit(cfg, model, data, acc, run, portable(cfg, data.catalogue))
+    report.start(cfg, model, fit)
+    fit.train()
+    finish(cfg, data, fit, run)
+    report.show(run)
+    log.info(f"log: {log_file}")
+    acc.end_training()  # closes the process group; without it a rank may abort at exit
+    return run.path
+
+
+def named(cfg: Config) -> Config:
+    """Give the run a name, the same on every process."""
+    if cfg.run.run_name is not None:
+        return cfg
+    what = cfg.joint.uncertainty if cfg.run.method == "diger" else cfg.run.method
+    name = [f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"]
+    return settings.replace(cfg, run_name=broadcast_object_list(name)[0])
+
+
+def portable(cfg: Config, catalogue: Catalogue) -> dict[str, Any]:
+    """What a checkpoint carries so that it can be used alone."""
+    return {"format": 1, "config": settings.flat(cfg), "items": catalogue.ids, "titles": catalogue.titles}
+
+
+def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
+    """Load the checkpoint that validation chose, look at the test set once, write the results."""
+    acc, model = fit.acc, fit.raw
+    acc.wait_for_everyone()
+    best = read_checkpoint(run.best)
+    model.load_state_dict(best["model"])
+    found = {s: evaluate(model, data.split(s), cfg, acc, s) for s in ("valid", "test")}
+    floors = {}
+    for name, build in methods.FLOORS.items():
+        floors[name] = evaluate(build(cfg, data).to(acc.device), data.test, cfg, acc, name).figures
+    if not acc.is_main_process:
+        return
+    for split, result in found.items():
+        save_ranks(run, split, result, data.split(split).users())
+    report.write_index(run, cfg, model, data)
+    write_json(run.baselines, floors)
+    write_json(run.path / "environment.json", environment())
+    results = {
+        "method": report.label(cfg), "dataset": data.name, "seed": cfg.data.seed, "best_epoch": best["epoch"],
+        "epochs_trained": fit.progress.epoch, **found["test"].figures, "valid": found["valid"].figures,
+        **model.sid_figures(), "test_evaluations": 1,
+    }  # fmt: skip
+    run.save_results(results)
+
+
+# ---------------------------------------------------------------- from a checkpoint
+
+
+def restore(path: str, overrides: list[str]) -> tuple[Config, Any, dict[str, Any]]:
+    """(configuration, model, checkpoint) of a `best_model.pth`."""
+    state = read_checkpoint(path)
+    if missing := [k for k in ("model", "config", "items", "titles") if k not in state]:
+        raise Problem(f"{path}: not a checkpoint of main.py, {missing[0]!r} is missing")
+    cfg = settings.build({**state["config"], **settings.parse_overrides(overrides)})
+    try:
+        model = methods.RESTORED[cfg.run.method](cfg, state["model"])
+        model.load_state_dict(state["model"])
+    except (RuntimeError, KeyError) as e:
+        raise Problem(f"{path}: does not fit its configuration ({str(e).splitlines()[0]})") from None
+    return cfg, model.eval(), state
+
+
+def command_evaluate(argv: list[str]) -> None:
+    given, overrides = take(argv, ["checkpoint", "split"])
+    if "checkpoint" not in given:
+        raise Problem("evaluate: needs --checkpoint myckpt/.../best_model.pth")
+    split = given.get("split", "test")
+    if split not in ("valid", "test"):
+        raise Problem(f"--split: expected valid or test, got {split!r}")
+    log_to(None, main=True)
+    cfg, model, state = restore(given["checkpoint"], overrides)
+    data = read_dataset(cfg.data)
+    if data.catalogue.ids != state["items"]:
+        raise Problem(f"{given['checkpoint']}: was trained on another catalogue than {cfg.data.dataset!r} in {cfg.data.data_path}")
+    acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not torch.cuda.is_available())
+    found = evaluate(model.to(acc.device), data.split(split), cfg, acc, split)
+    run = RunFolder(Path(given["checkpoint"]).parent)
+    if split == "test" and run.finished and acc.is_main_process:
+        results = run.results()
+        run.save_results(results | {"test_evaluations": results["test_evaluations"] + 1})
+    for name, value in found.figures.items():
+        log.info(f"{split}/{name} {value:.6g}")
+    log.info(f"run folder: {run.path}")
+
+
+def command_recommend(argv: list[str]) -> None:
+    given, overrides = take(argv, ["checkpoint", "history", "k"])
+    if "checkpoint" not in given or "history" not in given:
+        raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB")
+    k = given.get("k", "10")
+    if not k.isdigit() or int(k) < 1:
+        raise Problem(f"--k: expected a whole number from 1, got {k!r}")
+    cfg, model, state = restore(given["checkpoint"], overrides)
+    number = {token: i for i, token in enumerate(state["items"], 1)}
+    wanted = [t.strip() for t in given["history"].split(",") if t.strip()]
+    if unknown := [t for t in wanted if t not in number]:
+        raise Problem(f"--history: item {unknown[0]!r} is not in the catalogue of {given['checkpoint']}; {report.near(unknown[0], number)}")
+    if not wanted:
+        raise Problem("--history: needs at least one item")
+    history = torch.tensor([[number[t] for t in wanted][-cfg.data.max_his_len :]])
+    banned = torch.tensor([[number[t] for t in wanted]]) if cfg.eval.mask_seen else None
+    found = model.recommend(history, min(int(k), len(number)), banned)
+    report.show_items(found.item_BW[0].tolist(), found.score_BW[0].tolist(), state["items"], state["titles"])
+
+
+COMMANDS = {"evaluate": command_evaluate, "recommend": command_recommend}
+
+
+def main(argv: list[str]) -> None:
+    if argv and argv[0] in COMMANDS and not {"--help", "-h"} & set(argv):
+        COMMANDS[argv[0]](argv[1:])
+        return
+    folder = train(configuration(argv, __doc__))
+    log.info(f"run folder: {folder}")
+
+
+def cli() -> NoReturn:
+    with problems_exit_2():
+        main(sys.argv[1:])
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,63 @@
+"""The two floors that need no training: popularity and content neighbours.
+
+Shape letters: B users, S history length, N items, D embedding width.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beam import Found
+
+RECENT = 5  # items of the history that make up the content query
+
+
+class Floor(nn.Module):
+    """A fixed score for every item; subclasses say which."""
+
+    def __init__(self, n_items: int) -> None:
+        super().__init__()
+        self.n_items = n_items
+
+    def scores(self, history_BS: Tensor) -> Tensor:
+        raise AssertionError("a floor says how it scores")
+
+    def groups(self) -> None:
+        """No SIDs, hence no groups of them."""
+
+    @torch.inference_mode()
+    def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+        """The k best items, best first; equal scores in catalogue order."""
+        score_BN = self.scores(history_BS)
+        if banned_BS is not None:
+            score_BN = F.pad(score_BN, (1, 0)).scatter(1, banned_BS, -torch.inf)[:, 1:]
+        score_BK, place_BK = score_BN.sort(dim=1, descending=True, stable=True)
+        return Found(place_BK[:, :k] + 1, score_BK[:, :k])
+
+
+class Popularity(Floor):
+    """How often an item occurs in the training part."""
+
+    def __init__(self, count_N1: np.ndarray) -> None:
+        super().__init__(len(count_N1) - 1)
+        self.register_buffer("count_N", torch.from_numpy(count_N1[1:]).float())
+
+    def scores(self, history_BS: Tensor) -> Tensor:
+        return self.get_buffer("count_N").expand(len(history_BS), -1)
+
+
+class Content(Floor):
+    """Cosine with the mean embedding of the last five items."""
+
+    def __init__(self, content_ND: np.ndarray) -> None:
+        super().__init__(len(content_ND))
+        self.register_buffer("unit_ND", F.normalize(torch.from_numpy(np.asarray(content_ND, np.float32)), dim=1))
+        self.register_buffer("raw_ND", torch.from_numpy(np.asarray(content_ND, np.float32)))
+
+    def scores(self, history_BS: Tensor) -> Tensor:
+        recent_BS = history_BS[:, -RECENT:]
+        held_BS1 = (recent_BS > 0).unsqueeze(-1)
+        vector_BSD = self.get_buffer("raw_ND")[(recent_BS - 1).clamp(min=0)] * held_BS1
+        mean_BD = vector_BSD.sum(1) / held_BS1.sum(1).clamp(min=1)
+        return F.normalize(mean_BD, dim=1) @ self.get_buffer("unit_ND").T

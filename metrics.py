@@ -1,0 +1,64 @@
+"""Ranking metrics with one relevant item per user, as pure functions of its rank.
+
+rank_B is 0 for a hit at the top and any value >= k for a miss, so every metric at every cut-off
+follows from this one tensor. Järvelin & Kekäläinen 2002 for NDCG (ideal DCG is 1 here).
+"""
+
+import torch
+from torch import Tensor
+
+from settings import cutoff
+
+
+def target_rank(item_BK: Tensor, target_B: Tensor) -> Tensor:
+    """Position of each target in its ranked list, [B]; K when it is absent."""
+    hit_BK = item_BK == target_B[:, None]
+    return torch.where(hit_BK.any(1), hit_BK.int().argmax(1), item_BK.shape[1])
+
+
+def group_rank(item_BK: Tensor, target_B: Tensor, group_N: Tensor) -> Tensor:
+    """The same where items of one group (equal SID prefix) count as one entry, [B].
+
+    group_N[i] is the group of item i, entry 0 belongs to padding (-1).
+    """
+    group_BK, wanted_B1 = group_N[item_BK], group_N[target_B][:, None]
+    repeats_BKK = (group_BK[:, :, None] == group_BK[:, None, :]).tril(-1)
+    first_BK = ~repeats_BKK.any(2) & (group_BK >= 0)
+    place_BK = first_BK.cumsum(1) - 1
+    hit_BK = first_BK & (group_BK == wanted_B1)
+    place_B = place_BK.gather(1, hit_BK.int().argmax(1, keepdim=True))[:, 0]
+    return torch.where(hit_BK.any(1), place_B, item_BK.shape[1])
+
+
+def recall(rank_B: Tensor, k: int) -> Tensor:
+    return (rank_B < k).double()
+
+
+def ndcg(rank_B: Tensor, k: int) -> Tensor:
+    return torch.where(rank_B < k, 1 / torch.log2(rank_B.double() + 2), 0.0)
+
+
+def mrr(rank_B: Tensor, k: int) -> Tensor:
+    return torch.where(rank_B < k, 1 / (rank_B.double() + 1), 0.0)
+
+
+PER_USER = {"recall": recall, "ndcg": ndcg, "mrr": mrr}
+
+
+def summarise(rank_B: Tensor, names: list[str], coverage: dict[int, float] | None = None) -> dict[str, float]:
+    """Mean over users of each metric named like `recall@10`; coverage@k is looked up."""
+    found = {}
+    for name in names:
+        kind, k = name.split("@")[0], cutoff(name)
+        if kind in PER_USER:
+            found[name] = float(PER_USER[kind](rank_B, k).mean())
+        elif coverage is not None:
+            found[name] = coverage[k]
+    return found
+
+
+def paired_difference(ours_B: Tensor, theirs_B: Tensor) -> tuple[float, float]:
+    """(mean difference, its z) of a per-user metric of two systems on the same users."""
+    d = ours_B.double() - theirs_B.double()
+    error = d.std() / len(d) ** 0.5
+    return float(d.mean()), float(d.mean() / error) if error > 0 else 0.0

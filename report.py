@@ -1,0 +1,97 @@
+"""What a run says: start-up figures, the result table, SIDs in the field's exchange format."""
+
+import difflib
+from typing import Any
+
+from model import JointModel
+from readers import Dataset
+from runs import RunFolder
+from settings import Config
+from utils import log, read_json, write_json
+
+COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0
+
+
+def label(cfg: Config) -> str:
+    """Name of the method in tables: the decay for DIGER, else the method."""
+    return cfg.joint.uncertainty if cfg.run.method == "diger" else cfg.run.method
+
+
+def start(cfg: Config, model: Any, fit: Any) -> None:
+    """Figures per level that tell harmful, inert and overshooting runs apart before they train."""
+    if not isinstance(model, JointModel):
+        return
+    log.info(
+        f"DIGER: uncertainty {cfg.joint.uncertainty}, gradient {cfg.joint.gradient}, forward {cfg.joint.assignment_forward}, "
+        f"tau {cfg.joint.gumbel_tau}, logit_scale {cfg.joint.logit_scale}"
+    )
+    if not model.roads:
+        log.info("gradient: detached - the recommendation loss does NOT reach the codebooks; every grad/ figure will be zero")
+    for level, s in enumerate(model.levels, 1):
+        moved = fit.reach["id"] / s.rms
+        log.info(
+            f"level {level}: median gap {s.gap:.3g}, logits -{s.scale:.3g} d, P(drawn = nearest) {s.keep:.2f} where noise falls, "
+            f"rms(C) {s.rms:.3g}, reachable movement {fit.reach['id']:.3g} = {moved:.3g} rms"
+        )
+        if s.keep < KEEP_LOW:
+            log.warning(
+                f"level {level}: a noisy item keeps its nearest code with probability {s.keep:.3f} only: the draw is nearly uniform; "
+                "logit_scale: auto measures the distances' own scale"
+            )
+        if not MOVE_LOW <= moved <= MOVE_HIGH:
+            what = "hardly move" if moved < MOVE_LOW else "may overshoot"
+            log.warning(f"level {level}: with lr_id {cfg.joint.lr_id:g} the codes {what} ({moved:.2g} of their rms over the run)")
+
+
+def epoch_notes(cfg: Config, row: dict[str, Any]) -> None:
+    """The proof in words, and a collapsing codebook called out."""
+    proof = {k: v for k, v in row.items() if k.startswith("grad/")}
+    if proof:
+        levels = sorted({k.split("/")[1] for k in proof})
+        parts = [f"{lv.replace('_', ' ')}: " + ", ".join(f"{k.split('/')[2]} {v:.3g}" for k, v in proof.items() if f"/{lv}/" in k) for lv in levels]
+        zero = not any(proof.values())
+        log.info("  gradient of the recommendation loss at the codebooks | " + ("none: detached" if zero else " | ".join(parts)))
+    for i, k in enumerate(cfg.tokenizer.num_emb_list, 1):
+        limit = cfg.joint.collapse_perplexity or k / 8
+        spread = row.get(f"perplexity/level_{i}")
+        if spread is not None and spread < limit:
+            log.warning(f"level {i} is collapsing: perplexity {spread:.1f} is below collapse_perplexity {limit:g}")
+
+
+def rows_of(run: RunFolder) -> list[dict[str, Any]]:
+    """The table's rows: this run, then whatever stands beside it."""
+    rows = [run.results()]
+    if run.baselines.is_file():
+        rows += [{"method": name, **figures} for name, figures in read_json(run.baselines).items()]
+    return rows
+
+
+def show(run: RunFolder) -> None:
+    """Print the result table of a finished run."""
+    names = [m for m in COLUMNS if m in run.results()]
+    log.info("\n" + "  ".join([f"{'method (test)':<16}", *(f"{n:>9}" for n in names), "codes used     collisions"]))
+    for row in rows_of(run):
+        used = " ".join(str(v) for k, v in row.items() if k.startswith("codes_used/")) or "-"
+        collisions = f"{row['collision_rate']:.4f}" if "collision_rate" in row else "-"
+        log.info("  ".join([f"{row['method']:<16}", *(f"{row[n]:>9.4f}" for n in names), f"{used:<13}  {collisions}"]))
+    log.info(f"\ncheckpoint: {run.best}\nSIDs:       {run.path / (run.results()['dataset'] + '.index.json')}")
+
+
+def write_index(run: RunFolder, cfg: Config, model: Any, data: Dataset) -> None:
+    """<dataset>.index.json: item index -> ["<a_12>", "<b_3>", ...], the field's exchange format."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    sids = {str(i): [f"<{letters[j]}_{c}>" for j, c in enumerate(row)] for i, row in enumerate(model.sid_NL.tolist())}
+    write_json(run.path / f"{data.name}.index.json", sids)
+
+
+def show_items(items: list[int], scores: list[float], ids: list[str], titles: list[str]) -> None:
+    """Recommendations as a person reads them: rank, log-probability, id, title."""
+    for rank, (item, score) in enumerate(zip(items, scores, strict=True), 1):
+        if item > 0:
+            print(f"{rank:>3}  {score:>8.3f}  {ids[item - 1]:<16}  {titles[item - 1]}".rstrip())
+
+
+def near(token: str, known: dict[str, int]) -> str:
+    found = difflib.get_close_matches(token, known, n=1) if len(known) < 200_000 else []
+    return f"did you mean {found[0]!r}?" if found else "ids are those of the interaction log"

@@ -1,0 +1,96 @@
+"""The folder of one run: what is written, where, and what is found there again."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import settings
+from settings import Config
+from utils import Problem, log, read_checkpoint, read_json, write_checkpoint, write_json, write_text
+
+KEPT = 2  # newest resumable states
+
+
+class RunFolder:
+    """<output_dir>/<dataset>/<run_name>: config, metrics, checkpoints, results."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.best = path / "best_model.pth"
+        self.test = path / "test.json"
+        self.baselines = path / "baselines.json"
+        self.states = path / "last"
+
+    @classmethod
+    def of(cls, cfg: Config) -> "RunFolder":
+        if cfg.run.run_name is None:
+            raise ValueError("the run has no name yet")
+        return cls(Path(cfg.run.output_dir) / cfg.data.dataset / cfg.run.run_name)
+
+    @property
+    def finished(self) -> bool:
+        return self.test.is_file()
+
+    def claim(self, cfg: Config) -> None:
+        """Make the folder ours; Problem when another run lives there."""
+        if self.path.exists() and any(self.path.iterdir()):
+            if cfg.run.resume != "auto":
+                raise Problem(
+                    f"{self.path}: holds a run already; choose another run_name, or go on with it: --resume=auto"
+                )
+            self._same(cfg)
+        write_text(self.config, settings.dump(cfg))
+
+    def _same(self, cfg: Config) -> None:
+        if not self.config.is_file():
+            raise Problem(f"{self.path}: is not empty and holds no config.yaml; choose another run_name")
+        free = {"resume", "log_dir", "num_workers", "with_two_stage", "data_path", "output_dir"}
+        old, new = settings.read_yaml(self.config), settings.flat(cfg)
+        differ = [f"{k}: {old.get(k)!r} -> {v!r}" for k, v in new.items() if k not in free and old.get(k) != v]
+        if differ:
+            raise Problem(f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again or another run_name")
+
+    # ---- metrics
+
+    def record(self, row: dict[str, Any]) -> None:
+        with self.metrics.open("a") as f:
+            f.write(json.dumps(row) + "\n")
+
+    def forget_from(self, epoch: int) -> None:
+        """Drop the rows of epochs that will be trained again."""
+        if self.metrics.is_file():
+            rows = [line for line in self.metrics.read_text().splitlines() if line]
+            kept = [line for line in rows if json.loads(line)["epoch"] < epoch]
+            write_text(self.metrics, "".join(line + "\n" for line in kept))
+
+    def results(self) -> dict[str, Any]:
+        found = read_json(self.test)
+        if not isinstance(found, dict):
+            raise Problem(f"{self.test}: not the results of a run")
+        return found
+
+    # ---- resumable state
+
+    def save_state(self, state: dict[str, Any], step: int) -> None:
+        write_checkpoint(self.states / f"step-{step:08d}.pth", state)
+        for old in self._states()[KEPT:]:
+            old.unlink()
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The newest readable state; a torn one is passed over, and the log says so."""
+        for path in self._states():
+            try:
+                return read_checkpoint(path)
+            except Problem as e:
+                log.warning(f"{e}; trying the one before")
+        return None
+
+    def _states(self) -> list[Path]:
+        found = self.states.glob("step-*.pth") if self.states.is_dir() else []
+        return sorted((p for p in found if re.fullmatch(r"step-\d+\.pth", p.name)), reverse=True)
+
+    def save_results(self, results: dict[str, Any]) -> None:
+        write_json(self.test, results)

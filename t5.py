@@ -1,0 +1,212 @@
+"""The T5 encoder-decoder (arXiv:1910.10683) over embeddings, with caches for beam search.
+
+Same definition as Hugging Face's T5 (pre-norm RMS, no biases, unscaled attention, one table of
+relative position biases per stack), laid out for speed: fused projections, scaled_dot_product_attention,
+cross-attention keys computed once per user and shared by all beams.
+
+Shape letters: B users, W beams, T source tokens, S target tokens, h width, H heads, k width of a head.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BUCKETS, FAR = 32, 128  # relative positions: buckets, and the distance from which all share the last
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one layer, [B, H, T, k] each."""
+
+    key: Tensor
+    value: Tensor
+
+
+@dataclass
+class DecoderCache:
+    """What the decoder keeps between two steps: per layer, self-attention [B*W, H, t, k]."""
+
+    own: list[KeyValue | None]
+    source: list[KeyValue]
+    source_mask: Tensor | None
+
+    def reorder(self, row: Tensor) -> None:
+        """Let each beam continue from its parent's row."""
+        self.own = [kv and KeyValue(kv.key[row], kv.value[row]) for kv in self.own]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32 with a learned gain."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, 1e-6)
+
+
+def relative_bucket(offset: Tensor, *, bidirectional: bool) -> Tensor:
+    """Bucket of key position minus query position: exact up close, logarithmic further away."""
+    n, bucket = BUCKETS, torch.zeros_like(offset)
+    if bidirectional:
+        n //= 2
+        bucket = bucket + (offset > 0).long() * n
+        distance = offset.abs()
+    else:
+        distance = (-offset).clamp(min=0)
+    exact = n // 2
+    ratio = torch.log(distance.float().clamp(min=1) / exact) / math.log(FAR / exact)
+    far = (exact + (ratio * (n - exact)).long()).clamp(max=n - 1)
+    return bucket + torch.where(distance < exact, distance, far)
+
+
+class PositionBias(nn.Module):
+    """[1, H, query, key] added to the attention scores of every layer of a stack."""
+
+    def __init__(self, heads: int, *, bidirectional: bool, std: float) -> None:
+        super().__init__()
+        self.bidirectional = bidirectional
+        self.table = nn.Embedding(BUCKETS, heads)
+        nn.init.normal_(self.table.weight, 0, std)
+
+    def forward(self, n_query: int, n_key: int) -> Tensor:
+        device = self.table.weight.device
+        query = torch.arange(n_key - n_query, n_key, device=device)[:, None]
+        key = torch.arange(n_key, device=device)[None]
+        bucket = relative_bucket(key - query, bidirectional=self.bidirectional)
+        bias = self.table(bucket).permute(2, 0, 1)[None]
+        if not self.bidirectional:
+            bias = bias.masked_fill(key > query, -torch.inf)
+        return bias
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int, d_kv: int, dropout: float) -> None:
+        super().__init__()
+        inner = heads * d_kv
+        self.heads, self.dropout = heads, dropout
+        self.q = nn.Linear(width, inner, bias=False)
+        self.kv = nn.Linear(width, 2 * inner, bias=False)
+        self.o = nn.Linear(inner, width, bias=False)
+        nn.init.normal_(self.q.weight, 0, (width * d_kv) ** -0.5)
+        nn.init.normal_(self.kv.weight, 0, width**-0.5)
+        nn.init.normal_(self.o.weight, 0, inner**-0.5)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, t, k]
+
+    def keys(self, x: Tensor) -> KeyValue:
+        key, value = self.kv(x).chunk(2, -1)
+        return KeyValue(self.split(key), self.split(value))
+
+    def forward(self, x: Tensor, kv: KeyValue, bias: Tensor | None) -> Tensor:
+        q = self.split(self.q(x))
+        mask = None if bias is None else bias.to(q.dtype)
+        drop = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, *kv, attn_mask=mask, dropout_p=drop, scale=1.0)
+        y: Tensor = self.o(out.transpose(1, 2).flatten(2))
+        return y
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.wi = nn.Linear(width, inner, bias=False)
+        self.wo = nn.Linear(inner, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.wi.weight, 0, width**-0.5)
+        nn.init.normal_(self.wo.weight, 0, inner**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.wo(self.dropout(F.relu(self.wi(x))))
+        return y
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, width: int, inner: int, heads: int, d_kv: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, d_kv, dropout)
+        self.feed = FeedForward(width, inner, dropout)
+        self.norms = nn.ModuleList(RMSNorm(width) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        y = self.norms[0](x)
+        x = x + self.dropout(self.attention(y, self.attention.keys(y), bias))
+        return x + self.dropout(self.feed(self.norms[1](x)))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, width: int, inner: int, heads: int, d_kv: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, d_kv, dropout)
+        self.cross = Attention(width, heads, d_kv, dropout)
+        self.feed = FeedForward(width, inner, dropout)
+        self.norms = nn.ModuleList(RMSNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, bias: Tensor, own: KeyValue | None, source: KeyValue, mask: Tensor | None
+    ) -> tuple[Tensor, KeyValue]:
+        """x [B*W, S, h] against source keys [B, H, T, k]: beams of a user share one set of keys."""
+        y = self.norms[0](x)
+        new = self.attention.keys(y)
+        if own is not None:
+            new = KeyValue(torch.cat([own.key, new.key], 2), torch.cat([own.value, new.value], 2))
+        x = x + self.dropout(self.attention(y, new, bias))
+        users = len(source.key)
+        y = self.norms[1](x).view(users, -1, x.shape[-1])  # beams become query positions
+        x = x + self.dropout(self.cross(y, source, mask)).view_as(x)
+        return x + self.dropout(self.feed(self.norms[2](x))), new
+
+
+class T5(nn.Module):
+    """Encoder and decoder stacks; embeddings in, hidden states out (after the final norm)."""
+
+    def __init__(
+        self, *, width: int, inner: int, heads: int, d_kv: int, encoder_layers: int,
+        decoder_layers: int, dropout: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        sizes = (width, inner, heads, d_kv, dropout)
+        self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(decoder_layers))
+        std = width**-0.5
+        self.encoder_bias = PositionBias(heads, bidirectional=True, std=std)
+        self.decoder_bias = PositionBias(heads, bidirectional=False, std=std)
+        self.encoder_norm, self.decoder_norm = RMSNorm(width), RMSNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def encode(self, x_BTh: Tensor, keep_BT: Tensor | None) -> Tensor:
+        """Hidden states [B, T, h]; keep_BT is False on padding, None where there is none."""
+        bias = self.encoder_bias(x_BTh.shape[1], x_BTh.shape[1])
+        if keep_BT is not None:
+            bias = bias.masked_fill(~keep_BT[:, None, None], -torch.inf)
+        x = self.dropout(x_BTh)
+        for layer in self.encoder:
+            x = layer(x, bias)
+        out: Tensor = self.dropout(self.encoder_norm(x))
+        return out
+
+    def start(self, memory_BTh: Tensor, keep_BT: Tensor | None) -> DecoderCache:
+        """Keys and values of the source, once per user."""
+        source = [layer.cross.keys(memory_BTh) for layer in self.decoder]
+        mask = None
+        if keep_BT is not None:
+            mask = torch.zeros_like(keep_BT, dtype=memory_BTh.dtype)
+            mask = mask.masked_fill(~keep_BT, -torch.inf)[:, None, None]
+        return DecoderCache([None] * len(self.decoder), source, mask)
+
+    def decode(self, x_RSh: Tensor, cache: DecoderCache) -> Tensor:
+        """Hidden states [R, S, h] of the next S positions of R = B*W rows; extends the cache."""
+        past = 0 if cache.own[0] is None else cache.own[0].key.shape[2]
+        bias = self.decoder_bias(x_RSh.shape[1], past + x_RSh.shape[1])
+        x = self.dropout(x_RSh)
+        for i, layer in enumerate(self.decoder):
+            x, cache.own[i] = layer(x, bias, cache.own[i], cache.source[i], cache.source_mask)
+        out: Tensor = self.dropout(self.decoder_norm(x))
+        return out

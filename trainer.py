@@ -1,0 +1,310 @@
+"""Train and evaluate any model that offers what `Trainable` lists."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+import metrics
+import report
+from data import Batch, Shape, Steps, epoch_plan, evaluation_plan, make_batch, padding_factor, seen_items, steps_loader
+from readers import Dataset, Split
+from runs import RunFolder
+from settings import Config, TrainOptions, cutoff
+from utils import log, peak_memory_gb, write_array, write_checkpoint
+
+
+class Trainable(Protocol):
+    """What the trainer asks of a model beside being an nn.Module."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Any: ...
+    def groups(self) -> Tensor | None: ...
+    def probe(self, batch: Batch) -> dict[str, float]: ...
+    def after_step(self, all_reduce: Callable[[Tensor], Tensor]) -> None: ...
+    def refresh(self) -> dict[str, float]: ...
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Ranks of all users of a split, in the split's order, and what follows from them."""
+
+    rank: np.ndarray  # int16 [users]; the longest cut-off where the target is missing
+    figures: dict[str, float]
+
+
+@torch.inference_mode()
+def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str) -> Evaluation:
+    """Rank every user of a split once, over all processes."""
+    model.eval()
+    e, longest = cfg.eval, cfg.data.max_his_len
+    k = max(cutoff(m) for m in e.metrics)
+    plan = evaluation_plan(split, e.eval_batch_size, longest)
+    rank_M = torch.zeros(2, len(split), dtype=torch.long, device=acc.device)
+    group_N = model.groups()
+    shown = torch.zeros(k, model.n_items + 1, dtype=torch.bool, device=acc.device)
+    invalid = torch.zeros(2, dtype=torch.double, device=acc.device)
+    begin = time.perf_counter()
+    for rows in bar(plan[acc.process_index :: acc.num_processes], title, acc):
+        batch = make_batch(split, rows, longest).to(acc.device)
+        banned = seen_items(split, rows).to(acc.device) if e.mask_seen else None
+        with acc.autocast():
+            item_BK = model.recommend(batch.history_BS, k, banned).item_BW
+        place = torch.from_numpy(rows).to(acc.device)
+        rank_M[0, place] = metrics.target_rank(item_BK, batch.target_B)
+        if group_N is not None:
+            rank_M[1, place] = metrics.group_rank(item_BK, batch.target_B, group_N)
+        for i in range(item_BK.shape[1]):
+            shown[i, item_BK[:, i]] = True
+        invalid += torch.tensor([(item_BK == 0).sum(), item_BK.numel()], device=acc.device)
+    rank_M, shown, invalid = (acc.reduce(t.to(torch.double), "sum") for t in (rank_M, shown, invalid))
+    seconds = time.perf_counter() - begin
+    covered = (shown[:, 1:] > 0).int().cummax(0).values.double().mean(1)
+    coverage = {i + 1: float(c) for i, c in enumerate(covered)}
+    rank = rank_M.long().cpu()
+    figures = metrics.summarise(rank[0], e.metrics, coverage)
+    figures[f"coverage@{k}"] = coverage[k]
+    if group_N is not None:
+        plain = [m for m in e.metrics if not m.startswith("coverage")]
+        figures |= {f"prefix/{m}": v for m, v in metrics.summarise(rank[1], plain).items()}
+    figures["invalid_share"] = float(invalid[0] / invalid[1].clamp(min=1))
+    figures |= {"num_users": len(split), "users_per_s": len(split) / seconds}
+    return Evaluation(rank[0].numpy().astype(np.int16), figures)
+
+
+def bar(steps: Any, title: str, acc: Accelerator) -> Any:
+    """A progress bar on a terminal, nothing elsewhere."""
+    return tqdm(steps, title, leave=False, disable=None if acc.is_main_process else True, dynamic_ncols=True)
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    epoch: int = 0
+    next_step: int = 0  # in the epoch
+    step: int = 0  # in the run
+    best: float = -math.inf
+    best_epoch: int = -1
+    waited: int = 0
+    totals: dict[str, float] = field(default_factory=dict)  # log sums of the epoch so far
+
+
+def optimizer_for(groups: list[dict[str, Any]], t: TrainOptions) -> torch.optim.Optimizer:
+    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    return kinds[t.learner](groups, lr=t.lr_rec)
+
+
+def learning_rate(t: TrainOptions, steps: int, rest: int) -> Callable[[int], float]:
+    """Factor on a group's rate: nothing while it rests, linear warm-up, then the schedule's fall."""
+
+    def factor(step: int) -> float:
+        if step < rest:
+            return 0.0
+        warm = min(1.0, (step + 1) / (t.warmup_steps + 1))
+        done = max(0.0, (step - t.warmup_steps) / max(1, steps - t.warmup_steps))
+        fall = {"cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, done))), "linear": 1 - min(1.0, done)}
+        return warm * fall.get(t.lr_scheduler_type, 1.0)
+
+    return factor
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout of a step is a function of (seed, step, process): nothing random needs saving."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + rank) % (1 << 63))
+
+
+class Fit:
+    """One training run of one model."""
+
+    def __init__(self, cfg: Config, model: Any, data: Dataset, acc: Accelerator, run: RunFolder,
+                 extras: dict[str, Any]) -> None:  # fmt: skip
+        t = cfg.train
+        self.cfg, self.data, self.acc, self.run, self.extras = cfg, data, acc, run, extras
+        self.shape = Shape(
+            t.batch_size, acc.num_processes, t.gradient_accumulation_steps, acc.process_index,
+            cfg.data.max_his_len, t.token_budget, len(cfg.tokenizer.num_emb_list) + 1,
+        )  # fmt: skip
+        self.plan_of = lambda epoch: epoch_plan(data.train, self.shape, cfg.data.seed, epoch)
+        self.steps_per_epoch = -(-len(data.train) // self.shape.global_batch)
+        steps = self.steps_per_epoch * t.epochs
+        groups = model.param_groups()
+        rates = [learning_rate(t, steps, g.get("rest_epochs", 0) * self.steps_per_epoch) for g in groups]
+        optimizer = optimizer_for(groups, t)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+        self.reach = {g["name"]: g["lr"] * sum(r(s) for s in range(steps)) for g, r in zip(groups, rates, strict=True)}
+        self.raw = model
+        self.schedule = schedule
+        self.model, self.optimizer = acc.prepare(model, optimizer)
+        self.progress = Progress()
+
+    # ---- the loop
+
+    def train(self) -> None:
+        """Train to the last epoch or to the end of patience; the best model is on disk afterwards."""
+        t, p = self.cfg.train, self.progress
+        self._resume()
+        self._announce()
+        while p.epoch < t.epochs and p.waited < t.early_stop:
+            begin = time.perf_counter()
+            row = self._epoch()
+            row |= self.raw.refresh()
+            row["seconds"] = time.perf_counter() - begin
+            if (p.epoch + 1) % self.cfg.eval.eval_step == 0 or p.epoch + 1 == t.epochs:
+                row |= self._validate()
+            self._record(row)
+            p.epoch, p.next_step, p.totals = p.epoch + 1, 0, {}
+            self._save()
+
+    def _epoch(self) -> dict[str, Any]:
+        p, acc = self.progress, self.acc
+        steps = Steps(self.data.train, self.plan_of(p.epoch), self.shape)
+        loader = steps_loader(steps, p.next_step, self.cfg.train.num_workers)
+        totals: dict[str, Tensor | float] = dict(p.totals)
+        begin, first = time.perf_counter(), p.next_step
+        self.model.train()
+        for parts in bar(loader, f"epoch {p.epoch}", acc):
+            parts = [part.to(acc.device) for part in parts]
+            if p.next_step == 0:
+                totals |= self._probe(parts[0])
+            for name, value in self._step(parts).items():
+                totals[name] = totals.get(name, 0.0) + value
+            p.next_step, p.step = p.next_step + 1, p.step + 1
+            if self.cfg.run.save_steps and p.step % self.cfg.run.save_steps == 0:
+                p.totals = {k: float(v) for k, v in totals.items()}
+                self._save()
+        seconds = time.perf_counter() - begin
+        done = (p.next_step - first) / self.steps_per_epoch * len(self.data.train)
+        return self._means(totals) | {"samples_per_s": done / seconds}
+
+    def _probe(self, part: Batch) -> dict[str, float]:
+        seed_step(self.cfg.data.seed, self.progress.step, self.acc.process_index)
+        with self.acc.autocast():
+            return self.raw.probe(part)  # type: ignore[no-any-return]
+
+    def _step(self, parts: list[Batch]) -> dict[str, Tensor]:
+        """One optimizer step: the parts' losses weighted by their share of the step's samples."""
+        acc, totals = self.acc, {}
+        seed_step(self.cfg.data.seed, self.progress.step, acc.process_index)
+        for part, last in zip(parts, [False] * (len(parts) - 1) + [True], strict=True):
+            with acc.autocast(), (contextlib.nullcontext() if last else acc.no_sync(self.model)):
+                loss, logs = self.model(part)
+                acc.backward(loss * part.weight * acc.num_processes)  # processes are averaged
+            for name, value in logs.items():
+                totals[name] = totals.get(name, 0.0) + value.float() * part.weight
+        acc.unscale_gradients()
+        for group in self.optimizer.param_groups:
+            if "clip" in group:
+                torch.nn.utils.clip_grad_norm_(group["params"], group["clip"])
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.raw.after_step(lambda t: acc.reduce(t, "sum"))
+        return totals
+
+    def _means(self, totals: dict[str, Any]) -> dict[str, float]:
+        """Epoch means over samples and processes; the host waits on the device only here."""
+        proof = {k: float(v) for k, v in totals.items() if k.startswith("grad/")}
+        sums = {k: v for k, v in totals.items() if k not in proof}
+        flat = torch.stack([torch.as_tensor(v, dtype=torch.double, device=self.acc.device) for v in sums.values()])
+        flat = self.acc.reduce(flat, "sum") / self.steps_per_epoch
+        return dict(zip(sums, flat.tolist(), strict=True)) | proof
+
+    def _validate(self) -> dict[str, float]:
+        p = self.progress
+        found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}").figures
+        score = found[self.cfg.eval.valid_metric]
+        p.waited += 1
+        if score > p.best:
+            p.best, p.best_epoch, p.waited = score, p.epoch, 0
+            if self.acc.is_main_process:
+                write_checkpoint(self.run.best, self._portable(found))
+            self.acc.wait_for_everyone()
+        return {f"valid/{k}": v for k, v in found.items()}
+
+    # ---- what is written
+
+    def _portable(self, scores: dict[str, float]) -> dict[str, Any]:
+        return {"model": self.raw.state_dict(), "epoch": self.progress.epoch, "valid": scores, **self.extras}
+
+    def _save(self) -> None:
+        self.acc.wait_for_everyone()
+        if self.acc.is_main_process:
+            state = {
+                "model": self.raw.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict() | {"lr_lambdas": []}, "progress": vars(self.progress),
+            }  # fmt: skip
+            self.run.save_state(state, self.progress.step)
+        self.acc.wait_for_everyone()
+
+    def _resume(self) -> None:
+        state = self.run.load_state() if self.cfg.run.resume == "auto" else None
+        if state is None:
+            return
+        self.raw.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(self.schedule.lr_lambdas)})
+        self.progress.__dict__.update(state["progress"])
+        if self.acc.is_main_process:
+            self.run.forget_from(self.progress.epoch)
+        log.info(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
+
+    def _announce(self) -> None:
+        s, t = self.shape, self.cfg.train
+        factor = padding_factor(self.data.train, self.plan_of(0), s.longest)
+        sizes = {g["name"]: sum(x.numel() for x in g["params"]) for g in self.optimizer.param_groups}
+        log.info(
+            f"{len(self.data.train)} training samples, {self.steps_per_epoch} steps an epoch; global batch {s.global_batch} = "
+            f"{s.batch_size} x {s.processes} processes x {s.accumulation} accumulated; padding x{factor:.2f}; "
+            f"precision {t.mixed_precision}; trained parameters {sizes}"
+        )
+
+    def _record(self, row: dict[str, Any]) -> None:
+        p = self.progress
+        rates = {f"lr/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
+        row = {
+            "epoch": p.epoch, **row, **rates, "world_size": self.acc.num_processes,
+            "global_batch": self.shape.global_batch, "peak_memory_gb": peak_memory_gb(self.acc.device),
+        }  # fmt: skip
+        if self.acc.is_main_process:
+            self.run.record(row)
+        log.info(epoch_line(row, best=p.best_epoch == p.epoch))
+        report.epoch_notes(self.cfg, row)
+
+
+def epoch_line(row: dict[str, Any], *, best: bool) -> str:
+    """One readable line an epoch."""
+    text = [f"epoch {row['epoch']:>3}", f"loss {row['loss']:.4f}", f"rec {row['loss/rec']:.4f}"]
+    if "valid/recall@10" in row:
+        text.append(f"valid R@10 {row['valid/recall@10']:.4f}")
+    if "valid/ndcg@10" in row:
+        text.append(f"N@10 {row['valid/ndcg@10']:.4f}{'*' if best else ' '}")
+    if "codes_used/level_1" in row:
+        levels = [k.split("_")[-1] for k in row if k.startswith("codes_used/")]
+        text.append("codes " + " ".join(str(row[f"codes_used/level_{i}"]) for i in levels))
+        text.append("perplexity " + " ".join(f"{row[f'perplexity/level_{i}']:.0f}" for i in levels))
+        text.append(f"collisions {row['collision_rate']:.3f}")
+    if "noise_scale" in row:
+        text.append(f"noise {row['noise_scale']:.2f} on {row['stochastic_share']:.2f}")
+        text.append(f"SIDs changed {row['sid_changed']:.3f}")
+    return " | ".join([*text, f"{row['samples_per_s']:.0f} samples/s", f"{row['seconds']:.0f} s"])
+
+
+def save_ranks(run: RunFolder, name: str, found: Evaluation, users: np.ndarray) -> None:
+    """Per-user ranks [2, users]: user number, rank; new cut-offs and tests need no second run."""
+    write_array(run.path / f"ranks-{name}.npy", np.stack([users, found.rank]).astype(np.int32))

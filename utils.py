@@ -1,0 +1,180 @@
+"""Small things that every part needs: clear errors, atomic files, logging, hashes."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import colorama
+import numpy as np
+import torch
+
+log = logging.getLogger("diger")
+
+
+class Problem(Exception):
+    """Something the user can mend: one line that names the file, row or key and the remedy."""
+
+
+@contextlib.contextmanager
+def problems_exit_2() -> Iterator[None]:
+    """Turn a Problem into one line on stderr and exit status 2."""
+    try:
+        yield
+    except Problem as e:
+        colorama.just_fix_windows_console()
+        text = f"error: {e}"
+        print(colored(text, colorama.Fore.RED, sys.stderr), file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+def colored(text: str, color: str, stream: IO[str]) -> str:
+    return f"{color}{text}{colorama.Style.RESET_ALL}" if stream.isatty() else text
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file aside, flush it to disk, then rename: `path` is the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        aside.replace(path)
+    except OSError as e:
+        raise Problem(
+            f"{path}: cannot be written ({e.strerror}); free some space or choose another folder; "
+            "what was there before is untouched"
+        ) from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda f: void(f.write(text.encode())))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    write_atomic(path, lambda f: np.save(f, array, allow_pickle=False))
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    write_atomic(path, lambda f: torch.save(state, f))
+
+
+def void(_: object) -> None:
+    """Drop a return value where a function of type `-> None` is asked for."""
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise Problem(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+        raise Problem(f"{path}: not readable as JSON ({e})") from None
+
+
+def read_checkpoint(path: str | Path, allow: tuple[type, ...] = ()) -> dict[str, Any]:
+    """Load a checkpoint without executing anything in it (`weights_only=True`).
+
+    `allow` names further harmless classes that the file may hold. Raises Problem when the file is
+    missing, truncated, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise Problem(f"{path}: no such checkpoint")
+    try:
+        with torch.serialization.safe_globals(list(allow)):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds for a damaged file
+        reason = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
+        raise Problem(
+            f"{path}: not a readable checkpoint, perhaps truncated ({reason}); "
+            "use another one or run its training again"
+        ) from None
+    if not isinstance(state, dict):
+        raise Problem(f"{path}: a checkpoint holds a dictionary, this file a {type(state).__name__}")
+    return state
+
+
+def digest(*parts: object) -> str:
+    """Short stable hash of files (Path) and plain values."""
+    h = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as f:
+                while chunk := f.read(1 << 20):
+                    h.update(chunk)
+        else:
+            h.update(json.dumps(part, sort_keys=True, default=str).encode())
+        h.update(b"\0")
+    return h.hexdigest()[:12]
+
+
+# ---------------------------------------------------------------- log
+
+
+class _Console(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            return colored(f"warning: {text}", colorama.Fore.YELLOW, sys.stdout)
+        return text
+
+
+def log_to(path: Path | None, *, main: bool) -> None:
+    """Send the log to stdout and, if given, to a file; only the main process speaks."""
+    log.handlers.clear()
+    log.propagate = False
+    log.setLevel(logging.INFO if main else logging.ERROR)
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(_Console())
+    log.addHandler(console)
+    if path is not None and main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to repeat a run: versions, machine, commit."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": commit or None,
+    }
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory held so far: on the GPU when there is one, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
