@@ -23,7 +23,7 @@ from readers import Catalogue, Dataset, read_dataset
 from runs import RunFolder
 from settings import Config
 from trainer import Evaluation, Fit, evaluate, save_ranks
-from utils import Problem, environment, log, log_to, problems_exit_2, read_checkpoint, write_json
+from utils import Problem, environment, keep_freed_memory, log, log_to, problems_exit_2, read_checkpoint, write_json
 
 
 def configuration(argv: list[str], usage: str | None) -> Config:
@@ -210,6 +210,7 @@ def main(argv: list[str]) -> None:
 
 
 def cli() -> NoReturn:
+    keep_freed_memory()
     with problems_exit_2():
         main(sys.argv[1:])
     raise SystemExit(0)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers import Dropout
+
 BUCKETS, FAR = 32, 128  # relative positions: buckets, and the distance from which all share the last
 
 
@@ -117,7 +119,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.wi = nn.Linear(width, inner, bias=False)
         self.wo = nn.Linear(inner, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.normal_(self.wi.weight, 0, width**-0.5)
         nn.init.normal_(self.wo.weight, 0, inner**-0.5)
 
@@ -132,7 +134,7 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(width, heads, d_kv, dropout)
         self.feed = FeedForward(width, inner, dropout)
         self.norms = nn.ModuleList(RMSNorm(width) for _ in range(2))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         y = self.norms[0](x)
@@ -147,7 +149,7 @@ class DecoderLayer(nn.Module):
         self.cross = Attention(width, heads, d_kv, dropout)
         self.feed = FeedForward(width, inner, dropout)
         self.norms = nn.ModuleList(RMSNorm(width) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, bias: Tensor, own: KeyValue | None, source: KeyValue, mask: Tensor | None
@@ -179,7 +181,7 @@ class T5(nn.Module):
         self.encoder_bias = PositionBias(heads, bidirectional=True, std=std)
         self.decoder_bias = PositionBias(heads, bidirectional=False, std=std)
         self.encoder_norm, self.decoder_norm = RMSNorm(width), RMSNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def encode(self, x_BTh: Tensor, keep_BT: Tensor | None) -> Tensor:
         """Hidden states [B, T, h]; keep_BT is False on padding, None where there is none."""

@@ -107,7 +107,7 @@ class Progress:
 
 def optimizer_for(groups: list[dict[str, Any]], t: TrainOptions) -> torch.optim.Optimizer:
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    return kinds[t.learner](groups, lr=t.lr_rec)
+    return kinds[t.learner](groups, lr=t.lr_rec, fused=True)
 
 
 def learning_rate(t: TrainOptions, steps: int, rest: int) -> Callable[[int], float]:
