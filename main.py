@@ -7,6 +7,7 @@
 --help lists every option, --dry_run checks everything and prints the resolved configuration.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,11 +20,20 @@ from accelerate.utils import broadcast_object_list
 import methods
 import report
 import settings
-from readers import Catalogue, Dataset, read_dataset
+from readers import Catalogue, Dataset, read_dataset, read_embeddings
 from runs import RunFolder
 from settings import Config
-from trainer import Evaluation, Fit, evaluate, save_ranks
-from utils import Problem, environment, keep_freed_memory, log, log_to, problems_exit_2, read_checkpoint, write_json
+from trainer import Fit, evaluate, save_ranks
+from utils import (
+    Problem,
+    environment,
+    keep_freed_memory,
+    log,
+    log_to,
+    problems_exit_2,
+    read_checkpoint,
+    write_json,
+)
 
 
 def configuration(argv: list[str], usage: str | None) -> Config:
@@ -62,23 +72,22 @@ def check_data(cfg: Config) -> Dataset:
     """Read data and embeddings as training will, so that a dry run meets the same problems."""
     data = read_dataset(cfg.data)
     if data.embedding_path is not None:
-        methods.semantic.read_embeddings(data)
+        read_embeddings(data)
     return data
 
 
 # ---------------------------------------------------------------- train
 
 
-def train(cfg: Config) -> Path:
-    """One run from configuration to test figures; returns its folder."""
-    acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not torch.cuda.is_available())
+def train(cfg: Config) -> RunFolder:
+    """One run from configuration to test figures."""
+    acc = accelerator(cfg)
     cfg = named(cfg)
     run = RunFolder.of(cfg)
     if run.finished and cfg.run.resume == "auto":
         log_to(None, main=acc.is_main_process)
-        log.info(f"{run.path} is finished; its results again:")
-        report.show(run)
-        return run.path
+        log.info(f"{run.path} is finished already")
+        return run
     if acc.is_main_process:
         run.claim(cfg)
     acc.wait_for_everyone()
@@ -93,10 +102,18 @@ def train(cfg: Config) -> Path:
     report.start(cfg, model, fit)
     fit.train()
     finish(cfg, data, fit, run)
-    report.show(run)
     log.info(f"log: {log_file}")
     acc.end_training()  # closes the process group; without it a rank may abort at exit
-    return run.path
+    return run
+
+
+def accelerator(cfg: Config) -> Accelerator:
+    """The process group; Problem when it is not of the size that was asked for."""
+    acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not torch.cuda.is_available())
+    asked = int(os.environ.get("DIGER_PROCESSES", acc.num_processes))
+    if acc.num_processes != asked:
+        raise Problem(f"{asked} processes were asked for, {acc.num_processes} started; launch with accelerate_multi_gpu.yaml or accelerate_multi_cpu.yaml")
+    return acc
 
 
 def named(cfg: Config) -> Config:
@@ -167,7 +184,7 @@ def command_evaluate(argv: list[str]) -> None:
     data = read_dataset(cfg.data)
     if data.catalogue.ids != state["items"]:
         raise Problem(f"{given['checkpoint']}: was trained on another catalogue than {cfg.data.dataset!r} in {cfg.data.data_path}")
-    acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not torch.cuda.is_available())
+    acc = accelerator(cfg)
     found = evaluate(model.to(acc.device), data.split(split), cfg, acc, split)
     run = RunFolder(Path(given["checkpoint"]).parent)
     if split == "test" and run.finished and acc.is_main_process:
@@ -205,8 +222,9 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] in COMMANDS and not {"--help", "-h"} & set(argv):
         COMMANDS[argv[0]](argv[1:])
         return
-    folder = train(configuration(argv, __doc__))
-    log.info(f"run folder: {folder}")
+    run = train(configuration(argv, __doc__))
+    report.show(run)
+    log.info(f"run folder: {run.path}")
 
 
 def cli() -> NoReturn:

@@ -148,7 +148,7 @@ class GenerativeModel(nn.Module):
             if level == len(self.sizes) - 1:
                 terms.append(F.cross_entropy(logits, suffix_U[batch.target_row_B]))
             else:
-                y_BK = label.label(level, batch.target_row_B, self.sizes[level])
+                y_BK = label.label(level, batch.target_row_B, self.sizes[level], self.cfg.joint.target_gradient)
                 terms.append(-(y_BK * logits.log_softmax(-1)).sum(1).mean())
         return torch.stack(terms).mean()
 
@@ -320,9 +320,8 @@ class JointModel(GenerativeModel):
 
     def param_groups(self) -> list[dict[str, Any]]:
         t, j = self.cfg.train, self.cfg.joint
-        common = {"clip": t.max_grad_norm, "rest_epochs": j.id_warmup_epochs}
-        tokenizer = {"name": "id", "params": trainable(self.tokenizer), "lr": j.lr_id,
-                     "weight_decay": t.weight_decay, **common}  # fmt: skip
+        tokenizer = {"name": "id", "params": trainable(self.tokenizer), "lr": j.lr_id, "clip": t.max_grad_norm,
+                     "weight_decay": t.weight_decay, "epochs": (j.id_first_epoch, j.id_last_epoch)}  # fmt: skip
         sigma = {"name": "sigma", "params": trainable(self.decay), "lr": j.lr_sigma, "weight_decay": 0.0}
         return [*super().param_groups(), tokenizer, *([sigma] if sigma["params"] else [])]
 

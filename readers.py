@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as csv
+from pyarrow import csv
 
 from settings import DataOptions
 from utils import Problem, digest, log, read_json
@@ -304,7 +304,8 @@ def _map_file(path: Path) -> Catalogue:
 
 
 def _jsonl_split(path: Path, number: dict[str, int]) -> Split:
-    items, ends = [], [0]
+    items: list[int] = []
+    ends = [0]
     for line, row in json_lines(path):
         try:
             tokens = [*row["inter_history"], row["target_id"]]
@@ -400,7 +401,8 @@ def _dataset(
     items = _file(folder, stem, ".items.jsonl")
     popularity = np.bincount(training_items(splits[0], splits[1]), minlength=len(catalogue) + 1)
     files = [*paths, *([items] if items else []), *([embedding] if embedding else [])]
-    return Dataset(stem, catalogue, *splits, popularity, embedding, digest(cfg.short_users, *files))
+    train, valid, test = splits
+    return Dataset(stem, catalogue, train, valid, test, popularity, embedding, digest(cfg.short_users, *files))
 
 
 def _find_embedding(folder: Path, stem: str) -> Path | None:

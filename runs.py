@@ -34,14 +34,18 @@ class RunFolder:
     def finished(self) -> bool:
         return self.test.is_file()
 
-    def claim(self, cfg: Config) -> None:
-        """Make the folder ours; Problem when another run lives there."""
+    def check(self, cfg: Config) -> None:
+        """Problem when another run lives in the folder."""
         if self.path.exists() and any(self.path.iterdir()):
             if cfg.run.resume != "auto":
                 raise Problem(
                     f"{self.path}: holds a run already; choose another run_name, or go on with it: --resume=auto"
                 )
             self._same(cfg)
+
+    def claim(self, cfg: Config) -> None:
+        """Make the folder ours."""
+        self.check(cfg)
         write_text(self.config, settings.dump(cfg))
 
     def _same(self, cfg: Config) -> None:

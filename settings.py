@@ -126,7 +126,9 @@ class JointOptions:
     vq_loss_weight: float = option(1.0, "weight of the VQ loss", ge=0)
     rqvae_path: str | None = option(None, "checkpoint of the pre-trained tokenizer (ours or a released best_collision_model.pth)")
     lr_id: float = option(1e-5, "learning rate of the tokenizer", ge=0)
-    id_warmup_epochs: int = option(0, "epochs during which the tokenizer rests before lr_id sets in", ge=0)
+    id_first_epoch: int = option(0, "epoch in which the tokenizer begins to move; it rests before", ge=0)
+    id_last_epoch: int | None = option(None, "epoch after which the tokenizer rests again", ge=0)
+    target_gradient: float = option(1.0, "weight of the gradient that reaches the codebooks through the target's soft label", ge=0)
     freeze_id_encoder: bool = option(True, "train only the codebooks of the tokenizer")
     freeze_id_encoder_layers: int = option(0, "with freeze_id_encoder=false: rest the first n linear layers", ge=0)
     collapse_perplexity: float | None = option(None, "a level below this perplexity is called collapsing; default K / 8", gt=0)
@@ -218,7 +220,7 @@ FIELDS = {f.name: (section, f) for section, cls in SECTIONS.items() for f in dat
 _NOTHING = "had no effect in the published program; delete it"
 _DECAY = "is now one key: uncertainty=none | gumbel | frqud | sdud | frqud_sdud | gaussian | tau_annealing"
 RETIRED = {
-    **dict.fromkeys("sim alpha tau loss_type vq_type max_length feed_forward_proj reproducibility joint_optimization freeze_semantic_embedding freeze_id_decoder use_gate_network bn".split(), _NOTHING),
+    **dict.fromkeys(["sim", "alpha", "tau", "loss_type", "vq_type", "max_length", "feed_forward_proj", "reproducibility", "joint_optimization", "freeze_semantic_embedding", "freeze_id_decoder", "use_gate_network", "bn"], _NOTHING),
     "use_soft_frequency": f"{_NOTHING} (FrqUD: hot_threshold_ratio, hot_granularity)",
     "balance_loss_weight": f"{_NOTHING} (balance: catalogue_assignment=sinkhorn)",
     "gumbel_hard_switch_epoch": f"{_NOTHING} (fading noise: uncertainty=frqud or sdud)",
@@ -356,7 +358,7 @@ def flat(cfg: Config) -> dict[str, Any]:
 
 def dump(cfg: Config) -> str:
     """The resolved configuration as YAML; `load` of it gives an equal Config."""
-    return cast(str, yaml.safe_dump(flat(cfg), sort_keys=False, default_flow_style=None))
+    return yaml.safe_dump(flat(cfg), sort_keys=False, default_flow_style=None)
 
 
 def replace(cfg: Config, **changes: Any) -> Config:
@@ -370,7 +372,7 @@ def help_text() -> str:
     for section, cls in SECTIONS.items():
         lines.append(f"\n{section}:")
         for f in dataclasses.fields(cls):
-            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+            default = getattr(cls(), f.name)
             want = hints(cls)[f.name]
             choices = f" ({' | '.join(get_args(want))})" if get_origin(want) is Literal else ""
             shown = "-" if default is None else default

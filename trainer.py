@@ -15,7 +15,17 @@ from tqdm import tqdm
 
 import metrics
 import report
-from data import Batch, Shape, Steps, epoch_plan, evaluation_plan, make_batch, padding_factor, seen_items, steps_loader
+from data import (
+    Batch,
+    Shape,
+    Steps,
+    epoch_plan,
+    evaluation_plan,
+    make_batch,
+    padding_factor,
+    seen_items,
+    steps_loader,
+)
 from readers import Dataset, Split
 from runs import RunFolder
 from settings import Config, TrainOptions, cutoff
@@ -110,11 +120,11 @@ def optimizer_for(groups: list[dict[str, Any]], t: TrainOptions) -> torch.optim.
     return kinds[t.learner](groups, lr=t.lr_rec, fused=True)
 
 
-def learning_rate(t: TrainOptions, steps: int, rest: int) -> Callable[[int], float]:
-    """Factor on a group's rate: nothing while it rests, linear warm-up, then the schedule's fall."""
+def learning_rate(t: TrainOptions, steps: int, first: int, end: int) -> Callable[[int], float]:
+    """Factor on a group's rate: nothing outside [first, end), linear warm-up, the schedule's fall."""
 
     def factor(step: int) -> float:
-        if step < rest:
+        if not first <= step < end:
             return 0.0
         warm = min(1.0, (step + 1) / (t.warmup_steps + 1))
         done = max(0.0, (step - t.warmup_steps) / max(1, steps - t.warmup_steps))
@@ -144,7 +154,11 @@ class Fit:
         self.steps_per_epoch = -(-len(data.train) // self.shape.global_batch)
         steps = self.steps_per_epoch * t.epochs
         groups = model.param_groups()
-        rates = [learning_rate(t, steps, g.get("rest_epochs", 0) * self.steps_per_epoch) for g in groups]
+        rates = []
+        for g in groups:
+            first, last = g.pop("epochs", (0, None))
+            end = steps if last is None else (last + 1) * self.steps_per_epoch
+            rates.append(learning_rate(t, steps, first * self.steps_per_epoch, end))
         optimizer = optimizer_for(groups, t)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         self.reach = {g["name"]: g["lr"] * sum(r(s) for s in range(steps)) for g, r in zip(groups, rates, strict=True)}
@@ -178,8 +192,8 @@ class Fit:
         totals: dict[str, Tensor | float] = dict(p.totals)
         begin, first = time.perf_counter(), p.next_step
         self.model.train()
-        for parts in bar(loader, f"epoch {p.epoch}", acc):
-            parts = [part.to(acc.device) for part in parts]
+        for on_host in bar(loader, f"epoch {p.epoch}", acc):
+            parts = [part.to(acc.device) for part in on_host]
             if p.next_step == 0:
                 totals |= self._probe(parts[0])
             for name, value in self._step(parts).items():
@@ -199,14 +213,15 @@ class Fit:
 
     def _step(self, parts: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step: the parts' losses weighted by their share of the step's samples."""
-        acc, totals = self.acc, {}
+        acc = self.acc
+        totals: dict[str, Tensor] = {}
         seed_step(self.cfg.data.seed, self.progress.step, acc.process_index)
         for part, last in zip(parts, [False] * (len(parts) - 1) + [True], strict=True):
             with acc.autocast(), (contextlib.nullcontext() if last else acc.no_sync(self.model)):
                 loss, logs = self.model(part)
                 acc.backward(loss * part.weight * acc.num_processes)  # processes are averaged
             for name, value in logs.items():
-                totals[name] = totals.get(name, 0.0) + value.float() * part.weight
+                totals[name] = value.float() * part.weight + totals.get(name, 0.0)
         acc.unscale_gradients()
         for group in self.optimizer.param_groups:
             if "clip" in group:

@@ -166,8 +166,9 @@ def environment() -> dict[str, Any]:
     """What a reader needs to repeat a run: versions, machine, commit."""
     here = Path(__file__).parent
     git = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    commit = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+        commit = subprocess.run(git, check=False, capture_output=True, text=True, timeout=10).stdout.strip()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -44,13 +44,13 @@ class Quantized:
             return p @ table_Kh
         return straight_through_lookup(p, self.index[level], table_Kh)
 
-    def label(self, level: int, rows: Tensor, n_codes: int) -> Tensor:
-        """m_l of the items at `rows`, [B, K]: one-hot forward, soft backward."""
+    def label(self, level: int, rows: Tensor, n_codes: int, weight: float) -> Tensor:
+        """m_l of the items at `rows`, [B, K]: one-hot forward, `weight` times the soft gradient back."""
         hard = F.one_hot(self.index[level][rows], n_codes).float()
         if self.soft is None:
             return hard
         p = self.soft[level][rows]
-        return p if self.blend else hard + (p - p.detach())
+        return p if self.blend else hard + weight * (p - p.detach())
 
     def detached(self) -> "Quantized":
         """The same codes without the road back to the codebooks."""

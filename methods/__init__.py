@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from methods import floors, semantic
-from readers import Dataset
+from readers import Dataset, read_embeddings
 from settings import Config
 from utils import Problem
 
@@ -17,7 +17,7 @@ TRAINED: dict[str, Callable[[Config, Dataset], Any]] = {
 # need no training
 FLOORS: dict[str, Callable[[Config, Dataset], Any]] = {
     "popularity": lambda cfg, data: floors.Popularity(data.popularity),
-    "content": lambda cfg, data: floors.Content(semantic.read_embeddings(data)),
+    "content": lambda cfg, data: floors.Content(read_embeddings(data)),
 }
 
 # rebuilt from a checkpoint's own figures, for evaluation and recommendation

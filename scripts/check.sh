@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Everything that reads the code without running it.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/setup.sh
+source "$here/scripts/setup.sh" test
+cd "$here"
+"$PY" -m ruff check .
+"$PY" -m mypy .
+"$(dirname "$PY")/shellcheck" -x run_*.sh scripts/*.sh .ci/run

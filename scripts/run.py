@@ -1,0 +1,126 @@
+"""One end-to-end run: demo data, tokenizer, joint training, test, table. Called by run_*.sh.
+
+  bash run_FrqUD.sh [data set] [--key=value ...]      NPROC=2 for two processes
+
+The data set is a file in config/ (demo when none is named). Options that begin with rqvae_ go to the
+pre-training, the rest to the joint training; --dry_run checks everything and prints the configuration.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import main
+import methods
+import report
+import settings
+from methods.semantic import tokenizer_of
+from pretrain import pretrain
+from readers import Dataset, read_embeddings
+from runs import RunFolder
+from scripts.make_demo import build_demo
+from settings import Config
+from utils import Problem, keep_freed_memory, log, log_to, problems_exit_2, read_json, write_json
+
+
+def run(uncertainty: str, argv: list[str]) -> None:
+    """Validate both stages in this process before anything is trained, then train."""
+    if {"--help", "-h"} & set(argv):
+        print(__doc__, settings.help_text(), sep="\n")
+        return
+    dry = "--dry_run" in argv
+    cfg = configuration(uncertainty, [a for a in argv if a != "--dry_run"])
+    processes = processes_wanted()
+    log_to(None, main=True)
+    if cfg.data.dataset == "demo":
+        build_demo(Path(cfg.data.data_path) / "demo", cfg.data.seed)
+    folder = RunFolder.of(cfg)
+    folder.check(cfg)
+    data = main.check_data(cfg)
+    if dry:
+        print(settings.dump(cfg), end="")
+        return
+    if not folder.finished:
+        cfg = with_tokenizer(cfg, data)
+        if cfg.run.with_two_stage:
+            train(two_stage_of(cfg), processes)
+        train(cfg, processes)
+        if cfg.run.with_two_stage:
+            twin = RunFolder.of(two_stage_of(cfg)).results()
+            write_json(folder.baselines, {"two_stage": twin, **read_json(folder.baselines)})
+    report.show(folder)
+    log.info(f"run folder: {folder.path}")
+
+
+def configuration(uncertainty: str, argv: list[str]) -> Config:
+    """config/<data set>.yaml, this script's decay, the command line's overrides, a run name."""
+    names = [a for a in argv if not a.startswith("-")]
+    if len(names) > 1:
+        raise Problem(f"one data set at a time, not {', '.join(names)}; options are written --key=value")
+    given, overrides = main.take([a for a in argv if a not in names], ["config"])
+    name = names[0] if names else "demo"
+    path = Path(given.get("config", ROOT / "config" / f"{name}.yaml"))
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.yaml")))
+        raise Problem(f"{path}: no such configuration; there are {known}; copy one for your own data")
+    raw = settings.read_yaml(path)
+    raw |= {"uncertainty": uncertainty, "method": "diger"} | settings.parse_overrides(overrides)
+    raw.setdefault("dataset", name)
+    cfg = settings.build(raw)
+    methods.check(cfg.run.method)
+    if cfg.run.run_name is None:
+        cfg = settings.replace(cfg, run_name=f"{report.label(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return cfg
+
+
+def processes_wanted() -> int:
+    text = os.environ.get("NPROC", "1")
+    if not text.isdigit() or int(text) < 1:
+        raise Problem(f"NPROC: expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def with_tokenizer(cfg: Config, data: Dataset) -> Config:
+    """Pre-train unless a checkpoint is named or fits already."""
+    if cfg.joint.rqvae_path is None:
+        pretrain(cfg, data)
+        return cfg
+    tokenizer_of(cfg, data, read_embeddings(data))
+    return cfg
+
+
+def two_stage_of(cfg: Config) -> Config:
+    """The same run on the frozen tokenizer."""
+    return settings.replace(cfg, method="two_stage", run_name=f"{cfg.run.run_name}-two_stage", resume="auto")
+
+
+def train(cfg: Config, processes: int) -> None:
+    """One training: in this process, or through the launcher when there are several."""
+    if processes == 1:
+        main.train(cfg)
+        return
+    import torch  # only to ask for GPUs
+
+    kind = "multi_gpu" if torch.cuda.device_count() >= processes else "multi_cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        resolved = Path(folder) / "config.yaml"
+        resolved.write_text(settings.dump(cfg))
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / f"accelerate_{kind}.yaml"),
+            "--num_processes", str(processes), str(ROOT / "main.py"), "--config", str(resolved),
+        ]  # fmt: skip
+        status = subprocess.run(command, check=False, env={**os.environ, "DIGER_PROCESSES": str(processes)}).returncode
+    if status:
+        raise Problem(f"training stopped with status {status}; what it said stands above")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    with problems_exit_2():
+        run(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,48 @@
+# shellcheck shell=bash
+# Sourced by the scripts: sets PY to a Python that can run the code, making .venv if need be.
+#   source scripts/setup.sh run|test
+
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # spinning threads starve each other on a busy machine
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+usable() { # usable PYTHON run|test: has the packages, torch not older than 2.6?
+  "$1" - "$2" >/dev/null 2>&1 <<'PYTHON'
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+need = "torch accelerate transformers yaml numpy pyarrow faiss sklearn tqdm colorama".split()
+need += ["pytest", "hypothesis"] if sys.argv[1] == "test" else []
+old = tuple(map(int, version("torch").split("+")[0].split(".")[:2])) < (2, 6)
+sys.exit(sys.version_info < (3, 10) or old or any(find_spec(n) is None for n in need))
+PYTHON
+}
+
+setup() {
+  local kind=$1 file=requirements.txt active
+  [ "$kind" = test ] && file=requirements-dev.txt
+  active=$(command -v python3 || command -v python || true)
+  if [ -n "$active" ] && usable "$active" "$kind"; then
+    PY=$active
+    return
+  fi
+  PY=$root/.venv/bin/python
+  local stamp=$root/.venv/.complete-$kind wanted
+  wanted=$(cat "$root/requirements.txt" "$root/$file" | cksum)
+  if [ -x "$PY" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    return
+  fi
+  if [ -z "$active" ]; then
+    echo "error: no python3 found; install Python 3.11 or newer" >&2
+    exit 2
+  fi
+  echo "setting up .venv (once; some minutes) ..."
+  "$active" -m venv "$root/.venv" || exit 2
+  if ! "$PY" -m pip install --quiet --disable-pip-version-check -r "$root/$file" 2>"$root/.venv/pip.log"; then
+    tail -n 5 "$root/.venv/pip.log" >&2
+    echo "error: the packages of $file could not be installed; the whole log: .venv/pip.log" >&2
+    exit 2
+  fi
+  echo "$wanted" >"$stamp"
+}
+
+setup "$1"
