@@ -51,7 +51,7 @@ class Recommender(nn.Module):
 
     def logits(self, level: int, hidden: Tensor) -> Tensor:
         """Scores of a level's codes, tied with its token table."""
-        return F.linear(hidden, self.tables[level]).float()
+        return F.linear(hidden, self.tables[level]).to(self.tables[level].dtype)
 
     def forward(self, token_BSLh: Tensor, history_BS: Tensor, prefix_BLh: Tensor) -> Iterator[Tensor]:
         """Teacher-forced logits [B, K_l], level by level."""

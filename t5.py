@@ -41,14 +41,14 @@ class DecoderCache:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32 with a learned gain."""
+    """Root-mean-square norm in the precision of its gain (float32), whatever comes in."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, 1e-6)
+        return F.rms_norm(x.to(self.weight.dtype), (x.shape[-1],), self.weight, 1e-6)
 
 
 def relative_bucket(offset: Tensor, *, bidirectional: bool) -> Tensor:
