@@ -200,7 +200,7 @@ def command_recommend(argv: list[str]) -> None:
     if "checkpoint" not in given or "history" not in given:
         raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB")
     k = given.get("k", "10")
-    if not k.isdigit() or int(k) < 1:
+    if not k.isdecimal() or int(k) < 1:
         raise Problem(f"--k: expected a whole number from 1, got {k!r}")
     cfg, model, state = restore(given["checkpoint"], overrides)
     number = {token: i for i, token in enumerate(state["items"], 1)}

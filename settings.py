@@ -208,7 +208,7 @@ METRICS = ("recall", "ndcg", "mrr", "coverage")
 def cutoff(metric: str) -> int:
     """The k of `recall@k`; Problem for anything that is not a metric."""
     name, _, k = metric.partition("@")
-    if name not in METRICS or not k.isdigit() or int(k) < 1:
+    if name not in METRICS or not k.isdecimal() or int(k) < 1:
         raise Problem(f"metrics: {metric!r} is not one of {', '.join(m + '@k' for m in METRICS)}")
     return int(k)
 

@@ -150,7 +150,7 @@ class SDUD(Uncertainty):
         pending.zero_()
 
     def scales(self) -> list[float]:
-        return [abs(float(s)) for s in self.sigma]
+        return self.sigma.detach().abs().tolist()
 
 
 class FrqSDUD(SDUD):

@@ -81,7 +81,7 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
 
 def processes_wanted() -> int:
     text = os.environ.get("NPROC", "1")
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise Problem(f"NPROC: expected a whole number from 1, got {text!r}")
     return int(text)
 

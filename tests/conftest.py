@@ -1,0 +1,70 @@
+"""What several test files share: one thread, a quiet log, a data set and a model of toy size."""
+
+import json
+import logging
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
+
+HEADER = "user_id:token\titem_id:token\ttimestamp:float"
+
+
+def write_tiny(folder, name="tiny", n_items=40, n_users=60, width=12, seed=0):
+    """A complete .inter data set; users of 4-9 interactions tend to go from item i to i + 1."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    rows = []
+    for user in range(n_users):
+        item = int(random.integers(n_items))
+        for time in range(int(random.integers(4, 10))):
+            rows.append(f"u{user}\ti{item}\t{time}")
+            item = (item + 1 if random.random() < 0.7 else int(random.integers(n_items))) % n_items
+    (folder / f"{name}.inter").write_text("\n".join([HEADER, *rows]) + "\n")
+    items = [json.dumps({"item_id": f"i{i}", "title": f"Item {i}"}) for i in range(n_items)]
+    (folder / f"{name}.items.jsonl").write_text("\n".join(items) + "\n")
+    np.save(folder / f"{name}.emb-test.npy", random.normal(size=(n_items, width)).astype(np.float32))
+    return folder
+
+
+def tiny_overrides(root, name="tiny"):
+    """Options of a model that trains in a second on `root`/dataset/`name`; all output under root."""
+    return {
+        "dataset": name, "data_path": str(root / "dataset"),
+        "output_dir": str(root / "out"), "log_dir": str(root / "logs"),
+        "num_emb_list": [8, 8, 8], "layers": [16], "e_dim": 8, "rqvae_epochs": 6, "rqvae_eval_step": 2,
+        "encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "d_ff": 32, "num_heads": 2, "d_kv": 8,
+        "epochs": 2, "num_beams": 10, "batch_size": 32,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def tiny_data(tmp_path):
+    """tiny_data(name="tiny", n_items=40, n_users=60, width=12, seed=0) -> the folder it wrote."""
+
+    def make(name="tiny", **sizes) -> Path:
+        return write_tiny(tmp_path / "dataset" / name, name, **sizes)
+
+    return make
+
+
+@pytest.fixture
+def tiny_options(tmp_path):
+    """Flat overrides for `settings.build`; `tiny_data()` writes the data they name."""
+    return tiny_overrides(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before():
+    """Commands point the log at this test's stdout, which is closed afterwards."""
+    log = logging.getLogger("diger")
+    before = list(log.handlers), log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate = before[0], before[1]
+    log.setLevel(before[2])

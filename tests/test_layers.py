@@ -1,0 +1,144 @@
+"""Noise, straight-through, Sinkhorn, k-means, suffixes: against hand-worked values and other programs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import layers
+
+
+def uniform(seed=1, step=0, items=range(1, 2001), level=0, k=64):
+    return layers.counter_uniform(seed, torch.tensor(step), torch.tensor(list(items)), level, k)
+
+
+def test_noise_is_uniform_and_its_parts_are_unrelated():
+    u = uniform().numpy()
+    assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-3
+    correlations = np.corrcoef(u.T)[np.triu_indices(64, 1)]
+    assert np.abs(correlations).max() < 0.12  # 5 standard errors of 2,000 items
+    for other in (uniform(seed=2), uniform(step=1), uniform(level=1)):
+        assert abs(np.corrcoef(u.ravel(), other.numpy().ravel())[0, 1]) < 0.012
+    assert abs(np.corrcoef(u[:-1].ravel(), u[1:].ravel())[0, 1]) < 0.012
+
+
+def test_noise_depends_on_the_item_and_not_on_the_company_it_keeps():
+    together = uniform(items=[7, 1, 300])
+    assert torch.equal(together[1], uniform(items=[1])[0])
+    assert torch.equal(together, uniform(items=[7, 1, 300]))
+    assert not torch.equal(together, uniform(items=[7, 1, 300], step=1))
+
+
+def test_noise_is_finite_at_both_ends():
+    ends = torch.tensor([0.5 * 2.0**-23, 1 - 2.0**-24])
+    assert torch.isfinite(layers.gumbel(ends)).all() and torch.isfinite(layers.gaussian(ends)).all()
+    u = uniform(items=range(1, 20000))
+    assert u.min() >= ends[0] and u.max() <= ends[1]
+
+
+def test_gumbel_and_gaussian_have_their_moments():
+    u = uniform(k=256)
+    assert layers.gumbel(u).mean() == pytest.approx(0.5772, abs=0.01)
+    assert layers.gumbel(u).var() == pytest.approx(np.pi**2 / 6, rel=0.02)
+    assert stats.kstest(layers.gaussian(u).numpy().ravel()[:5000], "norm").pvalue > 1e-3
+
+
+def test_dropout_keeps_the_share_and_the_mean():
+    torch.manual_seed(0)
+    drop = layers.Dropout(0.1).train()
+    x = torch.ones(1000, 401)
+    y = drop(x)
+    assert (y == 0).float().mean() == pytest.approx(0.1, abs=0.003)
+    assert y.mean() == pytest.approx(1.0, abs=0.003)
+    lanes = (y.view(-1)[: 4 * 100_000].view(-1, 4) == 0).float().mean(0)
+    assert torch.allclose(lanes, torch.full((4,), 0.1), atol=0.005)  # no lane of a word is special
+    assert torch.equal(drop.eval()(x), x)
+
+
+# ---------------------------------------------------------------- straight-through
+
+
+def test_lookup_is_exactly_one_hot_forward_and_dense_backward():
+    torch.manual_seed(0)
+    logits, table = torch.randn(5, 7, requires_grad=True), torch.randn(7, 3, requires_grad=True)
+    index, weight = torch.tensor([0, 6, 3, 3, 1]), torch.randn(5, 3)
+
+    out = layers.straight_through_lookup(logits.softmax(1), index, table)
+    assert torch.equal(out, table[index])
+    got = torch.autograd.grad((out * weight).sum(), [logits, table])
+
+    p = logits.softmax(1)
+    dense = (torch.nn.functional.one_hot(index, 7) + (p - p.detach())) @ table
+    want = torch.autograd.grad((dense * weight).sum(), [logits, table])
+    for g, w in zip(got, want, strict=True):
+        assert torch.allclose(g, w, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["l2", "cos", "dot"])
+def test_distances_equal_numpys(kind):
+    torch.manual_seed(0)
+    x, c = torch.randn(6, 4), torch.randn(5, 4)
+    a, b = x.numpy(), c.numpy()
+    want = {
+        "l2": ((a[:, None] - b[None]) ** 2).sum(2),
+        "cos": 1 - (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1),
+        "dot": -(a @ b.T),
+    }[kind]
+    assert np.allclose(layers.distance(x, c, kind).numpy(), want, atol=1e-5)
+
+
+# ---------------------------------------------------------------- whole sets
+
+
+def test_sinkhorn_balances_and_prefers_the_near():
+    torch.manual_seed(0)
+    d = torch.rand(512, 16)
+    d[:, 0] *= 0.01  # everybody's nearest
+    assert (d.argmin(1) == 0).float().mean() > 0.8
+    counts = layers.sinkhorn(d, 0.01, 100).bincount(minlength=16)
+    assert counts.min() >= 20 and counts.max() <= 50  # 32 each when perfectly balanced
+
+
+def test_sinkhorn_solves_a_small_assignment():
+    """Two codes, four items: the balanced optimum gives each code the two it suits best."""
+    d = torch.tensor([[0.0, 1.0], [0.1, 0.3], [0.2, 0.25], [0.3, 0.9]])
+    best = min(  # brute force over balanced assignments
+        ([int(i in pair) for i in range(4)] for pair in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]),
+        key=lambda codes: sum(float(d[i, c]) for i, c in enumerate(codes)),
+    )
+    assert layers.sinkhorn(d, 0.003, 200).tolist() == best
+
+
+def test_kmeans_reaches_scikit_learns_inertia():
+    from sklearn.cluster import KMeans
+
+    x = np.random.default_rng(0).normal(size=(1000, 5))
+    centres = layers.kmeans(x, 16, 50, seed=0)
+    inertia = ((x[:, None] - centres[None]) ** 2).sum(2).min(1).sum()
+    assert inertia <= 1.02 * KMeans(16, init="random", n_init=1, random_state=0).fit(x).inertia_
+
+
+def test_kmeans_with_fewer_points_than_codes_keeps_every_point():
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    centres = layers.kmeans(x, 9, 10, seed=0)
+    assert centres.shape == (9, 3)
+    assert np.allclose(centres[:5], x)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
+def test_suffixes_number_each_group_in_catalogue_order(codes):
+    got = layers.suffixes(torch.tensor(codes)).tolist()
+    seen: dict = {}
+    for code, suffix in zip(codes, got, strict=True):
+        assert suffix == seen.get(code, 0)
+        seen[code] = suffix + 1
+
+
+def test_usage_figures_by_hand():
+    used, spread = layers.perplexity(torch.tensor([0, 0, 1, 1, 3, 3]), 5)
+    assert used == 3 and spread == pytest.approx(3.0)
+    assert layers.perplexity(torch.tensor([2, 2]), 5) == (1, pytest.approx(1.0))
+    assert layers.collision_rate(torch.tensor([[0, 1], [0, 1], [1, 1], [0, 1]])) == pytest.approx(0.5)

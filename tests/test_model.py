@@ -1,0 +1,295 @@
+"""The joint model: the three roads to the codebooks, one-hot forward, what trains and what rests."""
+
+import numpy as np
+import pytest
+import torch
+
+import settings
+from data import make_batch
+from model import ROADS, GenerativeModel, JointModel
+from readers import Split
+from utils import Problem
+from vq import RQVAE
+
+N, D = 30, 10
+TINY = {
+    "num_emb_list": [8, 8, 8], "layers": [16], "e_dim": 6, "encoder_layers": 1, "decoder_layers": 1,
+    "d_model": 16, "d_ff": 32, "num_heads": 2, "d_kv": 8, "dropout_rate": 0.0, "num_beams": 10, "logit_scale": "auto",
+}  # fmt: skip
+KINDS = ["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"]
+
+
+def options(**changes):
+    return settings.build({**TINY, **changes})
+
+
+def joint(**changes):
+    torch.manual_seed(0)
+    cfg = options(**changes)
+    content = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
+    tokenizer = RQVAE(cfg.tokenizer, D)
+    tokenizer.init_codebooks(torch.from_numpy(content), 20, 0)
+    return JointModel(cfg, tokenizer, content, N)
+
+
+def some_batch(rows=slice(0, 6)):
+    random = np.random.default_rng(1)
+    items = random.integers(1, N + 1, 60).astype(np.int32)
+    split = Split(items, np.arange(0, 61, 10), np.arange(4, 60, 7))
+    return make_batch(split, np.arange(len(split))[rows], 50)
+
+
+def codebook_grads(model, loss):
+    books = model.tokenizer.rq.codebooks()
+    found = torch.autograd.grad(loss, books, allow_unused=True, retain_graph=True)
+    return [0.0 if g is None else float(g.norm()) for g in found]
+
+
+# ---------------------------------------------------------------- the gradient
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("forward", ["sampled", "cached", "soft"])
+def test_the_recommendation_gradient_reaches_every_codebook_on_each_road(road, forward):
+    model, batch = joint(assignment_forward=forward), some_batch()
+    loss = model.recommendation_loss(batch, model.quantize(batch), (road,))
+    assert all(norm > 0 for norm in codebook_grads(model, loss))
+
+
+def test_the_roads_add_up_to_the_whole_gradient():
+    model, batch = joint(), some_batch()
+    books = model.tokenizer.rq.codebooks()
+
+    def gradient(roads):
+        return torch.autograd.grad(model.recommendation_loss(batch, model.quantize(batch), roads), books)
+
+    whole, parts = gradient(ROADS), [gradient((road,)) for road in ROADS]
+    for level in range(3):
+        assert torch.allclose(whole[level], sum(p[level] for p in parts), atol=1e-6)
+
+
+def test_detached_cuts_every_road_and_changes_no_loss():
+    live, dead, batch = joint(), joint(gradient="detached"), some_batch()
+    losses = [m.recommendation_loss(batch, m.quantize(batch), m.roads) for m in (live, dead)]
+    assert torch.equal(*losses)
+    assert codebook_grads(dead, losses[1]) == [0.0, 0.0, 0.0]
+    assert set(dead.probe(batch).values()) == {0.0}
+
+
+def test_the_probe_agrees_with_autograd_and_leaves_no_gradient_behind():
+    model, batch = joint(), some_batch()
+    figures = model.probe(batch)
+    loss = model.recommendation_loss(batch, model.quantize(batch), ("target",))
+    assert [figures[f"grad/level_{i}/target"] for i in (1, 2, 3)] == pytest.approx(codebook_grads(model, loss))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_severed_road_stops_the_run():
+    model, batch = joint(), some_batch()
+    model.scale_L.fill_(1e30)  # a saturated softmax has no gradient
+    with pytest.raises(Problem, match=r"grad/level_1/\w+ is (0.0|nan)"):
+        model.probe(batch)
+
+
+def test_codebooks_move_in_one_step_on_the_recommendation_loss_alone():
+    model, batch = joint(recon_loss_weight=0, vq_loss_weight=0), some_batch()
+    before = [c.detach().clone() for c in model.tokenizer.rq.codebooks()]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    model(batch)[0].backward()
+    optimizer.step()
+    for old, new in zip(before, model.tokenizer.rq.codebooks(), strict=True):
+        assert not torch.equal(old, new)
+
+
+def test_target_gradient_weighs_that_road_only():
+    whole, half, batch = joint(), joint(target_gradient=0.5), some_batch()
+    for road, factor in (("target", 0.5), ("history", 1.0), ("teacher", 1.0)):
+        want = codebook_grads(whole, whole.recommendation_loss(batch, whole.quantize(batch), (road,)))
+        got = codebook_grads(half, half.recommendation_loss(batch, half.quantize(batch), (road,)))
+        assert got == pytest.approx([factor * w for w in want], rel=1e-5)
+
+
+def test_hard_update_moves_only_selected_codes():
+    model, batch = joint(codebook_update="hard", uncertainty="none"), some_batch()
+    q = model.quantize(batch)
+    loss = model.recommendation_loss(batch, q, ("target",))
+    first = torch.autograd.grad(loss, model.tokenizer.rq.codebooks())[0]
+    moved = set(first.abs().sum(1).nonzero().flatten().tolist())
+    assert moved and moved <= set(q.index[0].tolist())
+
+
+# ---------------------------------------------------------------- the forward pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_tokens_are_those_of_the_drawn_codes(kind):
+    model, batch = joint(uncertainty=kind), some_batch()
+    q = model.quantize(batch)
+    suffix = model.sid_NL[batch.item_U - 1, -1].long()
+    tokens = model.recommender.embed(q, suffix)
+    for level in range(3):
+        assert torch.equal(tokens[:, level], model.recommender.tables[level][q.index[level]])
+        assert torch.equal(q.label(level, batch.target_row_B, 8, 1.0).detach().argmax(1), q.index[level][batch.target_row_B])
+
+
+def test_without_noise_the_drawn_codes_are_the_catalogues():
+    model, batch = joint(uncertainty="none"), some_batch()
+    q = model.quantize(batch)
+    assert torch.equal(torch.stack(q.index, 1), model.sid_NL[batch.item_U - 1, :-1].long())
+    _, logs = model(batch)
+    assert logs["sid_agreement"] == 1 and logs["sampled_differs"] == 0 and logs["stochastic_share"] == 0
+
+
+def test_sampled_codes_follow_gumbels_theorem():
+    """Over many steps the share of drawn codes that are the nearest is what the softmax says."""
+    model = joint(uncertainty="gumbel")
+    everything = torch.arange(1, N + 1)
+    batch = some_batch()._replace(item_U=everything)
+    differs = []
+    for step in range(300):
+        model.step.fill_(step)
+        q = model.quantize(batch)
+        differs.append((q.index[0] != q.nearest[0]).float().mean().item())
+    assert 1 - np.mean(differs) == pytest.approx(model.levels[0].keep, abs=0.02)
+
+
+def test_auto_scale_keeps_most_items_and_the_published_scale_is_one():
+    assert all(0.6 < s.keep < 0.95 for s in joint().levels)
+    assert joint(logit_scale=1.0).scale_L.tolist() == [1, 1, 1]
+
+
+def test_loss_terms_by_an_independent_formula():
+    """L_rec, recon and L_vq of one batch recomputed densely, repeated targets with multiplicity."""
+    model, batch = joint(uncertainty="none"), some_batch()
+    batch = batch._replace(target_row_B=batch.target_row_B[[0, 0, 1, 2, 3, 4]], target_B=batch.target_B[[0, 0, 1, 2, 3, 4]])
+    _, logs = model(batch)
+    z = model.latents()[batch.target_B - 1]
+    books = [c.detach() for c in model.tokenizer.rq.codebooks()]
+    r, total, vq = z, torch.zeros_like(z), 0.0
+    for book in books:
+        q = book[((r[:, None] - book[None]) ** 2).sum(2).argmin(1)]
+        vq += 1.25 * ((r - q) ** 2).mean(1)  # forward value: beta = 0.25
+        r, total = r - q, total + q
+    assert float(logs["loss/vq"]) == pytest.approx(float((vq / 3).mean()), rel=1e-5)
+    assert float(logs["loss/recon"]) == pytest.approx(float(((total - z) ** 2).mean()), rel=1e-5)
+
+    rec, sid = model.recommender, model.sid_NL.long()
+    history = torch.stack([rec.tables[i][sid[batch.history_BS.clamp(min=1) - 1, i]] for i in range(4)], 2)
+    target = sid[batch.target_B - 1]
+    prefix = torch.stack([rec.tables[i][target[:, i]] for i in range(3)], 1)
+    logp = [x.log_softmax(-1) for x in rec(history, batch.history_BS, prefix)]
+    want = -sum(lp.gather(1, target[:, [i]]).mean() for i, lp in enumerate(logp)) / 4
+    assert float(logs["loss/rec"]) == pytest.approx(float(want), rel=1e-5)
+
+
+def test_padding_changes_nothing():
+    model, batch = joint(uncertainty="none"), some_batch(slice(0, 1))
+    wide = batch._replace(
+        history_BS=torch.nn.functional.pad(batch.history_BS, (5, 0)),
+        history_row_BS=torch.nn.functional.pad(batch.history_row_BS, (5, 0)),
+    )
+    assert model(batch)[0].item() == pytest.approx(model(wide)[0].item(), rel=1e-5)
+    a, b = model.recommend(batch.history_BS, 10), model.recommend(wide.history_BS, 10)
+    assert torch.equal(a.item_BW, b.item_BW)
+
+
+# ---------------------------------------------------------------- parameters, SIDs, recommending
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_every_trainable_parameter_is_in_one_group_and_gets_a_gradient(kind, frozen):
+    model = joint(uncertainty=kind, freeze_id_encoder=frozen)
+    grouped = [p for g in model.param_groups() for p in g["params"]]
+    assert len(grouped) == len({id(p) for p in grouped})
+    assert {id(p) for p in grouped} == {id(p) for p in model.parameters() if p.requires_grad}
+    for usage in (b for n, b in model.named_buffers() if "usage" in n):
+        usage.fill_(0.9)  # everything hot, so that every sigma is asked for
+    model(some_batch())[0].backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize(("frozen", "layers", "learning"), [(True, 0, []), (False, 0, [1, 4]), (False, 1, [4])])
+def test_the_encoder_rests_as_told(frozen, layers, learning):
+    model = joint(freeze_id_encoder=frozen, freeze_id_encoder_layers=layers)
+    names = {n for n, p in model.tokenizer.encoder.named_parameters() if p.requires_grad}
+    assert names == {f"mlp_layers.{i}.{w}" for i in learning for w in ("weight", "bias")}
+    assert torch.allclose(model.latents(), model.tokenizer.encoder(torch.from_numpy(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32))), atol=1e-6)
+
+
+def test_state_keys_hold_each_tensor_once():
+    state = joint().state_dict()
+    pointers = [t.data_ptr() for t in state.values()]
+    assert len(pointers) == len(set(pointers))
+
+
+def test_refresh_follows_the_codebooks_and_reports_the_change():
+    model = joint()
+    assert model.refresh()["sid_changed"] == 0
+    with torch.no_grad():
+        book = model.tokenizer.rq.codebooks()[0]
+        book.copy_(book.roll(1, 0))
+    figures = model.refresh()
+    assert figures["sid_changed"] == 1 and figures["sid_changed_since_start"] == 1
+    assert torch.equal(model.sid_NL[:, 0], (model.first_NL[:, 0] + 1) % 8)
+
+
+def test_too_many_items_in_one_group_are_refused():
+    model = GenerativeModel(options(), N)
+    with pytest.raises(Problem, match="30 items share one code, the suffix can number 8"):
+        model.set_codes(torch.zeros(N, 3, dtype=torch.long))
+
+
+def test_recommend_equals_scoring_every_item():
+    """A beam as wide as the catalogue against teacher-forced log-probabilities of every SID."""
+    model = joint(num_beams=N, metrics=["recall@10", "ndcg@10"]).eval()
+    batch = some_batch()
+    found = model.recommend(batch.history_BS, N)
+    sid, rec = model.sid_NL.long(), model.recommender
+    for b in range(3):
+        history = batch.history_BS[[b]].expand(N, -1)
+        tokens = torch.stack([rec.tables[i][sid[history.clamp(min=1) - 1, i]] for i in range(4)], 2)
+        prefix = torch.stack([rec.tables[i][sid[:, i]] for i in range(3)], 1)
+        logits = rec(tokens, history, prefix)
+        want = sum(x.log_softmax(-1).gather(1, sid[:, [i]])[:, 0] for i, x in enumerate(logits))
+        assert torch.allclose(found.score_BW[b], want.sort(descending=True).values, atol=1e-4)
+        assert torch.allclose(want[found.item_BW[b] - 1], found.score_BW[b], atol=1e-4)
+
+
+def test_a_state_restores_the_same_recommendations():
+    model, batch = joint().eval(), some_batch()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    model.refresh()
+    want = model.recommend(batch.history_BS, 10)
+    other = JointModel(model.cfg, RQVAE(model.cfg.tokenizer, D), None, N).eval()
+    other.load_state_dict(model.state_dict(), strict=True)
+    got = other.recommend(batch.history_BS, 10)
+    assert torch.equal(got.item_BW, want.item_BW) and torch.equal(got.score_BW, want.score_BW)
+
+
+def test_prefix_groups_are_items_with_equal_codes():
+    model = GenerativeModel(options(), 4)
+    model.set_codes(torch.tensor([[0, 1, 2], [3, 3, 3], [0, 1, 2], [0, 1, 3]]))
+    groups = model.groups().tolist()
+    assert groups[0] == -1 and groups[1] == groups[3] and len(set(groups)) == 4
+
+
+def test_mixed_precision_leaves_the_assignment_alone():
+    model, batch = joint(), some_batch()
+    plain = model.quantize(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model.quantize(batch)
+        loss, _ = model(batch)
+    assert all(torch.equal(a, b) for a, b in zip(plain.soft, mixed.soft, strict=True))
+    assert loss.dtype == torch.float32
+
+
+def test_golden_loss():
+    """A change here is a change of the method: it goes to CHANGELOG under "Changes results"."""
+    model = joint(uncertainty="frqud")
+    _, logs = model(some_batch())
+    got = {k: float(v) for k, v in logs.items() if k.startswith("loss")}
+    want = {"loss": 2.1491, "loss/rec": 2.0956, "loss/recon": 0.0094, "loss/vq": 0.0440}
+    assert got == pytest.approx(want, abs=2e-4)

@@ -1,0 +1,287 @@
+"""Every way to get an option wrong stops the run with a line that names it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+
+import methods
+import settings
+from utils import Problem
+
+ROOT = Path(settings.__file__).parent
+
+# The published YAML files and command lines, kept under their names ...
+KEPT = """dataset seed log_dir map_path semantic_emb_path semantic_hidden_size code_num code_length epochs
+lr_rec lr_id weight_decay gumbel_tau code_loss_weight recon_loss_weight vq_loss_weight warmup_steps batch_size
+eval_batch_size num_workers eval_step learner data_path lr_scheduler_type gradient_accumulation_steps max_his_len
+early_stop metrics valid_metric encoder_layers decoder_layers d_model d_ff num_heads d_kv dropout_rate num_beams
+rqvae_path num_emb_list beta e_dim layers dist sk_epsilons sk_iters kmeans_init kmeans_iters dropout_prob
+hot_threshold_ratio usage_momentum initial_std sigma_lambda auto_lambda_mode freeze_id_encoder
+freeze_id_encoder_layers use_tau_annealing tau_anneal_init tau_anneal_min tau_anneal_rate""".split()
+# ... or refused, because they did nothing there ...
+IDLE = """sim alpha tau loss_type vq_type max_length feed_forward_proj reproducibility joint_optimization
+freeze_semantic_embedding freeze_id_decoder use_gate_network use_soft_frequency balance_loss_weight
+gumbel_hard_switch_epoch stop_gumbel_sampling_epoch bn""".split()
+# ... or spelled otherwise here.
+RENAMED = ["use_adaptive_selection", "use_learnable_sigma_gumbel", "noise_type", "use_pure_ste"]
+
+
+def load_text(tmp_path, text, *overrides):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return settings.load(path, overrides)
+
+
+# ---------------------------------------------------------------- wrong values
+
+WRONG = {
+    # unknown, with the nearest known one
+    "num_beam=10": r"'num_beam'.*did you mean 'num_beams'",
+    "rqvae_epoch=3": r"'rqvae_epoch'.*did you mean 'rqvae_epochs'",
+    "Epochs=3": r"'Epochs'.*did you mean 'epochs'",
+    "qqqqzzzz=3": r"'qqqqzzzz'.*--help",
+    "=3": r"unknown option ''",
+    # wrong type
+    "epochs=ten": r"epochs: expected a whole number, got 'ten'",
+    "epochs=1.5": r"epochs: expected a whole number, got 1\.5",
+    "epochs=1e3": r"epochs: expected a whole number, got '1e3'",
+    "epochs=": r"epochs: expected a whole number, got None",
+    "epochs=[3]": r"epochs: expected a whole number, got \[3\]",
+    "epochs=true": r"epochs: expected a whole number, got True",
+    "seed=false": r"seed: expected a whole number, got False",
+    "num_emb_list=[8, true, 8]": r"num_emb_list: expected a whole number, got True",
+    "lr_rec=fast": r"lr_rec: expected a number, got 'fast'",
+    "lr_rec=true": r"lr_rec: expected a number, got True",
+    "logit_scale=true": r"logit_scale: expected a number, got True",
+    "logit_scale=automatic": r"logit_scale: expected a number, got 'automatic'",
+    "mask_seen=maybe": r"mask_seen: expected true or false, got 'maybe'",
+    "mask_seen=1": r"mask_seen: expected true or false, got 1",
+    "rqvae_path=[a]": r"rqvae_path: expected text, got \['a'\]",
+    "layers=16": r"layers: expected a list, got 16",
+    "layers=[16, wide]": r"layers: expected a whole number, got 'wide'",
+    "uncertainty=FrqUD": r"uncertainty: expected one of none, .*frqud.*, got 'FrqUD'",
+    "mixed_precision=true": r"mixed_precision: expected one of no, bf16, fp16, got True",
+    # out of range
+    "epochs=0": r"epochs: must be at least 1, got 0",
+    "seed=-1": r"seed: must be at least 0, got -1",
+    "dropout_rate=0.95": r"dropout_rate: must be at most 0\.9, got 0\.95",
+    "usage_momentum=1.01": r"usage_momentum: must be at most 1, got 1\.01",
+    "lr_rec=0": r"lr_rec: must be above 0, got 0",
+    "logit_scale=-2": r"logit_scale: must be above 0, got -2",
+    "num_emb_list=[8, 1, 8]": r"num_emb_list: must be at least 2, got 1",
+    "lr_rec=.nan": r"lr_rec: must be finite",
+    "lr_rec=1e999": r"lr_rec: must be finite",
+    # lists of the wrong length, options that disagree
+    "num_emb_list=[]": r"num_emb_list: needs at least one level",
+    "sk_epsilons=[0.1, 0.1]": r"sk_epsilons: .*3.*\[0\.1, 0\.1\]",
+    "code_num=128": r"code_num: 128 disagrees with num_emb_list",
+    "code_length=3": r"code_length: 3 disagrees with num_emb_list",
+    "num_beams=9": r"num_beams: 9 is below .*10",
+    "valid_metric=ndcg@20": r"valid_metric: 'ndcg@20' is not among metrics",
+    "valid_metric=hits": r"metrics: 'hits' is not one of",
+    "metrics=[]": r"valid_metric: .*not among metrics",
+    "metrics=[ndcg@10, precision@10]": r"metrics: 'precision@10' is not one of",
+    "metrics=[ndcg@10, recall@0]": r"metrics: 'recall@0'",
+    "metrics=[ndcg@10, recall@²]": r"metrics: 'recall@²'",
+    "tau_anneal_min=3": r"tau_anneal_min: 3\.0 exceeds tau_anneal_init 2",
+    "run_name=a/b": r"run_name: 'a/b' is not a plain folder name",
+    "run_name=..": r"run_name: '\.\.' is not a plain folder name",
+    "run_name=''": r"run_name: '' is not a plain folder name",
+    "dataset=../beauty": r"dataset: '\.\./beauty' is not a plain name",
+}
+
+
+@pytest.mark.parametrize("given_", WRONG)
+def test_a_wrong_option_is_refused_by_name_and_value(given_):
+    with pytest.raises(Problem, match=WRONG[given_]):
+        settings.load(None, [f"--{given_}"])
+
+
+@pytest.mark.parametrize("text", ["num_beam: 10", "epochs: ten", "epochs: true", "lr_rec: 0", "code_length: 3"])
+def test_the_file_is_held_to_the_same_rules(tmp_path, text):
+    with pytest.raises(Problem, match=WRONG[text.replace(": ", "=")]):
+        load_text(tmp_path, text)
+
+
+@pytest.mark.parametrize("words", [["--epochs", "3"], ["epochs=3"], ["-epochs=3"], ["--mask_seen"]])
+def test_options_are_written_with_an_equals_sign(words):
+    with pytest.raises(Problem, match=rf"{re.escape(repr(words[0]))}: write options as --key=value"):
+        settings.load(None, words)
+
+
+def test_given_twice_on_the_command_line():
+    with pytest.raises(Problem, match="--epochs: given twice"):
+        settings.load(None, ["--epochs=3", "--seed=1", "--epochs=3"])
+
+
+@pytest.mark.parametrize("text", ["epochs: 3\nseed: 1\nepochs: 3\n", "{seed: 1, epochs: 3, epochs: 4}"])
+def test_given_twice_in_the_file(tmp_path, text):
+    with pytest.raises(Problem, match="given twice: epochs"):
+        load_text(tmp_path, text)
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.system", "object/new:os.system", "name:os.system", "tuple"])
+def test_yaml_never_builds_python_objects(tmp_path, tag):
+    marker = tmp_path / "ran"
+    value = f"!!python/{tag} ['touch {marker}']"
+    with pytest.raises(Problem, match=r"c\.yaml: not readable as YAML"):
+        load_text(tmp_path, f"run_name: {value}")
+    with pytest.raises(Problem, match="--run_name: .* is not readable"):
+        settings.load(None, [f"--run_name={value}"])
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("text", ["- epochs", "epochs", "3: 4", "epochs: [", "a: b: c", "\x07", "[" * 1500])
+def test_a_file_that_is_no_list_of_options(tmp_path, text):
+    with pytest.raises(Problem, match=r"c\.yaml: "):
+        load_text(tmp_path, text)
+
+
+def test_a_file_that_is_not_text_or_not_there(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"run_name: \xff\xfe")
+    with pytest.raises(Problem, match=r"c\.yaml: not readable"):
+        settings.load(tmp_path / "c.yaml")
+    with pytest.raises(Problem, match=r"gone\.yaml: no such configuration file"):
+        settings.load(tmp_path / "gone.yaml")
+    with pytest.raises(Problem, match="not readable"):
+        settings.load(tmp_path)
+
+
+# ---------------------------------------------------------------- right values
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "want"),
+    [
+        ("lr_rec: 1e-3", "lr_rec", 0.001),  # a string to PyYAML
+        ("lr_rec: 1E-3", "lr_rec", 0.001),
+        ("lr_rec: 2", "lr_rec", 2.0),
+        ("sk_epsilons: [1e-3, 0, 3e-3]", "sk_epsilons", [0.001, 0.0, 0.003]),
+        ("epochs: 1.0e+3", "epochs", 1000),  # a float to PyYAML
+        ("mixed_precision: no", "mixed_precision", "no"),  # false to PyYAML
+        ("resume: no", "resume", "no"),
+        ("mask_seen: yes", "mask_seen", True),
+        ("dataset: 2014", "dataset", "2014"),
+        ("logit_scale: auto", "logit_scale", "auto"),
+        ("logit_scale: 1", "logit_scale", 1.0),
+        ("id_last_epoch: null", "id_last_epoch", None),
+        ("metrics: recall@5,ndcg@10", "metrics", ["recall@5", "ndcg@10"]),  # as published
+        ("code_num: 256\ncode_length: 4", "code_length", 4),  # as published
+    ],
+)
+def test_values_mean_what_they_say(tmp_path, text, name, want):
+    found = settings.flat(load_text(tmp_path, text))[name]
+    assert found == want
+    assert type(found) is type(want)
+
+
+def test_the_command_line_goes_before_the_file_and_the_file_before_the_default(tmp_path):
+    cfg = load_text(tmp_path, "epochs: 3\nseed: 4\n", "--epochs=5")
+    assert (cfg.train.epochs, cfg.data.seed, cfg.train.early_stop) == (5, 4, 15)
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path):
+    assert load_text(tmp_path, "# nothing\n") == settings.load(None)
+
+
+names = st.from_regex(r"[A-Za-z0-9_~+-][A-Za-z0-9_.~+: é-]{0,12}", fullmatch=True)
+positive = st.floats(min_value=1e-300, max_value=1e300)
+
+
+@st.composite
+def options(draw):
+    levels = draw(st.integers(1, 4))
+    optional = {
+        "seed": st.integers(0, 2**63),
+        "dataset": names,
+        "run_name": names | st.none(),
+        "semantic_emb_path": st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1) | st.none(),
+        "lr_rec": positive, "beta": positive, "collapse_perplexity": positive | st.none(),
+        "logit_scale": positive | st.just("auto"),
+        "mask_seen": st.booleans(), "resume": st.sampled_from(["no", "auto"]),
+        "uncertainty": st.sampled_from(["none", "gumbel", "frqud_sdud"]),
+        "layers": st.lists(st.integers(1, 4096), max_size=4), "id_last_epoch": st.integers(0, 99) | st.none(),
+        "metrics": st.permutations(["ndcg@10", "recall@10", "mrr@3", "coverage@20"]),
+    }  # fmt: skip
+    return {
+        "num_emb_list": draw(st.lists(st.integers(2, 999), min_size=levels, max_size=levels)),
+        "sk_epsilons": draw(st.lists(st.floats(0, 1), min_size=levels, max_size=levels)),
+        **draw(st.fixed_dictionaries({}, optional=optional)),
+    }
+
+
+@effort(max_examples=30)
+@given(raw=options())
+def test_a_saved_configuration_loads_equal(tmp_path_factory, raw):
+    cfg = settings.build(raw)
+    path = tmp_path_factory.getbasetemp() / "saved.yaml"
+    path.write_text(settings.dump(cfg), encoding="utf-8")
+    assert settings.load(path) == cfg
+    assert {k: v for k, v in settings.flat(cfg).items() if k in raw} == raw
+
+
+def test_replace_checks_what_it_changes():
+    cfg = settings.load(None)
+    assert settings.replace(cfg, run_name="x").run.run_name == "x"
+    with pytest.raises(Problem, match="num_beams: 5"):
+        settings.replace(cfg, num_beams=5)
+
+
+# ---------------------------------------------------------------- the list of options
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_configuration_loads(path):
+    methods.check(settings.load(path).run.method)
+
+
+def test_every_option_is_read_somewhere():
+    files = [p for p in [*ROOT.glob("*.py"), *ROOT.glob("methods/*.py"), *ROOT.glob("scripts/*.py")] if p.name != "settings.py"]
+    source = "\n".join(p.read_text() for p in files)
+    checks = (ROOT / "settings.py").read_text()  # code_num and code_length are only compared, there
+    unread = [n for n in settings.FIELDS if not re.search(rf"\.{n}\b", source) and f"self.{n} " not in checks]
+    assert unread == []
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_published_key_is_kept(name):
+    default = settings.flat(settings.load(None))[name]
+    assert settings.flat(settings.build({name: default}))[name] == default
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_an_idle_published_key_is_refused_with_that_sentence(name):
+    with pytest.raises(Problem, match=f"option '{name}' had no effect in the published program"):
+        settings.build({name: 1})
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_an_old_spelling_is_answered_with_the_new_one(name):
+    with pytest.raises(Problem, match=f"option '{name}' .*uncertainty="):
+        settings.build({name: True})
+
+
+ANSWERED = ["use_soft_frequency", "balance_loss_weight", "gumbel_hard_switch_epoch", "stop_gumbel_sampling_epoch", *RENAMED]
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_what_replaces_an_old_key_exists(name):
+    """Every option and value that the sentence recommends is itself accepted."""
+    sentence = settings.RETIRED[name].replace(name, "")
+    advice = {(k, v) for k, v in re.findall(r"\b(\w+)=(\w+)", sentence)} | {
+        (k, None) for k in re.findall(r"\bhot_\w+", sentence)
+    }
+    assert advice
+    for key, value in advice:
+        known = settings.flat(settings.load(None, [f"--{key}={value}"] if value else []))
+        assert known[key] == (value or known[key])
+
+
+def test_help_shows_every_option_with_its_default():
+    text = settings.help_text()
+    for name, value in settings.flat(settings.load(None)).items():
+        assert f"--{name}={'-' if value is None else value}\n" in text

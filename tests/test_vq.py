@@ -1,0 +1,136 @@
+"""The tokenizer: released checkpoint layout, quantization by hand, pre-training that learns."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+
+import settings
+from utils import Problem
+from vq import RQVAE, load_rqvae, measure_scales
+
+CFG = settings.build({"num_emb_list": [6, 5, 4], "layers": [12, 9], "e_dim": 3, "sk_epsilons": [0.01] * 3}).tokenizer
+
+
+def released(path, width=7, **changes):
+    """A checkpoint in the released layout, made without our classes."""
+    g = torch.Generator().manual_seed(0)
+    sizes = [width, 12, 9, 3]
+    state = {}
+    for part, widths in (("encoder", sizes), ("decoder", sizes[::-1])):
+        for i in range(3):
+            state[f"{part}.mlp_layers.{3 * i + 1}.weight"] = torch.randn(widths[i + 1], widths[i], generator=g)
+            state[f"{part}.mlp_layers.{3 * i + 1}.bias"] = torch.randn(widths[i + 1], generator=g)
+    for level, k in enumerate((6, 5, 4)):
+        state[f"rq.vq_layers.{level}.embedding.weight"] = torch.randn(k, 3, generator=g)
+    whole = {
+        "args": argparse.Namespace(lr=1e-3, num_emb_list=[6, 5, 4]), "epoch": 9999, "best_loss": 0.1,
+        "best_collision_rate": 0.05, "state_dict": state | changes, "optimizer": {"state": {}, "param_groups": []},
+    }  # fmt: skip
+    torch.save(whole, path)
+    return state
+
+
+def codes_by_hand(state, x):
+    """An independent numpy forward of the released network."""
+    w = {k: v.numpy() for k, v in state.items()}
+    for i in (1, 4, 7):
+        x = x @ w[f"encoder.mlp_layers.{i}.weight"].T + w[f"encoder.mlp_layers.{i}.bias"]
+        x = np.maximum(x, 0) if i != 7 else x
+    codes = []
+    for level in range(3):
+        book = w[f"rq.vq_layers.{level}.embedding.weight"]
+        nearest = ((x[:, None] - book[None]) ** 2).sum(2).argmin(1)
+        codes.append(nearest)
+        x = x - book[nearest]
+    return np.stack(codes, 1)
+
+
+def test_a_released_checkpoint_gives_the_codes_it_was_trained_for(tmp_path):
+    state = released(tmp_path / "best_collision_model.pth")
+    model = load_rqvae(tmp_path / "best_collision_model.pth", CFG, 7).eval()
+    x = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
+    got = model.rq.assign(model.encoder(torch.from_numpy(x)))
+    assert np.array_equal(got.numpy(), codes_by_hand(state, x))
+
+
+@pytest.mark.parametrize(
+    ("width", "changes", "message"),
+    [
+        (8, {}, "width 8, yours have 7"),
+        (7, {"rq.vq_layers.1.embedding.weight": torch.zeros(9, 3)}, r"rq.vq_layers.1.embedding.weight has shape \(9, 3\)"),
+        (7, {"encoder.mlp_layers.99.weight": torch.zeros(1)}, "configuration wants none"),
+        (7, {"encoder.mlp_layers.1.bias": torch.full((12,), float("nan"))}, "NaN"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, width, changes, message):
+    released(tmp_path / "c.pth", width, **changes)
+    with pytest.raises(Problem, match=message):
+        load_rqvae(tmp_path / "c.pth", CFG, 7)
+
+
+def test_pre_training_pass_by_hand():
+    """Loss terms of one batch recomputed with explicit residuals."""
+    torch.manual_seed(0)
+    model, x = RQVAE(CFG, 7), torch.randn(20, 7)
+    recon, vq, codes = model(x, "argmin")
+    r = z = model.encoder(x)
+    want, total = 0.0, torch.zeros_like(z)
+    for level, book in enumerate(model.rq.codebooks()):
+        nearest = ((r[:, None] - book[None]) ** 2).sum(2).argmin(1)
+        assert torch.equal(codes[:, level], nearest)
+        want += 1.25 * ((r - book[nearest]) ** 2).mean() / 3
+        total, r = total + book[nearest], r - book[nearest]
+    assert float(vq) == pytest.approx(float(want), rel=1e-5)
+    assert float(recon) == pytest.approx(float(((model.decoder(total) - x) ** 2).mean()), rel=1e-5)
+
+
+def test_reconstruction_reaches_the_encoder_straight_through():
+    torch.manual_seed(0)
+    model, x = RQVAE(CFG, 7), torch.randn(20, 7)
+    recon, _, _ = model(x, "argmin")
+    recon.backward()
+    assert model.encoder.mlp_layers[1].weight.grad.norm() > 0
+    assert model.rq.codebooks()[0].grad is None  # codebooks learn from the VQ loss alone
+
+
+def test_kmeans_start_uses_the_codes_better_than_a_random_one():
+    torch.manual_seed(0)
+    model, x = RQVAE(CFG, 7), torch.randn(300, 7)
+    before = len(model.rq.assign(model.encoder(x)).unique(dim=0))
+    model.init_codebooks(x, 25, seed=0)
+    assert len(model.rq.assign(model.encoder(x)).unique(dim=0)) > before
+
+
+def test_sinkhorn_catalogue_is_balanced_on_each_level():
+    torch.manual_seed(0)
+    model, x = RQVAE(CFG, 7), torch.randn(600, 7)
+    z = model.encoder(x)
+    model.init_codebooks(x, 10, seed=0)
+    even, plain = (model.rq.assign(z, rule)[:, 0].bincount(minlength=6).float().std() for rule in ("sinkhorn", "argmin"))
+    assert even < plain
+
+
+def test_gap_is_the_median_distance_between_the_two_nearest_codes():
+    torch.manual_seed(0)
+    model = RQVAE(CFG, 7)
+    z = torch.randn(101, 3)
+    first = model.rq.codebooks()[0]
+    d = np.sort(((z[:, None] - first[None]) ** 2).sum(2).detach().numpy(), 1)
+    scales = measure_scales(model.rq, z, "auto", [1.0] * 3)
+    assert scales[0].gap == pytest.approx(float(np.median(d[:, 1] - d[:, 0])), rel=1e-4)
+    assert scales[0].scale == pytest.approx(3 / scales[0].gap)
+
+
+def test_standardized_embeddings_are_centred(tmp_path):
+    cfg = settings.build({"num_emb_list": [4], "sk_epsilons": [0.01], "layers": [5], "standardize_embeddings": True}).tokenizer
+    model = RQVAE(cfg, 3)
+    x = torch.randn(50, 3) * 4 + 2
+    model.get_buffer("shift").copy_(x.mean(0))
+    model.get_buffer("spread").copy_((x - x.mean(0)).std())
+    y = model.prepare(x)
+    assert torch.allclose(y.mean(0), torch.zeros(3), atol=1e-5) and y.std() == pytest.approx(1, rel=1e-2)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "t.pth")
+    again = load_rqvae(tmp_path / "t.pth", cfg, 3)
+    assert torch.equal(again.prepare(x), y)
