@@ -53,7 +53,7 @@ def make_batch(
     new = np.ones(len(item), bool) if seen is None else ~np.isin(item, seen)
     arrays = (history, target, split.users(rows), item, row[: history.size].reshape(history.shape), row[history.size :])
     tensors = [torch.from_numpy(np.ascontiguousarray(a).astype(np.int64)) for a in arrays]
-    return Batch(*tensors, torch.from_numpy(new), torch.tensor(weight))
+    return Batch(*tensors, torch.from_numpy(new), torch.tensor(weight, dtype=torch.double))
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,12 @@ def train(cfg: Config) -> RunFolder:
     acc = accelerator(cfg)
     cfg = named(cfg)
     run = RunFolder.of(cfg)
+    if acc.is_main_process:
+        run.check(cfg)
     if run.finished and cfg.run.resume == "auto":
         log_to(None, main=acc.is_main_process)
         log.info(f"{run.path} is finished already")
         return run
-    if acc.is_main_process:
-        run.claim(cfg)
-    acc.wait_for_everyone()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     log_file = Path(cfg.run.log_dir) / cfg.data.dataset / f"{stamp}-{cfg.run.run_name}.log"
     log_to(log_file, main=acc.is_main_process)
@@ -98,6 +97,9 @@ def train(cfg: Config) -> RunFolder:
     data = read_dataset(cfg.data)
     torch.manual_seed(cfg.data.seed)
     model = methods.TRAINED[cfg.run.method](cfg, data)
+    if acc.is_main_process:
+        run.claim(cfg)  # only now: what is wrong with the data must not use up the name
+    acc.wait_for_everyone()
     fit = Fit(cfg, model, data, acc, run, portable(cfg, data.catalogue))
     report.start(cfg, model, fit)
     fit.train()

@@ -135,13 +135,17 @@ class GenerativeModel(nn.Module):
         soft label, the decoder's teacher-forced inputs.
         """
         suffix_U = self.sid_NL[batch.item_U - 1, -1].long()
-        on, off = roads == ROADS, not roads
-        live = None if off else self.recommender.embed(q, suffix_U)
-        dead = None if on else self.recommender.embed(q.detached(), suffix_U)
-        token = {road: live if road in roads else dead for road in ROADS}
-        history_BSLh = token["history"][batch.history_row_BS]  # type: ignore[index]
-        prefix_BLh = token["teacher"][batch.target_row_B, :-1]  # type: ignore[index]
-        label = q if "target" in roads else q.detached()
+        goal = q.goal()
+
+        def tokens(codes: Quantized, road: str) -> Tensor:
+            return self.recommender.embed(codes if road in roads else codes.detached(), suffix_U)
+
+        history_ULh = tokens(q, "history")
+        shared = goal is q and ("history" in roads) == ("teacher" in roads)
+        teacher_ULh = history_ULh if shared else tokens(goal, "teacher")
+        history_BSLh = history_ULh[batch.history_row_BS]
+        prefix_BLh = teacher_ULh[batch.target_row_B, :-1]
+        label = goal if "target" in roads else goal.detached()
 
         terms = []
         for level, logits in enumerate(self.recommender(history_BSLh, batch.history_BS, prefix_BLh)):
@@ -239,13 +243,14 @@ class JointModel(GenerativeModel):
         """Run what rests over the catalogue once; fix the logits' scale; assign the first SIDs."""
         resting = self._stages[0].eval()
         pieces = (
-            self.tokenizer.prepare(torch.from_numpy(np.asarray(content_ND[i : i + 8192], np.float32)))
+            self.tokenizer.prepare(torch.from_numpy(np.array(content_ND[i : i + 8192], np.float32)))
             for i in range(0, len(content_ND), 8192)
         )
         self.input_Nd = in_chunks(pieces, resting, torch.device("cpu"))
-        self.levels = measure_scales(self.tokenizer.rq, self.latents(), self.cfg.joint.logit_scale, self.decay.scales())
+        z_Nd = self.latents()
+        self.levels = measure_scales(self.tokenizer.rq, z_Nd, self.cfg.joint.logit_scale, self.decay.scales())
         self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))
-        self.set_codes(self.assign())
+        self.set_codes(self.assign(z_Nd))
         self.first_NL.copy_(self.sid_NL[:, :-1])
 
     @torch.no_grad()
@@ -257,9 +262,9 @@ class JointModel(GenerativeModel):
         learning.train(was)
         return z
 
-    def assign(self) -> Tensor:
+    def assign(self, z_Nd: Tensor) -> Tensor:
         """Learned codes [N, L] of the whole catalogue, without noise."""
-        return self.tokenizer.rq.assign(self.latents(), self.cfg.joint.catalogue_assignment)
+        return self.tokenizer.rq.assign(z_Nd, self.cfg.joint.catalogue_assignment)
 
     # ---- training
 
@@ -326,8 +331,8 @@ class JointModel(GenerativeModel):
         return [*super().param_groups(), tokenizer, *([sigma] if sigma["params"] else [])]
 
     def refresh(self) -> dict[str, float]:
-        before = self.sid_NL[:, :-1].clone()
-        self.set_codes(self.assign())
+        before, z_Nd = self.sid_NL[:, :-1].clone(), self.latents()
+        self.set_codes(self.assign(z_Nd))
         now = self.sid_NL[:, :-1]
         figures = self.sid_figures()
         figures["sid_changed"] = float((now != before).any(1).float().mean())
@@ -336,7 +341,7 @@ class JointModel(GenerativeModel):
         figures["noise_scale"] = sum(scales) / len(scales)
         figures |= {f"noise_scale/level_{i}": s for i, s in enumerate(scales, 1)}
         figures["tau"] = float(self.decay.tau(self.step))
-        now_scales = measure_scales(self.tokenizer.rq, self.latents(), self.scale_L.tolist(), scales)
+        now_scales = measure_scales(self.tokenizer.rq, z_Nd, self.scale_L.tolist(), scales)
         return figures | {f"keep_probability/level_{i}": s.keep for i, s in enumerate(now_scales, 1)}
 
 

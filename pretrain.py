@@ -75,7 +75,7 @@ def pretrain(cfg: Config, data: Dataset) -> Path:
         log.info(f"tokenizer: {path} has these options, seed and data already; used again")
         return path
     torch.manual_seed(cfg.data.seed)
-    content_ND = torch.from_numpy(np.asarray(read_embeddings(data), np.float32))
+    content_ND = torch.from_numpy(np.array(read_embeddings(data), np.float32))
     model = RQVAE(cfg.tokenizer, content_ND.shape[1])
     if cfg.tokenizer.standardize_embeddings:
         model.get_buffer("shift").copy_(content_ND.mean(0))

@@ -235,9 +235,10 @@ def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cf
     offsets = np.searchsorted(user, np.arange(len(user_number) + 1))
     if len(parts) == 1:
         splits = leave_one_out(item, offsets, list(user_number), cfg.short_users, paths[0])
+        training = training_items(splits[0], splits[1])
     else:
-        splits = _as_given(item, offsets, part)
-    return _dataset(folder, stem, cfg, catalogue, splits, paths)
+        splits, training = _as_given(item, offsets, part), item[part == 0]
+    return _dataset(folder, stem, cfg, catalogue, splits, training, paths)
 
 
 def leave_one_out(
@@ -289,7 +290,8 @@ def _read_jsonl(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
     number = catalogue.numbers()
     paths = [_need(folder, stem, f".{part}.jsonl") for part in SPLITS]
     splits = [_jsonl_split(p, number) for p in paths]
-    return _dataset(folder, stem, cfg, catalogue, splits, [*paths, map_path])
+    training = training_items(splits[0], splits[1])
+    return _dataset(folder, stem, cfg, catalogue, splits, training, [*paths, map_path])
 
 
 def _map_file(path: Path) -> Catalogue:
@@ -340,7 +342,7 @@ def _read_json(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
     catalogue = Catalogue([str(i) for i in range(n)], titles)
     offsets = np.concatenate([[0], np.cumsum([len(v) for v in found.values()], dtype=np.int64)])
     splits = leave_one_out(flat, offsets, list(found), cfg.short_users, path)
-    return _dataset(folder, stem, cfg, catalogue, splits, [path])
+    return _dataset(folder, stem, cfg, catalogue, splits, training_items(splits[0], splits[1]), [path])
 
 
 LAYOUTS: dict[str, Callable[[Path, str, DataOptions], Dataset]] = {
@@ -390,8 +392,9 @@ def _title(row: Any) -> str:
 
 
 def _dataset(
-    folder: Path, stem: str, cfg: DataOptions, catalogue: Catalogue, splits: list[Split], paths: list[Path]
-) -> Dataset:
+    folder: Path, stem: str, cfg: DataOptions, catalogue: Catalogue, splits: list[Split],
+    training: np.ndarray, paths: list[Path],
+) -> Dataset:  # fmt: skip
     embedding = Path(cfg.semantic_emb_path) if cfg.semantic_emb_path else _find_embedding(folder, stem)
     if cfg.semantic_emb_path and embedding and not embedding.is_file():
         beside = folder / embedding
@@ -399,7 +402,7 @@ def _dataset(
             raise Problem(f"semantic_emb_path: {embedding}: no such file")
         embedding = beside
     items = _file(folder, stem, ".items.jsonl")
-    popularity = np.bincount(training_items(splits[0], splits[1]), minlength=len(catalogue) + 1)
+    popularity = np.bincount(training, minlength=len(catalogue) + 1)
     files = [*paths, *([items] if items else []), *([embedding] if embedding else [])]
     train, valid, test = splits
     return Dataset(stem, catalogue, train, valid, test, popularity, embedding, digest(cfg.short_users, *files))
@@ -424,6 +427,8 @@ def read_embeddings(data: Dataset) -> np.ndarray:
         raise Problem(f"no content embeddings beside {data.name!r}; set semantic_emb_path to a .npy with a row per item")
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError("an .npz archive")
     except (OSError, ValueError, EOFError, SyntaxError) as e:
         raise Problem(f"{path}: not readable as .npy ({str(e).splitlines()[0]})") from None
     if found.ndim != 2 or found.dtype.kind != "f" or found.shape[1] < 1:

@@ -103,7 +103,7 @@ class RecommenderOptions:
 class JointOptions:
     uncertainty: Literal["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"] = option("frqud", "noise on the code assignment and how it fades")
     gradient: Literal["end_to_end", "detached"] = option("end_to_end", "detached: the recommendation loss never reaches the codebooks (historical)")
-    assignment_forward: Literal["sampled", "cached", "soft"] = option("sampled", "code of the forward pass: the drawn one, the catalogue's, or the soft mixture")
+    assignment_forward: Literal["sampled", "cached", "soft", "history"] = option("sampled", "code of the forward pass: the drawn one, the catalogue's, the soft mixture, or the drawn one in histories and the catalogue's as target")
     deterministic_assignment: Literal["argmax", "sinkhorn"] = option("argmax", "code of an item without noise, counted by FrqUD")
     catalogue_assignment: Literal["argmin", "sinkhorn"] = option("argmin", "SIDs of the whole catalogue after each epoch")
     codebook_update: Literal["soft", "hard"] = option("soft", "hard: gradient to the selected code only (ablation)")
@@ -162,7 +162,7 @@ class EvalOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    method: str = option("diger", "diger, two_stage, popularity, content")
+    method: str = option("diger", "diger or two_stage (the same recommender on frozen SIDs)")
     run_name: str | None = option(None, "name of the run folder; default: method and time")
     output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>")
     log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>")

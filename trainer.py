@@ -78,7 +78,7 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
             rank_M[1, place] = metrics.group_rank(item_BK, batch.target_B, group_N)
         for i in range(item_BK.shape[1]):
             shown[i, item_BK[:, i]] = True
-        invalid += torch.tensor([(item_BK == 0).sum(), item_BK.numel()], device=acc.device)
+        invalid += torch.stack([(item_BK == 0).sum(), torch.ones_like(item_BK).sum()])
     rank_M, shown, invalid = (acc.reduce(t.to(torch.double), "sum") for t in (rank_M, shown, invalid))
     seconds = time.perf_counter() - begin
     covered = (shown[:, 1:] > 0).int().cummax(0).values.double().mean(1)

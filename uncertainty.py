@@ -96,7 +96,8 @@ class FrqUD(Uncertainty):
     @torch.no_grad()
     def observe(self, nearest: list[Tensor], new_U: Tensor, loss: Tensor) -> None:
         for level, code_U in enumerate(nearest):
-            self.get_buffer(f"pending_{level}").index_add_(0, code_U, new_U.float())
+            pending = self.get_buffer(f"pending_{level}")
+            pending.index_add_(0, code_U, new_U.to(pending.dtype))
 
     @torch.no_grad()
     def after_step(self, all_reduce: AllReduce) -> None:
@@ -189,5 +190,5 @@ def keep_probability(logits_UK: Tensor, scale: float) -> Tensor:
     Exactly max_k softmax(logits / scale)_k by the Gumbel-max theorem; tau plays no part.
     """
     if scale == 0:
-        return torch.ones(len(logits_UK))
+        return logits_UK.new_ones(len(logits_UK))
     return (logits_UK / scale).softmax(1).amax(1)

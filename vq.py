@@ -36,6 +36,7 @@ class Quantized:
     recon: Tensor | None = None
     noisy: list[Tensor] = dataclasses.field(default_factory=list)
     blend: bool = False  # assignment_forward: soft
+    goal_index: list[Tensor] | None = None  # codes as a target, where they differ from those as history
 
     def lookup(self, level: int, table_Kh: Tensor) -> Tensor:
         """m_l @ table, [U, h]."""
@@ -46,11 +47,15 @@ class Quantized:
 
     def label(self, level: int, rows: Tensor, n_codes: int, weight: float) -> Tensor:
         """m_l of the items at `rows`, [B, K]: one-hot forward, `weight` times the soft gradient back."""
-        hard = F.one_hot(self.index[level][rows], n_codes).float()
+        hard = F.one_hot(self.index[level][rows], n_codes)
         if self.soft is None:
             return hard
         p = self.soft[level][rows]
         return p if self.blend else hard + weight * (p - p.detach())
+
+    def goal(self) -> "Quantized":
+        """The items as targets: with assignment_forward `history` their codes are the catalogue's."""
+        return self if self.goal_index is None else dataclasses.replace(self, index=self.goal_index, goal_index=None)
 
     def detached(self) -> "Quantized":
         """The same codes without the road back to the codebooks."""
@@ -140,9 +145,10 @@ class JointQuantizer:
             r, q_sum = r - q, q_sum + q
             soft.append(p)
             index.append(i)
+        goal = list(cached_UL.unbind(1)) if c.assignment_forward == "history" else None
         return Quantized(
             index, soft, nearest, vq / len(soft), (q_sum - z_Ud).square().mean(1),
-            drawn, blend=c.assignment_forward == "soft",
+            drawn, blend=c.assignment_forward == "soft", goal_index=goal,
         )  # fmt: skip
 
     def _deterministic(self, logits: Tensor, residual: Tensor, level: int) -> Tensor:

@@ -52,8 +52,8 @@ class Content(Floor):
 
     def __init__(self, content_ND: np.ndarray) -> None:
         super().__init__(len(content_ND))
-        self.register_buffer("unit_ND", F.normalize(torch.from_numpy(np.asarray(content_ND, np.float32)), dim=1))
-        self.register_buffer("raw_ND", torch.from_numpy(np.asarray(content_ND, np.float32)))
+        self.register_buffer("unit_ND", F.normalize(torch.from_numpy(np.array(content_ND, np.float32)), dim=1))
+        self.register_buffer("raw_ND", torch.from_numpy(np.array(content_ND, np.float32)))
 
     def scores(self, history_BS: Tensor) -> Tensor:
         recent_BS = history_BS[:, -RECENT:]

@@ -37,7 +37,7 @@ def two_stage(cfg: Config, data: Dataset) -> GenerativeModel:
     content_ND = read_embeddings(data)
     tokenizer = tokenizer_of(cfg, data, content_ND).eval()
     pieces = (
-        tokenizer.prepare(torch.from_numpy(np.asarray(content_ND[i : i + 8192], np.float32)))
+        tokenizer.prepare(torch.from_numpy(np.array(content_ND[i : i + 8192], np.float32)))
         for i in range(0, len(content_ND), 8192)
     )
     latents = in_chunks(pieces, tokenizer.encoder, torch.device("cpu"))

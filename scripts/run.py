@@ -60,17 +60,18 @@ def run(uncertainty: str, argv: list[str]) -> None:
 
 def configuration(uncertainty: str, argv: list[str]) -> Config:
     """config/<data set>.yaml, this script's decay, the command line's overrides, a run name."""
-    names = [a for a in argv if not a.startswith("-")]
+    given, words = main.take(argv, ["config"])
+    names = [a for a in words if not a.startswith("-")]
+    overrides = settings.parse_overrides([a for a in words if a not in names])
     if len(names) > 1:
         raise Problem(f"one data set at a time, not {', '.join(names)}; options are written --key=value")
-    given, overrides = main.take([a for a in argv if a not in names], ["config"])
     name = names[0] if names else "demo"
     path = Path(given.get("config", ROOT / "config" / f"{name}.yaml"))
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.yaml")))
         raise Problem(f"{path}: no such configuration; there are {known}; copy one for your own data")
     raw = settings.read_yaml(path)
-    raw |= {"uncertainty": uncertainty, "method": "diger"} | settings.parse_overrides(overrides)
+    raw |= {"uncertainty": uncertainty, "method": "diger"} | overrides
     raw.setdefault("dataset", name)
     cfg = settings.build(raw)
     methods.check(cfg.run.method)

@@ -49,7 +49,7 @@ def codebook_grads(model, loss):
 
 
 @pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("forward", ["sampled", "cached", "soft"])
+@pytest.mark.parametrize("forward", ["sampled", "cached", "soft", "history"])
 def test_the_recommendation_gradient_reaches_every_codebook_on_each_road(road, forward):
     model, batch = joint(assignment_forward=forward), some_batch()
     loss = model.recommendation_loss(batch, model.quantize(batch), (road,))

@@ -14,18 +14,23 @@ from utils import Problem
 
 ROOT = Path(settings.__file__).parent
 
+
+def words(text):
+    return text.split()
+
+
 # The published YAML files and command lines, kept under their names ...
-KEPT = """dataset seed log_dir map_path semantic_emb_path semantic_hidden_size code_num code_length epochs
+KEPT = words("""dataset seed log_dir map_path semantic_emb_path semantic_hidden_size code_num code_length epochs
 lr_rec lr_id weight_decay gumbel_tau code_loss_weight recon_loss_weight vq_loss_weight warmup_steps batch_size
 eval_batch_size num_workers eval_step learner data_path lr_scheduler_type gradient_accumulation_steps max_his_len
 early_stop metrics valid_metric encoder_layers decoder_layers d_model d_ff num_heads d_kv dropout_rate num_beams
 rqvae_path num_emb_list beta e_dim layers dist sk_epsilons sk_iters kmeans_init kmeans_iters dropout_prob
 hot_threshold_ratio usage_momentum initial_std sigma_lambda auto_lambda_mode freeze_id_encoder
-freeze_id_encoder_layers use_tau_annealing tau_anneal_init tau_anneal_min tau_anneal_rate""".split()
+freeze_id_encoder_layers use_tau_annealing tau_anneal_init tau_anneal_min tau_anneal_rate""")
 # ... or refused, because they did nothing there ...
-IDLE = """sim alpha tau loss_type vq_type max_length feed_forward_proj reproducibility joint_optimization
+IDLE = words("""sim alpha tau loss_type vq_type max_length feed_forward_proj reproducibility joint_optimization
 freeze_semantic_embedding freeze_id_decoder use_gate_network use_soft_frequency balance_loss_weight
-gumbel_hard_switch_epoch stop_gumbel_sampling_epoch bn""".split()
+gumbel_hard_switch_epoch stop_gumbel_sampling_epoch bn""")
 # ... or spelled otherwise here.
 RENAMED = ["use_adaptive_selection", "use_learnable_sigma_gumbel", "noise_type", "use_pure_ste"]
 
@@ -130,12 +135,12 @@ def test_yaml_never_builds_python_objects(tmp_path, tag):
     value = f"!!python/{tag} ['touch {marker}']"
     with pytest.raises(Problem, match=r"c\.yaml: not readable as YAML"):
         load_text(tmp_path, f"run_name: {value}")
-    with pytest.raises(Problem, match="--run_name: .* is not readable"):
+    with pytest.raises(Problem, match=r"--run_name: .* is not readable"):
         settings.load(None, [f"--run_name={value}"])
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("text", ["- epochs", "epochs", "3: 4", "epochs: [", "a: b: c", "\x07", "[" * 1500])
+@pytest.mark.parametrize("text", ["- epochs", "epochs", "3: 4", "epochs: [", "a: b: c", "\x07", "[" * 500])
 def test_a_file_that_is_no_list_of_options(tmp_path, text):
     with pytest.raises(Problem, match=r"c\.yaml: "):
         load_text(tmp_path, text)
@@ -278,7 +283,7 @@ def test_what_replaces_an_old_key_exists(name):
     assert advice
     for key, value in advice:
         known = settings.flat(settings.load(None, [f"--{key}={value}"] if value else []))
-        assert known[key] == (value or known[key])
+        assert value in (None, known[key])
 
 
 def test_help_shows_every_option_with_its_default():

@@ -1,0 +1,498 @@
+"""Commands in this process: what a wrong one says, what a whole run leaves behind."""
+
+import argparse
+import json
+import math
+import re
+import shutil
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import tiny_overrides, write_tiny
+
+import main
+import scripts.pretrain_rqvae
+import scripts.run
+import settings
+from layers import MLP
+from settings import TokenizerOptions
+from utils import Problem, problems_exit_2
+from vq import load_rqvae
+
+ROOT = Path(main.__file__).parent
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def write_config(root, **changes):
+    path = root / "config.yaml"
+    path.write_text(yaml.safe_dump({**tiny_overrides(root), **changes}))
+    return f"--config={path}"
+
+
+def fails(capsys, command, *argv):
+    """The one line on stderr of a command that ends with status 2."""
+    with pytest.raises(SystemExit) as stop, problems_exit_2():
+        command(list(argv))
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+# ---------------------------------------------------------------- a whole run, once
+
+
+class Finished:
+    """The tiny data set, its tokenizer and one finished DIGER run."""
+
+    def __init__(self, root):
+        self.root, self.config = root, write_config(root)
+        self.folder = root / "out" / "tiny" / "first"
+        self.best = self.folder / "best_model.pth"
+
+    def json(self, name):
+        return json.loads((self.folder / name).read_text())
+
+    def copy(self, root):
+        """The finished run in another place, for tests that write to it."""
+        shutil.copytree(self.folder, root / "copy")
+        return root / "copy"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli")
+    write_tiny(root / "dataset" / "tiny")
+    run = Finished(root)
+    scripts.pretrain_rqvae.run([run.config])
+    main.main([run.config, "--run_name=first"])
+    return run
+
+
+def test_a_run_leaves_its_files(finished):
+    assert {p.name for p in finished.folder.iterdir()} == {
+        "best_model.pth", "config.yaml", "metrics.jsonl", "test.json", "baselines.json", "environment.json",
+        "tiny.index.json", "ranks-test.npy", "ranks-valid.npy", "last",
+    }  # fmt: skip
+    assert settings.load(finished.folder / "config.yaml").run.run_name == "first"
+    assert set(finished.json("environment.json")) >= {"python", "torch", "numpy", "platform", "commit"}
+    assert not list(finished.root.rglob("*.part"))
+    assert len(list((finished.root / "logs" / "tiny").glob("*-first.log"))) == 1
+
+
+def test_every_epoch_is_recorded(finished):
+    rows = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1]
+    wanted = """loss/rec valid/recall@10 valid/ndcg@10 grad/level_1/history codes_used/level_1 perplexity/level_1
+    stochastic_share sampled_differs noise_scale world_size collision_rate sid_changed samples_per_s peak_memory_gb"""
+    for row in rows:
+        assert [k for k in wanted.split() if not math.isfinite(row.get(k, math.nan))] == []
+        assert row["grad/level_1/history"] > 0 and row["world_size"] == 1
+        assert 1 <= row["perplexity/level_1"] <= row["codes_used/level_1"] <= 8
+
+
+def test_results_follow_from_the_saved_ranks(finished):
+    results = finished.json("test.json")
+    user, rank = np.load(finished.folder / "ranks-test.npy")
+    assert user.tolist() == list(range(60)) and results["num_users"] == 60
+    assert results["recall@10"] == pytest.approx(np.mean([r < 10 for r in rank]))
+    assert results["ndcg@10"] == pytest.approx(np.mean([1 / math.log2(r + 2) if r < 10 else 0 for r in rank]))
+    assert results["test_evaluations"] == 1
+
+
+def test_the_best_epoch_is_the_one_that_validation_chose(finished):
+    rows = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: (row["valid/ndcg@10"], -row["epoch"]))
+    results = finished.json("test.json")
+    assert results["best_epoch"] == best["epoch"]
+    assert results["valid"]["ndcg@10"] == pytest.approx(best["valid/ndcg@10"])
+
+
+def test_the_popularity_floor_equals_counting(finished):
+    users = {}
+    for line in (finished.root / "dataset/tiny/tiny.inter").read_text().splitlines()[1:]:
+        user, item, _ = line.split("\t")
+        users.setdefault(user, []).append(int(item[1:]))
+    count = Counter(i for log in users.values() for i in log[:-2])
+    ranked = sorted(range(40), key=lambda i: (-count[i], i))[:10]
+    baselines = finished.json("baselines.json")
+    assert baselines["popularity"]["recall@10"] == pytest.approx(np.mean([log[-1] in ranked for log in users.values()]))
+    assert set(baselines) == {"popularity", "content"} and baselines["content"]["num_users"] == 60
+
+
+def test_sids_are_exchanged_in_the_fields_layout(finished):
+    sids = finished.json("tiny.index.json")
+    assert list(sids) == [str(i) for i in range(40)]
+    assert all(re.fullmatch(r"<a_[0-7]><b_[0-7]><c_[0-7]><d_[0-7]>", "".join(sid)) and len(sid) == 4 for sid in sids.values())
+    assert len({tuple(sid) for sid in sids.values()}) == 40
+    used = finished.json("test.json")["codes_used/level_1"]
+    assert len({sid[0] for sid in sids.values()}) == used
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_evaluating_the_checkpoint_gives_the_same_figures(finished, tmp_path, capsys, split):
+    copy, results = finished.copy(tmp_path), finished.json("test.json")
+    main.main(["evaluate", "--checkpoint", str(copy / "best_model.pth"), f"--split={split}"])
+    printed = dict(re.findall(r"^(?:test|valid)/(\S+) (\S+)$", capsys.readouterr().out, re.MULTILINE))
+    want = results if split == "test" else results["valid"]
+    for name in ("recall@1", "recall@10", "ndcg@10", "prefix/ndcg@10", "coverage@10", "num_users"):
+        assert float(printed[name]) == pytest.approx(want[name], rel=1e-5)
+    again = json.loads((copy / "test.json").read_text())
+    assert again.pop("test_evaluations") == (2 if split == "test" else 1)  # each look at the test set counts
+    assert again == {k: v for k, v in results.items() if k != "test_evaluations"}
+
+
+def test_recommending_prints_k_items_best_first(finished, capsys):
+    main.main(["recommend", "--checkpoint", str(finished.best), "--history=i3, i4", "--k", "7"])
+    rows = [line.split(None, 3) for line in capsys.readouterr().out.splitlines()]
+    assert [int(rank) for rank, *_ in rows] == list(range(1, 8))
+    assert [float(score) for _, score, *_ in rows] == sorted((float(r[1]) for r in rows), reverse=True)
+    assert len({item for _, _, item, _ in rows}) == 7
+    assert all(title == f"Item {item[1:]}" for _, _, item, title in rows)
+
+
+def test_recommending_can_leave_out_the_history(finished, capsys):
+    main.main(["recommend", "--checkpoint", str(finished.best), "--history=i3,i4", "--k=40", "--mask_seen=true"])
+    items = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(items) == sorted(f"i{i}" for i in range(40) if i not in (3, 4))
+
+
+def test_a_finished_run_is_reprinted_and_left_alone(finished, capsys):
+    before = contents(finished.root)
+    main.main([finished.config, "--run_name=first", "--resume=auto"])
+    assert contents(finished.root) == before
+    assert f"{finished.json('test.json')['ndcg@10']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--run_name=first"], "holds a run already.*--resume=auto"),
+        (["--run_name=first", "--seed=7"], "holds a run already"),
+        (["--run_name=first", "--seed=7", "--resume=auto"], "other options .*seed: 2020 -> 7"),
+    ],
+)
+@pytest.mark.parametrize("command", ["main", "run"])
+def test_the_folder_of_another_run_is_refused_and_left_alone(finished, capsys, command, options, message):
+    before = contents(finished.root)
+    run = {"main": main.main, "run": lambda argv: scripts.run.run("frqud", argv)}[command]
+    err = fails(capsys, run, finished.config, *options)
+    assert re.search(r"out/tiny/first: .*" + message, err)
+    assert contents(finished.root) == before
+
+
+def test_an_equal_tokenizer_is_not_trained_again(finished, capsys):
+    before = contents(finished.root)
+    scripts.pretrain_rqvae.run([finished.config])
+    assert "used again" in capsys.readouterr().out
+    assert contents(finished.root) == before
+
+
+def test_the_tokenizer_of_other_embeddings_is_refused(finished, tiny_data, tmp_path, capsys):
+    tokenizer = next(finished.root.glob("out/tiny/rqvae-*/best_collision_model.pth"))
+    tiny_data(width=10)
+    err = fails(capsys, main.main, write_config(tmp_path), f"--rqvae_path={tokenizer}", "--run_name=x")
+    assert f"{tokenizer}: was trained on embeddings of width 12, yours have 10" in err
+
+
+def test_another_catalogue_is_refused(finished, tiny_data, tmp_path, capsys):
+    tiny_data(n_items=41)
+    err = fails(capsys, main.main, "evaluate", f"--checkpoint={finished.best}", f"--data_path={tmp_path / 'dataset'}")
+    assert "was trained on another catalogue" in err
+
+
+@pytest.mark.parametrize("kept", [0, 100, 5000, -1])
+@pytest.mark.parametrize("command", [["evaluate"], ["recommend", "--history=i1"]])
+def test_a_truncated_checkpoint_is_a_clean_problem(finished, tmp_path, capsys, command, kept):
+    path = tmp_path / "best_model.pth"
+    path.write_bytes(finished.best.read_bytes()[:kept])
+    err = fails(capsys, main.main, *command, f"--checkpoint={path}")
+    assert f"{path}: not a readable checkpoint, perhaps truncated" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--history=i1,i4O"], r"item 'i4O' is not in the catalogue .*did you mean 'i\d+'"),
+        (["--history=i39,i40"], r"item 'i40' is not in the catalogue .*did you mean 'i\d+'"),
+        (["--history=1,2"], r"item '1' is not in the catalogue"),
+        (["--history=,"], r"--history: needs at least one item"),
+        (["--history="], r"--history: needs a value"),
+        (["--history=i1", "--history=i2"], r"--history: given twice"),
+        (["--history=i1", "--k=0"], r"--k: expected a whole number from 1, got '0'"),
+        (["--history=i1", "--k", "-3"], r"--k: .*'-3'"),
+        (["--history=i1", "--k=ten"], r"--k: .*'ten'"),
+        (["--history=i1", "--k=²"], r"--k: .*'²'"),
+        (["--history=i1", "--kk=3"], r"unknown option 'kk'"),
+        ([], r"recommend: needs .*--history"),
+    ],
+)
+def test_a_wrong_request_for_items(finished, capsys, argv, message):
+    assert re.search(message, fails(capsys, main.main, "recommend", f"--checkpoint={finished.best}", *argv))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--split=train"], r"--split: expected valid or test, got 'train'"),
+        (["--split"], r"--split: needs a value"),
+        (["--d_model=32"], r"best_model\.pth: does not fit its configuration"),
+        (["--num_beams=3"], r"num_beams: 3 is below"),
+        (["--epoch=3"], r"unknown option 'epoch'.*'epochs'"),
+        (["extra"], r"'extra': write options as --key=value"),
+    ],
+)
+def test_a_wrong_evaluation(finished, capsys, argv, message):
+    before = contents(finished.root)
+    assert re.search(message, fails(capsys, main.main, "evaluate", f"--checkpoint={finished.best}", *argv))
+    assert contents(finished.root) == before
+
+
+def test_a_checkpoint_of_something_else(finished, capsys):
+    tokenizer = next(finished.root.glob("out/tiny/rqvae-*/best_collision_model.pth"))
+    assert "not a checkpoint of main.py" in fails(capsys, main.main, "evaluate", f"--checkpoint={tokenizer}")
+    assert "no such checkpoint" in fails(capsys, main.main, "evaluate", "--checkpoint=gone.pth")
+    assert "needs --checkpoint" in fails(capsys, main.main, "evaluate")
+
+
+# ---------------------------------------------------------------- before anything is trained
+
+
+def test_the_program_itself_ends_with_status_2(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr("sys.argv", ["main.py", "--epoch=3"])
+    with pytest.raises(SystemExit) as stop:
+        main.cli()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: unknown option 'epoch'; did you mean 'epochs'?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+COMMANDS = {
+    "main": main.main,
+    "pretrain": scripts.pretrain_rqvae.run,
+    "run": lambda argv: scripts.run.run("sdud", argv),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config=gone.yaml"], r"gone\.yaml: no such configuration"),
+        (["--config", "gone.yaml"], r"gone\.yaml: no such configuration"),
+        (["--config="], r"--config: needs a value"),
+        (["--config=a.yaml", "--config=b.yaml"], r"--config: given twice"),
+        (["--method=tiger"], r"method: 'tiger' is not one of diger, two_stage"),
+        (["--num_beam=10"], r"unknown option 'num_beam'.*'num_beams'"),
+        (["--data_path=nowhere", "--dataset=mine"], r"data_path: nowhere is not a folder"),
+    ],
+)
+def test_every_command_checks_its_options_first(monkeypatch, tmp_path, capsys, command, argv, message):
+    monkeypatch.chdir(tmp_path)
+    argv = [*argv, f"--output_dir={tmp_path / 'out'}", f"--log_dir={tmp_path / 'logs'}"]
+    assert re.search(message, fails(capsys, command, *argv))
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_data_that_are_not_there(tmp_path, capsys):
+    (tmp_path / "dataset").mkdir()
+    config = write_config(tmp_path)
+    for command in COMMANDS.values():
+        assert "holds files called tiny.*" in fails(capsys, command, config, "--run_name=x")
+    assert not (tmp_path / "out").exists()  # the name is still free once the data are there
+
+
+def test_training_without_a_tokenizer_says_how_to_get_one(tiny_data, tmp_path, capsys):
+    tiny_data()
+    err = fails(capsys, main.main, write_config(tmp_path), "--run_name=x")
+    assert re.search(r"best_collision_model\.pth: no pre-trained tokenizer; run scripts/pretrain_rqvae\.py", err)
+    err = fails(capsys, main.main, write_config(tmp_path), "--run_name=y", "--rqvae_path=gone.pth")
+    assert "gone.pth: no pre-trained tokenizer" in err
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_a_dry_run_prints_the_configuration_and_writes_nothing(tiny_data, tmp_path, capsys, monkeypatch, command):
+    tiny_data()
+    config = write_config(tmp_path, run_name="x")
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+    try:
+        command([config, "--dry_run", "--epochs=7"])
+    except SystemExit as stop:
+        assert stop.code == 0
+    assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+    printed = settings.build(yaml.safe_load(capsys.readouterr().out))
+    assert (printed.train.epochs, printed.tokenizer.num_emb_list) == (7, [8, 8, 8])
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_a_dry_run_meets_the_problems_of_the_data(tiny_data, tmp_path, capsys, command):
+    folder = tiny_data()
+    np.save(folder / "tiny.emb-test.npy", np.zeros((39, 12), np.float32))
+    assert "first item without one is 'i39'" in fails(capsys, command, write_config(tmp_path), "--dry_run")
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_lists_every_option(capsys, command, word):
+    try:
+        command(["--epochs=nonsense", word])
+    except SystemExit as stop:
+        assert stop.code == 0
+    out = capsys.readouterr().out
+    assert [n for n in settings.flat(settings.load(None)) if f"--{n}=" not in out] == []
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_help_of_a_sub_command(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"main.py {command} --checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["popularity", "content"])
+def test_a_floor_is_no_method_to_train(tiny_data, tmp_path, capsys, method):
+    tiny_data()
+    err = fails(capsys, main.main, write_config(tmp_path), f"--method={method}", "--run_name=x")
+    assert f"method: '{method}' has nothing to train" in err
+
+
+# ---------------------------------------------------------------- run_*.sh
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("run_*.sh")), ids=lambda p: p.name)
+def test_every_run_script_names_a_decay_that_exists(path):
+    decay = re.search(r'scripts/run\.py" (\w+) "\$@"\n', path.read_text())[1]
+    for config in sorted((ROOT / "config").glob("*.yaml")):
+        cfg = scripts.run.configuration(decay, [config.stem, "--epochs=1"])
+        assert (cfg.joint.uncertainty, cfg.data.dataset, cfg.train.epochs) == (decay, config.stem, 1)
+        assert cfg.run.run_name.startswith(decay + "-")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["mars"], r"config/mars\.yaml: no such configuration; there are .*demo"),
+        (["demo", "scientific"], r"one data set at a time, not demo, scientific"),
+        (["--epochs", "5"], r"write.* --key=value"),
+        (["demo", "--epochs=many"], r"epochs: expected a whole number, got 'many'"),
+    ],
+)
+def test_a_wrong_command_line_of_a_run_script(capsys, argv, message):
+    assert re.search(message, fails(capsys, COMMANDS["run"], *argv))
+
+
+@pytest.mark.parametrize("text", ["0", "two", "-1", ""])
+def test_a_wrong_number_of_processes(tiny_data, tmp_path, monkeypatch, capsys, text):
+    tiny_data()
+    monkeypatch.setenv("NPROC", text)
+    assert f"NPROC: expected a whole number from 1, got {text!r}" in fails(capsys, COMMANDS["run"], write_config(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- tokenizer checkpoints
+
+SHAPE = TokenizerOptions(num_emb_list=[8, 6, 8], layers=[16, 12], e_dim=5)
+WIDTH = 10
+
+
+def released_checkpoint(path, **changes):
+    """A file in the layout of the published RQ-VAE checkpoints."""
+    random = np.random.default_rng(5)
+
+    def linears(sizes):
+        for i, (n_in, n_out) in enumerate(pairwise(sizes)):
+            yield f"mlp_layers.{3 * i + 1}.weight", random.normal(0, n_in**-0.5, (n_out, n_in))
+            yield f"mlp_layers.{3 * i + 1}.bias", random.normal(0, 0.1, n_out)
+
+    sizes = [WIDTH, *SHAPE.layers, SHAPE.e_dim]
+    arrays = {f"encoder.{k}": v for k, v in linears(sizes)} | {f"decoder.{k}": v for k, v in linears(sizes[::-1])}
+    arrays |= {f"rq.vq_layers.{i}.embedding.weight": random.normal(0, 0.5, (k, SHAPE.e_dim)) for i, k in enumerate(SHAPE.num_emb_list)}
+    state = {k: torch.from_numpy(v).float() for k, v in arrays.items()}
+    model = MLP([2, 2])
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    torch.save({
+        "args": argparse.Namespace(lr=1e-3, num_emb_list=SHAPE.num_emb_list, device="cuda:0", bn=False),
+        "epoch": 9999, "best_loss": 0.1, "best_collision_rate": 0.05, "state_dict": state | changes,
+        "optimizer": optimizer.state_dict(),
+    }, path)  # fmt: skip
+    return {k: v.astype(np.float32).astype(np.float64) for k, v in arrays.items()}
+
+
+def numpy_codes(arrays, x):
+    """Encoder and residual arg-min, written out."""
+    hidden = x.astype(np.float64)
+    for i in (1, 4, 7):
+        hidden = hidden @ arrays[f"encoder.mlp_layers.{i}.weight"].T + arrays[f"encoder.mlp_layers.{i}.bias"]
+        hidden = hidden if i == 7 else np.maximum(hidden, 0)
+    codes = []
+    for level in range(3):
+        book = arrays[f"rq.vq_layers.{level}.embedding.weight"]
+        codes.append(((hidden[:, None] - book[None]) ** 2).sum(2).argmin(1))
+        hidden = hidden - book[codes[-1]]
+    return np.stack(codes, 1)
+
+
+def test_a_released_tokenizer_gives_the_codes_of_its_weights(tmp_path):
+    arrays = released_checkpoint(tmp_path / "best_collision_model.pth")
+    model = load_rqvae(tmp_path / "best_collision_model.pth", SHAPE, WIDTH).eval()
+    x = np.random.default_rng(6).normal(size=(200, WIDTH)).astype(np.float32)
+    codes = model.rq.assign(model.encoder(torch.from_numpy(x)))
+    assert np.array_equal(codes.numpy(), numpy_codes(arrays, x))
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "message"),
+    [
+        ({}, 11, r"embeddings of width 10, yours have 11"),
+        ({"e_dim": 6}, WIDTH, r"shape .*e_dim"),
+        ({"num_emb_list": [8, 8, 8]}, WIDTH, r"rq\.vq_layers\.1\.embedding\.weight has shape \(6, 5\), .* \(8, 5\)"),
+        ({"num_emb_list": [8, 6], "sk_epsilons": [0, 0]}, WIDTH, r"rq\.vq_layers\.2"),
+        ({"layers": [16]}, WIDTH, r"mlp_layers\.\d"),
+        ({"standardize_embeddings": True}, WIDTH, r"(shift|spread) has shape none"),
+    ],
+)
+def test_a_tokenizer_of_another_shape_is_refused(tmp_path, shape, width, message):
+    released_checkpoint(tmp_path / "t.pth")
+    with pytest.raises(Problem, match=r"t\.pth: .*" + message):
+        load_rqvae(tmp_path / "t.pth", TokenizerOptions(**{**vars(SHAPE), **shape}), width)
+
+
+def test_a_tokenizer_with_nan_is_refused(tmp_path):
+    released_checkpoint(tmp_path / "t.pth", **{"encoder.mlp_layers.1.bias": torch.full((16,), torch.nan)})
+    with pytest.raises(Problem, match=r"encoder\.mlp_layers\.1\.bias holds NaN"):
+        load_rqvae(tmp_path / "t.pth", SHAPE, WIDTH)
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["state_dict", "args"])
+def test_code_in_a_checkpoint_never_runs(tmp_path, capsys, place, zipped):
+    path, marker = tmp_path / "evil.pth", tmp_path / "ran"
+    torch.save({"state_dict": {}, place: Evil(marker)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(Problem, match=r"evil\.pth: not a readable checkpoint"):
+        load_rqvae(path, SHAPE, WIDTH)
+    assert "not a readable checkpoint" in fails(capsys, main.main, "evaluate", f"--checkpoint={path}")
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # the payload was a live one

@@ -1,0 +1,229 @@
+"""The loop: learns, gives the same result however a batch is cut, goes on after a stop."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import tiny_overrides, write_tiny
+
+import methods
+import settings
+from main import finish, portable
+from metrics import ndcg, recall
+from pretrain import pretrain
+from readers import Catalogue, Dataset, leave_one_out, read_dataset
+from runs import RunFolder
+from trainer import Fit, Progress, epoch_line, evaluate, learning_rate
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """Data and a pre-trained tokenizer that the tests of this file share."""
+    root = tmp_path_factory.mktemp("ground")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root)
+    cfg = settings.build(options)
+    data = read_dataset(cfg.data)
+    return options | {"rqvae_path": str(pretrain(cfg, data))}, data
+
+
+def fit_of(ground, tmp_path, **changes):
+    options, data = ground
+    cfg = settings.build({**options, "output_dir": str(tmp_path), "run_name": "r", "warmup_steps": 2, **changes})
+    run = RunFolder.of(cfg)
+    run.claim(cfg)
+    torch.manual_seed(cfg.data.seed)
+    model = methods.TRAINED[cfg.run.method](cfg, data)
+    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data.catalogue))
+
+
+def rows(fit):
+    found = [json.loads(line) for line in fit.run.metrics.read_text().splitlines()]
+    times = {"seconds", "samples_per_s", "peak_memory_gb", "valid/users_per_s"}
+    return [{k: v for k, v in row.items() if k not in times} for row in found]
+
+
+def assert_same_state(a, b, atol=0.0):
+    ours, theirs = a.raw.state_dict(), b.raw.state_dict()
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert torch.allclose(value.double(), theirs[key].double(), rtol=0, atol=atol), key
+
+
+# ---------------------------------------------------------------- the same result
+
+SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}}
+
+
+@pytest.mark.parametrize("kind", SPLIT)
+@pytest.mark.parametrize("cut", [{"batch_size": 16, "gradient_accumulation_steps": 2}, {"token_budget": 200}])
+def test_a_batch_cut_into_parts_gives_the_same_training(ground, tmp_path, kind, cut):
+    """Accumulated parts and token-budget parts against the whole batch, in float64, noise on."""
+    same = {"uncertainty": kind, "dropout_rate": 0, "lr_id": 1e-3, "epochs": 2, "hot_threshold_ratio": 1.0, **SPLIT[kind]}
+    fits = [fit_of(ground, tmp_path / n, **same, **c) for n, c in (("a", {}), ("b", cut))]
+    for fit in fits:
+        fit.raw.double()
+        fit.train()
+    assert fits[0].steps_per_epoch == fits[1].steps_per_epoch
+    assert_same_state(*fits, atol=1e-9)
+    assert [r["loss/rec"] for r in rows(fits[0])] == pytest.approx([r["loss/rec"] for r in rows(fits[1])], abs=1e-6)
+
+
+def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path):
+    fits = [fit_of(ground, tmp_path / n, seed=s) for n, s in (("a", 1), ("b", 1), ("c", 2))]
+    for fit in fits:
+        fit.train()
+    assert rows(fits[0]) == rows(fits[1])
+    assert_same_state(fits[0], fits[1])
+    assert rows(fits[0]) != rows(fits[2])
+
+
+@pytest.mark.parametrize("stop_at", [3, 11, 14])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, stop_at, monkeypatch):
+    """Stopped in a step of the first or second epoch; states are saved every two steps."""
+    changes = {"uncertainty": "frqud_sdud", "save_steps": 2, "epochs": 3, "lr_id": 1e-3}
+    whole = fit_of(ground, tmp_path / "whole", **changes)
+    whole.train()
+
+    broken = fit_of(ground, tmp_path / "broken", **changes)
+    step = broken._step
+
+    def stops(parts):
+        if broken.progress.step == stop_at:
+            raise KeyboardInterrupt
+        return step(parts)
+
+    monkeypatch.setattr(broken, "_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    resumed = fit_of(ground, tmp_path / "broken", **changes, resume="auto")
+    resumed.train()
+    assert resumed.progress == whole.progress
+    assert_same_state(resumed, whole)
+    assert rows(resumed) == rows(whole)
+
+
+def test_a_torn_state_is_passed_over(ground, tmp_path, caplog):
+    fit = fit_of(ground, tmp_path)
+    fit.train()
+    newest = max((fit.run.states).glob("*.pth"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert fit.run.load_state()["progress"]["epoch"] == fit.progress.epoch - 1
+
+
+# ---------------------------------------------------------------- learning
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["two_stage", "diger"])
+def test_learns_a_chain(tmp_path, method):
+    """Item i is always followed by item i + 1: a correct pipeline puts it first."""
+    n, random = 24, np.random.default_rng(0)
+    lengths = random.integers(4, 12, 150)
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    items = np.concatenate([(random.integers(n) + np.arange(x)) % n + 1 for x in lengths]).astype(np.int32)
+    splits = leave_one_out(items, offsets, [""] * 150, "refuse", tmp_path)
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32))
+    data = Dataset("chain", Catalogue([str(i) for i in range(n)], [""] * n), *splits, np.ones(n + 1), tmp_path / "e.npy", "h")
+    options = tiny_overrides(tmp_path) | {
+        "dataset": "chain", "method": method, "epochs": 40, "lr_rec": 5e-3, "lr_id": 1e-4, "eval_step": 40,
+        "dropout_rate": 0, "d_model": 32, "rqvae_epochs": 20,
+    }  # fmt: skip
+    cfg = settings.build(options)
+    fit = fit_of((options | {"rqvae_path": str(pretrain(cfg, data))}, data), tmp_path / "out")
+    fit.train()
+    assert evaluate(fit.raw, data.test, fit.cfg, fit.acc, "test").figures["recall@1"] > 0.85
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+class Fixed(torch.nn.Module):
+    """Recommends items 1, 2, 3, ... to everybody."""
+
+    n_items = 40
+
+    def recommend(self, history, k, banned=None):
+        from beam import Found
+
+        return Found(torch.arange(1, k + 1).expand(len(history), -1), torch.zeros(len(history), k))
+
+    def groups(self):
+        return None
+
+
+@pytest.mark.parametrize("size", [1, 7, 60, 1000])
+def test_every_user_is_counted_once_whatever_the_batch(ground, tmp_path, size):
+    options, data = ground
+    cfg = settings.build(options | {"eval_batch_size": size, "metrics": ["recall@10", "ndcg@10", "coverage@10"]})
+    found = evaluate(Fixed(), data.test, cfg, Accelerator(cpu=True), "test")
+    target = data.test.items[data.test.position]
+    assert found.rank.tolist() == np.where(target <= 10, target - 1, 10).tolist()
+    assert found.figures["recall@10"] == pytest.approx((target <= 10).mean())
+    assert found.figures["coverage@10"] == 10 / 40
+    assert found.figures["num_users"] == 60
+
+
+def test_floors_recommend_what_they_say(ground):
+    options, data = ground
+    cfg = settings.build(options)
+    history = torch.tensor([[0, 0, 3, 7], [1, 2, 3, 4]])
+    popular = methods.FLOORS["popularity"](cfg, data).recommend(history, 40).item_BW[0]
+    counts = np.zeros(41)
+    for u in range(len(data.test.offsets) - 1):  # all but a user's last two
+        np.add.at(counts, data.test.items[data.test.offsets[u] : data.test.offsets[u + 1] - 2], 1)
+    assert counts[popular].tolist() == sorted(counts[1:], reverse=True)
+
+    x = np.load(data.embedding_path)
+    query = x[[2, 6]].mean(0)
+    cosine = x @ query / np.linalg.norm(x, axis=1)
+    content = methods.FLOORS["content"](cfg, data)
+    assert content.recommend(history, 5).item_BW[0].tolist() == (np.argsort(-cosine)[:5] + 1).tolist()
+    banned = torch.tensor([[3, 7], [1, 2]])
+    assert not set(content.recommend(history, 38, banned).item_BW[0].tolist()) & {3, 7}
+
+
+def test_the_test_set_is_looked_at_once_and_ranks_give_the_figures_again(ground, tmp_path):
+    fit = fit_of(ground, tmp_path)
+    fit.train()
+    finish(fit.cfg, fit.data, fit, fit.run)
+    results = fit.run.results()
+    rank = torch.from_numpy(np.load(fit.run.path / "ranks-test.npy")[1])
+    assert results["recall@10"] == pytest.approx(float(recall(rank, 10).mean()))
+    assert results["ndcg@10"] == pytest.approx(float(ndcg(rank, 10).mean()))
+    assert results["test_evaluations"] == 1
+
+
+# ---------------------------------------------------------------- small parts
+
+
+def test_learning_rate_by_hand():
+    t = settings.build({"warmup_steps": 4}).train
+    factor = learning_rate(t, 24, 0, 24)
+    assert [factor(s) for s in (0, 1, 3)] == pytest.approx([0.2, 0.4, 0.8])
+    assert factor(14) == pytest.approx(0.5)  # half way down the cosine
+    assert factor(24) == 0.0
+    rests = learning_rate(t, 24, 6, 10)
+    assert [rests(s) > 0 for s in (5, 6, 9, 10)] == [False, True, True, False]
+
+
+def test_early_stopping_counts_validations_without_progress(ground, tmp_path, monkeypatch):
+    fit = fit_of(ground, tmp_path, epochs=10, early_stop=2)
+    scores = iter([0.1, 0.3, 0.2, 0.3, 0.9])
+    from trainer import Evaluation
+
+    monkeypatch.setattr("trainer.evaluate", lambda *a: Evaluation(np.zeros(1), {"ndcg@10": next(scores)}))
+    fit.train()
+    assert (fit.progress.epoch, fit.progress.best_epoch, fit.progress.best) == (4, 1, 0.3)
+
+
+def test_progress_survives_a_round_trip():
+    p = Progress(epoch=3, totals={"loss": 1.5})
+    assert Progress(**vars(p)) == p
+
+
+def test_the_epoch_line_is_one_line():
+    row = {"epoch": 1, "loss": 1.0, "loss/rec": 0.5, "valid/ndcg@10": 0.1, "samples_per_s": 10.0, "seconds": 2.0}
+    assert "\n" not in epoch_line(row, best=True) and "N@10 0.1000*" in epoch_line(row, best=True)
