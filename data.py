@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     weight: Tensor  # float: this part's share of the step's samples
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*[t.to(device, non_blocking=True) for t in self])
+        return Batch._make(t.to(device, non_blocking=True) for t in self)
 
 
 def histories(split: Split, rows: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +53,7 @@ def make_batch(
     new = np.ones(len(item), bool) if seen is None else ~np.isin(item, seen)
     arrays = (history, target, split.users(rows), item, row[: history.size].reshape(history.shape), row[history.size :])
     tensors = [torch.from_numpy(np.ascontiguousarray(a).astype(np.int64)) for a in arrays]
-    return Batch(*tensors, torch.from_numpy(new), torch.tensor(weight, dtype=torch.double))
+    return Batch._make([*tensors, torch.from_numpy(new), torch.tensor(weight, dtype=torch.double)])
 
 
 @dataclass(frozen=True)

@@ -170,8 +170,7 @@ def kmeans(x_Ud: np.ndarray, n_codes: int, iterations: int, seed: int) -> np.nda
         max_points_per_centroid=10**6 // n_codes + 256,
     )  # fmt: skip
     run.train(x_Ud)
-    centres: np.ndarray = run.centroids.reshape(n_codes, -1)
-    return centres
+    return np.asarray(run.centroids).reshape(n_codes, -1)
 
 
 def suffixes(code_NL: Tensor) -> Tensor:

@@ -59,8 +59,10 @@ def report(model: RQVAE, x_ND: torch.Tensor, epoch: int, rule: str) -> Report:
     was, _ = model.training, model.eval()
     z = torch.cat([model.encoder(x) for x in x_ND.split(8192)])
     code_NL = model.rq.assign(z, rule)
-    q = sum(c[code] for c, code in zip(model.rq.codebooks(), code_NL.unbind(1), strict=True))
-    error = sum(float((model.decoder(a) - x).square().sum()) for a, x in zip(q.split(8192), x_ND.split(8192), strict=True))  # type: ignore[union-attr]
+    q = torch.stack([c[i] for c, i in zip(model.rq.codebooks(), code_NL.unbind(1), strict=True)]).sum(0)
+    error = 0.0
+    for a, x in zip(q.split(8192), x_ND.split(8192), strict=True):
+        error += float((model.decoder(a) - x).square().sum())
     spread = float((x_ND - x_ND.mean(0)).square().sum())
     usage = [perplexity(code, k) for code, k in zip(code_NL.unbind(1), model.cfg.num_emb_list, strict=True)]
     model.train(was)

@@ -196,7 +196,7 @@ class T5(nn.Module):
 
     def start(self, memory_BTh: Tensor, keep_BT: Tensor | None) -> DecoderCache:
         """Keys and values of the source, once per user."""
-        source = [layer.cross.keys(memory_BTh) for layer in self.decoder]
+        source = [layer.cross.keys(memory_BTh) for layer in self.decoder]  # type: ignore[union-attr,operator]
         mask = None
         if keep_BT is not None:
             mask = torch.zeros_like(keep_BT, dtype=memory_BTh.dtype)

@@ -8,7 +8,6 @@ from transformers.models.t5 import modeling_t5
 from t5 import T5, relative_bucket
 
 
-
 @pytest.fixture(autouse=True)
 def norm_in_float64(monkeypatch):
     """Hugging Face's norm squares in float32 whatever its input; only that precision is changed."""
@@ -91,7 +90,7 @@ def test_gradients_equal_hugging_faces(inputs):
 
 def test_cached_steps_equal_one_pass(inputs):
     """Token by token with a cache, beams sharing one source, rows reordered on the way."""
-    source, target, keep = inputs
+    source, _target, keep = inputs
     ours, _ = pair()
     memory = ours.encode(source, keep)
     beams = 2

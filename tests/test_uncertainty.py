@@ -8,7 +8,7 @@ import torch
 
 import layers
 from settings import JointOptions
-from uncertainty import STRATEGIES, FrqUD, SDUD, keep_probability
+from uncertainty import SDUD, STRATEGIES, FrqUD, keep_probability
 
 
 def options(**changes):
