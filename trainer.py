@@ -159,11 +159,10 @@ class Fit:
             first, last = g.pop("epochs", (0, None))
             end = steps if last is None else (last + 1) * self.steps_per_epoch
             rates.append(learning_rate(t, steps, first * self.steps_per_epoch, end))
+        self.reach = {g["name"]: g["lr"] * sum(map(r, range(steps))) for g, r in zip(groups, rates, strict=True)}
         optimizer = optimizer_for(groups, t)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
-        self.reach = {g["name"]: g["lr"] * sum(r(s) for s in range(steps)) for g, r in zip(groups, rates, strict=True)}
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         self.raw = model
-        self.schedule = schedule
         self.model, self.optimizer = acc.prepare(model, optimizer)
         self.progress = Progress()
 

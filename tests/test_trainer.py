@@ -209,6 +209,11 @@ def test_learning_rate_by_hand():
     assert [rests(s) > 0 for s in (5, 6, 9, 10)] == [False, True, True, False]
 
 
+def test_reachable_movement_is_rate_times_the_schedules_sum(ground, tmp_path):
+    fit = fit_of(ground, tmp_path, lr_id=1e-3, lr_scheduler_type="constant", warmup_steps=0, epochs=4, id_first_epoch=1)
+    assert fit.reach["id"] == pytest.approx(1e-3 * 3 * fit.steps_per_epoch)
+
+
 def test_early_stopping_counts_validations_without_progress(ground, tmp_path, monkeypatch):
     fit = fit_of(ground, tmp_path, epochs=10, early_stop=2)
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.9])
