@@ -104,6 +104,7 @@ def train(cfg: Config) -> RunFolder:
     report.start(cfg, model, fit)
     fit.train()
     finish(cfg, data, fit, run)
+    acc.wait_for_everyone()  # the results are on disk before anyone reads them
     log.info(f"log: {log_file}")
     acc.end_training()  # closes the process group; without it a rank may abort at exit
     return run

@@ -39,7 +39,10 @@ def run(uncertainty: str, argv: list[str]) -> None:
     processes = processes_wanted()
     log_to(None, main=True)
     if cfg.data.dataset == "demo":
-        build_demo(Path(cfg.data.data_path) / "demo", cfg.data.seed)
+        try:
+            build_demo(Path(cfg.data.data_path) / "demo", cfg.data.seed)
+        except OSError as e:
+            raise Problem(f"the demo data cannot be written: {e}; clear that folder or set data_path") from None
     folder = RunFolder.of(cfg)
     folder.check(cfg)
     data = main.check_data(cfg)
