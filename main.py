@@ -71,8 +71,7 @@ def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
 def check_data(cfg: Config) -> Dataset:
     """Read data and embeddings as training will, so that a dry run meets the same problems."""
     data = read_dataset(cfg.data)
-    if data.embedding_path is not None:
-        read_embeddings(data)
+    read_embeddings(data)
     return data
 
 

@@ -54,7 +54,8 @@ class Finished:
     """The tiny data set, its tokenizer and one finished DIGER run."""
 
     def __init__(self, root):
-        self.root, self.config = root, write_config(root)
+        # steps so long that an epoch before the last is the best one
+        self.root, self.config = root, write_config(root, epochs=4, lr_rec=0.1, warmup_steps=0)
         self.folder = root / "out" / "tiny" / "first"
         self.best = self.folder / "best_model.pth"
 
@@ -90,7 +91,7 @@ def test_a_run_leaves_its_files(finished):
 
 def test_every_epoch_is_recorded(finished):
     rows = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [0, 1]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
     wanted = """loss/rec valid/recall@10 valid/ndcg@10 grad/level_1/history codes_used/level_1 perplexity/level_1
     stochastic_share sampled_differs noise_scale world_size collision_rate sid_changed samples_per_s peak_memory_gb"""
     for row in rows:
@@ -112,7 +113,7 @@ def test_the_best_epoch_is_the_one_that_validation_chose(finished):
     rows = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
     best = max(rows, key=lambda row: (row["valid/ndcg@10"], -row["epoch"]))
     results = finished.json("test.json")
-    assert results["best_epoch"] == best["epoch"]
+    assert results["best_epoch"] == best["epoch"] < rows[-1]["epoch"]
     assert results["valid"]["ndcg@10"] == pytest.approx(best["valid/ndcg@10"])
 
 
@@ -157,6 +158,20 @@ def test_recommending_prints_k_items_best_first(finished, capsys):
     assert [float(score) for _, score, *_ in rows] == sorted((float(r[1]) for r in rows), reverse=True)
     assert len({item for _, _, item, _ in rows}) == 7
     assert all(title == f"Item {item[1:]}" for _, _, item, title in rows)
+
+
+def test_recommending_follows_the_end_of_the_history(finished, capsys):
+    def printed(history):
+        main.main(["recommend", f"--checkpoint={finished.best}", f"--history={history}", "--max_his_len=2", "--k=10"])
+        return [(line.split()[2], float(line.split()[1])) for line in capsys.readouterr().out.splitlines()]
+
+    _, model, _ = main.restore(str(finished.best), [])
+    found = model.recommend(torch.tensor([[4, 5]]), 10)  # numbers from 1: i3, i4
+    assert printed("i20,i30,i3,i4") == [
+        (f"i{item - 1}", pytest.approx(score, abs=6e-4))
+        for item, score in zip(found.item_BW[0].tolist(), found.score_BW[0].tolist(), strict=True)
+    ]
+    assert printed("i20,i30") != printed("i3,i4")
 
 
 def test_recommending_can_leave_out_the_history(finished, capsys):
@@ -340,6 +355,8 @@ def test_a_dry_run_meets_the_problems_of_the_data(tiny_data, tmp_path, capsys, c
     folder = tiny_data()
     np.save(folder / "tiny.emb-test.npy", np.zeros((39, 12), np.float32))
     assert "first item without one is 'i39'" in fails(capsys, command, write_config(tmp_path), "--dry_run")
+    (folder / "tiny.emb-test.npy").unlink()
+    assert "no content embeddings" in fails(capsys, command, write_config(tmp_path), "--dry_run")
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())

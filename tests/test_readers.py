@@ -113,25 +113,25 @@ def test_rows_of_equal_time_keep_the_order_of_the_file(tmp_path):
     assert samples(data, "test") == [(tuple("zdacb"), "e")]
 
 
-def as_one_inter(folder):
-    return write(folder, inter=table(sequence_rows(LOGS)))
+def as_one_inter(folder, logs=LOGS):
+    return write(folder, inter=table(sequence_rows(logs)))
 
 
-def as_three_inter(folder):
+def as_three_inter(folder, logs=LOGS):
     cut = {"train": slice(None, -2), "valid": slice(-2, -1), "test": slice(-1, None)}
-    files = {f"{p}__inter": table(sequence_rows({u: s[c] for u, s in LOGS.items()})) for p, c in cut.items()}
+    files = {f"{p}__inter": table(sequence_rows({u: s[c] for u, s in logs.items()})) for p, c in cut.items()}
     return write(folder, **files)
 
 
-def as_jsonl(folder):
-    naive = naive_split(sequence_rows(LOGS))
+def as_jsonl(folder, logs=LOGS):
+    naive = naive_split(sequence_rows(logs))
     rows = {p: lines(*({"inter_history": h, "target_id": t} for h, t in naive[p])) for p in PARTS}
     ids = {token: i for i, token in enumerate("tsrqp", 1)}
     return write(folder, emb_map__json={"[PAD]": 0, **ids}, **{f"{p}__jsonl": text for p, text in rows.items()})
 
 
-def as_json(folder):
-    index = {u: ["pqrst".index(i) for i in s] for u, s in LOGS.items()}
+def as_json(folder, logs=LOGS):
+    index = {u: ["pqrst".index(i) for i in s] for u, s in logs.items()}
     return write(folder, inter__json=index, item__json={str(i): {"title": t} for i, t in enumerate("pqrst")})
 
 
@@ -150,6 +150,15 @@ def test_every_layout_gives_the_same_samples(tmp_path, layout):
             found = [(tuple(name[i] for i in h), name[t]) for h, t in samples(data, part)]
             assert sorted(found) == sorted(naive[part])
     assert data.n_items == 5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_popularity_counts_all_but_the_last_two(tmp_path, layout):
+    logs = {"ann": list("pqrsp"), "cy": list("tsrq"), "dee": list("qqptrs")}
+    data = read(LAYOUTS[layout](tmp_path / "d", logs))
+    named = data.catalogue.titles if layout == "json" else data.catalogue.ids
+    counts = Counter("pqr" + "ts" + "qqpt")
+    assert dict(zip(named, data.popularity[1:].tolist(), strict=True)) == counts
 
 
 def test_numbers_follow_the_map_and_the_items_file(tmp_path):
