@@ -10,6 +10,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,8 +37,8 @@ from utils import (
 )
 
 
-def configuration(argv: list[str], usage: str | None) -> Config:
-    """The configuration that a command line asks for; answers --help and --dry_run itself."""
+def configuration(argv: list[str], usage: str | None, check: Callable[[Config], object]) -> Config:
+    """The configuration that a command line asks for; answers --help and --dry_run (`check`) itself."""
     if "--help" in argv or "-h" in argv:
         print(usage, settings.help_text(), sep="\n")
         raise SystemExit(0)
@@ -45,7 +46,7 @@ def configuration(argv: list[str], usage: str | None) -> Config:
     cfg = settings.load(given.get("config"), [a for a in overrides if a != "--dry_run"])
     methods.check(cfg.run.method)
     if "--dry_run" in overrides:
-        check_data(cfg)
+        check(cfg)
         print(settings.dump(cfg), end="")
         raise SystemExit(0)
     return cfg
@@ -73,6 +74,15 @@ def check_data(cfg: Config) -> Dataset:
     data = read_dataset(cfg.data)
     read_embeddings(data)
     return data
+
+
+def check_training(cfg: Config) -> None:
+    """Meet, without training, whatever would stop a training: data, run folder, a tokenizer that was named."""
+    data = check_data(cfg)
+    if cfg.run.run_name is not None:
+        RunFolder.of(cfg).check(cfg)
+    if cfg.joint.rqvae_path is not None:
+        methods.TRAINED[cfg.run.method](cfg, data)
 
 
 # ---------------------------------------------------------------- train
@@ -166,11 +176,12 @@ def restore(path: str, overrides: list[str]) -> tuple[Config, Any, dict[str, Any
     if missing := [k for k in ("model", "config", "items", "titles") if k not in state]:
         raise Problem(f"{path}: not a checkpoint of main.py, {missing[0]!r} is missing")
     cfg = settings.build({**state["config"], **settings.parse_overrides(overrides)})
+    methods.check(cfg.run.method)
     try:
         model = methods.RESTORED[cfg.run.method](cfg, state["model"])
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError) as e:
-        raise Problem(f"{path}: does not fit its configuration ({str(e).splitlines()[0]})") from None
+        raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
     return cfg, model.eval(), state
 
 
@@ -224,7 +235,7 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] in COMMANDS and not {"--help", "-h"} & set(argv):
         COMMANDS[argv[0]](argv[1:])
         return
-    run = train(configuration(argv, __doc__))
+    run = train(configuration(argv, __doc__, check_training))
     report.show(run)
     log.info(f"run folder: {run.path}")
 

@@ -300,7 +300,7 @@ def _map_file(path: Path) -> Catalogue:
         raise Problem(f"{path}: expected an object of item token -> id")
     ids = {v: k for k, v in found.items() if k != "[PAD]" and isinstance(v, int) and not isinstance(v, bool)}
     n = len(found) - ("[PAD]" in found)
-    if sorted(ids) != list(range(1, n + 1)):
+    if sorted(ids) != list(range(1, n + 1)) or found.get("[PAD]", 0) != 0:
         raise Problem(f"{path}: ids must be the whole numbers 1..{n}, each once, [PAD] 0")
     return Catalogue([ids[i] for i in range(1, n + 1)], [""] * n)
 
@@ -337,7 +337,7 @@ def _read_json(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
     if not isinstance(texts, dict):
         raise Problem(f"{item_path}: expected an object of item index -> text fields")
     flat = np.fromiter(itertools.chain.from_iterable(found.values()), np.int32) + 1
-    n = max([int(flat.max(initial=0)), *(int(k) + 1 for k in texts if k.isdigit())], default=0)
+    n = max([int(flat.max(initial=0)), *(int(k) + 1 for k in texts if k.isdecimal())], default=0)
     titles = [_title(texts.get(str(i), {})) for i in range(n)]
     catalogue = Catalogue([str(i) for i in range(n)], titles)
     offsets = np.concatenate([[0], np.cumsum([len(v) for v in found.values()], dtype=np.int64)])

@@ -243,7 +243,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(), Loader=UniqueKeyLoader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except FileNotFoundError:
         raise Problem(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as e:
@@ -264,10 +264,17 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if key in found:
             raise Problem(f"--{key}: given twice")
         try:
-            found[key] = yaml.load(value, Loader=UniqueKeyLoader)
+            parsed = yaml.load(value, Loader=UniqueKeyLoader)
+            # a run called 007 or 12:30 is text, whatever YAML makes of it
+            found[key] = value if takes_text(key) and not isinstance(parsed, str | list | dict | None) else parsed
         except (yaml.YAMLError, Problem, ValueError, RecursionError) as e:
             raise Problem(f"--{key}: {value!r} is not readable ({' '.join(str(e).split())})") from None
     return found
+
+
+def takes_text(key: str) -> bool:
+    want = hints(SECTIONS[FIELDS[key][0]])[key] if key in FIELDS else None
+    return want is str or want == str | None
 
 
 def build(raw: dict[str, Any]) -> Config:

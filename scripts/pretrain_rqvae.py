@@ -16,7 +16,7 @@ from utils import log_to, problems_exit_2
 
 
 def run(argv: list[str]) -> None:
-    cfg = main.configuration(argv, __doc__)
+    cfg = main.configuration(argv, __doc__, main.check_data)
     log_to(None, main=True)
     path = pretrain(cfg, read_dataset(cfg.data))
     print(f"tokenizer: {path}")
