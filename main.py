@@ -148,20 +148,19 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     acc.wait_for_everyone()
     best = read_checkpoint(run.best)
     model.load_state_dict(best["model"])
-    found = {s: evaluate(model, data.split(s), cfg, acc, s) for s in ("valid", "test")}
+    found = evaluate(model, data.test, cfg, acc, "test")
     floors = {}
     for name, build in methods.FLOORS.items():
         floors[name] = evaluate(build(cfg, data).to(acc.device), data.test, cfg, acc, name).figures
     if not acc.is_main_process:
         return
-    for split, result in found.items():
-        save_ranks(run, split, result, data.split(split).users())
+    save_ranks(run, "test", found, data.test.users())
     report.write_index(run, cfg, model, data)
     write_json(run.baselines, floors)
     write_json(run.path / "environment.json", environment())
     results = {
         "method": report.label(cfg), "dataset": data.name, "seed": cfg.data.seed, "best_epoch": best["epoch"],
-        "epochs_trained": fit.progress.epoch, **found["test"].figures, "valid": found["valid"].figures,
+        "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
         **model.sid_figures(), "test_evaluations": 1,
     }  # fmt: skip
     run.save_results(results)

@@ -241,15 +241,16 @@ class Fit:
 
     def _validate(self) -> dict[str, float]:
         p = self.progress
-        found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}").figures
-        score = found[self.cfg.eval.valid_metric]
+        found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}")
+        score = found.figures[self.cfg.eval.valid_metric]
         p.waited += 1
         if score > p.best:
             p.best, p.best_epoch, p.waited = score, p.epoch, 0
             if self.acc.is_main_process:
-                write_checkpoint(self.run.best, self._portable(found))
+                save_ranks(self.run, "valid", found, self.data.valid.users())
+                write_checkpoint(self.run.best, self._portable(found.figures))
             self.acc.wait_for_everyone()
-        return {f"valid/{k}": v for k, v in found.items()}
+        return {f"valid/{k}": v for k, v in found.figures.items()}
 
     # ---- what is written
 

@@ -219,7 +219,7 @@ def test_early_stopping_counts_validations_without_progress(ground, tmp_path, mo
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.9])
     from trainer import Evaluation
 
-    monkeypatch.setattr("trainer.evaluate", lambda *a: Evaluation(np.zeros(1), {"ndcg@10": next(scores)}))
+    monkeypatch.setattr("trainer.evaluate", lambda *a: Evaluation(np.zeros(60), {"ndcg@10": next(scores)}))
     fit.train()
     assert (fit.progress.epoch, fit.progress.best_epoch, fit.progress.best) == (4, 1, 0.3)
 
