@@ -65,8 +65,8 @@ class Shape:
     accumulation: int = 1
     rank: int = 0
     longest: int = 50
-    tokens: int = 1 << 62  # most padded history tokens (items * code_length) in one pass
-    code_length: int = 4
+    tokens: int = 1 << 62  # most padded history tokens in one pass
+    tokens_per_item: int = 4
 
     @property
     def global_batch(self) -> int:
@@ -134,12 +134,10 @@ class Steps(TorchDataset[list[Batch]]):
         if not len(own):  # a process without samples still takes part in the step
             return [make_batch(self.split, rows[:1], self.shape.longest, seen=self._items(rows), weight=0.0)]
         longest = int(self.split.lengths(self.shape.longest, own).max())
-        most = max(1, self.shape.tokens // max(1, longest * self.shape.code_length))
+        most = max(1, self.shape.tokens // max(1, longest * self.shape.tokens_per_item))
         parts = []
         for chunk in np.array_split(own, -(-len(own) // most)):
-            parts.append(
-                make_batch(self.split, chunk, self.shape.longest, seen=seen, weight=len(chunk) / len(rows))
-            )
+            parts.append(make_batch(self.split, chunk, self.shape.longest, seen=seen, weight=len(chunk) / len(rows)))
             seen = np.union1d(seen, parts[-1].item_U.numpy())
         return parts
 

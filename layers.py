@@ -57,9 +57,7 @@ class Dropout(nn.Module):
 def distance(x_Ud: Tensor, code_Kd: Tensor, kind: Distance = "l2") -> Tensor:
     """[U, K]: squared Euclidean distance, or 1 - cosine, or minus the inner product."""
     if kind == "l2":
-        return torch.addmm(code_Kd.square().sum(1), x_Ud, code_Kd.T, alpha=-2) + x_Ud.square().sum(
-            1, keepdim=True
-        )
+        return torch.addmm(code_Kd.square().sum(1), x_Ud, code_Kd.T, alpha=-2) + x_Ud.square().sum(1, keepdim=True)
     if kind == "cos":
         unit = nn.functional.normalize
         return 1 - unit(x_Ud, dim=1) @ unit(code_Kd, dim=1).T

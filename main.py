@@ -7,6 +7,7 @@
 --help lists every option, --dry_run checks everything and prints the resolved configuration.
 """
 
+import functools
 import os
 import sys
 import time
@@ -109,7 +110,8 @@ def train(cfg: Config) -> RunFolder:
     if acc.is_main_process:
         run.claim(cfg)  # only now: what is wrong with the data must not use up the name
     acc.wait_for_everyone()
-    fit = Fit(cfg, model, data, acc, run, portable(cfg, data.catalogue))
+    say = functools.partial(report.epoch, cfg)
+    fit = Fit(cfg, model, data, acc, run, portable(cfg, data.catalogue), say)
     report.start(cfg, model, fit)
     fit.train()
     finish(cfg, data, fit, run)
@@ -124,7 +126,9 @@ def accelerator(cfg: Config) -> Accelerator:
     acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not torch.cuda.is_available())
     asked = int(os.environ.get("DIGER_PROCESSES", acc.num_processes))
     if acc.num_processes != asked:
-        raise Problem(f"{asked} processes were asked for, {acc.num_processes} started; launch with accelerate_multi_gpu.yaml or accelerate_multi_cpu.yaml")
+        raise Problem(
+            f"{asked} processes were asked for, {acc.num_processes} started; launch with accelerate_multi_gpu.yaml or accelerate_multi_cpu.yaml"
+        )
     return acc
 
 
@@ -195,7 +199,9 @@ def command_evaluate(argv: list[str]) -> None:
     cfg, model, state = restore(given["checkpoint"], overrides)
     data = read_dataset(cfg.data)
     if data.catalogue.ids != state["items"]:
-        raise Problem(f"{given['checkpoint']}: was trained on another catalogue than {cfg.data.dataset!r} in {cfg.data.data_path}")
+        raise Problem(
+            f"{given['checkpoint']}: was trained on another catalogue than {cfg.data.dataset!r} in {cfg.data.data_path}"
+        )
     acc = accelerator(cfg)
     found = evaluate(model.to(acc.device), data.split(split), cfg, acc, split)
     run = RunFolder(Path(given["checkpoint"]).parent)
@@ -218,7 +224,9 @@ def command_recommend(argv: list[str]) -> None:
     number = {token: i for i, token in enumerate(state["items"], 1)}
     wanted = [t.strip() for t in given["history"].split(",") if t.strip()]
     if unknown := [t for t in wanted if t not in number]:
-        raise Problem(f"--history: item {unknown[0]!r} is not in the catalogue of {given['checkpoint']}; {report.near(unknown[0], number)}")
+        raise Problem(
+            f"--history: item {unknown[0]!r} is not in the catalogue of {given['checkpoint']}; {report.near(unknown[0], number)}"
+        )
     if not wanted:
         raise Problem("--history: needs at least one item")
     history = torch.tensor([[number[t] for t in wanted][-cfg.data.max_his_len :]])

@@ -97,6 +97,7 @@ class GenerativeModel(nn.Module):
         self.cfg, self.n_items = cfg, n_items
         self.recommender = Recommender(cfg)
         self.sizes = self.recommender.sizes
+        self.tokens_per_item = len(self.sizes)
         self.register_buffer("sid_NL", torch.zeros(n_items, len(self.sizes), dtype=torch.int32))
         self._trie: Trie | None = None
 
@@ -195,9 +196,7 @@ class GenerativeModel(nn.Module):
         score = self.recommender.next_log_probs(token_BSLh, history_BS)
         r = self.cfg.recommender
         tree = self.trie if r.constrained else AllCodes(self.trie)
-        found = beam_search(
-            score, tree, len(history_BS), max(k, r.num_beams), history_BS.device, banned_BS
-        )
+        found = beam_search(score, tree, len(history_BS), max(k, r.num_beams), history_BS.device, banned_BS)
         return Found(found.item_BW[:, :k], found.score_BW[:, :k])
 
     def groups(self) -> Tensor:

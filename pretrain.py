@@ -66,7 +66,9 @@ def report(model: RQVAE, x_ND: torch.Tensor, epoch: int, rule: str) -> Report:
     spread = float((x_ND - x_ND.mean(0)).square().sum())
     usage = [perplexity(code, k) for code, k in zip(code_NL.unbind(1), model.cfg.num_emb_list, strict=True)]
     model.train(was)
-    return Report(epoch, collision_rate(code_NL), error / max(spread, 1e-12), [u for u, _ in usage], [p for _, p in usage])
+    return Report(
+        epoch, collision_rate(code_NL), error / max(spread, 1e-12), [u for u, _ in usage], [p for _, p in usage]
+    )
 
 
 def pretrain(cfg: Config, data: Dataset) -> Path:
@@ -105,11 +107,17 @@ class _Training:
         """Epochs until the collision rate stops falling; the best checkpoint is on disk afterwards."""
         p, first = self.p, self._resume()
         if first == 0 and p.kmeans_init:
-            self.model.init_codebooks(self.x_ND[self._order(0)[: p.rqvae_batch_size]], p.kmeans_iters, self.cfg.data.seed)
-        progress = tqdm(range(first, p.rqvae_epochs), "tokenizer", initial=first, total=p.rqvae_epochs, leave=False, disable=None)
+            self.model.init_codebooks(
+                self.x_ND[self._order(0)[: p.rqvae_batch_size]], p.kmeans_iters, self.cfg.data.seed
+            )
+        progress = tqdm(
+            range(first, p.rqvae_epochs), "tokenizer", initial=first, total=p.rqvae_epochs, leave=False, disable=None
+        )
         for epoch in progress:
             recon, vq = self._epoch(epoch)
-            progress.set_postfix(recon=f"{recon:.4g}", vq=f"{vq:.4g}", collisions=f"{self.best.collision_rate:.3f}" if self.best else "-")
+            progress.set_postfix(
+                recon=f"{recon:.4g}", vq=f"{vq:.4g}", collisions=f"{self.best.collision_rate:.3f}" if self.best else "-"
+            )
             if not math.isfinite(recon + vq):
                 raise ArithmeticError("the tokenizer's loss is not finite")
             if (epoch + 1) % p.rqvae_eval_step == 0 or epoch + 1 == p.rqvae_epochs:

@@ -91,7 +91,9 @@ def read_dataset(cfg: DataOptions) -> Dataset:
     data = LAYOUTS[layout](folder, stem, cfg)
     for name in SPLITS:
         if not len(data.split(name)):
-            raise Problem(f"{folder}: the {name} part of {cfg.dataset!r} is empty; it needs users with at least {SHORTEST} interactions")
+            raise Problem(
+                f"{folder}: the {name} part of {cfg.dataset!r} is empty; it needs users with at least {SHORTEST} interactions"
+            )
     return data
 
 
@@ -189,7 +191,9 @@ def _bad_row(path: Path, reason: str) -> Problem:
         with path.open(encoding="utf-8") as f:
             header = f.readline().rstrip("\r\n").split("\t")
             if missing := [c for c in COLUMNS if c not in header]:
-                return Problem(f"{path}, line 1: no column {missing[0]!r}; expected {', '.join(COLUMNS)}, tab-separated")
+                return Problem(
+                    f"{path}, line 1: no column {missing[0]!r}; expected {', '.join(COLUMNS)}, tab-separated"
+                )
             where = {c: header.index(c) for c in COLUMNS}
             for number, line in enumerate(f, 2):
                 cells = line.rstrip("\r\n").split("\t")
@@ -224,7 +228,9 @@ def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cf
     for path, rows in zip(paths, parts, strict=True):
         for token in rows.items:
             if token not in number:
-                raise Problem(f"{path}: item {token!r} is not in {stem}.items.jsonl; add its line (and its embedding) or drop its interactions")
+                raise Problem(
+                    f"{path}: item {token!r} is not in {stem}.items.jsonl; add its line (and its embedding) or drop its interactions"
+                )
         users.append(np.array([user_number.setdefault(u, len(user_number)) for u in rows.users], np.int32)[rows.user])
         items.append(np.array([number[t] for t in rows.items], np.int32)[rows.item])
         times.append(rows.time)
@@ -424,7 +430,9 @@ def read_embeddings(data: Dataset) -> np.ndarray:
     """
     path = data.embedding_path
     if path is None:
-        raise Problem(f"no content embeddings beside {data.name!r}; set semantic_emb_path to a .npy with a row per item")
+        raise Problem(
+            f"no content embeddings beside {data.name!r}; set semantic_emb_path to a .npy with a row per item"
+        )
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(found, np.ndarray):
@@ -436,10 +444,14 @@ def read_embeddings(data: Dataset) -> np.ndarray:
     if len(found) != data.n_items:
         ids = data.catalogue.ids
         first = f"; the first item without one is {ids[len(found)]!r}" if len(found) < len(ids) else ""
-        raise Problem(f"{path}: {len(found)} rows for {data.n_items} items{first}; row i must belong to item i of the catalogue")
+        raise Problem(
+            f"{path}: {len(found)} rows for {data.n_items} items{first}; row i must belong to item i of the catalogue"
+        )
     for begin in range(0, len(found), 65536):
         bad = ~np.isfinite(found[begin : begin + 65536]).all(1)
         if bad.any():
             row = begin + int(bad.argmax())
-            raise Problem(f"{path}: row {row} (item {data.catalogue.ids[row]!r}) holds NaN or infinity; embed that item again")
+            raise Problem(
+                f"{path}: row {row} (item {data.catalogue.ids[row]!r}) holds NaN or infinity; embed that item again"
+            )
     return found

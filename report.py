@@ -27,7 +27,9 @@ def start(cfg: Config, model: Any, fit: Any) -> None:
         f"tau {cfg.joint.gumbel_tau}, logit_scale {cfg.joint.logit_scale}"
     )
     if not model.roads:
-        log.info("gradient: detached - the recommendation loss does NOT reach the codebooks; every grad/ figure will be zero")
+        log.info(
+            "gradient: detached - the recommendation loss does NOT reach the codebooks; every grad/ figure will be zero"
+        )
     for level, s in enumerate(model.levels, 1):
         moved = fit.reach["id"] / s.rms
         log.info(
@@ -41,7 +43,33 @@ def start(cfg: Config, model: Any, fit: Any) -> None:
             )
         if not MOVE_LOW <= moved <= MOVE_HIGH:
             what = "hardly move" if moved < MOVE_LOW else "may overshoot"
-            log.warning(f"level {level}: with lr_id {cfg.joint.lr_id:g} the codes {what} ({moved:.2g} of their rms over the run)")
+            log.warning(
+                f"level {level}: with lr_id {cfg.joint.lr_id:g} the codes {what} ({moved:.2g} of their rms over the run)"
+            )
+
+
+def epoch_line(row: dict[str, Any], *, best: bool) -> str:
+    """One readable line an epoch."""
+    text = [f"epoch {row['epoch']:>3}", f"loss {row['loss']:.4f}", f"rec {row['loss/rec']:.4f}"]
+    if "valid/recall@10" in row:
+        text.append(f"valid R@10 {row['valid/recall@10']:.4f}")
+    if "valid/ndcg@10" in row:
+        text.append(f"N@10 {row['valid/ndcg@10']:.4f}{'*' if best else ' '}")
+    if "codes_used/level_1" in row:
+        levels = [k.split("_")[-1] for k in row if k.startswith("codes_used/")]
+        text.append("codes " + " ".join(str(row[f"codes_used/level_{i}"]) for i in levels))
+        text.append("perplexity " + " ".join(f"{row[f'perplexity/level_{i}']:.0f}" for i in levels))
+        text.append(f"collisions {row['collision_rate']:.3f}")
+    if "noise_scale" in row:
+        text.append(f"noise {row['noise_scale']:.2f} on {row['stochastic_share']:.2f}")
+        text.append(f"SIDs changed {row['sid_changed']:.3f}")
+    return " | ".join([*text, f"{row['samples_per_s']:.0f} samples/s", f"{row['seconds']:.0f} s"])
+
+
+def epoch(cfg: Config, row: dict[str, Any], best: bool) -> None:
+    """What the log says of an epoch: its line, the proof in words, a collapsing codebook called out."""
+    log.info(epoch_line(row, best=best))
+    epoch_notes(cfg, row)
 
 
 def epoch_notes(cfg: Config, row: dict[str, Any]) -> None:
@@ -49,9 +77,16 @@ def epoch_notes(cfg: Config, row: dict[str, Any]) -> None:
     proof = {k: v for k, v in row.items() if k.startswith("grad/")}
     if proof:
         levels = sorted({k.split("/")[1] for k in proof})
-        parts = [f"{lv.replace('_', ' ')}: " + ", ".join(f"{k.split('/')[2]} {v:.3g}" for k, v in proof.items() if f"/{lv}/" in k) for lv in levels]
+        parts = [
+            f"{lv.replace('_', ' ')}: "
+            + ", ".join(f"{k.split('/')[2]} {v:.3g}" for k, v in proof.items() if f"/{lv}/" in k)
+            for lv in levels
+        ]
         zero = not any(proof.values())
-        log.info("  gradient of the recommendation loss at the codebooks | " + ("none: detached" if zero else " | ".join(parts)))
+        log.info(
+            "  gradient of the recommendation loss at the codebooks | "
+            + ("none: detached" if zero else " | ".join(parts))
+        )
     for i, k in enumerate(cfg.tokenizer.num_emb_list, 1):
         limit = cfg.joint.collapse_perplexity or k / 8
         spread = row.get(f"perplexity/level_{i}")

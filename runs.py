@@ -55,7 +55,9 @@ class RunFolder:
         old, new = settings.read_yaml(self.config), settings.flat(cfg)
         differ = [f"{k}: {old.get(k)!r} -> {v!r}" for k, v in new.items() if k not in free and old.get(k) != v]
         if differ:
-            raise Problem(f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again or another run_name")
+            raise Problem(
+                f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again or another run_name"
+            )
 
     # ---- metrics
 

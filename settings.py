@@ -194,7 +194,9 @@ class Config:
                 f"num_beams: {self.recommender.num_beams} is below the largest cut-off of metrics, {max(ks)}; raise it"
             )
         if self.joint.tau_anneal_min > self.joint.tau_anneal_init:
-            raise Problem(f"tau_anneal_min: {self.joint.tau_anneal_min} exceeds tau_anneal_init {self.joint.tau_anneal_init}")
+            raise Problem(
+                f"tau_anneal_min: {self.joint.tau_anneal_min} exceeds tau_anneal_init {self.joint.tau_anneal_init}"
+            )
         name = self.run.run_name
         if name is not None and (not name or Path(name).name != name or name.startswith(".")):
             raise Problem(f"run_name: {name!r} is not a plain folder name")

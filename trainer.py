@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 import metrics
-import report
 from data import (
     Batch,
     Shape,
@@ -34,6 +33,9 @@ from utils import log, peak_memory_gb, write_array, write_checkpoint
 
 class Trainable(Protocol):
     """What the trainer asks of a model beside being an nn.Module."""
+
+    n_items: int
+    tokens_per_item: int  # of a history, for the token budget
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
     def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Any: ...
@@ -142,15 +144,28 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 class Fit:
     """One training run of one model."""
 
-    def __init__(self, cfg: Config, model: Any, data: Dataset, acc: Accelerator, run: RunFolder,
-                 extras: dict[str, Any]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        cfg: Config,
+        model: Any,
+        data: Dataset,
+        acc: Accelerator,
+        run: RunFolder,
+        extras: dict[str, Any],
+        say: Callable[[dict[str, Any], bool], None],
+    ) -> None:
+        """extras: what else a portable checkpoint carries; say(row, is best): puts an epoch into words."""
         t = cfg.train
-        self.cfg, self.data, self.acc, self.run, self.extras = cfg, data, acc, run, extras
+        self.cfg, self.data, self.acc, self.run, self.extras, self.say = cfg, data, acc, run, extras, say
         self.shape = Shape(
-            t.batch_size, acc.num_processes, t.gradient_accumulation_steps, acc.process_index,
-            cfg.data.max_his_len, t.token_budget, len(cfg.tokenizer.num_emb_list) + 1,
-        )  # fmt: skip
-        self.plan_of = lambda epoch: epoch_plan(data.train, self.shape, cfg.data.seed, epoch)
+            batch_size=t.batch_size,
+            processes=acc.num_processes,
+            accumulation=t.gradient_accumulation_steps,
+            rank=acc.process_index,
+            longest=cfg.data.max_his_len,
+            tokens=t.token_budget,
+            tokens_per_item=model.tokens_per_item,
+        )
         self.steps_per_epoch = -(-len(data.train) // self.shape.global_batch)
         steps = self.steps_per_epoch * t.epochs
         groups = model.param_groups()
@@ -165,6 +180,9 @@ class Fit:
         self.raw = model
         self.model, self.optimizer = acc.prepare(model, optimizer)
         self.progress = Progress()
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        return epoch_plan(self.data.train, self.shape, self.cfg.data.seed, epoch)
 
     # ---- the loop
 
@@ -186,7 +204,7 @@ class Fit:
 
     def _epoch(self) -> dict[str, Any]:
         p, acc = self.progress, self.acc
-        steps = Steps(self.data.train, self.plan_of(p.epoch), self.shape)
+        steps = Steps(self.data.train, self.plan(p.epoch), self.shape)
         loader = steps_loader(steps, p.next_step, self.cfg.train.num_workers)
         totals: dict[str, Tensor | float] = dict(p.totals)
         begin, first = time.perf_counter(), p.next_step
@@ -216,7 +234,7 @@ class Fit:
         totals: dict[str, Tensor] = {}
         seed_step(self.cfg.data.seed, self.progress.step, acc.process_index)
         for part, last in zip(parts, [False] * (len(parts) - 1) + [True], strict=True):
-            with acc.autocast(), (contextlib.nullcontext() if last else acc.no_sync(self.model)):
+            with acc.autocast(), contextlib.nullcontext() if last else acc.no_sync(self.model):
                 loss, logs = self.model(part)
                 acc.backward(loss * part.weight * acc.num_processes)  # processes are averaged
             for name, value in logs.items():
@@ -281,7 +299,7 @@ class Fit:
 
     def _announce(self) -> None:
         s, t = self.shape, self.cfg.train
-        factor = padding_factor(self.data.train, self.plan_of(0), s.longest)
+        factor = padding_factor(self.data.train, self.plan(0), s.longest)
         sizes = {g["name"]: sum(x.numel() for x in g["params"]) for g in self.optimizer.param_groups}
         log.info(
             f"{len(self.data.train)} training samples, {self.steps_per_epoch} steps an epoch; global batch {s.global_batch} = "
@@ -298,26 +316,7 @@ class Fit:
         }  # fmt: skip
         if self.acc.is_main_process:
             self.run.record(row)
-        log.info(epoch_line(row, best=p.best_epoch == p.epoch))
-        report.epoch_notes(self.cfg, row)
-
-
-def epoch_line(row: dict[str, Any], *, best: bool) -> str:
-    """One readable line an epoch."""
-    text = [f"epoch {row['epoch']:>3}", f"loss {row['loss']:.4f}", f"rec {row['loss/rec']:.4f}"]
-    if "valid/recall@10" in row:
-        text.append(f"valid R@10 {row['valid/recall@10']:.4f}")
-    if "valid/ndcg@10" in row:
-        text.append(f"N@10 {row['valid/ndcg@10']:.4f}{'*' if best else ' '}")
-    if "codes_used/level_1" in row:
-        levels = [k.split("_")[-1] for k in row if k.startswith("codes_used/")]
-        text.append("codes " + " ".join(str(row[f"codes_used/level_{i}"]) for i in levels))
-        text.append("perplexity " + " ".join(f"{row[f'perplexity/level_{i}']:.0f}" for i in levels))
-        text.append(f"collisions {row['collision_rate']:.3f}")
-    if "noise_scale" in row:
-        text.append(f"noise {row['noise_scale']:.2f} on {row['stochastic_share']:.2f}")
-        text.append(f"SIDs changed {row['sid_changed']:.3f}")
-    return " | ".join([*text, f"{row['samples_per_s']:.0f} samples/s", f"{row['seconds']:.0f} s"])
+        self.say(row, p.best_epoch == p.epoch)
 
 
 def save_ranks(run: RunFolder, name: str, found: Evaluation, users: np.ndarray) -> None:

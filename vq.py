@@ -117,9 +117,7 @@ class JointQuantizer:
     def __init__(self, rq: ResidualQuantizer, decay: Uncertainty, cfg: JointOptions, seed: int) -> None:
         self.rq, self.decay, self.cfg, self.seed = rq, decay, cfg, seed
 
-    def __call__(
-        self, z_Ud: Tensor, item_U: Tensor, step: Tensor, scale_L: Tensor, cached_UL: Tensor
-    ) -> Quantized:
+    def __call__(self, z_Ud: Tensor, item_U: Tensor, step: Tensor, scale_L: Tensor, cached_UL: Tensor) -> Quantized:
         """Quantize U items at an optimizer step; float32 throughout.
 
         item_U: item numbers, which name each item's noise; cached_UL: their catalogue codes.

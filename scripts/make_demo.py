@@ -138,9 +138,7 @@ def build_catalog(rng: np.random.Generator) -> Catalog:
                     brands.append(brand)
             product += 1
     weight_I = rng.permutation(np.arange(1, len(titles) + 1) ** -ZIPF_EXPONENT)
-    return Catalog(
-        titles, categories, np.array(products), np.array(brands), weight_I / weight_I.sum()
-    )
+    return Catalog(titles, categories, np.array(products), np.array(brands), weight_I / weight_I.sum())
 
 
 def goes_with(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -190,9 +188,7 @@ def draw(probability_UI: NDArray[np.float64], rng: np.random.Generator) -> NDArr
     return item_U
 
 
-def simulate(
-    catalog: Catalog, chain_PP: NDArray[np.float64], rng: np.random.Generator
-) -> list[NDArray[np.int64]]:
+def simulate(catalog: Catalog, chain_PP: NDArray[np.float64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
     """One history for each of N_USERS shoppers: rows of the catalogue, oldest first, no repeats."""
     extra_U = rng.geometric(1 / (MEAN_LENGTH - MIN_LENGTH + 1), N_USERS) - 1
     length_U = np.minimum(MIN_LENGTH + extra_U, MAX_LENGTH)
@@ -206,9 +202,7 @@ def simulate(
         seen_UI[user_A, last_A] = True
         drifts_U = rng.random(N_USERS) < BRAND_DRIFT
         brand_U = np.where(drifts_U, rng.integers(len(BRANDS), size=N_USERS), brand_U)
-        probability_AI = next_item_probability(
-            catalog, chain_PP, last_A, brand_U[user_A], seen_UI[user_A]
-        )
+        probability_AI = next_item_probability(catalog, chain_PP, last_A, brand_U[user_A], seen_UI[user_A])
         history_UT[user_A, step] = draw(probability_AI, rng)
     return [history[:length] for history, length in zip(history_UT, length_U, strict=True)]
 

@@ -120,7 +120,9 @@ def test_equal_sids_are_refused():
 
 def test_a_trie_costs_at_most_32_bytes_an_item():
     sizes = [256, 256, 256, 256]
-    sids = torch.stack([torch.randint(0, 256, (20000,)) for _ in range(3)] + [torch.zeros(20000, dtype=torch.long)], 1).unique(dim=0)
+    sids = torch.stack(
+        [torch.randint(0, 256, (20000,)) for _ in range(3)] + [torch.zeros(20000, dtype=torch.long)], 1
+    ).unique(dim=0)
     trie = Trie(sids, sizes)
     tensors = [trie.item_N, *trie.begin, *trie.code]
     assert sum(t.numel() * t.element_size() for t in tensors) <= 32 * len(sids)

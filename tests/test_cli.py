@@ -132,7 +132,9 @@ def test_the_popularity_floor_equals_counting(finished):
 def test_sids_are_exchanged_in_the_fields_layout(finished):
     sids = finished.json("tiny.index.json")
     assert list(sids) == [str(i) for i in range(40)]
-    assert all(re.fullmatch(r"<a_[0-7]><b_[0-7]><c_[0-7]><d_[0-7]>", "".join(sid)) and len(sid) == 4 for sid in sids.values())
+    assert all(
+        re.fullmatch(r"<a_[0-7]><b_[0-7]><c_[0-7]><d_[0-7]>", "".join(sid)) and len(sid) == 4 for sid in sids.values()
+    )
     assert len({tuple(sid) for sid in sids.values()}) == 40
     used = finished.json("test.json")["codes_used/level_1"]
     assert len({sid[0] for sid in sids.values()}) == used
@@ -414,7 +416,9 @@ def test_a_wrong_command_line_of_a_run_script(capsys, argv, message):
 def test_a_wrong_number_of_processes(tiny_data, tmp_path, monkeypatch, capsys, text):
     tiny_data()
     monkeypatch.setenv("NPROC", text)
-    assert f"NPROC: expected a whole number from 1, got {text!r}" in fails(capsys, COMMANDS["run"], write_config(tmp_path))
+    assert f"NPROC: expected a whole number from 1, got {text!r}" in fails(
+        capsys, COMMANDS["run"], write_config(tmp_path)
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -435,7 +439,10 @@ def released_checkpoint(path, **changes):
 
     sizes = [WIDTH, *SHAPE.layers, SHAPE.e_dim]
     arrays = {f"encoder.{k}": v for k, v in linears(sizes)} | {f"decoder.{k}": v for k, v in linears(sizes[::-1])}
-    arrays |= {f"rq.vq_layers.{i}.embedding.weight": random.normal(0, 0.5, (k, SHAPE.e_dim)) for i, k in enumerate(SHAPE.num_emb_list)}
+    arrays |= {
+        f"rq.vq_layers.{i}.embedding.weight": random.normal(0, 0.5, (k, SHAPE.e_dim))
+        for i, k in enumerate(SHAPE.num_emb_list)
+    }
     state = {k: torch.from_numpy(v).float() for k, v in arrays.items()}
     model = MLP([2, 2])
     optimizer = torch.optim.AdamW(model.parameters())

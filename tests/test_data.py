@@ -131,7 +131,11 @@ def test_padding_factor_by_hand():
 
 def test_neighbours_are_of_like_length(many):
     plan = epoch_plan(many, Shape(16), seed=0, epoch=0)
-    assert padding_factor(many, plan, 50) < 1.1 < padding_factor(many, np.array_split(np.random.default_rng(0).permutation(len(many)), len(plan)), 50)
+    assert (
+        padding_factor(many, plan, 50)
+        < 1.1
+        < padding_factor(many, np.array_split(np.random.default_rng(0).permutation(len(many)), len(plan)), 50)
+    )
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/datasets")
@@ -166,7 +170,7 @@ def test_a_step_holds_its_samples_once_and_its_items_once(processes, accumulatio
     split, naive = split_of(sequences), naive_samples(sequences)
 
     def shape(rank):
-        return Shape(4, processes, accumulation, rank, longest=6, tokens=tokens, code_length=4)
+        return Shape(4, processes, accumulation, rank, longest=6, tokens=tokens, tokens_per_item=4)
 
     plan = epoch_plan(split, shape(0), seed=0, epoch=0)
     for step, rows in enumerate(plan):

@@ -40,10 +40,14 @@ def test_against_scikit_learn_and_the_definition(k):
     relevant, score = np.zeros((users, items + 1)), np.zeros((users, items + 1))
     relevant[np.arange(users), target] = 1
     np.put_along_axis(score, lists.numpy(), np.arange(10, 0, -1.0)[None].repeat(users, 0), 1)
-    score[:, 1:] -= np.random.default_rng(0).uniform(1, 2, (users, items)) * (score[:, 1:] == 0)  # the rest below, no ties
+    score[:, 1:] -= np.random.default_rng(0).uniform(1, 2, (users, items)) * (
+        score[:, 1:] == 0
+    )  # the rest below, no ties
     assert float(metrics.ndcg(rank, k).mean()) == pytest.approx(ndcg_score(relevant, score, k=k))
 
-    for row, wanted, hit, reciprocal in zip(lists.tolist(), target.tolist(), metrics.recall(rank, k), metrics.mrr(rank, k), strict=True):
+    for row, wanted, hit, reciprocal in zip(
+        lists.tolist(), target.tolist(), metrics.recall(rank, k), metrics.mrr(rank, k), strict=True
+    ):
         assert float(hit) == (wanted in row[:k])
         assert float(reciprocal) == pytest.approx(1 / (row.index(wanted) + 1) if wanted in row[:k] else 0)
 

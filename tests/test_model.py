@@ -129,7 +129,9 @@ def test_forward_tokens_are_those_of_the_drawn_codes(kind):
     tokens = model.recommender.embed(q, suffix)
     for level in range(3):
         assert torch.equal(tokens[:, level], model.recommender.tables[level][q.index[level]])
-        assert torch.equal(q.label(level, batch.target_row_B, 8, 1.0).detach().argmax(1), q.index[level][batch.target_row_B])
+        assert torch.equal(
+            q.label(level, batch.target_row_B, 8, 1.0).detach().argmax(1), q.index[level][batch.target_row_B]
+        )
 
 
 def test_without_noise_the_drawn_codes_are_the_catalogues():
@@ -161,7 +163,9 @@ def test_auto_scale_keeps_most_items_and_the_published_scale_is_one():
 def test_loss_terms_by_an_independent_formula():
     """L_rec, recon and L_vq of one batch recomputed densely, repeated targets with multiplicity."""
     model, batch = joint(uncertainty="none"), some_batch()
-    batch = batch._replace(target_row_B=batch.target_row_B[[0, 0, 1, 2, 3, 4]], target_B=batch.target_B[[0, 0, 1, 2, 3, 4]])
+    batch = batch._replace(
+        target_row_B=batch.target_row_B[[0, 0, 1, 2, 3, 4]], target_B=batch.target_B[[0, 0, 1, 2, 3, 4]]
+    )
     _, logs = model(batch)
     z = model.latents()[batch.target_B - 1]
     books = [c.detach() for c in model.tokenizer.rq.codebooks()]
@@ -214,7 +218,11 @@ def test_the_encoder_rests_as_told(frozen, layers, learning):
     model = joint(freeze_id_encoder=frozen, freeze_id_encoder_layers=layers)
     names = {n for n, p in model.tokenizer.encoder.named_parameters() if p.requires_grad}
     assert names == {f"mlp_layers.{i}.{w}" for i in learning for w in ("weight", "bias")}
-    assert torch.allclose(model.latents(), model.tokenizer.encoder(torch.from_numpy(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32))), atol=1e-6)
+    assert torch.allclose(
+        model.latents(),
+        model.tokenizer.encoder(torch.from_numpy(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32))),
+        atol=1e-6,
+    )
 
 
 def test_state_keys_hold_each_tensor_once():

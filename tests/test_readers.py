@@ -93,7 +93,9 @@ def interleaved_logs(draw):
     rows = []
     for user in range(draw(st.integers(1, 6))):
         n = draw(st.integers(4 if user == 0 else 3, 9))
-        rows += [(f"u{user}", f"i{draw(st.integers(0, 7))}", draw(st.sampled_from([0, 1, 2.5, -3, 1e9]))) for _ in range(n)]
+        rows += [
+            (f"u{user}", f"i{draw(st.integers(0, 7))}", draw(st.sampled_from([0, 1, 2.5, -3, 1e9]))) for _ in range(n)
+        ]
     return draw(st.permutations(rows))
 
 
@@ -104,7 +106,9 @@ def test_leave_one_out_equals_the_naive_split(tmp_path_factory, rows):
     data, want = read(folder), naive_split(rows)
     assert {part: samples(data, part) for part in PARTS} == want
     counts = Counter(i for history, _ in want["valid"] for i in history)
-    assert dict(zip(data.catalogue.ids, data.popularity[1:].tolist(), strict=True)) == {i: counts[i] for i in data.catalogue.ids}
+    assert dict(zip(data.catalogue.ids, data.popularity[1:].tolist(), strict=True)) == {
+        i: counts[i] for i in data.catalogue.ids
+    }
     assert data.popularity[0] == 0
 
 
@@ -164,7 +168,9 @@ def test_popularity_counts_all_but_the_last_two(tmp_path, layout):
 def test_numbers_follow_the_map_and_the_items_file(tmp_path):
     """Row i of the embedding belongs to item i + 1, so the catalogue's order is not free."""
     assert read(as_jsonl(tmp_path / "a")).catalogue.ids == list("tsrqp")
-    folder = write(as_one_inter(tmp_path / "b"), items__jsonl=lines(*({"item_id": i, "title": f" {i}\n x"} for i in "zsrqpt")))
+    folder = write(
+        as_one_inter(tmp_path / "b"), items__jsonl=lines(*({"item_id": i, "title": f" {i}\n x"} for i in "zsrqpt"))
+    )
     data = read(folder)
     assert data.catalogue.ids == list("zsrqpt")
     assert data.catalogue.titles[0] == "z x"
@@ -176,7 +182,10 @@ def test_numbers_follow_the_map_and_the_items_file(tmp_path):
 def test_given_splits_are_kept_whatever_they_hold(tmp_path_factory, users):
     """Any number of rows a part: histories are the user's earlier rows, popularity counts the train file."""
     users = [[(p, 0) for p in PARTS for _ in range(2)], *users]
-    rows = {p: [(f"u{u}", f"i{i}", t) for u, log in enumerate(users) for t, (q, i) in enumerate(log) if q == p] for p in PARTS}
+    rows = {
+        p: [(f"u{u}", f"i{i}", t) for u, log in enumerate(users) for t, (q, i) in enumerate(log) if q == p]
+        for p in PARTS
+    }
     folder = write(tmp_path_factory.getbasetemp() / "three_inter", **{f"{p}__inter": table(r) for p, r in rows.items()})
     data = read(folder)
     for part in PARTS:
@@ -187,7 +196,9 @@ def test_given_splits_are_kept_whatever_they_hold(tmp_path_factory, users):
             want += [(tuple(tokens[:e]), tokens[e]) for e in range(1, len(log)) if ordered[e][0] == part]
         assert sorted(samples(data, part)) == sorted(want)
     counts = Counter(i for _, i, _ in rows["train"])
-    assert dict(zip(data.catalogue.ids, data.popularity[1:].tolist(), strict=True)) == {i: counts[i] for i in data.catalogue.ids}
+    assert dict(zip(data.catalogue.ids, data.popularity[1:].tolist(), strict=True)) == {
+        i: counts[i] for i in data.catalogue.ids
+    }
 
 
 def test_line_ends_case_extra_columns_and_odd_tokens(tmp_path):
@@ -245,11 +256,20 @@ def test_published_counts(name, counts, items):
 GOOD = sequence_rows(LOGS)
 
 BAD_INTER = {
-    "missing column": (HEADER.replace("timestamp:float", "time") + "\nu\ti\t1\n", r"toy\.inter, line 1: no column 'timestamp:float'"),
+    "missing column": (
+        HEADER.replace("timestamp:float", "time") + "\nu\ti\t1\n",
+        r"toy\.inter, line 1: no column 'timestamp:float'",
+    ),
     "commas": (HEADER.replace("\t", ",") + "\nu,i,1\n", r"toy\.inter, line 1: no column 'user_id:token'"),
     "missing cell": (table([*GOOD, ("ann", "p")]), r"toy\.inter, line 14: 2 columns where the header has 3"),
-    "extra cell": (table([*GOOD[:4], ("ann", "p", 1, 2), *GOOD]), r"toy\.inter, line 6: 4 columns where the header has 3"),
-    "word for a time": (table([*GOOD[:2], ("ann", "p", "noon"), *GOOD]), r"toy\.inter, line 4: timestamp 'noon' is not a number"),
+    "extra cell": (
+        table([*GOOD[:4], ("ann", "p", 1, 2), *GOOD]),
+        r"toy\.inter, line 6: 4 columns where the header has 3",
+    ),
+    "word for a time": (
+        table([*GOOD[:2], ("ann", "p", "noon"), *GOOD]),
+        r"toy\.inter, line 4: timestamp 'noon' is not a number",
+    ),
     "NaN for a time": (table([("ann", "p", "nan"), *GOOD]), r"toy\.inter, line 2: timestamp 'nan' is not a number"),
     "no time": (table([*GOOD[:1], ("ann", "p", ""), *GOOD]), r"toy\.inter, line 3: timestamp '' is not a number"),
     "infinite time": (table([*GOOD, ("ann", "p", "inf")]), r"toy\.inter, line 14: timestamp 'inf' is not a number"),
@@ -393,7 +413,9 @@ def test_no_data_at_all(tmp_path):
     with pytest.raises(Problem, match=r"gone is not a folder"):
         read(tmp_path / "gone")
     write(tmp_path / "d", notes="nothing")
-    with pytest.raises(Problem, match=r"found none of toy\.inter, toy\.train\.inter, toy\.train\.jsonl, toy\.inter\.json"):
+    with pytest.raises(
+        Problem, match=r"found none of toy\.inter, toy\.train\.inter, toy\.train\.jsonl, toy\.inter\.json"
+    ):
         read(tmp_path / "d")
     with pytest.raises(Problem, match=r"toy\.train\.jsonl|toy\.emb_map\.json: no such file"):
         read(tmp_path / "d", data_format="jsonl")
@@ -426,7 +448,9 @@ BAD_EMBEDDING = {
 @pytest.mark.parametrize("case", BAD_EMBEDDING)
 def test_a_bad_embedding_is_named_with_its_row(tmp_path, case):
     content, message = BAD_EMBEDDING[case]
-    folder = write(as_one_inter(tmp_path / "d"), items__jsonl=lines(*({"item_id": i} for i in "pqrst")), emb__npy=content)
+    folder = write(
+        as_one_inter(tmp_path / "d"), items__jsonl=lines(*({"item_id": i} for i in "pqrst")), emb__npy=content
+    )
     data = read(folder)
     with pytest.raises(Problem, match=r"toy\.emb\.npy: " + message):
         read_embeddings(data)

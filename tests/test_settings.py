@@ -246,7 +246,11 @@ def test_every_shipped_configuration_loads(path):
 
 
 def test_every_option_is_read_somewhere():
-    files = [p for p in [*ROOT.glob("*.py"), *ROOT.glob("methods/*.py"), *ROOT.glob("scripts/*.py")] if p.name != "settings.py"]
+    files = [
+        p
+        for p in [*ROOT.glob("*.py"), *ROOT.glob("methods/*.py"), *ROOT.glob("scripts/*.py")]
+        if p.name != "settings.py"
+    ]
     source = "\n".join(p.read_text() for p in files)
     checks = (ROOT / "settings.py").read_text()  # code_num and code_length are only compared, there
     unread = [n for n in settings.FIELDS if not re.search(rf"\.{n}\b", source) and f"self.{n} " not in checks]
@@ -271,7 +275,13 @@ def test_an_old_spelling_is_answered_with_the_new_one(name):
         settings.build({name: True})
 
 
-ANSWERED = ["use_soft_frequency", "balance_loss_weight", "gumbel_hard_switch_epoch", "stop_gumbel_sampling_epoch", *RENAMED]
+ANSWERED = [
+    "use_soft_frequency",
+    "balance_loss_weight",
+    "gumbel_hard_switch_epoch",
+    "stop_gumbel_sampling_epoch",
+    *RENAMED,
+]
 
 
 @pytest.mark.parametrize("name", ANSWERED)

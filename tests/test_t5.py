@@ -69,9 +69,7 @@ def inputs():
 def test_hidden_states_equal_hugging_faces(inputs):
     source, target, keep = inputs
     ours, theirs = pair()
-    want = theirs(
-        inputs_embeds=source, attention_mask=keep.long(), decoder_inputs_embeds=target
-    )
+    want = theirs(inputs_embeds=source, attention_mask=keep.long(), decoder_inputs_embeds=target)
     memory = ours.encode(source, keep)
     got = ours.decode(target, ours.start(memory, keep))
     assert torch.allclose(memory[keep], want.encoder_last_hidden_state[keep], atol=1e-10)
@@ -81,7 +79,9 @@ def test_hidden_states_equal_hugging_faces(inputs):
 def test_gradients_equal_hugging_faces(inputs):
     source, target, keep = inputs
     ours, theirs = pair()
-    theirs(inputs_embeds=source, attention_mask=keep.long(), decoder_inputs_embeds=target).last_hidden_state.square().sum().backward()
+    theirs(
+        inputs_embeds=source, attention_mask=keep.long(), decoder_inputs_embeds=target
+    ).last_hidden_state.square().sum().backward()
     ours.decode(target, ours.start(ours.encode(source, keep), keep)).square().sum().backward()
     want = theirs.encoder.block[0].layer[0].SelfAttention
     assert torch.allclose(ours.encoder[0].attention.q.weight.grad, want.q.weight.grad)

@@ -1,6 +1,7 @@
 """The loop: learns, gives the same result however a batch is cut, goes on after a stop."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ from accelerate import Accelerator
 from conftest import tiny_overrides, write_tiny
 
 import methods
+import report
 import settings
 from main import finish, portable
 from metrics import ndcg, recall
 from pretrain import pretrain
 from readers import Catalogue, Dataset, leave_one_out, read_dataset
+from report import epoch_line
 from runs import RunFolder
-from trainer import Fit, Progress, epoch_line, evaluate, learning_rate
+from trainer import Fit, Progress, evaluate, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def fit_of(ground, tmp_path, **changes):
     run.claim(cfg)
     torch.manual_seed(cfg.data.seed)
     model = methods.TRAINED[cfg.run.method](cfg, data)
-    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data.catalogue))
+    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data.catalogue), partial(report.epoch, cfg))
 
 
 def rows(fit):
@@ -61,7 +64,14 @@ SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}
 @pytest.mark.parametrize("cut", [{"batch_size": 16, "gradient_accumulation_steps": 2}, {"token_budget": 200}])
 def test_a_batch_cut_into_parts_gives_the_same_training(ground, tmp_path, kind, cut):
     """Accumulated parts and token-budget parts against the whole batch, in float64, noise on."""
-    same = {"uncertainty": kind, "dropout_rate": 0, "lr_id": 1e-3, "epochs": 2, "hot_threshold_ratio": 1.0, **SPLIT[kind]}
+    same = {
+        "uncertainty": kind,
+        "dropout_rate": 0,
+        "lr_id": 1e-3,
+        "epochs": 2,
+        "hot_threshold_ratio": 1.0,
+        **SPLIT[kind],
+    }
     fits = [fit_of(ground, tmp_path / n, **same, **c) for n, c in (("a", {}), ("b", cut))]
     for fit in fits:
         fit.raw.double()
@@ -126,7 +136,9 @@ def test_learns_a_chain(tmp_path, method):
     items = np.concatenate([(random.integers(n) + np.arange(x)) % n + 1 for x in lengths]).astype(np.int32)
     splits = leave_one_out(items, offsets, [""] * 150, "refuse", tmp_path)
     np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32))
-    data = Dataset("chain", Catalogue([str(i) for i in range(n)], [""] * n), *splits, np.ones(n + 1), tmp_path / "e.npy", "h")
+    data = Dataset(
+        "chain", Catalogue([str(i) for i in range(n)], [""] * n), *splits, np.ones(n + 1), tmp_path / "e.npy", "h"
+    )
     options = tiny_overrides(tmp_path) | {
         "dataset": "chain", "method": method, "epochs": 40, "lr_rec": 5e-3, "lr_id": 1e-4, "eval_step": 40,
         "dropout_rate": 0, "d_model": 32, "rqvae_epochs": 20,

@@ -59,7 +59,11 @@ def test_a_released_checkpoint_gives_the_codes_it_was_trained_for(tmp_path):
     ("width", "changes", "message"),
     [
         (8, {}, "width 8, yours have 7"),
-        (7, {"rq.vq_layers.1.embedding.weight": torch.zeros(9, 3)}, r"rq.vq_layers.1.embedding.weight has shape \(9, 3\)"),
+        (
+            7,
+            {"rq.vq_layers.1.embedding.weight": torch.zeros(9, 3)},
+            r"rq.vq_layers.1.embedding.weight has shape \(9, 3\)",
+        ),
         (7, {"encoder.mlp_layers.99.weight": torch.zeros(1)}, "configuration wants none"),
         (7, {"encoder.mlp_layers.1.bias": torch.full((12,), float("nan"))}, "NaN"),
     ],
@@ -108,7 +112,9 @@ def test_sinkhorn_catalogue_is_balanced_on_each_level():
     model, x = RQVAE(CFG, 7), torch.randn(600, 7)
     z = model.encoder(x)
     model.init_codebooks(x, 10, seed=0)
-    even, plain = (model.rq.assign(z, rule)[:, 0].bincount(minlength=6).float().std() for rule in ("sinkhorn", "argmin"))
+    even, plain = (
+        model.rq.assign(z, rule)[:, 0].bincount(minlength=6).float().std() for rule in ("sinkhorn", "argmin")
+    )
     assert even < plain
 
 
@@ -124,7 +130,9 @@ def test_gap_is_the_median_distance_between_the_two_nearest_codes():
 
 
 def test_standardized_embeddings_are_centred(tmp_path):
-    cfg = settings.build({"num_emb_list": [4], "sk_epsilons": [0.01], "layers": [5], "standardize_embeddings": True}).tokenizer
+    cfg = settings.build(
+        {"num_emb_list": [4], "sk_epsilons": [0.01], "layers": [5], "standardize_embeddings": True}
+    ).tokenizer
     model = RQVAE(cfg, 3)
     x = torch.randn(50, 3) * 4 + 2
     model.get_buffer("shift").copy_(x.mean(0))
