@@ -217,7 +217,7 @@ class Fit:
                 totals[name] = totals.get(name, 0.0) + value
             p.next_step, p.step = p.next_step + 1, p.step + 1
             if self.cfg.run.save_steps and p.step % self.cfg.run.save_steps == 0:
-                p.totals = {k: float(v) for k, v in totals.items()}
+                p.totals = self._sums(totals)
                 self._save()
         seconds = time.perf_counter() - begin
         done = (p.next_step - first) / self.steps_per_epoch * len(self.data.train)
@@ -250,12 +250,15 @@ class Fit:
         return totals
 
     def _means(self, totals: dict[str, Any]) -> dict[str, float]:
-        """Epoch means over samples and processes; the host waits on the device only here."""
-        proof = {k: float(v) for k, v in totals.items() if k.startswith("grad/")}
-        sums = {k: v for k, v in totals.items() if k not in proof}
-        flat = torch.stack([torch.as_tensor(v, dtype=torch.double, device=self.acc.device) for v in sums.values()])
-        flat = self.acc.reduce(flat, "sum") / self.steps_per_epoch
-        return dict(zip(sums, flat.tolist(), strict=True)) | proof
+        """Epoch means over samples and processes; figures of the first batch stay as they are."""
+        sums = self._sums(totals)
+        return {k: v if k.startswith("grad/") else v / self.steps_per_epoch for k, v in sums.items()}
+
+    def _sums(self, totals: dict[str, Any]) -> dict[str, float]:
+        """Sums over processes; the host waits on the device only here."""
+        local = {k: v for k, v in totals.items() if not k.startswith("grad/")}
+        flat = torch.stack([torch.as_tensor(v, dtype=torch.double, device=self.acc.device) for v in local.values()])
+        return totals | dict(zip(local, self.acc.reduce(flat, "sum").tolist(), strict=True))
 
     def _validate(self) -> dict[str, float]:
         p = self.progress
@@ -295,6 +298,8 @@ class Fit:
         self.progress.__dict__.update(state["progress"])
         if self.acc.is_main_process:
             self.run.forget_from(self.progress.epoch)
+        else:  # the saved sums are those of all processes
+            self.progress.totals = dict.fromkeys(self.progress.totals, 0.0)
         log.info(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
 
     def _announce(self) -> None:
