@@ -38,6 +38,9 @@ class Recommender(nn.Module):
         )  # fmt: skip
         self.tables = nn.ParameterList(torch.randn(k, r.d_model) * 0.02 for k in self.sizes)
         self.start = nn.Parameter(torch.randn(r.d_model) * 0.02)
+        self.recency = nn.Embedding(cfg.data.max_his_len, r.d_model) if r.recency_embedding else None
+        if self.recency is not None:
+            nn.init.normal_(self.recency.weight, 0, 0.02)
 
     def embed(self, q: Quantized, suffix_U: Tensor) -> Tensor:
         """Tokens of U items, [U, L + 1, h]: m_l E_l, and a plain look-up of the suffix."""
@@ -47,6 +50,9 @@ class Recommender(nn.Module):
     def encode(self, token_BSLh: Tensor, history_BS: Tensor) -> tuple[Tensor, Tensor]:
         """(hidden states [B, T, h], mask [B, T])."""
         keep_BT = (history_BS > 0).repeat_interleave(token_BSLh.shape[2], 1)
+        if self.recency is not None:  # histories are padded on the left, the newest item stands last
+            age_S = torch.arange(history_BS.shape[1] - 1, -1, -1, device=history_BS.device)
+            token_BSLh = token_BSLh + self.recency(age_S)[:, None]
         return self.t5.encode(token_BSLh.flatten(1, 2), keep_BT), keep_BT
 
     def logits(self, level: int, hidden: Tensor) -> Tensor:

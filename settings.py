@@ -95,6 +95,7 @@ class RecommenderOptions:
     num_heads: int = option(4, "attention heads", ge=1)
     d_kv: int = option(64, "width of one head", ge=1)
     dropout_rate: float = option(0.1, "dropout of the recommender", ge=0, le=0.9)
+    recency_embedding: bool = option(False, "add a learned vector for an item's place counted from the newest (not in the paper: T5 sees relative places only)")
     num_beams: int = option(20, "beams of the search", ge=1)
     constrained: bool = option(True, "search only SIDs that exist; false: all, and the share of invalid ones is reported")
 
