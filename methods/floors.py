@@ -48,16 +48,18 @@ class Popularity(Floor):
 
 
 class Content(Floor):
-    """Cosine with the mean embedding of the last five items."""
+    """Cosine with the mean embedding of the last five items.
+
+    In float64, then rounded: items with equal embeddings tie exactly, whatever the batch.
+    """
 
     def __init__(self, content_ND: np.ndarray) -> None:
         super().__init__(len(content_ND))
-        self.register_buffer("unit_ND", F.normalize(torch.from_numpy(np.array(content_ND, np.float32)), dim=1))
-        self.register_buffer("raw_ND", torch.from_numpy(np.array(content_ND, np.float32)))
+        self.register_buffer("content_ND", torch.from_numpy(np.array(content_ND, np.float64)))
 
     def scores(self, history_BS: Tensor) -> Tensor:
+        content_ND = self.get_buffer("content_ND")
         recent_BS = history_BS[:, -RECENT:]
         held_BS1 = (recent_BS > 0).unsqueeze(-1)
-        vector_BSD = self.get_buffer("raw_ND")[(recent_BS - 1).clamp(min=0)] * held_BS1
-        mean_BD = vector_BSD.sum(1) / held_BS1.sum(1).clamp(min=1)
-        return F.normalize(mean_BD, dim=1) @ self.get_buffer("unit_ND").T
+        sum_BD = (content_ND[(recent_BS - 1).clamp(min=0)] * held_BS1).sum(1)
+        return (F.normalize(sum_BD, dim=1) @ F.normalize(content_ND, dim=1).T).float()
