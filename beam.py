@@ -141,7 +141,8 @@ def beam_search(
         total_BWC = total_BWC.masked_fill(~child.there, -torch.inf)
         if banned_BS is not None and level == tree.levels - 1:
             item_BM = tree.items(child.node).flatten(1)
-            ban_BM = (item_BM[:, :, None] == banned_BS[:, None]).any(2)
+            held_BS = banned_BS.masked_fill(banned_BS == 0, -1)  # padding bans nothing
+            ban_BM = (item_BM[:, :, None] == held_BS[:, None]).any(2)
             total_BWC = total_BWC.masked_fill(ban_BM.view_as(total_BWC), -torch.inf)
         total_BM = total_BWC.flatten(1)
         score_BW, place_BW = total_BM.topk(min(beams, total_BM.shape[1]), dim=1)

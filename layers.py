@@ -82,8 +82,9 @@ def counter_uniform(seed: int, step: Tensor, item_U: Tensor, level: int, n_codes
     Whichever process or part of a batch asks for an item's noise gets the same; no state is kept.
     The largest value is 1 - 2^-24, the smallest 2^-24, so that log(-log(u)) is finite.
     """
-    word = torch.tensor([(seed * 2654435761 + level) & 0x7FFFFFFF], dtype=torch.int32)
-    key = _mix(_mix(word.to(item_U.device)) ^ step.to(torch.int32))
+    start = (seed * 2654435761 + level) & 0x7FFFFFFF
+    word = torch.full((1,), start, dtype=torch.int32, device=item_U.device)  # no copy from the host
+    key = _mix(_mix(word) ^ step.to(torch.int32))
     row_U1 = _mix(_mix(item_U.to(torch.int32)) ^ key)[:, None]
     code_K = _mix(torch.arange(n_codes, dtype=torch.int32, device=item_U.device) + 0x9E3779)
     bits_UK = (_mix(row_U1 ^ code_K) >> 9) & 0x7FFFFF

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 import methods
 import report
@@ -73,7 +73,7 @@ def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
 def check_data(cfg: Config) -> Dataset:
     """Read data and embeddings as training will, so that a dry run meets the same problems."""
     data = read_dataset(cfg.data)
-    read_embeddings(data)
+    methods.semantic.check_width(cfg, data, read_embeddings(data))
     return data
 
 
@@ -99,6 +99,7 @@ def train(cfg: Config) -> RunFolder:
     if run.finished and cfg.run.resume == "auto":
         log_to(None, main=acc.is_main_process)
         log.info(f"{run.path} is finished already")
+        acc.end_training()
         return run
     stamp = time.strftime("%Y%m%d-%H%M%S")
     log_file = Path(cfg.run.log_dir) / cfg.data.dataset / f"{stamp}-{cfg.run.run_name}.log"
@@ -123,13 +124,30 @@ def train(cfg: Config) -> RunFolder:
 
 def accelerator(cfg: Config) -> Accelerator:
     """The process group; Problem when it is not of the size that was asked for."""
-    acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not torch.cuda.is_available())
+    gpu = torch.cuda.is_available()
+    if cfg.train.mixed_precision == "fp16" and not gpu:
+        raise Problem("mixed_precision: fp16 needs a GPU; use bf16 or no")
+    # every process computes its buffers alike: broadcasting them each step would only cost time
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not gpu, kwargs_handlers=[ddp])
+    check_processes(cfg, acc.num_processes)
     asked = int(os.environ.get("DIGER_PROCESSES", acc.num_processes))
     if acc.num_processes != asked:
         raise Problem(
             f"{asked} processes were asked for, {acc.num_processes} started; launch with accelerate_multi_gpu.yaml or accelerate_multi_cpu.yaml"
         )
     return acc
+
+
+def check_processes(cfg: Config, processes: int) -> None:
+    """Problem when an option cannot be had with so many processes."""
+    if cfg.joint.deterministic_assignment == "sinkhorn":
+        whole = cfg.train.batch_size * cfg.data.max_his_len * (len(cfg.tokenizer.num_emb_list) + 1)
+        if processes > 1 or whole > cfg.train.token_budget:
+            raise Problem(
+                "deterministic_assignment: sinkhorn balances whole batches: it needs one process and "
+                f"token_budget of at least {whole}"
+            )
 
 
 def named(cfg: Config) -> Config:
@@ -152,6 +170,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     acc.wait_for_everyone()
     best = read_checkpoint(run.best)
     model.load_state_dict(best["model"])
+    looks = run.look_at_test() if acc.is_main_process else 0
     found = evaluate(model, data.test, cfg, acc, "test")
     floors = {}
     for name, build in methods.FLOORS.items():
@@ -165,7 +184,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     results = {
         "method": report.label(cfg), "dataset": data.name, "seed": cfg.data.seed, "best_epoch": best["epoch"],
         "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
-        **model.sid_figures(), "test_evaluations": 1,
+        **model.figures(), "test_evaluations": looks,
     }  # fmt: skip
     run.save_results(results)
 
@@ -189,31 +208,33 @@ def restore(path: str, overrides: list[str]) -> tuple[Config, Any, dict[str, Any
 
 
 def command_evaluate(argv: list[str]) -> None:
+    """`main.py evaluate`: the figures of a checkpoint on a split, counted as a look at the test set."""
     given, overrides = take(argv, ["checkpoint", "split"])
     if "checkpoint" not in given:
         raise Problem("evaluate: needs --checkpoint myckpt/.../best_model.pth")
     split = given.get("split", "test")
     if split not in ("valid", "test"):
         raise Problem(f"--split: expected valid or test, got {split!r}")
-    log_to(None, main=True)
     cfg, model, state = restore(given["checkpoint"], overrides)
+    acc = accelerator(cfg)
+    log_to(None, main=acc.is_main_process)
     data = read_dataset(cfg.data)
     if data.catalogue.ids != state["items"]:
         raise Problem(
             f"{given['checkpoint']}: was trained on another catalogue than {cfg.data.dataset!r} in {cfg.data.data_path}"
         )
-    acc = accelerator(cfg)
-    found = evaluate(model.to(acc.device), data.split(split), cfg, acc, split)
     run = RunFolder(Path(given["checkpoint"]).parent)
-    if split == "test" and run.finished and acc.is_main_process:
-        results = run.results()
-        run.save_results(results | {"test_evaluations": results["test_evaluations"] + 1})
+    if split == "test" and acc.is_main_process:
+        run.look_at_test()
+    found = evaluate(model.to(acc.device), data.split(split), cfg, acc, split)
     for name, value in found.figures.items():
         log.info(f"{split}/{name} {value:.6g}")
     log.info(f"run folder: {run.path}")
+    acc.end_training()
 
 
 def command_recommend(argv: list[str]) -> None:
+    """`main.py recommend`: the best items for a history, with titles where they are known."""
     given, overrides = take(argv, ["checkpoint", "history", "k"])
     if "checkpoint" not in given or "history" not in given:
         raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB")

@@ -4,6 +4,7 @@ Shape letters: B samples, S history length, U distinct items of a batch, N items
 L learned levels, K codes of a level, h recommender width, d latent width, T = S * (L + 1) tokens.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from utils import Problem
 from vq import RQVAE, JointQuantizer, Quantized, in_chunks, measure_scales
 
 Logs = dict[str, Tensor]
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 ROADS = ("history", "target", "teacher")  # from the recommendation loss to the codebooks
 
 
@@ -172,7 +174,7 @@ class GenerativeModel(nn.Module):
         return [{"name": "rec", "params": trainable(self.recommender), "lr": t.lr_rec,
                  "weight_decay": t.weight_decay, "clip": t.max_grad_norm}]  # fmt: skip
 
-    def probe(self, batch: Batch) -> dict[str, float]:
+    def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
         """Figures of an epoch's first batch; the joint model proves its gradient here."""
         return {}
 
@@ -181,9 +183,10 @@ class GenerativeModel(nn.Module):
 
     def refresh(self) -> dict[str, float]:
         """After each epoch: re-read the catalogue's SIDs, report on them."""
-        return self.sid_figures()
+        return self.figures()
 
-    def sid_figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
+        """Codes used and perplexity per level, and the collision rate, of the catalogue's SIDs."""
         code_NL = self.sid_NL[:, :-1].long()
         figures = {"collision_rate": layers.collision_rate(code_NL)}
         for level, code_N in enumerate(code_NL.unbind(1)):
@@ -227,7 +230,7 @@ class JointModel(GenerativeModel):
         self.roads = ROADS if cfg.joint.gradient == "end_to_end" else ()
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("scale_L", torch.ones(len(cfg.tokenizer.num_emb_list)))
-        self.register_buffer("first_NL", self.sid_NL[:, :-1].clone())
+        self.register_buffer("first_NL", self.sid_NL.clone())
         self._freeze()
         self.register_buffer("input_Nd", None, persistent=False)
         if content_ND is not None:
@@ -256,7 +259,7 @@ class JointModel(GenerativeModel):
         self.levels = measure_scales(self.tokenizer.rq, z_Nd, self.cfg.joint.logit_scale, self.decay.scales())
         self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))
         self.set_codes(self.assign(z_Nd))
-        self.first_NL.copy_(self.sid_NL[:, :-1])
+        self.first_NL.copy_(self.sid_NL)
 
     @torch.no_grad()
     def latents(self) -> Tensor:
@@ -295,15 +298,15 @@ class JointModel(GenerativeModel):
     @torch.no_grad()
     def _agreement(self, batch: Batch, q: Quantized) -> Logs:
         """How the batch's codes relate to the deterministic ones and to the catalogue's."""
-        index_UL, nearest_UL = torch.stack(q.index, 1), torch.stack(q.nearest, 1)
+        index_UL, sampled_UL, nearest_UL = (torch.stack(x, 1) for x in (q.index, q.sampled, q.nearest))
         cached_UL = self.sid_NL[batch.item_U - 1, :-1]
         return {
             "stochastic_share": torch.stack(q.noisy).float().mean(),
-            "sampled_differs": (index_UL != nearest_UL).float().mean(),
+            "sampled_differs": (sampled_UL != nearest_UL).float().mean(),
             "sid_agreement": (index_UL == cached_UL).all(1).float().mean(),
         }
 
-    def probe(self, batch: Batch) -> dict[str, float]:
+    def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
         """The proof: norm of L_rec's gradient at each codebook, road by road.
 
         Problem when one is zero or not finite although `gradient: end_to_end` is set.
@@ -311,7 +314,8 @@ class JointModel(GenerativeModel):
         figures, codebooks = {}, self.tokenizer.rq.codebooks()
         for road in ROADS:
             roads = (road,) if road in self.roads else ()
-            loss = self.recommendation_loss(batch, self.quantize(batch), roads)
+            with autocast():
+                loss = self.recommendation_loss(batch, self.quantize(batch), roads)
             found = torch.autograd.grad(loss, codebooks, allow_unused=True)
             for level, g in enumerate(found, 1):
                 figures[f"grad/level_{level}/{road}"] = float(g.norm()) if g is not None else 0.0
@@ -336,12 +340,13 @@ class JointModel(GenerativeModel):
         return [*super().param_groups(), tokenizer, *([sigma] if sigma["params"] else [])]
 
     def refresh(self) -> dict[str, float]:
-        before, z_Nd = self.sid_NL[:, :-1].clone(), self.latents()
+        before, z_Nd = self.sid_NL.clone(), self.latents()
         self.set_codes(self.assign(z_Nd))
-        now = self.sid_NL[:, :-1]
-        figures = self.sid_figures()
-        figures["sid_changed"] = float((now != before).any(1).float().mean())
-        figures["sid_changed_since_start"] = float((now != self.first_NL).any(1).float().mean())
+        figures = self.figures()
+        for name, old_NL in (("", before), ("_since_start", self.first_NL)):
+            changed_NL = self.sid_NL != old_NL
+            figures[f"sid_changed{name}"] = float(changed_NL.any(1).float().mean())
+            figures[f"codes_changed{name}"] = float(changed_NL[:, :-1].any(1).float().mean())  # without the suffix
         scales = self.decay.scales()
         figures["noise_scale"] = sum(scales) / len(scales)
         figures |= {f"noise_scale/level_{i}": s for i, s in enumerate(scales, 1)}

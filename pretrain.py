@@ -13,7 +13,7 @@ from tqdm import tqdm
 from layers import collision_rate, perplexity
 from readers import Dataset, read_embeddings
 from settings import Config
-from utils import digest, log, read_checkpoint, write_checkpoint, write_json
+from utils import Problem, digest, log, read_checkpoint, write_checkpoint, write_json
 from vq import RQVAE
 
 
@@ -119,7 +119,9 @@ class _Training:
                 recon=f"{recon:.4g}", vq=f"{vq:.4g}", collisions=f"{self.best.collision_rate:.3f}" if self.best else "-"
             )
             if not math.isfinite(recon + vq):
-                raise ArithmeticError("the tokenizer's loss is not finite")
+                raise Problem(
+                    f"rqvae_lr: the tokenizer's loss is not finite in epoch {epoch}; lower it from {p.rqvae_lr}"
+                )
             if (epoch + 1) % p.rqvae_eval_step == 0 or epoch + 1 == p.rqvae_epochs:
                 self._look(epoch, recon, vq)
                 if epoch - self.best.epoch >= p.rqvae_patience:  # type: ignore[union-attr]

@@ -57,6 +57,7 @@ class Catalogue:
 
     ids: list[str]
     titles: list[str]
+    keyed: bool = True  # False: numbered by first appearance, so that no file's rows can be joined
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -221,7 +222,7 @@ def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cf
     catalogue = _items_file(folder, stem)
     if catalogue is None:
         seen = dict.fromkeys(token for rows in parts for token in rows.items)
-        catalogue = Catalogue(list(seen), [""] * len(seen))
+        catalogue = Catalogue(list(seen), [""] * len(seen), keyed=False)
     number = catalogue.numbers()
     user_number: dict[str, int] = {}
     users, items, times = [], [], []
@@ -454,4 +455,8 @@ def read_embeddings(data: Dataset) -> np.ndarray:
             raise Problem(
                 f"{path}: row {row} (item {data.catalogue.ids[row]!r}) holds NaN or infinity; embed that item again"
             )
+    if not data.catalogue.keyed:
+        raise Problem(
+            f"{path}: which row belongs to which item? Add {data.name}.items.jsonl, a line an item in the order of the rows"
+        )
     return found

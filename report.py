@@ -3,7 +3,7 @@
 import difflib
 from typing import Any
 
-from model import JointModel
+from model import GenerativeModel, JointModel
 from readers import Dataset
 from runs import RunFolder
 from settings import Config
@@ -24,7 +24,7 @@ def start(cfg: Config, model: Any, fit: Any) -> None:
         return
     log.info(
         f"DIGER: uncertainty {cfg.joint.uncertainty}, gradient {cfg.joint.gradient}, forward {cfg.joint.assignment_forward}, "
-        f"tau {cfg.joint.gumbel_tau}, logit_scale {cfg.joint.logit_scale}"
+        f"tau {float(model.decay.tau(model.step)):g}, logit_scale {cfg.joint.logit_scale}"
     )
     if not model.roads:
         log.info(
@@ -110,11 +110,16 @@ def show(run: RunFolder) -> None:
         used = " ".join(str(v) for k, v in row.items() if k.startswith("codes_used/")) or "-"
         collisions = f"{row['collision_rate']:.4f}" if "collision_rate" in row else "-"
         log.info("  ".join([f"{row['method']:<16}", *(f"{row[n]:>9.4f}" for n in names), f"{used:<13}  {collisions}"]))
-    log.info(f"\ncheckpoint: {run.best}\nSIDs:       {run.path / (run.results()['dataset'] + '.index.json')}")
+    log.info(f"\ncheckpoint: {run.best}")
+    sids = run.path / f"{run.results()['dataset']}.index.json"
+    if sids.is_file():
+        log.info(f"SIDs:       {sids}")
 
 
 def write_index(run: RunFolder, cfg: Config, model: Any, data: Dataset) -> None:
     """<dataset>.index.json: item index -> ["<a_12>", "<b_3>", ...], the field's exchange format."""
+    if not isinstance(model, GenerativeModel):
+        return
     letters = "abcdefghijklmnopqrstuvwxyz"
     sids = {str(i): [f"<{letters[j]}_{c}>" for j, c in enumerate(row)] for i, row in enumerate(model.sid_NL.tolist())}
     write_json(run.path / f"{data.name}.index.json", sids)

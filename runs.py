@@ -23,6 +23,7 @@ class RunFolder:
         self.test = path / "test.json"
         self.baselines = path / "baselines.json"
         self.states = path / "last"
+        self.looks = path / "test_looks.json"
 
     @classmethod
     def of(cls, cfg: Config) -> "RunFolder":
@@ -36,6 +37,10 @@ class RunFolder:
 
     def check(self, cfg: Config) -> None:
         """Problem when another run lives in the folder."""
+        if self.path.exists() and not self.path.is_dir():
+            raise Problem(
+                f"{self.path}: is a file where the run folder should be; choose another run_name or output_dir"
+            )
         if self.path.exists() and any(self.path.iterdir()):
             if cfg.run.resume != "auto":
                 raise Problem(
@@ -69,7 +74,7 @@ class RunFolder:
         """Drop the rows of epochs that will be trained again."""
         if self.metrics.is_file():
             rows = [line for line in self.metrics.read_text().splitlines() if line]
-            kept = [line for line in rows if json.loads(line)["epoch"] < epoch]
+            kept = [line for line in rows if epoch_of(line) < epoch]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
 
     def results(self) -> dict[str, Any]:
@@ -98,5 +103,21 @@ class RunFolder:
         found = self.states.glob("step-*.pth") if self.states.is_dir() else []
         return sorted((p for p in found if re.fullmatch(r"step-\d+\.pth", p.name)), reverse=True)
 
+    def look_at_test(self) -> int:
+        """Count a look at the test set, before it happens; returns how many there were with it."""
+        count = 1 + (read_json(self.looks) if self.looks.is_file() else 0)
+        write_json(self.looks, count)
+        if self.finished:
+            self.save_results(self.results() | {"test_evaluations": count})
+        return count
+
     def save_results(self, results: dict[str, Any]) -> None:
         write_json(self.test, results)
+
+
+def epoch_of(line: str) -> float:
+    """Epoch of a row of metrics.jsonl; infinity for a row torn by a kill."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -67,6 +67,8 @@ class TokenizerOptions:
             raise Problem(f"code_num: {self.code_num} disagrees with num_emb_list {k}; drop one of the two")
         if self.code_length is not None and self.code_length != n + 1:
             raise Problem(f"code_length: {self.code_length} disagrees with num_emb_list {k} (levels + 1 suffix = {n + 1}); drop one of the two")
+        if bad := [e for e in self.sk_epsilons if 0 < e < 0.0015]:
+            raise Problem(f"sk_epsilons: {bad[0]} overflows; use 0 (arg-min) or at least 0.0015")
         if len(self.sk_epsilons) != n:
             raise Problem(f"sk_epsilons: one number a level, {n}, not {self.sk_epsilons}")
 
@@ -129,7 +131,7 @@ class JointOptions:
     lr_id: float = option(1e-5, "learning rate of the tokenizer", ge=0)
     id_first_epoch: int = option(0, "epoch in which the tokenizer begins to move; it rests before", ge=0)
     id_last_epoch: int | None = option(None, "epoch after which the tokenizer rests again", ge=0)
-    target_gradient: float = option(1.0, "weight of the gradient that reaches the codebooks through the target's soft label", ge=0)
+    target_gradient: float = option(1.0, "weight of the gradient that reaches the codebooks through the target's soft label", gt=0)
     freeze_id_encoder: bool = option(True, "train only the codebooks of the tokenizer")
     freeze_id_encoder_layers: int = option(0, "with freeze_id_encoder=false: rest the first n linear layers", ge=0)
     collapse_perplexity: float | None = option(None, "a level below this perplexity is called collapsing; default K / 8", gt=0)
@@ -138,7 +140,7 @@ class JointOptions:
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     epochs: int = option(120, "most epochs", ge=1)
-    early_stop: int = option(15, "stop after so many validations without a better valid_metric", ge=1)
+    early_stop: int = option(15, "stop after so many epochs without a better valid_metric", ge=1)
     batch_size: int = option(256, "samples per step and process", ge=1)
     gradient_accumulation_steps: int = option(1, "parts of batch_size samples in one optimizer step", ge=1)
     token_budget: int = option(32768, "most history tokens in one forward pass; larger batches are split", ge=1)
@@ -194,6 +196,19 @@ class Config:
             raise Problem(
                 f"num_beams: {self.recommender.num_beams} is below the largest cut-off of metrics, {max(ks)}; raise it"
             )
+        j, t, k = self.joint, self.train, self.tokenizer.num_emb_list
+        if j.deterministic_assignment == "sinkhorn" and t.gradient_accumulation_steps > 1:
+            raise Problem(
+                "deterministic_assignment: sinkhorn balances whole batches; set gradient_accumulation_steps: 1 or deterministic_assignment: argmax"
+            )
+        if math.prod([*k, k[-1]]) >= 2**63:
+            raise Problem(f"num_emb_list: {k} and the suffix make SIDs of more than 63 bits; use fewer levels or codes")
+        if j.freeze_id_encoder_layers > len(self.tokenizer.layers) + 1:
+            raise Problem(
+                f"freeze_id_encoder_layers: {j.freeze_id_encoder_layers}, but the encoder has {len(self.tokenizer.layers) + 1} linear layers"
+            )
+        if self.run.resume == "auto" and self.run.run_name is None:
+            raise Problem("resume: auto needs the run_name to go on with")
         if self.joint.tau_anneal_min > self.joint.tau_anneal_init:
             raise Problem(
                 f"tau_anneal_min: {self.joint.tau_anneal_min} exceeds tau_anneal_init {self.joint.tau_anneal_init}"
@@ -201,7 +216,7 @@ class Config:
         name = self.run.run_name
         if name is not None and (not name or Path(name).name != name or name.startswith(".")):
             raise Problem(f"run_name: {name!r} is not a plain folder name")
-        if Path(self.data.dataset).name != self.data.dataset or not self.data.dataset:
+        if Path(self.data.dataset).name != self.data.dataset or self.data.dataset[:1] in ("", "."):
             raise Problem(f"dataset: {self.data.dataset!r} is not a plain name; folders go to data_path")
 
 
@@ -326,8 +341,8 @@ def coerce(want: Any, value: Any, key: str, limits: Any) -> Any:
 
 
 def _as_list(value: Any, key: str) -> list[Any]:
-    if isinstance(value, str):  # the published files write "recall@1,recall@5"
-        return [v.strip() for v in value.split(",") if v.strip()]
+    if isinstance(value, str):  # the published files write "recall@1,recall@5", a command line 64,64
+        return [yaml.safe_load(v) for v in value.split(",") if v.strip()]
     if isinstance(value, list):
         return value
     raise Problem(f"{key}: expected a list, got {value!r}")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
@@ -28,7 +29,7 @@ from data import (
 from readers import Dataset, Split
 from runs import RunFolder
 from settings import Config, TrainOptions, cutoff
-from utils import log, peak_memory_gb, write_array, write_checkpoint
+from utils import Problem, log, peak_memory_gb, write_array, write_checkpoint
 
 
 class Trainable(Protocol):
@@ -40,9 +41,10 @@ class Trainable(Protocol):
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
     def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Any: ...
     def groups(self) -> Tensor | None: ...
-    def probe(self, batch: Batch) -> dict[str, float]: ...
+    def probe(self, batch: Batch, autocast: Callable[[], Any]) -> dict[str, float]: ...
     def after_step(self, all_reduce: Callable[[Tensor], Tensor]) -> None: ...
     def refresh(self) -> dict[str, float]: ...
+    def figures(self) -> dict[str, float]: ...
     def param_groups(self) -> list[dict[str, Any]]: ...
 
 
@@ -53,7 +55,7 @@ class Trainable(Protocol):
 class Evaluation:
     """Ranks of all users of a split, in the split's order, and what follows from them."""
 
-    rank: np.ndarray  # int16 [users]; the longest cut-off where the target is missing
+    rank: np.ndarray  # int16 [users]; the list's length where the target is missing
     figures: dict[str, float]
 
 
@@ -62,7 +64,8 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
     """Rank every user of a split once, over all processes."""
     model.eval()
     e, longest = cfg.eval, cfg.data.max_his_len
-    k = max(cutoff(m) for m in e.metrics)
+    top = max(cutoff(m) for m in e.metrics)
+    k = max(top, cfg.recommender.num_beams)  # ranks as deep as the search goes
     plan = evaluation_plan(split, e.eval_batch_size, longest)
     rank_M = torch.zeros(2, len(split), dtype=torch.long, device=acc.device)
     group_N = model.groups()
@@ -74,6 +77,7 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
         banned = seen_items(split, rows).to(acc.device) if e.mask_seen else None
         with acc.autocast():
             item_BK = model.recommend(batch.history_BS, k, banned).item_BW
+        item_BK = F.pad(item_BK, (0, k - item_BK.shape[1]))  # fewer than k candidates
         place = torch.from_numpy(rows).to(acc.device)
         rank_M[0, place] = metrics.target_rank(item_BK, batch.target_B)
         if group_N is not None:
@@ -87,7 +91,7 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
     coverage = {i + 1: float(c) for i, c in enumerate(covered)}
     rank = rank_M.long().cpu()
     figures = metrics.summarise(rank[0], e.metrics, coverage)
-    figures[f"coverage@{k}"] = coverage[k]
+    figures[f"coverage@{top}"] = coverage[top]
     if group_N is not None:
         plain = [m for m in e.metrics if not m.startswith("coverage")]
         figures |= {f"prefix/{m}": v for m, v in metrics.summarise(rank[1], plain).items()}
@@ -113,8 +117,10 @@ class Progress:
     step: int = 0  # in the run
     best: float = -math.inf
     best_epoch: int = -1
-    waited: int = 0
     totals: dict[str, float] = field(default_factory=dict)  # log sums of the epoch so far
+
+
+AT_START = ("grad/", "lr/")  # figures of an epoch's first batch, not means
 
 
 def optimizer_for(groups: list[dict[str, Any]], t: TrainOptions) -> torch.optim.Optimizer:
@@ -191,7 +197,7 @@ class Fit:
         t, p = self.cfg.train, self.progress
         self._resume()
         self._announce()
-        while p.epoch < t.epochs and p.waited < t.early_stop:
+        while p.epoch < t.epochs and p.epoch - 1 - p.best_epoch < t.early_stop:
             begin = time.perf_counter()
             row = self._epoch()
             row |= self.raw.refresh()
@@ -212,6 +218,7 @@ class Fit:
         for on_host in bar(loader, f"epoch {p.epoch}", acc):
             parts = [part.to(acc.device) for part in on_host]
             if p.next_step == 0:
+                totals |= {f"lr/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
                 totals |= self._probe(parts[0])
             for name, value in self._step(parts).items():
                 totals[name] = totals.get(name, 0.0) + value
@@ -219,14 +226,14 @@ class Fit:
             if self.cfg.run.save_steps and p.step % self.cfg.run.save_steps == 0:
                 p.totals = self._sums(totals)
                 self._save()
+                totals = dict(self._own(p.totals))  # as a resumed run would go on
         seconds = time.perf_counter() - begin
         done = (p.next_step - first) / self.steps_per_epoch * len(self.data.train)
         return self._means(totals) | {"samples_per_s": done / seconds}
 
     def _probe(self, part: Batch) -> dict[str, float]:
         seed_step(self.cfg.data.seed, self.progress.step, self.acc.process_index)
-        with self.acc.autocast():
-            return self.raw.probe(part)  # type: ignore[no-any-return]
+        return self.raw.probe(part, self.acc.autocast)  # type: ignore[no-any-return]
 
     def _step(self, parts: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step: the parts' losses weighted by their share of the step's samples."""
@@ -234,8 +241,9 @@ class Fit:
         totals: dict[str, Tensor] = {}
         seed_step(self.cfg.data.seed, self.progress.step, acc.process_index)
         for part, last in zip(parts, [False] * (len(parts) - 1) + [True], strict=True):
-            with acc.autocast(), contextlib.nullcontext() if last else acc.no_sync(self.model):
-                loss, logs = self.model(part)
+            with contextlib.nullcontext() if last else acc.no_sync(self.model):
+                with acc.autocast():
+                    loss, logs = self.model(part)
                 acc.backward(loss * part.weight * acc.num_processes)  # processes are averaged
             for name, value in logs.items():
                 totals[name] = value.float() * part.weight + totals.get(name, 0.0)
@@ -252,11 +260,15 @@ class Fit:
     def _means(self, totals: dict[str, Any]) -> dict[str, float]:
         """Epoch means over samples and processes; figures of the first batch stay as they are."""
         sums = self._sums(totals)
-        return {k: v if k.startswith("grad/") else v / self.steps_per_epoch for k, v in sums.items()}
+        return {k: v if k.startswith(AT_START) else v / self.steps_per_epoch for k, v in sums.items()}
+
+    def _own(self, sums: dict[str, float]) -> dict[str, float]:
+        """The main process goes on from the sums of all, the others from nothing."""
+        return dict(sums) if self.acc.is_main_process else dict.fromkeys(sums, 0.0)
 
     def _sums(self, totals: dict[str, Any]) -> dict[str, float]:
         """Sums over processes; the host waits on the device only here."""
-        local = {k: v for k, v in totals.items() if not k.startswith("grad/")}
+        local = {k: v for k, v in totals.items() if not k.startswith(AT_START)}
         flat = torch.stack([torch.as_tensor(v, dtype=torch.double, device=self.acc.device) for v in local.values()])
         return totals | dict(zip(local, self.acc.reduce(flat, "sum").tolist(), strict=True))
 
@@ -264,9 +276,8 @@ class Fit:
         p = self.progress
         found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}")
         score = found.figures[self.cfg.eval.valid_metric]
-        p.waited += 1
         if score > p.best:
-            p.best, p.best_epoch, p.waited = score, p.epoch, 0
+            p.best, p.best_epoch = score, p.epoch
             if self.acc.is_main_process:
                 save_ranks(self.run, "valid", found, self.data.valid.users())
                 write_checkpoint(self.run.best, self._portable(found.figures))
@@ -284,22 +295,34 @@ class Fit:
             state = {
                 "model": self.raw.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict() | {"lr_lambdas": []}, "progress": vars(self.progress),
+                "world": self._world(),
             }  # fmt: skip
             self.run.save_state(state, self.progress.step)
         self.acc.wait_for_everyone()
 
+    def _world(self) -> dict[str, Any]:
+        """What a resumed run must find as it was: the samples and how they are dealt out."""
+        return {"data": self.data.hash, "processes": self.shape.processes, "global_batch": self.shape.global_batch}
+
     def _resume(self) -> None:
         state = self.run.load_state() if self.cfg.run.resume == "auto" else None
         if state is None:
+            if self.acc.is_main_process:
+                self.run.forget_from(0)
             return
+        begun = state["world"]
+        if begun != self._world():
+            raise Problem(
+                f"{self.run.path}: was begun with {begun}, now there are {self._world()}; "
+                "resume it with the same data, processes and batch"
+            )
         self.raw.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(self.schedule.lr_lambdas)})
         self.progress.__dict__.update(state["progress"])
         if self.acc.is_main_process:
             self.run.forget_from(self.progress.epoch)
-        else:  # the saved sums are those of all processes
-            self.progress.totals = dict.fromkeys(self.progress.totals, 0.0)
+        self.progress.totals = self._own(self.progress.totals)
         log.info(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
 
     def _announce(self) -> None:
@@ -314,9 +337,8 @@ class Fit:
 
     def _record(self, row: dict[str, Any]) -> None:
         p = self.progress
-        rates = {f"lr/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
         row = {
-            "epoch": p.epoch, **row, **rates, "world_size": self.acc.num_processes,
+            "epoch": p.epoch, **row, "world_size": self.acc.num_processes,
             "global_batch": self.shape.global_batch, "peak_memory_gb": peak_memory_gb(self.acc.device),
         }  # fmt: skip
         if self.acc.is_main_process:

@@ -45,9 +45,9 @@ def colored(text: str, color: str, stream: IO[str]) -> str:
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """Write a file aside, flush it to disk, then rename: `path` is the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as f:
             write(f)
             f.flush()
@@ -59,7 +59,8 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
             "what was there before is untouched"
         ) from None
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -141,15 +142,21 @@ class _Console(logging.Formatter):
 
 def log_to(path: Path | None, *, main: bool) -> None:
     """Send the log to stdout and, if given, to a file; only the main process speaks."""
-    log.handlers.clear()
+    for handler in log.handlers[:]:
+        log.removeHandler(handler)
+        if isinstance(handler, logging.FileHandler):
+            handler.close()
     log.propagate = False
     log.setLevel(logging.INFO if main else logging.ERROR)
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(_Console())
     log.addHandler(console)
     if path is not None and main:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(path)
+        except OSError as e:
+            raise Problem(f"{path}: the log cannot be written ({e.strerror}); choose another log_dir") from None
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(file)
 

@@ -26,7 +26,7 @@ class Quantized:
 
     soft: p_l [U, K], or None where no gradient is wanted; index: the forward pass's codes i_l [U];
     nearest: the deterministic codes [U]; vq, recon: loss terms per item [U]; noisy: whether an item
-    received noise [U].
+    received noise [U]; sampled: the drawn codes [U], whether the forward pass uses them or not.
     """
 
     index: list[Tensor]
@@ -35,6 +35,7 @@ class Quantized:
     vq: Tensor | None = None
     recon: Tensor | None = None
     noisy: list[Tensor] = dataclasses.field(default_factory=list)
+    sampled: list[Tensor] = dataclasses.field(default_factory=list)
     blend: bool = False  # assignment_forward: soft
     goal_index: list[Tensor] | None = None  # codes as a target, where they differ from those as history
 
@@ -51,7 +52,8 @@ class Quantized:
         if self.soft is None:
             return hard
         p = self.soft[level][rows]
-        return p if self.blend else hard + weight * (p - p.detach())
+        soft = weight * (p - p.detach())
+        return p.detach() + soft if self.blend else hard + soft
 
     def goal(self) -> "Quantized":
         """The items as targets: with assignment_forward `history` their codes are the catalogue's."""
@@ -124,7 +126,7 @@ class JointQuantizer:
         """
         c, r, q_sum, vq = self.cfg, z_Ud, torch.zeros_like(z_Ud), z_Ud.new_zeros(len(z_Ud))
         tau = self.decay.tau(step)
-        soft, index, nearest, drawn = [], [], [], []
+        soft, index, nearest, drawn, sampled = [], [], [], [], []
         for level, codebook in enumerate(self.rq.codebooks()):
             logits = -scale_L[level] * distance(r, codebook, self.rq.cfg.dist)
             nearest.append(self._deterministic(logits, r, level))
@@ -133,6 +135,7 @@ class JointQuantizer:
             u = counter_uniform(self.seed, step, item_U, level, len(codebook))
             noisy = logits + s * self.decay.noise(u)
             i = torch.where(drawn[-1], noisy.argmax(1), nearest[-1])
+            sampled.append(i)
             if c.assignment_forward == "cached":
                 i = cached_UL[:, level]
             p = self._soft(noisy / tau, i)
@@ -145,9 +148,16 @@ class JointQuantizer:
             index.append(i)
         goal = list(cached_UL.unbind(1)) if c.assignment_forward == "history" else None
         return Quantized(
-            index, soft, nearest, vq / len(soft), (q_sum - z_Ud).square().mean(1),
-            drawn, blend=c.assignment_forward == "soft", goal_index=goal,
-        )  # fmt: skip
+            index,
+            soft,
+            nearest,
+            vq=vq / len(soft),
+            recon=(q_sum - z_Ud).square().mean(1),
+            noisy=drawn,
+            sampled=sampled,
+            blend=c.assignment_forward == "soft",
+            goal_index=goal,
+        )
 
     def _deterministic(self, logits: Tensor, residual: Tensor, level: int) -> Tensor:
         if self.cfg.deterministic_assignment == "sinkhorn":
@@ -279,6 +289,11 @@ def measure_scales(
         pieces = [distance(piece, codebook, rq.cfg.dist) for piece in r.split(8192)]
         two = torch.cat([d.topk(2, dim=1, largest=False).values for d in pieces])
         gap = float((two[:, 1] - two[:, 0]).median())
+        if logit_scale == "auto" and gap <= 1e-9 * float(two.mean()):
+            raise Problem(
+                f"level {level + 1}: most items have two nearest codes at one distance, so logit_scale: auto has no unit; "
+                "lower num_emb_list, pre-train longer, or set logit_scale to a number"
+            )
         scale = 3.0 / max(gap, 1e-12) if logit_scale == "auto" else logit_scale
         scale = float(scale[level] if isinstance(scale, list) else scale)
         kept = torch.cat([keep_probability(-scale * d, noise[level]) for d in pieces])

@@ -33,7 +33,8 @@ class Floor(nn.Module):
         if banned_BS is not None:
             score_BN = F.pad(score_BN, (1, 0)).scatter(1, banned_BS, -torch.inf)[:, 1:]
         score_BK, place_BK = score_BN.sort(dim=1, descending=True, stable=True)
-        return Found(place_BK[:, :k] + 1, score_BK[:, :k])
+        item_BK = (place_BK + 1).masked_fill(score_BK == -torch.inf, 0)
+        return Found(item_BK[:, :k], score_BK[:, :k])
 
 
 class Popularity(Floor):
@@ -56,10 +57,11 @@ class Content(Floor):
     def __init__(self, content_ND: np.ndarray) -> None:
         super().__init__(len(content_ND))
         self.register_buffer("content_ND", torch.from_numpy(np.array(content_ND, np.float64)))
+        self.register_buffer("unit_ND", F.normalize(self.get_buffer("content_ND"), dim=1))
 
     def scores(self, history_BS: Tensor) -> Tensor:
         content_ND = self.get_buffer("content_ND")
         recent_BS = history_BS[:, -RECENT:]
         held_BS1 = (recent_BS > 0).unsqueeze(-1)
         sum_BD = (content_ND[(recent_BS - 1).clamp(min=0)] * held_BS1).sum(1)
-        return (F.normalize(sum_BD, dim=1) @ F.normalize(content_ND, dim=1).T).float()
+        return (F.normalize(sum_BD, dim=1) @ self.get_buffer("unit_ND").T).float()

@@ -14,11 +14,16 @@ from utils import Problem
 from vq import RQVAE, in_chunks, load_rqvae
 
 
-def tokenizer_of(cfg: Config, data: Dataset, content_ND: np.ndarray) -> RQVAE:
-    """The pre-trained tokenizer: `rqvae_path`, or what pre-training left for these options."""
+def check_width(cfg: Config, data: Dataset, content_ND: np.ndarray) -> None:
+    """Problem when semantic_hidden_size is given and is not the embeddings' width."""
     width = cfg.tokenizer.semantic_hidden_size
     if width is not None and width != content_ND.shape[1]:
         raise Problem(f"semantic_hidden_size: {width}, but {data.embedding_path} has width {content_ND.shape[1]}")
+
+
+def tokenizer_of(cfg: Config, data: Dataset, content_ND: np.ndarray) -> RQVAE:
+    """The pre-trained tokenizer: `rqvae_path`, or what pre-training left for these options."""
+    check_width(cfg, data, content_ND)
     path = Path(cfg.joint.rqvae_path) if cfg.joint.rqvae_path else checkpoint_path(cfg, data)
     if not path.is_file():
         raise Problem(

@@ -22,7 +22,7 @@ import report
 import settings
 from methods.semantic import tokenizer_of
 from pretrain import pretrain
-from readers import Dataset, read_embeddings
+from readers import read_embeddings
 from runs import RunFolder
 from scripts.make_demo import build_demo
 from settings import Config
@@ -40,17 +40,23 @@ def run(uncertainty: str, argv: list[str]) -> None:
     log_to(None, main=True)
     if cfg.data.dataset == "demo":
         try:
-            build_demo(Path(cfg.data.data_path) / "demo", cfg.data.seed)
+            build_demo(Path(cfg.data.data_path) / "demo")
         except OSError as e:
             raise Problem(f"the demo data cannot be written: {e}; clear that folder or set data_path") from None
     folder = RunFolder.of(cfg)
     folder.check(cfg)
+    if cfg.run.with_two_stage and not folder.finished:
+        RunFolder.of(two_stage_of(cfg)).check(two_stage_of(cfg))
+    main.check_processes(cfg, processes)
     data = main.check_data(cfg)
+    if cfg.joint.rqvae_path is not None:
+        tokenizer_of(cfg, data, read_embeddings(data))
     if dry:
         print(settings.dump(cfg), end="")
         return
     if not folder.finished:
-        cfg = with_tokenizer(cfg, data)
+        if cfg.joint.rqvae_path is None:
+            pretrain(cfg, data)
         if cfg.run.with_two_stage:
             train(two_stage_of(cfg), processes)
         train(cfg, processes)
@@ -90,18 +96,9 @@ def processes_wanted() -> int:
     return int(text)
 
 
-def with_tokenizer(cfg: Config, data: Dataset) -> Config:
-    """Pre-train unless a checkpoint is named or fits already."""
-    if cfg.joint.rqvae_path is None:
-        pretrain(cfg, data)
-        return cfg
-    tokenizer_of(cfg, data, read_embeddings(data))
-    return cfg
-
-
 def two_stage_of(cfg: Config) -> Config:
     """The same run on the frozen tokenizer."""
-    return settings.replace(cfg, method="two_stage", run_name=f"{cfg.run.run_name}-two_stage", resume="auto")
+    return settings.replace(cfg, method="two_stage", run_name=f"{cfg.run.run_name}-two_stage")
 
 
 def train(cfg: Config, processes: int) -> None:

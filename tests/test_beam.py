@@ -126,3 +126,16 @@ def test_a_trie_costs_at_most_32_bytes_an_item():
     trie = Trie(sids, sizes)
     tensors = [trie.item_N, *trie.begin, *trie.code]
     assert sum(t.numel() * t.element_size() for t in tensors) <= 32 * len(sids)
+
+
+def test_unconstrained_search_bans_items_and_not_invalid_codes():
+    """Padding of the banned list is 0, and so is the number of a SID that no item has."""
+    sizes = [3, 3, 2]
+    sids = random_sids(9, sizes, 5)
+    model, tree = Table(sizes, 2), AllCodes(Trie(sids, sizes))
+    free = beam_search(model, tree, 2, 18, torch.device("cpu")).item_BW
+    banned = torch.tensor([[int(free[0].max()), 0], [1, 2]])
+    found = beam_search(model, tree, 2, 18, torch.device("cpu"), banned)
+    for user in range(2):
+        alive = found.item_BW[user][found.score_BW[user] > -torch.inf].tolist()
+        assert sorted(alive) == sorted(i for i in free[user].tolist() if i == 0 or i not in banned[user].tolist())

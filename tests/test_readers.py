@@ -490,6 +490,11 @@ def test_which_embedding(logs_inter):
     with pytest.raises(Problem, match="no content embeddings beside 'toy'; set semantic_emb_path"):
         read_embeddings(read(logs_inter))
     np.save(logs_inter / "Toy.emb-a.npy", FIVE)
+    with pytest.raises(Problem, match=r"which row belongs to which item\? Add toy\.items\.jsonl"):
+        read_embeddings(read(logs_inter))
+    rows = (logs_inter / "toy.inter").read_text().splitlines()[1:]
+    ids = dict.fromkeys(row.split("\t")[1] for row in rows)
+    (logs_inter / "toy.items.jsonl").write_text("".join(json.dumps({"item_id": i}) + "\n" for i in ids))
     assert np.array_equal(read_embeddings(read(logs_inter)), FIVE)
     np.save(logs_inter / "toy.emb-b.npy", -FIVE)
     with pytest.raises(Problem, match=r"several embeddings \(Toy\.emb-a\.npy, toy\.emb-b\.npy\)"):

@@ -12,7 +12,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONT
 TEXT = "\n".join(p.read_text() for p in PAGES)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:config|scripts|docs|methods|tests)/[\w./-]+\.\w+)`", TEXT))))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"`((?:config|scripts|docs|methods|tests)/[\w./-]+\.\w+)`", TEXT)))
+)
 def test_every_file_that_is_named_exists(path):
     assert (ROOT / path).is_file()
 

@@ -83,6 +83,7 @@ WRONG = {
     "lr_rec=1e999": r"lr_rec: must be finite",
     # lists of the wrong length, options that disagree
     "num_emb_list=[]": r"num_emb_list: needs at least one level",
+    "sk_epsilons=[0.1, 0.001, 0.1]": r"sk_epsilons: 0\.001 overflows",
     "sk_epsilons=[0.1, 0.1]": r"sk_epsilons: .*3.*\[0\.1, 0\.1\]",
     "code_num=128": r"code_num: 128 disagrees with num_emb_list",
     "code_length=3": r"code_length: 3 disagrees with num_emb_list",
@@ -166,7 +167,7 @@ def test_a_file_that_is_not_text_or_not_there(tmp_path):
         ("lr_rec: 1e-3", "lr_rec", 0.001),  # a string to PyYAML
         ("lr_rec: 1E-3", "lr_rec", 0.001),
         ("lr_rec: 2", "lr_rec", 2.0),
-        ("sk_epsilons: [1e-3, 0, 3e-3]", "sk_epsilons", [0.001, 0.0, 0.003]),
+        ("sk_epsilons: [2e-3, 0, 3e-3]", "sk_epsilons", [0.002, 0.0, 0.003]),
         ("epochs: 1.0e+3", "epochs", 1000),  # a float to PyYAML
         ("mixed_precision: no", "mixed_precision", "no"),  # false to PyYAML
         ("resume: no", "resume", "no"),
@@ -213,10 +214,13 @@ def options(draw):
         "layers": st.lists(st.integers(1, 4096), max_size=4), "id_last_epoch": st.integers(0, 99) | st.none(),
         "metrics": st.permutations(["ndcg@10", "recall@10", "mrr@3", "coverage@20"]),
     }  # fmt: skip
+    rest = draw(st.fixed_dictionaries({}, optional=optional))
+    if rest.get("run_name") is None:  # there is nothing to resume without a name
+        rest.pop("resume", None)
     return {
         "num_emb_list": draw(st.lists(st.integers(2, 999), min_size=levels, max_size=levels)),
-        "sk_epsilons": draw(st.lists(st.floats(0, 1), min_size=levels, max_size=levels)),
-        **draw(st.fixed_dictionaries({}, optional=optional)),
+        "sk_epsilons": draw(st.lists(st.floats(0.0015, 1), min_size=levels, max_size=levels)),
+        **rest,
     }
 
 
@@ -228,6 +232,11 @@ def test_a_saved_configuration_loads_equal(tmp_path_factory, raw):
     path.write_text(settings.dump(cfg), encoding="utf-8")
     assert settings.load(path) == cfg
     assert {k: v for k, v in settings.flat(cfg).items() if k in raw} == raw
+
+
+def test_resuming_needs_a_name():
+    with pytest.raises(Problem, match="resume: auto needs the run_name"):
+        settings.load(None, ["--resume=auto"])
 
 
 def test_replace_checks_what_it_changes():

@@ -1,5 +1,6 @@
 """The loop: learns, gives the same result however a batch is cut, goes on after a stop."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -19,6 +20,7 @@ from readers import Catalogue, Dataset, leave_one_out, read_dataset
 from report import epoch_line
 from runs import RunFolder
 from trainer import Fit, Progress, evaluate, learning_rate
+from utils import Problem
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +246,25 @@ def test_progress_survives_a_round_trip():
 def test_the_epoch_line_is_one_line():
     row = {"epoch": 1, "loss": 1.0, "loss/rec": 0.5, "valid/ndcg@10": 0.1, "samples_per_s": 10.0, "seconds": 2.0}
     assert "\n" not in epoch_line(row, best=True) and "N@10 0.1000*" in epoch_line(row, best=True)
+
+
+def test_a_miss_stays_a_miss_when_the_list_is_short(ground, tmp_path):
+    """Fewer candidates than the cut-off: the rest of the list is empty, not a hit."""
+    options, data = ground
+    cfg = settings.build(options | {"num_beams": 10})
+
+    class Three(Fixed):
+        def recommend(self, history, k, banned=None):
+            return super().recommend(history, 3)
+
+    target = data.test.items[data.test.position]
+    found = evaluate(Three(), data.test, cfg, Accelerator(cpu=True), "test").figures
+    assert found["recall@10"] == pytest.approx((target <= 3).mean())
+
+
+def test_resuming_with_another_batch_is_refused(ground, tmp_path):
+    fit_of(ground, tmp_path, epochs=1).train()
+    state = fit_of(ground, tmp_path, epochs=1, resume="auto")
+    state.shape = dataclasses.replace(state.shape, processes=2)
+    with pytest.raises(Problem, match="processes"):
+        state.train()
