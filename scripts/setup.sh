@@ -2,7 +2,8 @@
 # Sourced by the scripts: sets PY to a Python that can run the code, making .venv if need be.
 #   source scripts/setup.sh run|test
 
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # spinning threads starve each other on a busy machine
+# Threads that spin long starve each other on a busy machine, threads that never spin are slow on small tensors.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 usable() { # usable PYTHON run|test: has the packages, torch not older than 2.6?
