@@ -101,6 +101,20 @@ def test_sinkhorn_balances_and_prefers_the_near():
     assert counts.min() >= 20 and counts.max() <= 50  # 32 each when perfectly balanced
 
 
+@pytest.mark.parametrize("epsilon", [0.003, 0.01, 0.05])
+def test_sinkhorn_equals_the_published_rescaling_of_the_whole_plan(epsilon):
+    torch.manual_seed(0)
+    d = torch.cdist(torch.randn(150, 24), torch.randn(64, 24)).square()
+    cost = d.double()
+    low, high = cost.min(), cost.max()
+    plan = torch.exp(-(cost - (low + high) / 2) / ((high - low) / 2 + 1e-5) / epsilon)
+    plan /= plan.sum()
+    for _ in range(50):
+        plan /= plan.sum(0, keepdim=True) * 64
+        plan /= plan.sum(1, keepdim=True) * 150
+    assert torch.equal(layers.sinkhorn(d, epsilon, 50), plan.argmax(1))
+
+
 def test_sinkhorn_solves_a_small_assignment():
     """Two codes, four items: the balanced optimum gives each code the two it suits best."""
     d = torch.tensor([[0.0, 1.0], [0.1, 0.3], [0.2, 0.25], [0.3, 0.9]])
