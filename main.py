@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
+import guard
 import methods
 import report
 import settings
@@ -94,8 +95,9 @@ def train(cfg: Config) -> RunFolder:
     acc = accelerator(cfg)
     cfg = named(cfg)
     run = RunFolder.of(cfg)
-    if acc.is_main_process:
-        run.check(cfg)
+    with guard.alike(acc):
+        if acc.is_main_process:
+            run.check(cfg)
     if run.finished and cfg.run.resume == "auto":
         log_to(None, main=acc.is_main_process)
         log.info(f"{run.path} is finished already")
@@ -108,18 +110,23 @@ def train(cfg: Config) -> RunFolder:
     data = read_dataset(cfg.data)
     torch.manual_seed(cfg.data.seed)
     model = methods.TRAINED[cfg.run.method](cfg, data)
-    if acc.is_main_process:
-        run.claim(cfg)  # only now: what is wrong with the data must not use up the name
-    acc.wait_for_everyone()
+    with guard.alike(acc):
+        if acc.is_main_process:
+            run.claim(cfg)  # only now: what is wrong with the data must not use up the name
     say = functools.partial(report.epoch, cfg)
     fit = Fit(cfg, model, data, acc, run, portable(cfg, data.catalogue), say)
     report.start(cfg, model, fit)
-    fit.train()
-    finish(cfg, data, fit, run)
-    acc.wait_for_everyone()  # the results are on disk before anyone reads them
+    with guard.orderly_stop(go_on(cfg) if acc.is_main_process else None):
+        fit.train()
+        finish(cfg, data, fit, run)
+        acc.wait_for_everyone()  # the results are on disk before anyone reads them
     log.info(f"log: {log_file}")
     acc.end_training()  # closes the process group; without it a rank may abort at exit
     return run
+
+
+def go_on(cfg: Config) -> str:
+    return f"its state is saved; go on with the same command and --run_name={cfg.run.run_name} --resume=auto"
 
 
 def accelerator(cfg: Config) -> Accelerator:
@@ -264,11 +271,14 @@ def main(argv: list[str]) -> None:
         COMMANDS[argv[0]](argv[1:])
         return
     run = train(configuration(argv, __doc__, check_training))
-    report.show(run)
-    log.info(f"run folder: {run.path}")
+    if "DIGER_PROCESSES" not in os.environ:  # else the run script says it, once
+        report.show(run)
+        log.info(f"run folder: {run.path}")
 
 
 def cli() -> NoReturn:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # in a session of its own, where nobody else would end it
+        guard.die_with_parent()
     keep_freed_memory()
     with problems_exit_2():
         main(sys.argv[1:])

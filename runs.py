@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import guard
 import settings
 from settings import Config
 from utils import Problem, log, read_checkpoint, read_json, write_checkpoint, write_json, write_text
@@ -41,7 +42,7 @@ class RunFolder:
             raise Problem(
                 f"{self.path}: is a file where the run folder should be; choose another run_name or output_dir"
             )
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
             if cfg.run.resume != "auto":
                 raise Problem(
                     f"{self.path}: holds a run already; choose another run_name, or go on with it: --resume=auto"
@@ -49,26 +50,32 @@ class RunFolder:
             self._same(cfg)
 
     def claim(self, cfg: Config) -> None:
-        """Make the folder ours."""
+        """Make the folder ours until this process ends; clear what a killed one left half-written."""
         self.check(cfg)
+        guard.lock(self.path)
+        for torn in [*self.path.glob(".*.part"), *self.states.glob(".*.part")]:
+            torn.unlink(missing_ok=True)
         write_text(self.config, settings.dump(cfg))
 
     def _same(self, cfg: Config) -> None:
         if not self.config.is_file():
             raise Problem(f"{self.path}: is not empty and holds no config.yaml; choose another run_name")
-        free = {"resume", "log_dir", "num_workers", "with_two_stage", "data_path", "output_dir"}
+        free = {"resume", "resume_with_changes", "log_dir", "num_workers", "with_two_stage", "data_path", "output_dir"}
         old, new = settings.read_yaml(self.config), settings.flat(cfg)
         differ = [f"{k}: {old.get(k)!r} -> {v!r}" for k, v in new.items() if k not in free and old.get(k) != v]
-        if differ:
+        if differ and not cfg.run.resume_with_changes:
             raise Problem(
-                f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again or another run_name"
+                f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again, another run_name, or "
+                "resume_with_changes: true"
             )
+        if differ:
+            log.warning(f"{self.path}: goes on with changed options ({'; '.join(differ)})")
 
     # ---- metrics
 
     def record(self, row: dict[str, Any]) -> None:
-        with self.metrics.open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        before = self.metrics.read_text() if self.metrics.is_file() else ""
+        write_text(self.metrics, before + json.dumps(row) + "\n")
 
     def forget_from(self, epoch: int) -> None:
         """Drop the rows of epochs that will be trained again."""

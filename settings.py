@@ -170,6 +170,7 @@ class RunOptions:
     output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>")
     log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>")
     resume: Literal["no", "auto"] = option("no", "auto: go on with the run of this name, or reprint it when it is finished")
+    resume_with_changes: bool = option(False, "resume although options differ from those the run was begun with; the log lists them")
     save_steps: int = option(0, "checkpoint every so many steps besides each epoch; 0 = at epochs only", ge=0)
     with_two_stage: bool = option(False, "run scripts: train the two-stage baseline of the same tokenizer beside")
 # fmt: on
