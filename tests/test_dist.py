@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,68 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     results = [json.loads((f / "test.json").read_text()) for f in folders]
     assert results[0]["recall@10"] == results[1]["recall@10"]
     assert results[1]["num_users"] == 60
+
+
+def children(pid):
+    try:
+        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.dist
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_stop_reaches_every_worker_and_none_outlives_its_launcher(tmp_path):
+    """SIGTERM to the run script: saved, status 143, a line. SIGKILL to the launcher: no worker is left."""
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = tiny_overrides(tmp_path) | {"epochs": 1000, "early_stop": 1000, "run_name": "r", "resume": "auto"}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(options))
+    command = [sys.executable, str(ROOT / "scripts" / "run.py"), "frqud", "--config=tiny.yaml"]
+    env = {**os.environ, "NPROC": "2", "OMP_NUM_THREADS": "1"}
+    metrics = tmp_path / "out" / "tiny" / "r" / "metrics.jsonl"
+
+    def begin(rows):
+        script = subprocess.Popen(
+            command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > rows)
+        (launcher,) = children(script.pid)
+        workers = children(launcher)
+        assert len(workers) == 2
+        return script, launcher, workers
+
+    script, launcher, workers = begin(0)
+    script.send_signal(signal.SIGTERM)
+    said = script.communicate(timeout=60)[0]
+    assert script.returncode == 128 + signal.SIGTERM, said
+    assert said.splitlines()[-1].startswith("stopped by SIGTERM; its state is saved; go on with")
+    assert not any(map(alive, [launcher, *workers]))
+    done = len(metrics.read_text().splitlines())
+
+    script, launcher, workers = begin(done)
+    assert [json.loads(x)["epoch"] for x in metrics.read_text().splitlines()][: done + 1] == list(range(done + 1))
+    os.kill(launcher, signal.SIGKILL)
+    said = script.communicate(timeout=60)[0]
+    assert script.returncode == 2 and "training stopped with status -9" in said
+    assert "resumed at epoch" in said
+    wait_for(lambda: not any(map(alive, workers)), 10)
+
+    script, launcher, workers = begin(len(metrics.read_text().splitlines()))
+    script.kill()
+    wait_for(lambda: not any(map(alive, [launcher, *workers])), 60)
+    script.communicate()
