@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 import guard
+import memory
 import methods
 import report
 import settings
@@ -116,6 +117,7 @@ def train(cfg: Config) -> RunFolder:
     say = functools.partial(report.epoch, cfg)
     fit = Fit(cfg, model, data, acc, run, portable(cfg, data.catalogue), say)
     report.start(cfg, model, fit)
+    memory.tell(cfg, model, data, fit.shape, acc.device)
     with guard.orderly_stop(go_on(cfg) if acc.is_main_process else None):
         fit.train()
         finish(cfg, data, fit, run)

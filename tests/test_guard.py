@@ -8,17 +8,22 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from conftest import tiny_overrides, write_tiny
+from killed import server
 from test_trainer import assert_same_state, fit_of, ground, rows  # noqa: F401 - ground is a fixture
 
 import guard
+import memory
 import settings
-from pretrain import Report
+from pretrain import Report, pretrain
+from readers import read_dataset
 from runs import RunFolder
 from trainer import evaluate
 from utils import Problem, Stopped, problems_exit_2, write_checkpoint, write_text
@@ -202,6 +207,57 @@ def test_an_evaluation_without_memory_halves_its_batch(ground, tmp_path, monkeyp
     monkeypatch.setattr(fit.raw, "recommend", lambda *a: (_ for _ in ()).throw(RuntimeError("a fault")))
     with pytest.raises(RuntimeError, match="a fault"):
         evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
+
+
+def held(name):
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[name].split()[0]) * 1024
+
+
+def measure(options, folder, phase, answer):
+    """(estimate, measured) bytes of one phase; in a process of its own, where no freed memory lies about."""
+    torch.set_num_threads(1)
+    data = read_dataset(settings.build(options).data)
+    before = held("VmRSS")
+    fit = fit_of((options, data), folder)
+    need = memory.estimate(fit.cfg, fit.raw, data, fit.shape)
+    other = {"training": "evaluation batch", "evaluation": "training step"}[phase]
+    if phase == "training":
+        fit._epoch()
+    else:
+        evaluate(fit.raw, data.test, fit.cfg, fit.acc, "test")
+        need |= {"gradients": 0, "optimizer": 0}
+    answer.put((sum(need.values()) - need[other], held("VmHWM") - before))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("phase", ["training", "evaluation"])
+def test_the_memory_estimate_is_within_a_factor_of_two(tmp_path, phase):
+    write_tiny(tmp_path / "dataset" / "tiny", n_items=150, n_users=300)
+    options = tiny_overrides(tmp_path) | {
+        "d_model": 64, "d_ff": 256, "num_heads": 4, "d_kv": 32, "encoder_layers": 2, "decoder_layers": 2,
+        "num_emb_list": [64] * 3, "batch_size": 1000, "eval_batch_size": 300, "num_beams": 60,
+    }  # fmt: skip
+    cfg = settings.build(options)
+    options["rqvae_path"] = str(pretrain(cfg, read_dataset(cfg.data)))
+    answer = server.Queue()
+    child = server.Process(target=measure, args=(options, tmp_path / "run", phase, answer))
+    child.start()
+    said, took = answer.get(timeout=100)
+    child.join()
+    print(f"{phase}: estimated {said / 1e6:.0f} MB, measured {took / 1e6:.0f} MB")
+    assert took > 100e6 and 0.5 < said / took < 2
+
+
+def test_too_little_memory_is_a_warning(ground, tmp_path, monkeypatch, caplog):
+    fit = fit_of(ground, tmp_path)
+    monkeypatch.setattr(guard.log, "propagate", True)
+    guard.log.setLevel("INFO")
+    for have, warned in ((1 << 40, False), (1000, True)):
+        monkeypatch.setattr(memory, "available", lambda device, have=have: have)
+        caplog.clear()
+        memory.tell(fit.cfg, fit.raw, fit.data, fit.shape, fit.acc.device)
+        assert "memory: about" in caplog.text and ("lower token_budget" in caplog.text) == warned
 
 
 # ---------------------------------------------------------------- disk
