@@ -206,13 +206,25 @@ def restore(path: str, overrides: list[str]) -> tuple[Config, Any, dict[str, Any
     state = read_checkpoint(path)
     if missing := [k for k in ("model", "config", "items", "titles") if k not in state]:
         raise Problem(f"{path}: not a checkpoint of main.py, {missing[0]!r} is missing")
+    ids, titles = state["items"], state["titles"]
+    lists = isinstance(ids, list) and isinstance(titles, list) and len(ids) == len(titles)
+    if not lists or not all(isinstance(text, str) for text in [*ids, *titles]):
+        raise Problem(f"{path}: not a checkpoint of main.py, its items are not a list of names")
+    if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
+        raise Problem(f"{path}: not a checkpoint of main.py, its config or model is not a dictionary")
+    try:
+        settings.build(state["config"])
+    except Problem as e:
+        raise Problem(f"{path}: holds a wrong configuration: {e}") from None
     cfg = settings.build({**state["config"], **settings.parse_overrides(overrides)})
     methods.check(cfg.run.method)
     try:
         model = methods.RESTORED[cfg.run.method](cfg, state["model"])
         model.load_state_dict(state["model"])
-    except (RuntimeError, KeyError) as e:
+    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
+    if model.n_items != len(ids):
+        raise Problem(f"{path}: its model knows {model.n_items} items, its list {len(ids)}")
     return cfg, model.eval(), state
 
 

@@ -112,7 +112,10 @@ class RunFolder:
 
     def look_at_test(self) -> int:
         """Count a look at the test set, before it happens; returns how many there were with it."""
-        count = 1 + (read_json(self.looks) if self.looks.is_file() else 0)
+        before = read_json(self.looks) if self.looks.is_file() else 0
+        if not isinstance(before, int):
+            raise Problem(f"{self.looks}: expected a number, how often this run looked at its test set")
+        count = 1 + before
         write_json(self.looks, count)
         if self.finished:
             self.save_results(self.results() | {"test_evaluations": count})

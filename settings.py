@@ -214,11 +214,14 @@ class Config:
             raise Problem(
                 f"tau_anneal_min: {self.joint.tau_anneal_min} exceeds tau_anneal_init {self.joint.tau_anneal_init}"
             )
-        name = self.run.run_name
-        if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-            raise Problem(f"run_name: {name!r} is not a plain folder name")
-        if Path(self.data.dataset).name != self.data.dataset or self.data.dataset[:1] in ("", "."):
-            raise Problem(f"dataset: {self.data.dataset!r} is not a plain name; folders go to data_path")
+        for key, name in (("run_name", self.run.run_name), ("dataset", self.data.dataset)):
+            if name is not None and not plain_name(name):
+                raise Problem(f"{key}: {name!r} is not a plain name; folders go to output_dir and data_path")
+
+
+def plain_name(name: str) -> bool:
+    """Names one file or folder right where it is put, on any file system, with room for an ending."""
+    return Path(name).name == name and name[:1] not in ("", ".") and name.isprintable() and len(name.encode()) <= 200
 
 
 METRICS = ("recall", "ndcg", "mrr", "coverage")
@@ -300,7 +303,7 @@ def build(raw: dict[str, Any]) -> Config:
     parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, value in raw.items():
         if key not in FIELDS:
-            raise unknown(key)
+            raise unknown(str(key))
         section, f = FIELDS[key]
         parts[section][key] = coerce(hints(SECTIONS[section])[key], value, key, f.metadata)
     return Config(**{section: cls(**parts[section]) for section, cls in SECTIONS.items()})

@@ -26,9 +26,7 @@ def train(folder, argv, *, processes=1, kill=(), timeout=120):
 
     kill: (place, step) pairs, place one of step, write, evaluation: where rank 0 ends by SIGKILL.
     """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     said = [folder / f"said-{rank}.txt" for rank in range(processes)]
     children = [
         server.Process(target=_child, args=(argv, rank, processes, port, said[rank], dict(kill) if rank == 0 else {}))
@@ -45,18 +43,28 @@ def train(folder, argv, *, processes=1, kill=(), timeout=120):
     return [child.exitcode for child in children], [path.read_text() for path in said]
 
 
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def join_group(rank, processes, port):
+    """What the launcher tells a worker."""
+    if processes > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "DIGER_PROCESSES": str(processes),
+        }  # fmt: skip
+
+
 def _child(argv, rank, processes, port, said, kill):
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     torch.set_num_threads(1)
-    if processes > 1:
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "DIGER_PROCESSES": str(processes),
-        }  # fmt: skip
-    _arm(kill)
+    join_group(rank, processes, port)
     with utils.problems_exit_2():
         main.main(argv)
 

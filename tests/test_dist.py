@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from conftest import tiny_overrides, write_tiny
+from killed import free_port, join_group, server
+
+import data as batches
+import methods
+import settings
+from main import portable
+from pretrain import pretrain
+from readers import read_dataset
+from runs import RunFolder
+from trainer import Fit
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,6 +31,75 @@ def run(folder, processes, *options):
     command = [sys.executable, str(ROOT / "scripts" / "run.py"), "frqud_sdud", "--config=tiny.yaml", *options]
     env = {**os.environ, "NPROC": str(processes), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, check=False, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+CASES = {
+    "no noise": {"uncertainty": "none"},
+    "frqud_sdud": {"uncertainty": "frqud_sdud"},
+    "sinkhorn": {"uncertainty": "sdud", "auto_lambda_mode": "adaptive", "catalogue_assignment": "sinkhorn"},
+}
+
+
+def two_epochs(options, rank, processes, port, folder):
+    """Train in float64, then take the gradients of one more step; all of it to a file per case and rank."""
+    torch.set_num_threads(1)
+    join_group(rank, processes, port)
+    acc = Accelerator(cpu=True)
+    for case, changes in CASES.items():
+        cfg = settings.build(options | changes | {"output_dir": str(folder), "run_name": case})
+        data, run = read_dataset(cfg.data), RunFolder.of(cfg)
+        if rank == 0:
+            run.claim(cfg)
+        acc.wait_for_everyone()
+        torch.manual_seed(cfg.data.seed)
+        model = methods.TRAINED["diger"](cfg, data).double()
+        fit = Fit(cfg, model, data, acc, run, portable(cfg, data.catalogue), lambda row, best: None)
+        fit.train()
+        assert fit.progress.step >= 20
+        steps = batches.Steps(data.train, fit.plan(0), fit.shape)
+        fit._gradients(next(parts for parts in steps if len(parts[0].user_B) == len(steps[0][0].user_B)))
+        grads = {f"gradient/{k}": p.grad for k, p in model.named_parameters() if p.grad is not None}
+        torch.save(model.state_dict() | grads, folder / f"{case}-{rank}.pt")
+    acc.end_training()
+
+
+@pytest.mark.dist
+def test_processes_and_accumulation_give_the_same_numbers(tmp_path):
+    """2 x 8 = 1 x 16 = 1 x 8 x 2 parts: 26 steps in float64, noise off and on, the last batch uneven.
+
+    Parameters, gradients, FrqUD's usage, SDUD's sigma and the catalogue's SIDs; all ranks alike to the bit.
+    """
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = tiny_overrides(tmp_path) | {"dropout_rate": 0, "lr_id": 1e-3, "hot_threshold_ratio": 1.0, "warmup_steps": 2}
+    cfg = settings.build(options)
+    options["rqvae_path"] = str(pretrain(cfg, read_dataset(cfg.data)))
+    cuts = {"whole": (1, 16, 1), "parts": (1, 8, 2), "processes": (2, 8, 1)}
+    for name, (processes, batch, parts) in cuts.items():
+        (tmp_path / name).mkdir()
+        cut = options | {"batch_size": batch, "gradient_accumulation_steps": parts}
+        port = free_port()
+        children = [
+            server.Process(target=two_epochs, args=(cut, rank, processes, port, tmp_path / name))
+            for rank in range(processes)
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(200)
+        assert [child.exitcode for child in children] == [0] * processes
+    for case in CASES:
+        whole, parts, rank_0, rank_1 = (
+            torch.load(tmp_path / f, weights_only=True)
+            for f in (f"whole/{case}-0.pt", f"parts/{case}-0.pt", f"processes/{case}-0.pt", f"processes/{case}-1.pt")
+        )
+        assert any(k.startswith("gradient/tokenizer") for k in whole) and whole.keys() == parts.keys() == rank_0.keys()
+        assert all(torch.equal(value, rank_1[key]) for key, value in rank_0.items())
+        assert torch.equal(whole["sid_NL"], rank_0["sid_NL"]) and torch.equal(whole["sid_NL"], parts["sid_NL"])
+        for name, other in (("parts", parts), ("processes", rank_0)):
+            apart = {k: float((v.double() - other[k].double()).abs().max()) for k, v in whole.items()}
+            grads = max(v for k, v in apart.items() if k.startswith("gradient/"))
+            print(f"{case}, {name}: gradients {grads:.1e}, all else {max(v for k, v in apart.items() if 'grad' not in k):.1e}")
+            assert max(apart.values()) < 1e-7, max(apart, key=apart.get)
 
 
 @pytest.mark.dist
