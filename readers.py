@@ -438,8 +438,9 @@ def read_embeddings(data: Dataset) -> np.ndarray:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(found, np.ndarray):
             raise ValueError("an .npz archive")
-    except (OSError, ValueError, EOFError, SyntaxError) as e:
-        raise Problem(f"{path}: not readable as .npy ({str(e).splitlines()[0]})") from None
+    except Exception as e:  # numpy raises many kinds for a damaged header
+        reason = " ".join(str(e).split())[:160] or type(e).__name__
+        raise Problem(f"{path}: not readable as .npy ({reason})") from None
     if found.ndim != 2 or found.dtype.kind != "f" or found.shape[1] < 1:
         raise Problem(f"{path}: expected floating-point [items, D], found {found.dtype} {list(found.shape)}")
     if len(found) != data.n_items:

@@ -74,13 +74,15 @@ class RunFolder:
     # ---- metrics
 
     def record(self, row: dict[str, Any]) -> None:
-        before = self.metrics.read_text() if self.metrics.is_file() else ""
-        write_text(self.metrics, before + json.dumps(row) + "\n")
+        write_text(self.metrics, self._rows() + json.dumps(row) + "\n")
+
+    def _rows(self) -> str:
+        return self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.is_file() else ""
 
     def forget_from(self, epoch: int) -> None:
         """Drop the rows of epochs that will be trained again."""
         if self.metrics.is_file():
-            rows = [line for line in self.metrics.read_text().splitlines() if line]
+            rows = [line for line in self._rows().splitlines() if line]
             kept = [line for line in rows if epoch_of(line) < epoch]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
 
@@ -129,5 +131,5 @@ def epoch_of(line: str) -> float:
     """Epoch of a row of metrics.jsonl; infinity for a row torn by a kill."""
     try:
         return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")

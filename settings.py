@@ -346,7 +346,10 @@ def coerce(want: Any, value: Any, key: str, limits: Any) -> Any:
 
 def _as_list(value: Any, key: str) -> list[Any]:
     if isinstance(value, str):  # the published files write "recall@1,recall@5", a command line 64,64
-        return [yaml.safe_load(v) for v in value.split(",") if v.strip()]
+        try:
+            return [yaml.safe_load(v) for v in value.split(",") if v.strip()]
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise Problem(f"{key}: expected a list, got {value!r}") from None
     if isinstance(value, list):
         return value
     raise Problem(f"{key}: expected a list, got {value!r}")
