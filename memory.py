@@ -49,7 +49,9 @@ def estimate(cfg: Config, model: nn.Module, data: Dataset, shape: Shape) -> dict
         need["training step"] = FLOAT * training_numbers(cfg, part, tokens)
         if isinstance(model, JointModel):  # per level: distances, noise, logits, soft assignment and their gradients
             need["training step"] += FLOAT * 10 * items * sum(cfg.tokenizer.num_emb_list)
-        need["evaluation batch"] = FLOAT * evaluation_numbers(cfg, min(cfg.eval.eval_batch_size, len(data.test)), tokens)
+        need["evaluation batch"] = FLOAT * evaluation_numbers(
+            cfg, min(cfg.eval.eval_batch_size, len(data.test)), tokens
+        )
     return need
 
 

@@ -255,7 +255,9 @@ class JointModel(GenerativeModel):
                 theirs = state_dict.get(name)
                 rests = id(ours) in resting or name.endswith((".shift", ".spread"))
                 if rests and (theirs is None or not torch.equal(theirs.cpu().to(ours.dtype), ours.detach().cpu())):
-                    raise Problem(f"{name}: the tokenizer's file has changed since this run began; restore it or begin a new run")
+                    raise Problem(
+                        f"{name}: the tokenizer's file has changed since this run began; restore it or begin a new run"
+                    )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _start(self, content_ND: np.ndarray) -> None:

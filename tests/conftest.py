@@ -60,6 +60,21 @@ def tiny_options(tmp_path):
     return tiny_overrides(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """(options, data): the tiny data set and its tokenizer, once for the tests of a file."""
+    import settings  # the program costs seconds to import, and not every test needs it
+    from pretrain import pretrain
+    from readers import read_dataset
+
+    root = tmp_path_factory.mktemp("ground")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root)
+    cfg = settings.build(options)
+    data = read_dataset(cfg.data)
+    return options | {"rqvae_path": str(pretrain(cfg, data))}, data
+
+
 @pytest.fixture(autouse=True)
 def log_as_before():
     """Commands point the log at this test's stdout, which is closed afterwards."""

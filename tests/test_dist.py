@@ -70,7 +70,12 @@ def test_processes_and_accumulation_give_the_same_numbers(tmp_path):
     Parameters, gradients, FrqUD's usage, SDUD's sigma and the catalogue's SIDs; all ranks alike to the bit.
     """
     write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {"dropout_rate": 0, "lr_id": 1e-3, "hot_threshold_ratio": 1.0, "warmup_steps": 2}
+    options = tiny_overrides(tmp_path) | {
+        "dropout_rate": 0,
+        "lr_id": 1e-3,
+        "hot_threshold_ratio": 1.0,
+        "warmup_steps": 2,
+    }
     cfg = settings.build(options)
     options["rqvae_path"] = str(pretrain(cfg, read_dataset(cfg.data)))
     cuts = {"whole": (1, 16, 1), "parts": (1, 8, 2), "processes": (2, 8, 1)}
@@ -98,7 +103,9 @@ def test_processes_and_accumulation_give_the_same_numbers(tmp_path):
         for name, other in (("parts", parts), ("processes", rank_0)):
             apart = {k: float((v.double() - other[k].double()).abs().max()) for k, v in whole.items()}
             grads = max(v for k, v in apart.items() if k.startswith("gradient/"))
-            print(f"{case}, {name}: gradients {grads:.1e}, all else {max(v for k, v in apart.items() if 'grad' not in k):.1e}")
+            print(
+                f"{case}, {name}: gradients {grads:.1e}, all else {max(v for k, v in apart.items() if 'grad' not in k):.1e}"
+            )
             assert max(apart.values()) < 1e-7, max(apart, key=apart.get)
 
 

@@ -1,7 +1,6 @@
 """Damaged files: every reader ends in a result or in a Problem; never a traceback, a hang, a changed file."""
 
 import json
-import os
 import shutil
 from contextlib import suppress
 
@@ -106,14 +105,14 @@ def check(good, kind, wound):
     content = path.read_bytes()
     wounded = wound(content)
     counts[kind] += 1
-    beside = sorted(os.listdir(path.parent))
+    beside = sorted(path.parent.iterdir())
     try:
         path.write_bytes(wounded)
         with suppress(Problem):
             read(path)
         if kind != "metrics.jsonl":  # the one that is mended in place
             assert path.read_bytes() == wounded
-        assert sorted(os.listdir(path.parent)) == beside
+        assert sorted(path.parent.iterdir()) == beside
     finally:
         path.write_bytes(content)
 
@@ -136,11 +135,28 @@ def test_many_damaged_files(good, kind, wound):
 @pytest.mark.slow
 def test_that_was_enough(good):
     """At least 10,000 inputs went through the readers above."""
-    print({kind: n for kind, n in counts.items()}, sum(counts.values()))
+    print(counts, sum(counts.values()))
     assert sum(counts.values()) >= 10_000
 
 
-ODD = [None, True, -1, 1e400, "", "x" * 1000, [], {}, [[]], {"a": 1}, "nan", 10**30, "\0", float("nan"), "${HOME}", [None]]
+ODD = [
+    None,
+    True,
+    -1,
+    1e400,
+    "",
+    "x" * 1000,
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    "nan",
+    10**30,
+    "\0",
+    float("nan"),
+    "${HOME}",
+    [None],
+]
 
 
 @pytest.mark.parametrize("key", list(settings.FIELDS))
@@ -159,7 +175,10 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [".items.jsonl", ".train.jsonl", ".emb_map.json", ".inter.json", ".item.json", "index.json", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "kind",
+    [".items.jsonl", ".train.jsonl", ".emb_map.json", ".inter.json", ".item.json", "index.json", "metrics.jsonl"],
+)
 @hypothesis_settings(max_examples=20)
 @given(value=JSON)
 def test_valid_json_of_another_shape(good, kind, value):
@@ -179,7 +198,11 @@ def test_arrays_of_another_shape(good, array):
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("value", [torch.zeros(3), [1], {}, {"model": None}, {"state_dict": {"a": 1}}, {"state_dict": {1: torch.zeros(2)}}], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [torch.zeros(3), [1], {}, {"model": None}, {"state_dict": {"a": 1}}, {"state_dict": {1: torch.zeros(2)}}],
+    ids=str,
+)
 def test_checkpoints_of_another_shape(good, value):
     for kind in ("tokenizer", "checkpoint"):
         path, read = good[kind]

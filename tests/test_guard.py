@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import tiny_overrides, write_tiny
 from killed import server
-from test_trainer import assert_same_state, fit_of, ground, rows  # noqa: F401 - ground is a fixture
+from test_trainer import assert_same_state, fit_of, rows
 
 import guard
 import memory
@@ -155,7 +155,7 @@ def test_a_number_that_is_not_finite_stops_before_the_update(ground, tmp_path, m
         broken.train()
     text = str(problem.value)
     assert re.search(rf"^step 9 of epoch 1: {said} is not finite; users of the batch \(counted from 0\): ", text)
-    assert [int(u) for u in re.findall(r"\d+", text.split("0): ")[1].split(" and ")[0])] == sorted(set(seen))[:20]
+    assert [int(u) for u in re.findall(r"\d+", text.partition("0): ")[2].partition(" and ")[0])] == sorted(set(seen))[:20]
     assert broken.run.load_state()["progress"]["step"] == 9
     resumed = fit_of(ground, tmp_path / "broken", **changes, resume="auto")
     resumed.train()  # without the poison the step is repeated as it was
@@ -182,7 +182,9 @@ def test_bf16_stays_close_to_float32_over_50_steps(ground, tmp_path):
 # ---------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9")]
+)
 def test_an_evaluation_without_memory_halves_its_batch(ground, tmp_path, monkeypatch, caplog, error):
     fit = fit_of(ground, tmp_path)
     want = evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
@@ -275,7 +277,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
             write_checkpoint(path, {"x": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    need = int(re.search(r"state\.pth: cannot be written \(File too large\): it needs (\d+) bytes", str(problem.value))[1])
+    need = int(
+        re.search(r"state\.pth: cannot be written \(File too large\): it needs (\d+) bytes", str(problem.value))[1]
+    )
     assert 400_000 < need < 410_000
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["state.pth"]
 
@@ -294,7 +298,9 @@ def test_a_run_survives_a_full_disk(ground, tmp_path, monkeypatch):
         return synced(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(Problem, match=r"last/step-\d+\.pth: cannot be written \(No space left on device\): it needs \d+ bytes, \d+ are"):
+    with pytest.raises(
+        Problem, match=r"last/step-\d+\.pth: cannot be written \(No space left on device\): it needs \d+ bytes, \d+ are"
+    ):
         broken.train()
     monkeypatch.undo()
     resumed = fit_of(ground, tmp_path / "broken", epochs=3, resume="auto")
@@ -305,7 +311,9 @@ def test_a_run_survives_a_full_disk(ground, tmp_path, monkeypatch):
 
 def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
     write_text(tmp_path / "a", "old")
-    monkeypatch.setattr("pathlib.Path.replace", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    monkeypatch.setattr(
+        "pathlib.Path.replace", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+    )
     with pytest.raises(Problem, match="a: cannot be written"):
         write_text(tmp_path / "a", "new")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
@@ -316,7 +324,9 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
 
 def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkeypatch):
     fit_of(ground, tmp_path, epochs=1).train()
-    with pytest.raises(Problem, match=r"other options \(epochs: 1 -> 2; lr_rec: 0.001 -> 0.002\).*resume_with_changes: true"):
+    with pytest.raises(
+        Problem, match=r"other options \(epochs: 1 -> 2; lr_rec: 0.001 -> 0.002\).*resume_with_changes: true"
+    ):
         fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto")
     monkeypatch.setattr(guard.log, "propagate", True)
     fit = fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto", resume_with_changes=True)
@@ -335,7 +345,9 @@ def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkey
 )  # fmt: skip
 def test_some_changes_cannot_be_resumed(ground, tmp_path, change, message):
     fit_of(ground, tmp_path, epochs=1, uncertainty="sdud").train()
-    fit = fit_of(ground, tmp_path, **{"epochs": 2, "uncertainty": "sdud", "resume": "auto", "resume_with_changes": True} | change)
+    fit = fit_of(
+        ground, tmp_path, **{"epochs": 2, "uncertainty": "sdud", "resume": "auto", "resume_with_changes": True} | change
+    )
     with pytest.raises(Problem, match=message):
         fit.train()
 
@@ -346,7 +358,12 @@ def test_resuming_on_another_tokenizer_file_is_noticed(ground, tmp_path):
     state["state_dict"]["encoder.mlp_layers.1.weight"][0, 0] += 1
     torch.save(state, tmp_path / "other.pth")
     fit = fit_of(
-        ground, tmp_path / "run", epochs=2, rqvae_path=str(tmp_path / "other.pth"), resume="auto", resume_with_changes=True
+        ground,
+        tmp_path / "run",
+        epochs=2,
+        rqvae_path=str(tmp_path / "other.pth"),
+        resume="auto",
+        resume_with_changes=True,
     )
     with pytest.raises(Problem, match="tokenizer's file has changed since this run began"):
         fit.train()

@@ -1,7 +1,6 @@
 """SIGKILL anywhere, then --resume=auto: what is on disk at the end equals the uninterrupted run bit for bit."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -84,7 +83,9 @@ def killed_and_resumed(ground, processes, places, name):
 
 @pytest.mark.parametrize(("processes", "place"), [(1, "write"), pytest.param(2, "step", marks=pytest.mark.dist)])
 def test_a_killed_run_ends_as_if_it_had_not_been(ground, processes, place):
-    assert_same_results(killed_and_resumed(ground, processes, [place], f"{place}-{processes}"), whole(ground, processes))
+    assert_same_results(
+        killed_and_resumed(ground, processes, [place], f"{place}-{processes}"), whole(ground, processes)
+    )
 
 
 @pytest.mark.slow
@@ -109,7 +110,9 @@ def test_killed_from_outside_at_a_random_moment(ground, seed):
         time.sleep(random.uniform(0, 1.5))
         run.kill()
     states = sorted(p.name for p in folder.rglob("*.pth"))
-    print(f"killed from outside: {states}, {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())} bytes on disk")
+    print(
+        f"killed from outside: {states}, {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())} bytes on disk"
+    )
     codes, said = killed.train(root, [*argv, f"--run_name={name}", "--resume=auto"])
     assert codes == [0], said
     assert_same_results(folder, whole(ground, 1))

@@ -43,7 +43,14 @@ def marker(tmp_path):
 
 def bombs(folder, marker):
     """The same payload in every way in which a file can carry a pickle."""
-    state = {"model": {"w": Evil(marker)}, "state_dict": Evil(marker), "config": {}, "items": [], "titles": [], "world": Evil(marker)}
+    state = {
+        "model": {"w": Evil(marker)},
+        "state_dict": Evil(marker),
+        "config": {},
+        "items": [],
+        "titles": [],
+        "world": Evil(marker),
+    }
     paths = [folder / name for name in ("zip.pth", "old.pth", "bare.pth", "array.npy")]
     torch.save(state, paths[0])
     torch.save(state, paths[1], _use_new_zipfile_serialization=False)
@@ -55,7 +62,13 @@ def bombs(folder, marker):
 def test_no_reader_runs_what_is_in_a_checkpoint(tmp_path, marker):
     shape = settings.build(tiny_overrides(tmp_path)).tokenizer
     for path in bombs(tmp_path, marker):
-        for read in (read_checkpoint, read_json, settings.load, lambda p: load_rqvae(p, shape, 12), lambda p: main.restore(str(p), [])):
+        for read in (
+            read_checkpoint,
+            read_json,
+            settings.load,
+            lambda p: load_rqvae(p, shape, 12),
+            lambda p: main.restore(str(p), []),
+        ):
             with pytest.raises(Problem, match=re.escape(path.name)):
                 read(path)
 
@@ -85,7 +98,7 @@ def test_no_reader_runs_what_is_in_the_data(tmp_path, marker):
     data = read_dataset(settings.build(tiny_overrides(tmp_path)).data)
     for path in bomb:
         Path(data.embedding_path).write_bytes(path.read_bytes())
-        with pytest.raises(Problem, match="not readable as .npy"):
+        with pytest.raises(Problem, match=r"not readable as \.npy"):
             read_embeddings(data)
     for ending in (".items.jsonl", ".inter"):  # the second stands before the first when they are read
         (tmp_path / "dataset" / "tiny" / f"tiny{ending}").write_bytes(bomb[2].read_bytes())

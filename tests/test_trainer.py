@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_overrides
 
 import methods
 import report
@@ -16,22 +16,11 @@ import settings
 from main import finish, portable
 from metrics import ndcg, recall
 from pretrain import pretrain
-from readers import Catalogue, Dataset, leave_one_out, read_dataset
+from readers import Catalogue, Dataset, leave_one_out
 from report import epoch_line
 from runs import RunFolder
 from trainer import Fit, Progress, evaluate, learning_rate
 from utils import Problem
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    """Data and a pre-trained tokenizer that the tests of this file share."""
-    root = tmp_path_factory.mktemp("ground")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root)
-    cfg = settings.build(options)
-    data = read_dataset(cfg.data)
-    return options | {"rqvae_path": str(pretrain(cfg, data))}, data
 
 
 def fit_of(ground, tmp_path, **changes):
