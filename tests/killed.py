@@ -65,6 +65,7 @@ def _child(argv, rank, processes, port, said, kill):
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     torch.set_num_threads(1)
     join_group(rank, processes, port)
+    _arm(kill)
     with utils.problems_exit_2():
         main.main(argv)
 

@@ -105,9 +105,9 @@ def test_killed_from_outside_at_a_random_moment(ground, seed):
     command = [sys.executable, str(ROOT / "main.py"), *argv, f"--run_name={name}", "--resume=auto"]
     folder = root / "out" / "tiny" / name
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        while not folder.is_dir():
+        while not list(folder.glob("last/step-*.pth")):
             time.sleep(0.01)
-        time.sleep(random.uniform(0, 1.5))
+        time.sleep(random.uniform(0, 1))
         run.kill()
     states = sorted(p.name for p in folder.rglob("*.pth"))
     print(
