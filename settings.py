@@ -8,6 +8,7 @@ run before anything is loaded.
 import dataclasses
 import difflib
 import math
+import reprlib
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -338,10 +339,18 @@ def coerce(want: Any, value: Any, key: str, limits: Any) -> Any:
         text = {False: "no", True: "yes"}.get(value) if isinstance(value, bool) else None
         if text in members:  # YAML reads a bare no as false
             return text
-        raise Problem(f"{key}: expected one of {', '.join(map(str, members))}, got {value!r}")
+        raise Problem(f"{key}: expected one of {', '.join(map(str, members))}, got {shown(value)}")
     if origin is list:
         return [coerce(members[0], v, key, limits) for v in _as_list(value, key)]
     return _within(_scalar(want, value, key), key, limits)
+
+
+def shown(value: Any) -> str:
+    """A value for a message; nested and repeated ones, which may unfold without end, are cut."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict = 2, 6, 6
+    short.maxstring = short.maxother = 200
+    return short.repr(value)
 
 
 def _as_list(value: Any, key: str) -> list[Any]:
@@ -349,10 +358,10 @@ def _as_list(value: Any, key: str) -> list[Any]:
         try:
             return [yaml.safe_load(v) for v in value.split(",") if v.strip()]
         except (yaml.YAMLError, ValueError, RecursionError):
-            raise Problem(f"{key}: expected a list, got {value!r}") from None
+            raise Problem(f"{key}: expected a list, got {shown(value)}") from None
     if isinstance(value, list):
         return value
-    raise Problem(f"{key}: expected a list, got {value!r}")
+    raise Problem(f"{key}: expected a list, got {shown(value)}")
 
 
 def _scalar(want: type, value: Any, key: str) -> Any:
@@ -368,18 +377,18 @@ def _scalar(want: type, value: Any, key: str) -> Any:
     if want is str and type(value) in (int, float):  # a data set called 2014
         return str(value)
     name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[want]
-    raise Problem(f"{key}: expected {name}, got {value!r}")
+    raise Problem(f"{key}: expected {name}, got {shown(value)}")
 
 
 def _within(value: Any, key: str, limits: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        raise Problem(f"{key}: must be finite, got {value!r}")
+        raise Problem(f"{key}: must be finite, got {shown(value)}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         checks = {"ge": (lambda a, b: a >= b, "at least"), "gt": (lambda a, b: a > b, "above"),
                   "le": (lambda a, b: a <= b, "at most")}  # fmt: skip
         for name, (holds, words) in checks.items():
             if name in limits and not holds(value, limits[name]):
-                raise Problem(f"{key}: must be {words} {limits[name]}, got {value!r}")
+                raise Problem(f"{key}: must be {words} {limits[name]}, got {shown(value)}")
     return value
 
 

@@ -126,7 +126,7 @@ def test_damaged_files_are_clean_problems(good, kind, wound):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@hypothesis_settings(max_examples=800, derandomize=False, deadline=2000)
+@hypothesis_settings(max_examples=800, derandomize=False, deadline=60_000)
 @given(wound=damage())
 def test_many_damaged_files(good, kind, wound):
     check(good, kind, wound)
@@ -137,6 +137,24 @@ def test_that_was_enough(good):
     """At least 10,000 inputs went through the readers above."""
     print(counts, sum(counts.values()))
     assert sum(counts.values()) >= 10_000
+
+
+def test_a_value_that_unfolds_without_end_is_cut_short(tmp_path):
+    """Ten lines of YAML that mean a list of 9 ** 9 items."""
+    names = list(settings.FIELDS)[:10]
+    lines = [f"{names[0]}: &a0 [x, x]"]
+    lines += [f"{name}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i, name in enumerate(names[1:], 1)]
+    (tmp_path / "c.yaml").write_text("\n".join([*lines, f"epochs: *a{len(lines) - 1}"]))
+    with pytest.raises(Problem) as problem:
+        settings.load(tmp_path / "c.yaml")
+    assert len(str(problem.value)) < 5000
+    for key in settings.FIELDS:  # the last value, alone
+        value = ["x"]
+        for _ in range(30):
+            value = [value] * 9
+        with pytest.raises(Problem) as problem:
+            settings.build({key: value})
+        assert len(str(problem.value)) < 5000
 
 
 ODD = [
