@@ -2,7 +2,7 @@
 
   accelerate launch --config_file accelerate_config.yaml main.py --config config/beauty.yaml [--key=value ...]
   python main.py evaluate --checkpoint myckpt/.../best_model.pth [--split valid] [--key=value ...]
-  python main.py recommend --checkpoint myckpt/.../best_model.pth --history itemA,itemB --k 10
+  python main.py recommend --checkpoint myckpt/.../best_model.pth --history itemA,itemB --k 10 [--among items.txt]
 
 --help lists every option, --dry_run checks everything and prints the resolved configuration.
 """
@@ -234,8 +234,11 @@ def command_evaluate(argv: list[str]) -> None:
 
 
 def command_recommend(argv: list[str]) -> None:
-    """`main.py recommend`: the best items for a history, with titles where they are known."""
-    given, overrides = take(argv, ["checkpoint", "history", "k"])
+    """`main.py recommend`: the best items for a history, with titles where they are known.
+
+    --among FILE restricts them to the items of a file, one id a line (what is in stock, a category).
+    """
+    given, overrides = take(argv, ["checkpoint", "history", "k", "among"])
     if "checkpoint" not in given or "history" not in given:
         raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB")
     k = given.get("k", "10")
@@ -243,17 +246,33 @@ def command_recommend(argv: list[str]) -> None:
         raise Problem(f"--k: expected a whole number from 1, got {k!r}")
     cfg, model, state = restore(given["checkpoint"], overrides)
     number = {token: i for i, token in enumerate(state["items"], 1)}
-    wanted = [t.strip() for t in given["history"].split(",") if t.strip()]
-    if unknown := [t for t in wanted if t not in number]:
-        raise Problem(
-            f"--history: item {unknown[0]!r} is not in the catalogue of {given['checkpoint']}; {report.near(unknown[0], number)}"
-        )
-    if not wanted:
-        raise Problem("--history: needs at least one item")
-    history = torch.tensor([[number[t] for t in wanted][-cfg.data.max_his_len :]])
-    banned = torch.tensor([[number[t] for t in wanted]]) if cfg.eval.mask_seen else None
-    found = model.recommend(history, min(int(k), len(number)), banned)
+    wanted = numbers_of(given["history"].split(","), number, "--history")
+    most = len(number)
+    if "among" in given:
+        among = sorted(set(numbers_of(read_lines(given["among"]), number, f"--among {given['among']}")))
+        model.restrict(torch.tensor(among))
+        most = len(among)
+    history = torch.tensor([wanted[-cfg.data.max_his_len :]])
+    banned = torch.tensor([wanted]) if cfg.eval.mask_seen else None
+    found = model.recommend(history, min(int(k), most), banned)
     report.show_items(found.item_BW[0].tolist(), found.score_BW[0].tolist(), state["items"], state["titles"])
+
+
+def numbers_of(tokens: list[str], number: dict[str, int], source: str) -> list[int]:
+    """Item numbers of some ids; Problem names the first that is not in the catalogue."""
+    wanted = [t.strip() for t in tokens if t.strip()]
+    if unknown := [t for t in wanted if t not in number]:
+        raise Problem(f"{source}: item {unknown[0]!r} is not in the catalogue; {report.near(unknown[0], number)}")
+    if not wanted:
+        raise Problem(f"{source}: needs at least one item")
+    return [number[t] for t in wanted]
+
+
+def read_lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise Problem(f"--among: {path} is not readable as text ({e})") from None
 
 
 COMMANDS = {"evaluate": command_evaluate, "recommend": command_recommend}

@@ -176,6 +176,22 @@ def test_recommending_follows_the_end_of_the_history(finished, capsys):
     assert printed("i20,i30") != printed("i3,i4")
 
 
+def test_recommending_among_some_items(finished, capsys, tmp_path):
+    (tmp_path / "stock.txt").write_text("i7\ni30\n\ni12\n")
+    main.main(["recommend", f"--checkpoint={finished.best}", "--history=i3", f"--among={tmp_path / 'stock.txt'}"])
+    assert sorted(re.findall(r"\bi\d+", capsys.readouterr().out)) == ["i12", "i30", "i7"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("i7\nnope\n", "stock.txt: item 'nope'"), ("\n", "at least one"), (None, "not readable")]
+)
+def test_recommending_among_a_bad_list(finished, capsys, tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "stock.txt").write_text(text)
+    args = ["recommend", f"--checkpoint={finished.best}", "--history=i3", f"--among={tmp_path / 'stock.txt'}"]
+    assert message in fails(capsys, main.main, *args)
+
+
 def test_recommending_can_leave_out_the_history(finished, capsys):
     main.main(["recommend", "--checkpoint", str(finished.best), "--history=i3,i4", "--k=40", "--mask_seen=true"])
     items = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
