@@ -254,8 +254,8 @@ def test_a_truncated_checkpoint_is_a_clean_problem(finished, tmp_path, capsys, c
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--history=i1,i4O"], r"item 'i4O' is not in the catalogue .*did you mean 'i\d+'"),
-        (["--history=i39,i40"], r"item 'i40' is not in the catalogue .*did you mean 'i\d+'"),
+        (["--history=i1,i4O"], r"item 'i4O' is not in the catalogue; did you mean 'i\d+'"),
+        (["--history=i39,i40"], r"item 'i40' is not in the catalogue; did you mean 'i\d+'"),
         (["--history=1,2"], r"item '1' is not in the catalogue"),
         (["--history=,"], r"--history: needs at least one item"),
         (["--history="], r"--history: needs a value"),
