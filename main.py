@@ -22,7 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 import methods
 import report
 import settings
-from readers import Catalogue, Dataset, read_dataset, read_embeddings
+from readers import Catalogue, Dataset, read_dataset
 from runs import RunFolder
 from settings import Config
 from trainer import Fit, evaluate, save_ranks
@@ -73,7 +73,7 @@ def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
 def check_data(cfg: Config) -> Dataset:
     """Read data and embeddings as training will, so that a dry run meets the same problems."""
     data = read_dataset(cfg.data)
-    methods.semantic.check_width(cfg, data, read_embeddings(data))
+    methods.check_content(cfg, data)
     return data
 
 
@@ -82,7 +82,7 @@ def check_training(cfg: Config) -> None:
     data = check_data(cfg)
     if cfg.run.run_name is not None:
         RunFolder.of(cfg).check(cfg)
-    if cfg.joint.rqvae_path is not None:
+    if cfg.run.method in methods.CONTENT and cfg.joint.rqvae_path is not None:
         methods.TRAINED[cfg.run.method](cfg, data)
 
 
@@ -173,8 +173,8 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     looks = run.look_at_test() if acc.is_main_process else 0
     found = evaluate(model, data.test, cfg, acc, "test")
     floors = {}
-    for name, build in methods.FLOORS.items():
-        floors[name] = evaluate(build(cfg, data).to(acc.device), data.test, cfg, acc, name).figures
+    for name in methods.floors_of(data):
+        floors[name] = evaluate(methods.FLOORS[name](cfg, data).to(acc.device), data.test, cfg, acc, name).figures
     if not acc.is_main_process:
         return
     save_ranks(run, "test", found, data.test.users())

@@ -138,10 +138,18 @@ class JointOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequenceOptions:
+    hidden_units: int = option(128, "width d of the item embeddings", ge=1)
+    num_blocks: int = option(2, "transformer blocks", ge=1)
+    hidden_dropout: float = option(0.5, "dropout of embeddings, attention and feed-forward", ge=0, le=0.9)
+    sasrec_loss: Literal["ce_all", "bce", "ce_last"] = option("ce_all", "softmax over the catalogue at every position; one random negative at every position; softmax at the last position")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     epochs: int = option(120, "most epochs", ge=1)
     early_stop: int = option(15, "stop after so many epochs without a better valid_metric", ge=1)
-    batch_size: int = option(256, "samples per step and process", ge=1)
+    batch_size: int = option(256, "samples per step and process (of a model that learns from whole sequences: targets, on average)", ge=1)
     gradient_accumulation_steps: int = option(1, "parts of batch_size samples in one optimizer step", ge=1)
     token_budget: int = option(32768, "most history tokens in one forward pass; larger batches are split", ge=1)
     lr_rec: float = option(1e-3, "learning rate of the recommender", gt=0)
@@ -165,7 +173,7 @@ class EvalOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    method: str = option("diger", "diger or two_stage (the same recommender on frozen SIDs)")
+    method: str = option("diger", "diger, two_stage (the same recommender on frozen SIDs) or sasrec (items instead of SIDs)")
     run_name: str | None = option(None, "name of the run folder; default: method and time")
     output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>")
     log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>")
@@ -184,6 +192,7 @@ class Config:
     pretrain: PretrainOptions
     recommender: RecommenderOptions
     joint: JointOptions
+    sequence: SequenceOptions
     train: TrainOptions
     eval: EvalOptions
     run: RunOptions

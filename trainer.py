@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from data import (
     make_batch,
     padding_factor,
     seen_items,
+    sequences,
     steps_loader,
 )
 from readers import Dataset, Split
@@ -37,6 +38,9 @@ class Trainable(Protocol):
 
     n_items: int
     tokens_per_item: int  # of a history, for the token budget
+    sequences: bool  # learns from whole sequences, not from a sample a position
+    targets: Literal["one", "next", "all"]  # what it predicts of a sample, see Shape
+    depth: int  # length of the lists that cost no more than shorter ones
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
     def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Any: ...
@@ -65,7 +69,7 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
     model.eval()
     e, longest = cfg.eval, cfg.data.max_his_len
     top = max(cutoff(m) for m in e.metrics)
-    k = max(top, cfg.recommender.num_beams)  # ranks as deep as the search goes
+    k = max(top, model.depth)
     plan = evaluation_plan(split, e.eval_batch_size, longest)
     rank_M = torch.zeros(2, len(split), dtype=torch.long, device=acc.device)
     group_N = model.groups()
@@ -163,16 +167,21 @@ class Fit:
         """extras: what else a portable checkpoint carries; say(row, is best): puts an epoch into words."""
         t = cfg.train
         self.cfg, self.data, self.acc, self.run, self.extras, self.say = cfg, data, acc, run, extras, say
+        self.train_split, batch_size = data.train, t.batch_size
+        if model.sequences:  # as many of them as hold batch_size targets
+            self.train_split = sequences(data.train, cfg.data.max_his_len)
+            batch_size = max(1, round(batch_size * len(self.train_split) / len(data.train)))
         self.shape = Shape(
-            batch_size=t.batch_size,
+            batch_size=batch_size,
             processes=acc.num_processes,
             accumulation=t.gradient_accumulation_steps,
             rank=acc.process_index,
             longest=cfg.data.max_his_len,
             tokens=t.token_budget,
             tokens_per_item=model.tokens_per_item,
+            targets=model.targets,
         )
-        self.steps_per_epoch = -(-len(data.train) // self.shape.global_batch)
+        self.steps_per_epoch = -(-len(self.train_split) // self.shape.global_batch)
         steps = self.steps_per_epoch * t.epochs
         groups = model.param_groups()
         rates = []
@@ -188,7 +197,7 @@ class Fit:
         self.progress = Progress()
 
     def plan(self, epoch: int) -> list[np.ndarray]:
-        return epoch_plan(self.data.train, self.shape, self.cfg.data.seed, epoch)
+        return epoch_plan(self.train_split, self.shape, self.cfg.data.seed, epoch)
 
     # ---- the loop
 
@@ -210,7 +219,7 @@ class Fit:
 
     def _epoch(self) -> dict[str, Any]:
         p, acc = self.progress, self.acc
-        steps = Steps(self.data.train, self.plan(p.epoch), self.shape)
+        steps = Steps(self.train_split, self.plan(p.epoch), self.shape)
         loader = steps_loader(steps, p.next_step, self.cfg.train.num_workers)
         totals: dict[str, Tensor | float] = dict(p.totals)
         begin, first = time.perf_counter(), p.next_step
@@ -228,7 +237,7 @@ class Fit:
                 self._save()
                 totals = dict(self._own(p.totals))  # as a resumed run would go on
         seconds = time.perf_counter() - begin
-        done = (p.next_step - first) / self.steps_per_epoch * len(self.data.train)
+        done = (p.next_step - first) / self.steps_per_epoch * len(self.train_split)
         return self._means(totals) | {"samples_per_s": done / seconds}
 
     def _probe(self, part: Batch) -> dict[str, float]:
@@ -327,10 +336,11 @@ class Fit:
 
     def _announce(self) -> None:
         s, t = self.shape, self.cfg.train
-        factor = padding_factor(self.data.train, self.plan(0), s.longest)
+        whole = f" in {len(self.train_split)} sequences" if self.raw.sequences else ""
+        factor = padding_factor(self.train_split, self.plan(0), s.longest)
         sizes = {g["name"]: sum(x.numel() for x in g["params"]) for g in self.optimizer.param_groups}
         log.info(
-            f"{len(self.data.train)} training samples, {self.steps_per_epoch} steps an epoch; global batch {s.global_batch} = "
+            f"{len(self.data.train)} training samples{whole}, {self.steps_per_epoch} steps an epoch; global batch {s.global_batch} = "
             f"{s.batch_size} x {s.processes} processes x {s.accumulation} accumulated; padding x{factor:.2f}; "
             f"precision {t.mixed_precision}; trained parameters {sizes}"
         )

@@ -157,7 +157,7 @@ def test_learns_a_chain(tmp_path, method):
 class Fixed(torch.nn.Module):
     """Recommends items 1, 2, 3, ... to everybody."""
 
-    n_items = 40
+    n_items, depth = 40, 20
 
     def recommend(self, history, k, banned=None):
         from beam import Found
