@@ -95,10 +95,11 @@ class Shape:
     tokens: int = 1 << 62  # most padded history tokens in one pass
     tokens_per_item: int = 4
     targets: Literal["one", "next", "all"] = "one"  # predicted of a sample: its target, every next item, every item
+    share: float = 1.0  # samples that hold one of batch_size, where a sample is a whole sequence
 
     @property
     def global_batch(self) -> int:
-        return self.batch_size * self.processes * self.accumulation
+        return max(1, round(self.batch_size * self.processes * self.accumulation * self.share))
 
 
 MEGA = 50  # global batches that are sorted by length together

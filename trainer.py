@@ -167,12 +167,9 @@ class Fit:
         """extras: what else a portable checkpoint carries; say(row, is best): puts an epoch into words."""
         t = cfg.train
         self.cfg, self.data, self.acc, self.run, self.extras, self.say = cfg, data, acc, run, extras, say
-        self.train_split, batch_size = data.train, t.batch_size
-        if model.sequences:  # as many of them as hold batch_size targets
-            self.train_split = sequences(data.train, cfg.data.max_his_len)
-            batch_size = max(1, round(batch_size * len(self.train_split) / len(data.train)))
+        self.train_split = sequences(data.train, cfg.data.max_his_len) if model.sequences else data.train
         self.shape = Shape(
-            batch_size=batch_size,
+            batch_size=t.batch_size,
             processes=acc.num_processes,
             accumulation=t.gradient_accumulation_steps,
             rank=acc.process_index,
@@ -180,6 +177,7 @@ class Fit:
             tokens=t.token_budget,
             tokens_per_item=model.tokens_per_item,
             targets=model.targets,
+            share=len(self.train_split) / len(data.train),
         )
         self.steps_per_epoch = -(-len(self.train_split) // self.shape.global_batch)
         steps = self.steps_per_epoch * t.epochs
@@ -336,12 +334,13 @@ class Fit:
 
     def _announce(self) -> None:
         s, t = self.shape, self.cfg.train
-        whole = f" in {len(self.train_split)} sequences" if self.raw.sequences else ""
+        whole = f" in {len(self.train_split)} whole sequences" if self.raw.sequences else ""
+        each = f" x {s.share:.3f} sequences a sample" if self.raw.sequences else ""
         factor = padding_factor(self.train_split, self.plan(0), s.longest)
         sizes = {g["name"]: sum(x.numel() for x in g["params"]) for g in self.optimizer.param_groups}
         log.info(
             f"{len(self.data.train)} training samples{whole}, {self.steps_per_epoch} steps an epoch; global batch {s.global_batch} = "
-            f"{s.batch_size} x {s.processes} processes x {s.accumulation} accumulated; padding x{factor:.2f}; "
+            f"{s.batch_size} x {s.processes} processes x {s.accumulation} accumulated{each}; padding x{factor:.2f}; "
             f"precision {t.mixed_precision}; trained parameters {sizes}"
         )
 
