@@ -43,7 +43,8 @@ def configuration(argv: list[str], usage: str | None, check: Callable[[Config], 
     if "--help" in argv or "-h" in argv:
         print(usage, settings.help_text(), sep="\n")
         raise SystemExit(0)
-    given, overrides = take(argv, ["config"])
+    given, overrides = take(argv, ["config", "data_path"])
+    overrides += [f"--data_path={given['data_path']}"] if "data_path" in given else []
     cfg = settings.load(given.get("config"), [a for a in overrides if a != "--dry_run"])
     methods.check(cfg.run.method)
     if "--dry_run" in overrides:
@@ -184,7 +185,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     results = {
         "method": report.label(cfg), "dataset": data.name, "seed": cfg.data.seed, "best_epoch": best["epoch"],
         "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
-        **model.figures(), "test_evaluations": looks,
+        **model.figures(), "test_evaluations": looks, "split": {"kind": cfg.data.split, **data.facts},
     }  # fmt: skip
     run.save_results(results)
 

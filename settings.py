@@ -35,8 +35,16 @@ def option(default: Any, meaning: str, *, ge: float | None = None, gt: float | N
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     dataset: str = option("demo", "name of the data set")
-    data_path: str = option("./dataset", "folder that holds <dataset>/ or the data files themselves")
-    data_format: Literal["auto", "inter", "inter_splits", "jsonl", "json"] = option("auto", "layout of the interactions: one .inter, three .inter, .jsonl + .emb_map.json, .inter.json")
+    data_path: str = option("./dataset", "folder that holds <dataset>/ or the data files themselves, or a .csv file")
+    data_format: Literal["auto", "inter", "inter_splits", "jsonl", "json", "csv"] = option("auto", "layout of the interactions: one .inter, three .inter, .jsonl + .emb_map.json, .inter.json, .csv")
+    users_col: str = option("UserId", "column of the users in a .csv file")
+    items_col: str = option("ProductId", "column of the items in a .csv file")
+    time_col: str = option("Timestamp", "column of the times in a .csv file, numbers")
+    k_core: int = option(0, "leave out users and items with fewer interactions, until none is left; 0 = keep all", ge=0)
+    split: Literal["leave_one_out", "time"] = option("leave_one_out", "test on each user's last item, or on their first known item after a point in time")
+    time_quantile: float = option(0.95, "split: time: share of all interactions before that point", gt=0, le=1)
+    reference: bool = option(False, "as DiffSASRec's program: its time split by groups of users, its transformer block, its multi-step decoder")
+    test_size: float = option(0.2, "reference with split: time: share of the users that are tested", gt=0, le=0.9)
     semantic_emb_path: str | None = option(None, "content embeddings, .npy [items, D]; default: the only *.emb*.npy beside the data")
     map_path: str | None = option(None, "item token -> id map of the .jsonl layout; default <dataset>.emb_map.json")
     max_his_len: int = option(50, "longest history, in items", ge=1)
@@ -305,6 +313,10 @@ def takes_text(key: str) -> bool:
 
 
 def build(raw: dict[str, Any]) -> Config:
+    """Typed sections from flat names; a .csv file as data_path names the data set."""
+    source = Path(str(raw.get("data_path", "")))
+    if source.suffix.lower() == ".csv":
+        raw = {"dataset": source.stem, **raw}
     parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, value in raw.items():
         if key not in FIELDS:

@@ -27,9 +27,10 @@ from data import (
     sequences,
     steps_loader,
 )
-from readers import Dataset, Split
+from readers import Dataset
 from runs import RunFolder
 from settings import Config, TrainOptions, cutoff
+from splits import Split
 from utils import Problem, log, peak_memory_gb, write_array, write_checkpoint
 
 

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 import main
 import methods
 import settings
-from readers import Catalogue, Dataset, Split
+from readers import Catalogue, Dataset
 from runs import RunFolder
+from splits import Split
 from trainer import Fit
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other

@@ -20,8 +20,9 @@ from data import (
     sequences,
     steps_loader,
 )
-from readers import Split, read_dataset
+from readers import read_dataset
 from settings import DataOptions
+from splits import Split
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 

@@ -16,9 +16,10 @@ import settings
 from main import finish, portable
 from metrics import ndcg, recall
 from pretrain import pretrain
-from readers import Catalogue, Dataset, leave_one_out, read_dataset
+from readers import Catalogue, Dataset, read_dataset
 from report import epoch_line
 from runs import RunFolder
+from splits import leave_one_out
 from trainer import Fit, Progress, evaluate, learning_rate
 from utils import Problem
 
