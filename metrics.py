@@ -42,7 +42,7 @@ def mrr(rank_B: Tensor, k: int) -> Tensor:
     return torch.where(rank_B < k, 1 / (rank_B.double() + 1), 0.0)
 
 
-PER_USER = {"recall": recall, "ndcg": ndcg, "mrr": mrr}
+PER_USER = {"recall": recall, "hr": recall, "ndcg": ndcg, "mrr": mrr}
 
 
 def summarise(rank_B: Tensor, names: list[str], coverage: dict[int, float] | None = None) -> dict[str, float]:

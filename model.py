@@ -99,7 +99,7 @@ class GenerativeModel(nn.Module):
     """
 
     sid_NL: Tensor
-    sequences, targets = False, "one"
+    sequences, targets, pretrained = False, "one", False
 
     def __init__(self, cfg: Config, n_items: int) -> None:
         super().__init__()

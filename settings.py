@@ -151,6 +151,15 @@ class SequenceOptions:
     num_blocks: int = option(2, "transformer blocks", ge=1)
     hidden_dropout: float = option(0.5, "dropout of embeddings, attention and feed-forward", ge=0, le=0.9)
     sasrec_loss: Literal["ce_all", "bce", "ce_last"] = option("ce_all", "softmax over the catalogue at every position; one random negative at every position; softmax at the last position")
+    time_weight: bool = option(True, "diffusion: weigh the loss by 1 / t; false: all hidden items alike (BERT4Rec with a random rate)")
+    decoding: Literal["single", "multi", "autoregressive"] = option("single", "rank the next item; fill as many masks as there are places in the list; add the best next item again and again")
+    decode_threshold: float = option(0.9, "multi: probability from which a place is filled", ge=0, le=1)
+    decode_decay: float = option(0.9, "multi: factor on that threshold until a place reaches it", ge=0, le=1)
+    decode_order: Literal["position", "confidence", "single_then_multi"] = option("position", "multi: order of the list; the last: the best next item, then masks after it")
+    decode_rounds: int | None = option(None, "multi: fill an equal share of the places in each of so many rounds, instead of by threshold", ge=1)
+    remasking: Literal["low_confidence", "random"] = option("low_confidence", "multi: which places are filled first")
+    sft_from: str | None = option(None, "best_model.pth of the diffsasrec run that diffsasrec_sft fine-tunes")
+    sft_masks: int = option(1, "fine-tuning: how many of the last items may be hidden", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +181,7 @@ class TrainOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    metrics: list[str] = option(["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10"], "recall@k, ndcg@k, mrr@k, coverage@k")
+    metrics: list[str] = option(["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10"], "recall@k (or hr@k), ndcg@k, mrr@k, coverage@k")
     valid_metric: str = option("ndcg@10", "metric that chooses the checkpoint")
     eval_step: int = option(1, "epochs between two validations", ge=1)
     eval_batch_size: int = option(256, "users per evaluation step and process", ge=1)
@@ -181,7 +190,7 @@ class EvalOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    method: str = option("diger", "diger, two_stage (the same recommender on frozen SIDs) or sasrec (items instead of SIDs)")
+    method: str = option("diger", "diger, two_stage (the same recommender on frozen SIDs) sasrec, diffsasrec, diffsasrec_sft (items instead of SIDs)")
     run_name: str | None = option(None, "name of the run folder; default: method and time")
     output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>")
     log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>")
@@ -209,7 +218,7 @@ class Config:
         ks = [cutoff(m) for m in self.eval.metrics]
         if cutoff(self.eval.valid_metric) and self.eval.valid_metric not in self.eval.metrics:
             raise Problem(f"valid_metric: {self.eval.valid_metric!r} is not among metrics {self.eval.metrics}")
-        if max(ks) > self.recommender.num_beams:
+        if max(ks) > self.recommender.num_beams and self.run.method in ("diger", "two_stage"):
             raise Problem(
                 f"num_beams: {self.recommender.num_beams} is below the largest cut-off of metrics, {max(ks)}; raise it"
             )
@@ -237,7 +246,7 @@ class Config:
             raise Problem(f"dataset: {self.data.dataset!r} is not a plain name; folders go to data_path")
 
 
-METRICS = ("recall", "ndcg", "mrr", "coverage")
+METRICS = ("recall", "hr", "ndcg", "mrr", "coverage")
 
 
 def cutoff(metric: str) -> int:
@@ -262,6 +271,21 @@ RETIRED = {
     "stop_gumbel_sampling_epoch": f"{_NOTHING} (fading noise: uncertainty=frqud or sdud)",
     **{k: f"{_DECAY} ({k}=true is uncertainty={v})" for k, v in {"use_adaptive_selection": "frqud", "use_learnable_sigma_gumbel": "sdud", "use_pure_ste": "none"}.items()},
     "noise_type": f"{_DECAY} (noise_type=gaussian is uncertainty=gaussian)",
+    # of the published DiffSASRec
+    "model_type": "is now method=sasrec or method=diffsasrec",
+    "diffusion_type": "is now decoding=single or decoding=multi",
+    "num_recs": "is now the largest cut-off of metrics",
+    "maxlen": "is now max_his_len",
+    "lr": "is now lr_rec",
+    "num_epochs": "is now epochs",
+    "sft_num_epochs": "is now epochs of a run of its own, method=diffsasrec_sft",
+    "SFT": "is now a run of its own: method=diffsasrec_sft with sft_from",
+    "time_q": "is now time_quantile",
+    "train_dir": "is now run_name",
+    "inference_only": "is now the command main.py evaluate",
+    "state_dict_path": "is now --checkpoint of main.py evaluate",
+    "l2_emb": "is now weight_decay",
+    "device": "is not needed: a GPU is used when there is one",
 }  # fmt: skip
 
 

@@ -41,6 +41,7 @@ class Trainable(Protocol):
     tokens_per_item: int  # of a history, for the token budget
     sequences: bool  # learns from whole sequences, not from a sample a position
     targets: Literal["one", "next", "all"]  # what it predicts of a sample, see Shape
+    pretrained: bool  # comes trained: validated before the first epoch, and kept unless training helps
     depth: int  # length of the lists that cost no more than shorter ones
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
@@ -205,6 +206,8 @@ class Fit:
         t, p = self.cfg.train, self.progress
         self._resume()
         self._announce()
+        if self.raw.pretrained and not p.step:
+            self._validate_start()
         while p.epoch < t.epochs and p.epoch - 1 - p.best_epoch < t.early_stop:
             begin = time.perf_counter()
             row = self._epoch()
@@ -291,6 +294,13 @@ class Fit:
                 write_checkpoint(self.run.best, self._portable(found.figures))
             self.acc.wait_for_everyone()
         return {f"valid/{k}": v for k, v in found.figures.items()}
+
+    def _validate_start(self) -> None:
+        """Let the model as it came compete as epoch -1."""
+        p, name = self.progress, self.cfg.eval.valid_metric
+        p.epoch = -1
+        log.info(f"before the first epoch: valid {name} {self._validate()[f'valid/{name}']:.4f}")
+        p.epoch = 0
 
     # ---- what is written
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from methods import floors, sasrec, semantic
+from methods import diffsasrec, floors, sasrec, semantic
 from methods.items import n_items
 from readers import Dataset, read_embeddings
 from settings import Config
@@ -14,6 +14,8 @@ TRAINED: dict[str, Callable[[Config, Dataset], Any]] = {
     "diger": semantic.diger,
     "two_stage": semantic.two_stage,
     "sasrec": lambda cfg, data: sasrec.SASRec(cfg, data.n_items),
+    "diffsasrec": lambda cfg, data: diffsasrec.DiffSASRec(cfg, data.n_items),
+    "diffsasrec_sft": lambda cfg, data: diffsasrec.finetuned(cfg, data.catalogue.ids),
 }
 
 # need no training
@@ -27,6 +29,8 @@ RESTORED: dict[str, Callable[[Config, dict[str, Any]], Any]] = {
     "diger": semantic.restore_diger,
     "two_stage": semantic.restore_two_stage,
     "sasrec": lambda cfg, state: sasrec.SASRec(cfg, n_items(state)),
+    "diffsasrec": lambda cfg, state: diffsasrec.DiffSASRec(cfg, n_items(state, extra=2)),
+    "diffsasrec_sft": lambda cfg, state: diffsasrec.DiffSASRec(cfg, n_items(state, extra=2)),
 }
 
 

@@ -15,6 +15,7 @@ from beam import Found
 from data import Batch
 from layers import Dropout
 from settings import Config
+from utils import Problem
 
 LOGITS = 1 << 24  # most scores held at a time by the loss (64 MiB)
 
@@ -65,11 +66,13 @@ class ItemEncoder(nn.Module):
         """rows: of the item table, padding included."""
         super().__init__()
         s, heads = cfg.sequence, cfg.recommender.num_heads
-        self.causal = causal
+        if s.hidden_units % heads:
+            raise Problem(f"hidden_units: {s.hidden_units} is not divisible by num_heads {heads}")
+        self.causal, self.original = causal, cfg.data.reference
         self.items = nn.Embedding(rows, s.hidden_units, padding_idx=0)
         self.positions = nn.Embedding(positions, s.hidden_units)
         self.blocks = nn.ModuleList(
-            Block(s.hidden_units, heads, s.hidden_dropout, original=False) for _ in range(s.num_blocks)
+            Block(s.hidden_units, heads, s.hidden_dropout, original=self.original) for _ in range(s.num_blocks)
         )
         self.norm = nn.LayerNorm(s.hidden_units, 1e-8)
         self.dropout = Dropout(s.hidden_dropout)
@@ -80,18 +83,26 @@ class ItemEncoder(nn.Module):
             self.items.weight[0] = 0
 
     def forward(self, item_BS: Tensor) -> Tensor:
-        """Hidden states [B, S, d]; those of padding mean nothing."""
+        """Hidden states [B, S, d]; those of padding mean nothing.
+
+        As published, histories are padded to full length and attend to the padding.
+        """
+        width = item_BS.shape[1]
+        if self.original:
+            item_BS = F.pad(item_BS, (self.positions.num_embeddings - item_BS.shape[1], 0))
         size = item_BS.shape[1]
         age_S = torch.arange(size - 1, -1, -1, device=item_BS.device)
         x = self.items(item_BS) * self.items.embedding_dim**0.5 + self.positions(age_S)
         # everyone may attend to themselves: a row without any key would be NaN
         allowed = (item_BS > 0)[:, None, None] | torch.eye(size, dtype=torch.bool, device=item_BS.device)
+        if self.original:
+            x, allowed = x * (item_BS > 0)[..., None], torch.ones_like(allowed)
         if self.causal:
             allowed = allowed.tril()
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, allowed)
-        out: Tensor = self.norm(x)
+        out: Tensor = self.norm(x)[:, size - width :]
         return out
 
 
@@ -110,12 +121,14 @@ class _Softmax(torch.autograd.Function):
         size = max(1, LOGITS // len(table_Nd))
         for begin in range(0, len(h_Rd), size):
             part = slice(begin, begin + size)
-            h, target, weight = h_Rd[part], target_R[part, None], weight_R[part, None]
-            log_p = (h @ table_Nd.T).log_softmax(1)
-            loss -= (log_p.gather(1, target) * weight).sum()
-            grad = log_p.exp_().scatter_add_(1, target, -torch.ones_like(weight)).mul_(weight)
-            grad_h[part] = grad @ table_Nd
-            grad_table.addmm_(grad.T, h)
+            h, target, weight = h_Rd[part], target_R[part], weight_R[part, None]
+            score = h @ table_Nd.T
+            right, top = score.gather(1, target[:, None]), score.amax(1, keepdim=True)
+            p = score.sub_(top).exp_()  # in place: every pass over the scores costs
+            total = p.sum(1, keepdim=True)
+            loss += ((top + total.log() - right) * weight).sum()
+            grad_h[part] = (p @ table_Nd) * (weight / total) - table_Nd[target] * weight
+            grad_table.addmm_(p.T, h * (weight / total)).index_add_(0, target, h * weight, alpha=-1)
         ctx.save_for_backward(grad_h, grad_table)
         return loss
 
@@ -144,18 +157,39 @@ def best_items(score_BN: Tensor, k: int, banned_BS: Tensor | None = None) -> Fou
     return Found((place_BK + 1).masked_fill(score_BK == -torch.inf, 0), score_BK)
 
 
+def one_by_one(
+    score: Callable[[Tensor], Tensor], history_BS: Tensor, k: int, banned_BS: Tensor | None = None
+) -> Found:
+    """Greedy continuation: the best next item joins the history k times, never one twice.
+
+    score: histories -> scores [B, N] of the next item.
+    """
+    banned = history_BS[:, :0] if banned_BS is None else banned_BS
+    found = []
+    for _ in range(k):
+        found.append(best_items(score(history_BS), 1, banned))
+        history_BS = torch.cat([history_BS, found[-1].item_BW], 1)
+        banned = torch.cat([banned, found[-1].item_BW], 1)
+    return Found(*(torch.cat(x, 1) for x in zip(*found, strict=True)))
+
+
 # ---------------------------------------------------------------- what the trainer asks for
 
 
 class SequenceModel(nn.Module):
     """A model of item sequences as the trainer wants it; subclasses say how it learns and recommends."""
 
-    sequences, tokens_per_item, depth = True, 1, 100
+    sequences, pretrained, tokens_per_item = True, False, 1
     targets: Literal["one", "next", "all"]
 
     def __init__(self, cfg: Config, n_items: int) -> None:
         super().__init__()
         self.cfg, self.n_items = cfg, n_items
+
+    @property
+    def depth(self) -> int:
+        """Longer lists are free where one forward pass ranks everything; elsewhere each place costs."""
+        return 100 if self.cfg.sequence.decoding == "single" else 0
 
     def param_groups(self) -> list[dict[str, Any]]:
         t = self.cfg.train

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from beam import Found
 from data import Batch
-from methods.items import ItemEncoder, SequenceModel, best_items, softmax_loss
+from methods.items import ItemEncoder, SequenceModel, best_items, one_by_one, softmax_loss
 from settings import Config
+from utils import Problem
 
 
 class SASRec(SequenceModel):
@@ -24,6 +25,8 @@ class SASRec(SequenceModel):
 
     def __init__(self, cfg: Config, n_items: int) -> None:
         super().__init__(cfg, n_items)
+        if cfg.sequence.decoding == "multi":
+            raise Problem("decoding: multi fills masks, which sasrec does not know; use single or autoregressive")
         self.encoder = ItemEncoder(cfg, n_items + 1, cfg.data.max_his_len, causal=True)
         self.targets: Literal["one", "next", "all"] = "one" if cfg.sequence.sasrec_loss == "ce_last" else "next"
 
@@ -51,9 +54,15 @@ class SASRec(SequenceModel):
 
     @torch.inference_mode()
     def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
-        """The k best next items, best first, with their log-probabilities among all items."""
-        score_BN = self.encoder(history_BS)[:, -1] @ self.encoder.items.weight[1:].T
-        return best_items(score_BN.float().log_softmax(1), k, banned_BS)
+        """The k best next items, best first, or (`decoding: autoregressive`) a continuation by k items."""
+        if self.cfg.sequence.decoding == "autoregressive":
+            return one_by_one(self.next_scores, history_BS, k, banned_BS)
+        return best_items(self.next_scores(history_BS), k, banned_BS)
+
+    def next_scores(self, history_BS: Tensor) -> Tensor:
+        """Log-probabilities of the next item, [B, N]."""
+        h_Bd = self.encoder(history_BS[:, -self.cfg.data.max_his_len :])[:, -1]
+        return (h_Bd @ self.encoder.items.weight[1:].T).float().log_softmax(1)
 
 
 def absent_items(item_BS: Tensor, draws: int, n_items: int) -> Tensor:
