@@ -185,7 +185,8 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     results = {
         "method": report.label(cfg), "dataset": data.name, "seed": cfg.data.seed, "best_epoch": best["epoch"],
         "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
-        **model.figures(), "test_evaluations": looks, "split": {"kind": cfg.data.split, **data.facts},
+        **model.figures(), "test_evaluations": looks, "data": data.hash,
+        "split": {"kind": cfg.data.split, **data.facts},
     }  # fmt: skip
     run.save_results(results)
 

@@ -206,15 +206,15 @@ class FineTuned(DiffSASRec):
     t and weighed by 1 / t, as LLaDA fine-tunes.
     """
 
-    sequences, pretrained = False, True
+    pretrained = True
 
     def __init__(self, cfg: Config, n_items: int) -> None:
         super().__init__(cfg, n_items)
         self.targets = "one"
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over samples of the loss of their last items."""
-        item_BS = torch.cat([batch.history_BS, batch.target_B[:, None]], 1)
+        """Mean over sequences of the loss of their last items, each sequence cut at random every other time."""
+        item_BS = self.cut(torch.cat([batch.history_BS, batch.target_B[:, None]], 1), batch)
         count = self.cfg.sequence.sft_masks
         hidden_BS, t_B1 = self.noise(batch, item_BS)
         last_S = torch.arange(item_BS.shape[1], device=item_BS.device) >= item_BS.shape[1] - count
@@ -223,6 +223,16 @@ class FineTuned(DiffSASRec):
             hidden_BS, weight_BS = last_S.expand_as(item_BS), torch.ones_like(weight_BS)
         loss = self.masked_loss(item_BS, hidden_BS & last_S, weight_BS / len(item_BS))
         return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
+
+
+    def cut(self, item_BS: Tensor, batch: Batch) -> Tensor:
+        """Beginnings of random length, at least two items, of about half of the sequences; the rest whole."""
+        u_B2 = counter_uniform(self.cfg.data.seed, self.step, batch.user_B * 7919 + batch.target_B, 2, 2)
+        length_B = (item_BS > 0).sum(1)
+        short_B = 2 + (u_B2[:, 0] * (length_B - 1)).long()
+        drop_B1 = torch.where(u_B2[:, 1] < 0.5, length_B - short_B, 0)[:, None]
+        place_BS = torch.arange(item_BS.shape[1], device=item_BS.device) - drop_B1
+        return item_BS.gather(1, place_BS.clamp(min=0)).masked_fill(place_BS < 0, 0)
 
 
 def finetuned(cfg: Config, items: list[str]) -> FineTuned:

@@ -108,7 +108,7 @@ def train_ring(noisy_ring, tmp_path):
 
     def train(options):
         small = {"hidden_units": 32, "num_heads": 2, "max_his_len": 20, "hidden_dropout": 0.1, "weight_decay": 0.0,
-                 "output_dir": str(tmp_path), "run_name": "r", "eval_step": 50, "warmup_steps": 0,
+                 "output_dir": str(tmp_path), "run_name": "r", "eval_step": 50, "early_stop": 1000, "warmup_steps": 0,
                  "lr_scheduler_type": "constant", "metrics": "recall@1,recall@10,ndcg@10"}  # fmt: skip
         cfg = settings.build(small | options)
         torch.manual_seed(0)

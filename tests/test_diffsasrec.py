@@ -272,11 +272,26 @@ def test_order_by_confidence_holds_the_same_items():
 # ---------------------------------------------------------------- fine-tuning
 
 
-def test_fine_tuning_hides_the_last_item():
+def test_fine_tuning_hides_the_last_item(monkeypatch):
     model, batch = diffusion(kind=FineTuned), batch_of(30)
+    monkeypatch.setattr(model, "cut", lambda item, _: item)
     x = torch.cat([batch.history_BS, torch.full((30, 1), 31)], 1)
     score = model.encoder(x)[:, -1] @ model.encoder.items.weight[1:31].T
     assert model(batch)[0].item() == pytest.approx(F.cross_entropy(score, batch.target_B - 1).item())
+
+
+def test_half_of_the_sequences_are_cut_at_any_length():
+    model, batch = diffusion(kind=FineTuned), batch_of(500)
+    item, cuts = sequences_of(batch), []
+    for step in range(10):
+        model.step.fill_(step)
+        for short, whole in zip(model.cut(item, batch).tolist(), item.tolist(), strict=True):
+            short, whole = ([i for i in row if i] for row in (short, whole))
+            assert short == whole[: len(short)] and len(short) >= 2
+            cuts.append((len(whole), len(short)))
+    longest = [s for w, s in cuts if w == 12]
+    share = len([s for s in longest if s == 12]) / len(longest)
+    assert share == pytest.approx(0.5 + 0.5 / 11, abs=0.06) and set(longest) == set(range(2, 13))
 
 
 def test_several_masks_are_weighed_like_one():
@@ -344,5 +359,8 @@ def test_learns_the_ring_in_both_directions(train_ring, tmp_path):
     one = torch.cat([model.recommend(h[None], 5).item_BW for h in batch.history_BS[:100]])
     assert torch.equal(one, found[:100])
 
-    tuned = finetuned(settings.replace(cfg, method="diffsasrec_sft", sft_from=str(fit.run.best)), data.catalogue.ids)
-    assert tuned.state_dict().keys() == model.state_dict().keys()
+    changes = {"method": "diffsasrec_sft", "sft_from": str(fit.run.best), "epochs": 20, "lr_rec": 1e-3, "eval_step": 1}
+    before = hit({})
+    tuned = train_ring({**settings.flat(cfg), **changes, "run_name": "tuned"})
+    after = evaluate(tuned.raw, data.test, tuned.cfg, tuned.acc, "test").figures["recall@1"]
+    assert after >= max(before, 0.97)
