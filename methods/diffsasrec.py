@@ -218,7 +218,8 @@ class FineTuned(DiffSASRec):
         count = self.cfg.sequence.sft_masks
         hidden_BS, t_B1 = self.noise(batch, item_BS)
         last_S = torch.arange(item_BS.shape[1], device=item_BS.device) >= item_BS.shape[1] - count
-        weight_BS = 1 / (t_B1 * count).expand_as(item_BS)
+        possible_B1 = (last_S & (item_BS > 0)).sum(1, keepdim=True)
+        weight_BS = 1 / (t_B1 * possible_B1).expand_as(item_BS)
         if count == 1:
             hidden_BS, weight_BS = last_S.expand_as(item_BS), torch.ones_like(weight_BS)
         loss = self.masked_loss(item_BS, hidden_BS & last_S, weight_BS / len(item_BS))

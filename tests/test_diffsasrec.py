@@ -14,7 +14,7 @@ import main
 import methods
 import settings
 from data import make_batch
-from methods.diffsasrec import DiffSASRec, FineTuned, fill, finetuned, lowered
+from methods.diffsasrec import DiffSASRec, FineTuned, fill, lowered
 from settings import SequenceOptions
 from splits import Split
 from trainer import evaluate
@@ -285,8 +285,8 @@ def test_half_of_the_sequences_are_cut_at_any_length():
     item, cuts = sequences_of(batch), []
     for step in range(10):
         model.step.fill_(step)
-        for short, whole in zip(model.cut(item, batch).tolist(), item.tolist(), strict=True):
-            short, whole = ([i for i in row if i] for row in (short, whole))
+        for rows in zip(model.cut(item, batch).tolist(), item.tolist(), strict=True):
+            short, whole = ([i for i in row if i] for row in rows)
             assert short == whole[: len(short)] and len(short) >= 2
             cuts.append((len(whole), len(short)))
     longest = [s for w, s in cuts if w == 12]
@@ -295,7 +295,7 @@ def test_half_of_the_sequences_are_cut_at_any_length():
 
 
 def test_several_masks_are_weighed_like_one():
-    """With equal scores the expected loss is again the log of the catalogue, rows of one item aside."""
+    """With equal scores the expected loss is again the log of the catalogue."""
     model, batch = diffusion(kind=FineTuned, sft_masks=3), batch_of(512)
     torch.nn.init.zeros_(model.encoder.items.weight)
     losses = []
