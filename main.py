@@ -22,7 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 import methods
 import report
 import settings
-from readers import Catalogue, Dataset, read_dataset, read_embeddings
+from readers import Catalogue, Dataset, read_dataset
 from runs import RunFolder
 from settings import Config
 from trainer import Fit, evaluate, save_ranks
@@ -43,7 +43,8 @@ def configuration(argv: list[str], usage: str | None, check: Callable[[Config], 
     if "--help" in argv or "-h" in argv:
         print(usage, settings.help_text(), sep="\n")
         raise SystemExit(0)
-    given, overrides = take(argv, ["config"])
+    given, overrides = take(argv, ["config", "data_path"])
+    overrides += [f"--data_path={given['data_path']}"] if "data_path" in given else []
     cfg = settings.load(given.get("config"), [a for a in overrides if a != "--dry_run"])
     methods.check(cfg.run.method)
     if "--dry_run" in overrides:
@@ -73,7 +74,7 @@ def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
 def check_data(cfg: Config) -> Dataset:
     """Read data and embeddings as training will, so that a dry run meets the same problems."""
     data = read_dataset(cfg.data)
-    methods.semantic.check_width(cfg, data, read_embeddings(data))
+    methods.check_content(cfg, data)
     return data
 
 
@@ -82,7 +83,7 @@ def check_training(cfg: Config) -> None:
     data = check_data(cfg)
     if cfg.run.run_name is not None:
         RunFolder.of(cfg).check(cfg)
-    if cfg.joint.rqvae_path is not None:
+    if cfg.run.method in methods.CONTENT and cfg.joint.rqvae_path is not None:
         methods.TRAINED[cfg.run.method](cfg, data)
 
 
@@ -173,8 +174,8 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     looks = run.look_at_test() if acc.is_main_process else 0
     found = evaluate(model, data.test, cfg, acc, "test")
     floors = {}
-    for name, build in methods.FLOORS.items():
-        floors[name] = evaluate(build(cfg, data).to(acc.device), data.test, cfg, acc, name).figures
+    for name in methods.floors_of(data):
+        floors[name] = evaluate(methods.FLOORS[name](cfg, data).to(acc.device), data.test, cfg, acc, name).figures
     if not acc.is_main_process:
         return
     save_ranks(run, "test", found, data.test.users())
@@ -184,7 +185,8 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     results = {
         "method": report.label(cfg), "dataset": data.name, "seed": cfg.data.seed, "best_epoch": best["epoch"],
         "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
-        **model.figures(), "test_evaluations": looks,
+        **model.figures(), "test_evaluations": looks, "data": data.hash,
+        "split": {"kind": cfg.data.split, **data.facts},
     }  # fmt: skip
     run.save_results(results)
 

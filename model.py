@@ -99,10 +99,11 @@ class GenerativeModel(nn.Module):
     """
 
     sid_NL: Tensor
+    sequences, targets, pretrained = False, "one", False
 
     def __init__(self, cfg: Config, n_items: int) -> None:
         super().__init__()
-        self.cfg, self.n_items = cfg, n_items
+        self.cfg, self.n_items, self.depth = cfg, n_items, cfg.recommender.num_beams
         self.recommender = Recommender(cfg)
         self.sizes = self.recommender.sizes
         self.tokens_per_item = len(self.sizes)

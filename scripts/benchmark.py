@@ -1,6 +1,6 @@
 """Speed and memory of the product beside a plain one, on the same data, in one run.
 
-  python scripts/benchmark.py [train search trie tokenizer scale] [--dataset=NAME --data_path=DIR] [--key=value ...]
+  python scripts/benchmark.py [train search trie tokenizer scale sasrec] [--dataset=NAME --data_path=DIR] [--key=value ...]
       --quick             smaller sizes and fewer rounds; the demo ends within three minutes
       --beams 20,50,80    widths of the search
       --json FILE         {section: {figure: {"ours": x, "baseline": y, "ratio": ours / baseline}}}
@@ -24,13 +24,13 @@ import torch
 
 import main
 import settings
-from scripts.bench import profile, scale, search, tokenizer, train, trie
+from scripts.bench import profile, sasrec, scale, search, tokenizer, train, trie
 from scripts.bench.common import Figures, job
 from scripts.make_demo import build_demo
 from settings import Config
 from utils import Problem, keep_freed_memory, log_to, problems_exit_2, write_json
 
-SECTIONS = {s.__name__.rpartition(".")[2]: s.measure for s in (train, search, trie, tokenizer, scale)}
+SECTIONS = {s.__name__.rpartition(".")[2]: s.measure for s in (train, search, trie, tokenizer, scale, sasrec)}
 
 
 def run(argv: list[str]) -> None:

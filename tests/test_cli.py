@@ -411,7 +411,8 @@ def test_every_run_script_names_a_decay_that_exists(path):
     decay = re.search(r'scripts/run\.py" (\w+) "\$@"\n', path.read_text())[1]
     for config in sorted((ROOT / "config").glob("*.yaml")):
         cfg = scripts.run.configuration(decay, [config.stem, "--epochs=1"])
-        assert (cfg.joint.uncertainty, cfg.data.dataset, cfg.train.epochs) == (decay, config.stem, 1)
+        name = config.stem.partition("_")[0]  # <data set>_<method>
+        assert (cfg.joint.uncertainty, cfg.data.dataset, cfg.train.epochs) == (decay, name, 1)
         assert cfg.run.run_name.startswith(decay + "-")
 
 

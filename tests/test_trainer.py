@@ -16,9 +16,10 @@ import settings
 from main import finish, portable
 from metrics import ndcg, recall
 from pretrain import pretrain
-from readers import Catalogue, Dataset, leave_one_out, read_dataset
+from readers import Catalogue, Dataset, read_dataset
 from report import epoch_line
 from runs import RunFolder
+from splits import leave_one_out
 from trainer import Fit, Progress, evaluate, learning_rate
 from utils import Problem
 
@@ -83,6 +84,17 @@ def test_a_batch_cut_into_parts_gives_the_same_training(ground, tmp_path, kind, 
     assert [r["loss/rec"] for r in rows(fits[0])] == pytest.approx([r["loss/rec"] for r in rows(fits[1])], abs=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["ce_all", "ce_last"])
+@pytest.mark.parametrize("cut", [{"batch_size": 16, "gradient_accumulation_steps": 2}, {"token_budget": 40}])
+def test_sequences_cut_into_parts_give_the_same_training(ground, tmp_path, loss, cut):
+    same = {"method": "sasrec", "sasrec_loss": loss, "hidden_dropout": 0, "hidden_units": 16, "batch_size": 32}
+    fits = [fit_of(ground, tmp_path / n, **{**same, **c}) for n, c in (("a", {}), ("b", cut))]
+    for fit in fits:
+        fit.raw.double()
+        fit.train()
+    assert_same_state(*fits, atol=1e-9)
+
+
 def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path):
     fits = [fit_of(ground, tmp_path / n, seed=s) for n, s in (("a", 1), ("b", 1), ("c", 2))]
     for fit in fits:
@@ -129,7 +141,7 @@ def test_a_torn_state_is_passed_over(ground, tmp_path, caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["two_stage", "diger"])
+@pytest.mark.parametrize("method", ["two_stage", "diger", "sasrec"])
 def test_learns_a_chain(tmp_path, method):
     """Item i is always followed by item i + 1: a correct pipeline puts it first."""
     n, random = 24, np.random.default_rng(0)
@@ -143,7 +155,7 @@ def test_learns_a_chain(tmp_path, method):
     )
     options = tiny_overrides(tmp_path) | {
         "dataset": "chain", "method": method, "epochs": 40, "lr_rec": 5e-3, "lr_id": 1e-4, "eval_step": 40,
-        "dropout_rate": 0, "d_model": 32, "rqvae_epochs": 20,
+        "dropout_rate": 0, "d_model": 32, "rqvae_epochs": 20, "hidden_dropout": 0,
     }  # fmt: skip
     cfg = settings.build(options)
     fit = fit_of((options | {"rqvae_path": str(pretrain(cfg, data))}, data), tmp_path / "out")
@@ -157,7 +169,7 @@ def test_learns_a_chain(tmp_path, method):
 class Fixed(torch.nn.Module):
     """Recommends items 1, 2, 3, ... to everybody."""
 
-    n_items = 40
+    n_items, depth = 40, 10
 
     def recommend(self, history, k, banned=None):
         from beam import Found

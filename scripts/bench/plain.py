@@ -11,8 +11,8 @@ from transformers.cache_utils import Cache
 
 from data import histories
 from model import GenerativeModel, Recommender
-from readers import Split
 from settings import Config
+from splits import Split
 
 START = 0  # also pads
 
