@@ -19,6 +19,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
+import guard
+import memory
 import methods
 import report
 import settings
@@ -95,8 +97,9 @@ def train(cfg: Config) -> RunFolder:
     acc = accelerator(cfg)
     cfg = named(cfg)
     run = RunFolder.of(cfg)
-    if acc.is_main_process:
-        run.check(cfg)
+    with guard.alike(acc):
+        if acc.is_main_process:
+            run.check(cfg)
     if run.finished and cfg.run.resume == "auto":
         log_to(None, main=acc.is_main_process)
         log.info(f"{run.path} is finished already")
@@ -109,18 +112,24 @@ def train(cfg: Config) -> RunFolder:
     data = read_dataset(cfg.data)
     torch.manual_seed(cfg.data.seed)
     model = methods.TRAINED[cfg.run.method](cfg, data)
-    if acc.is_main_process:
-        run.claim(cfg)  # only now: what is wrong with the data must not use up the name
-    acc.wait_for_everyone()
+    with guard.alike(acc):
+        if acc.is_main_process:
+            run.claim(cfg)  # only now: what is wrong with the data must not use up the name
     say = functools.partial(report.epoch, cfg)
     fit = Fit(cfg, model, data, acc, run, portable(cfg, data.catalogue), say)
     report.start(cfg, model, fit)
-    fit.train()
-    finish(cfg, data, fit, run)
-    acc.wait_for_everyone()  # the results are on disk before anyone reads them
+    memory.tell(cfg, model, data, fit.shape, acc.device)
+    with guard.orderly_stop(go_on(cfg) if acc.is_main_process else None):
+        fit.train()
+        finish(cfg, data, fit, run)
+        acc.wait_for_everyone()  # the results are on disk before anyone reads them
     log.info(f"log: {log_file}")
     acc.end_training()  # closes the process group; without it a rank may abort at exit
     return run
+
+
+def go_on(cfg: Config) -> str:
+    return f"its state is saved; go on with the same command and --run_name={cfg.run.run_name} --resume=auto"
 
 
 def accelerator(cfg: Config) -> Accelerator:
@@ -199,13 +208,25 @@ def restore(path: str, overrides: list[str]) -> tuple[Config, Any, dict[str, Any
     state = read_checkpoint(path)
     if missing := [k for k in ("model", "config", "items", "titles") if k not in state]:
         raise Problem(f"{path}: not a checkpoint of main.py, {missing[0]!r} is missing")
+    ids, titles = state["items"], state["titles"]
+    lists = isinstance(ids, list) and isinstance(titles, list) and len(ids) == len(titles)
+    if not lists or not all(isinstance(text, str) for text in [*ids, *titles]):
+        raise Problem(f"{path}: not a checkpoint of main.py, its items are not a list of names")
+    if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
+        raise Problem(f"{path}: not a checkpoint of main.py, its config or model is not a dictionary")
+    try:
+        settings.build(state["config"])
+    except Problem as e:
+        raise Problem(f"{path}: holds a wrong configuration: {e}") from None
     cfg = settings.build({**state["config"], **settings.parse_overrides(overrides)})
     methods.check(cfg.run.method)
     try:
         model = methods.RESTORED[cfg.run.method](cfg, state["model"])
         model.load_state_dict(state["model"])
-    except (RuntimeError, KeyError) as e:
+    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
+    if model.n_items != len(ids):
+        raise Problem(f"{path}: its model knows {model.n_items} items, its list {len(ids)}")
     return cfg, model.eval(), state
 
 
@@ -285,11 +306,14 @@ def main(argv: list[str]) -> None:
         COMMANDS[argv[0]](argv[1:])
         return
     run = train(configuration(argv, __doc__, check_training))
-    report.show(run)
-    log.info(f"run folder: {run.path}")
+    if "DIGER_PROCESSES" not in os.environ:  # else the run script says it, once
+        report.show(run)
+        log.info(f"run folder: {run.path}")
 
 
 def cli() -> NoReturn:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # in a session of its own, where nobody else would end it
+        guard.die_with_parent()
     keep_freed_memory()
     with problems_exit_2():
         main(sys.argv[1:])

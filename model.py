@@ -255,6 +255,19 @@ class JointModel(GenerativeModel):
         for module in (self._stages[0], t.decoder):
             module.requires_grad_(False)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """What rests was run over the catalogue once: another resting part would not belong to those latents."""
+        if self.input_Nd is not None:
+            resting = {id(p) for p in self._stages[0].parameters()}
+            for name, ours in self.tokenizer.state_dict(prefix=f"{prefix}tokenizer.", keep_vars=True).items():
+                theirs = state_dict.get(name)
+                rests = id(ours) in resting or name.endswith((".shift", ".spread"))
+                if rests and (theirs is None or not torch.equal(theirs.cpu().to(ours.dtype), ours.detach().cpu())):
+                    raise Problem(
+                        f"{name}: the tokenizer's file has changed since this run began; restore it or begin a new run"
+                    )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _start(self, content_ND: np.ndarray) -> None:
         """Run what rests over the catalogue once; fix the logits' scale; assign the first SIDs."""
         resting = self._stages[0].eval()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import guard
 from layers import collision_rate, perplexity
 from readers import Dataset, read_embeddings
 from settings import Config
@@ -34,16 +35,14 @@ class Report:
     codes_used: list[int]
     perplexity: list[float]
 
-    def beats(self, other: "Report") -> bool:
-        """Fewer collisions at an equally good reconstruction (within 10 %), or a clearly better one.
+    def beats(self, other: "Report", lowest: float) -> bool:
+        """Fewer collisions at a reconstruction error within 10 % of the lowest that any epoch reached.
 
         The collision rate alone, as published, prefers an untrained tokenizer: codes that mean
-        nothing spread best.
+        nothing spread best. Held against the lowest error, many small losses cannot add up.
         """
-        if self.reconstruction_error < 0.9 * other.reconstruction_error:
-            return True
-        alike = self.reconstruction_error < 1.1 * other.reconstruction_error
-        return alike and self.collision_rate < other.collision_rate
+        good, other_good = (r.reconstruction_error <= 1.1 * lowest for r in (self, other))
+        return good and (not other_good or self.collision_rate < other.collision_rate)
 
     def lines(self) -> list[str]:
         levels = zip(self.codes_used, self.perplexity, strict=True)
@@ -84,7 +83,9 @@ def pretrain(cfg: Config, data: Dataset) -> Path:
     if cfg.tokenizer.standardize_embeddings:
         model.get_buffer("shift").copy_(content_ND.mean(0))
         model.get_buffer("spread").copy_((content_ND - content_ND.mean(0)).std())
-    best = _Training(cfg, model, model.prepare(content_ND), path).run()
+    guard.lock(path.parent)
+    with guard.orderly_stop("the tokenizer so far is saved; the same command goes on with it"):
+        best = _Training(cfg, model, model.prepare(content_ND), path).run()
     for line in best.lines():
         log.info(f"tokenizer: {line}")
     write_json(done, dataclasses.asdict(best))
@@ -104,6 +105,7 @@ class _Training:
         )
         self.per_epoch = math.ceil(len(x_ND) / p.rqvae_batch_size)
         self.best: Report | None = None
+        self.lowest, self.looked = math.inf, -1  # reconstruction error, epoch of the last look
 
     def run(self) -> Report:
         """Epochs until the collision rate stops falling; the best checkpoint is on disk afterwards."""
@@ -116,6 +118,8 @@ class _Training:
             range(first, p.rqvae_epochs), "tokenizer", initial=first, total=p.rqvae_epochs, leave=False, disable=None
         )
         for epoch in progress:
+            if self.best is not None and self.looked - self.best.epoch >= p.rqvae_patience:
+                break
             recon, vq = self._epoch(epoch)
             progress.set_postfix(
                 recon=f"{recon:.4g}", vq=f"{vq:.4g}", collisions=f"{self.best.collision_rate:.3f}" if self.best else "-"
@@ -126,8 +130,9 @@ class _Training:
                 )
             if (epoch + 1) % p.rqvae_eval_step == 0 or epoch + 1 == p.rqvae_epochs:
                 self._look(epoch, recon, vq)
-                if epoch - self.best.epoch >= p.rqvae_patience:  # type: ignore[union-attr]
-                    break
+            if guard.asked():
+                self._save(epoch)
+                guard.stop_if_asked()
         assert self.best is not None
         return self.best
 
@@ -160,12 +165,17 @@ class _Training:
             f"tokenizer epoch {epoch + 1} | recon {recon:.5f} | vq {vq:.5f} | collisions {now.collision_rate:.4f} | "
             f"codes {' '.join(map(str, now.codes_used))} | perplexity {' '.join(f'{x:.0f}' for x in now.perplexity)}"
         )
-        if self.best is None or now.beats(self.best):
+        self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
+        if self.best is None or now.beats(self.best, self.lowest):
             self.best = now
             write_checkpoint(self.path, self._portable(epoch))
+        self._save(epoch)
+
+    def _save(self, epoch: int) -> None:
         write_checkpoint(self.path.with_name("last.pth"), {
-            "epoch": epoch, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "best": dataclasses.asdict(self.best),
+            "epoch": epoch, "looked": self.looked, "lowest": self.lowest,
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "best": dataclasses.asdict(self.best) if self.best else None,
         })  # fmt: skip
 
     def _portable(self, epoch: int) -> dict[str, Any]:
@@ -182,8 +192,12 @@ class _Training:
         if not last.is_file():
             return 0
         state = read_checkpoint(last)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best = Report(**state["best"])
-        log.info(f"tokenizer: going on after epoch {state['epoch'] + 1}")
-        return int(state["epoch"]) + 1
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best = Report(**state["best"]) if state["best"] else None
+            self.looked, self.lowest, epoch = int(state["looked"]), float(state["lowest"]), int(state["epoch"])
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as e:
+            raise Problem(f"{last}: not a state of this pre-training ({type(e).__name__}); delete it") from None
+        log.info(f"tokenizer: going on after epoch {epoch + 1}")
+        return epoch + 1

@@ -206,7 +206,11 @@ def _bad_row(path: Path, columns: Columns, reason: str) -> Problem:
                 lines = text_csv.reader(f, delimiter=columns.separator, quoting=text_csv.QUOTE_NONE)
             header = next(lines, [])
             if missing := [c for c in columns.all() if c not in header]:
-                how = "comma-separated; name them by users_col, items_col, time_col" if columns.quoted else "tab-separated"
+                how = (
+                    "comma-separated; name them by users_col, items_col, time_col"
+                    if columns.quoted
+                    else "tab-separated"
+                )
                 return Problem(f"{path}, line 1: no column {missing[0]!r}; expected {', '.join(columns.all())}, {how}")
             user, item, time = (header.index(c) for c in columns.all())
             for cells in lines:
@@ -275,7 +279,6 @@ def core(rows: Rows, k: int) -> Rows:
     users, user = np.unique(rows.user[kept], return_inverse=True)
     items, item = np.unique(rows.item[kept], return_inverse=True)
     return Rows(user, item, rows.time[kept], [rows.users[u] for u in users], [rows.items[i] for i in items])
-
 
 
 # ---------------------------------------------------------------- .jsonl and .json
@@ -446,8 +449,9 @@ def read_embeddings(data: Dataset) -> np.ndarray:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(found, np.ndarray):
             raise ValueError("an .npz archive")
-    except (OSError, ValueError, EOFError, SyntaxError) as e:
-        raise Problem(f"{path}: not readable as .npy ({str(e).splitlines()[0]})") from None
+    except Exception as e:  # numpy raises many kinds for a damaged header
+        reason = " ".join(str(e).split())[:160] or type(e).__name__
+        raise Problem(f"{path}: not readable as .npy ({reason})") from None
     if found.ndim != 2 or found.dtype.kind != "f" or found.shape[1] < 1:
         raise Problem(f"{path}: expected floating-point [items, D], found {found.dtype} {list(found.shape)}")
     if len(found) != data.n_items:

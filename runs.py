@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import guard
 import settings
 from settings import Config
 from utils import Problem, log, read_checkpoint, read_json, write_checkpoint, write_json, write_text
@@ -41,7 +42,7 @@ class RunFolder:
             raise Problem(
                 f"{self.path}: is a file where the run folder should be; choose another run_name or output_dir"
             )
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
             if cfg.run.resume != "auto":
                 raise Problem(
                     f"{self.path}: holds a run already; choose another run_name, or go on with it: --resume=auto"
@@ -49,31 +50,39 @@ class RunFolder:
             self._same(cfg)
 
     def claim(self, cfg: Config) -> None:
-        """Make the folder ours."""
+        """Make the folder ours until this process ends; clear what a killed one left half-written."""
         self.check(cfg)
+        guard.lock(self.path)
+        for torn in [*self.path.glob(".*.part"), *self.states.glob(".*.part")]:
+            torn.unlink(missing_ok=True)
         write_text(self.config, settings.dump(cfg))
 
     def _same(self, cfg: Config) -> None:
         if not self.config.is_file():
             raise Problem(f"{self.path}: is not empty and holds no config.yaml; choose another run_name")
-        free = {"resume", "log_dir", "num_workers", "with_two_stage", "data_path", "output_dir"}
+        free = {"resume", "resume_with_changes", "log_dir", "num_workers", "with_two_stage", "data_path", "output_dir"}
         old, new = settings.read_yaml(self.config), settings.flat(cfg)
         differ = [f"{k}: {old.get(k)!r} -> {v!r}" for k, v in new.items() if k not in free and old.get(k) != v]
-        if differ:
+        if differ and not cfg.run.resume_with_changes:
             raise Problem(
-                f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again or another run_name"
+                f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again, another run_name, or "
+                "resume_with_changes: true"
             )
+        if differ:
+            log.warning(f"{self.path}: goes on with changed options ({'; '.join(differ)})")
 
     # ---- metrics
 
     def record(self, row: dict[str, Any]) -> None:
-        with self.metrics.open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        write_text(self.metrics, self._rows() + json.dumps(row) + "\n")
+
+    def _rows(self) -> str:
+        return self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.is_file() else ""
 
     def forget_from(self, epoch: int) -> None:
         """Drop the rows of epochs that will be trained again."""
         if self.metrics.is_file():
-            rows = [line for line in self.metrics.read_text().splitlines() if line]
+            rows = [line for line in self._rows().splitlines() if line]
             kept = [line for line in rows if epoch_of(line) < epoch]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
 
@@ -105,7 +114,10 @@ class RunFolder:
 
     def look_at_test(self) -> int:
         """Count a look at the test set, before it happens; returns how many there were with it."""
-        count = 1 + (read_json(self.looks) if self.looks.is_file() else 0)
+        before = read_json(self.looks) if self.looks.is_file() else 0
+        if not isinstance(before, int):
+            raise Problem(f"{self.looks}: expected a number, how often this run looked at its test set")
+        count = 1 + before
         write_json(self.looks, count)
         if self.finished:
             self.save_results(self.results() | {"test_evaluations": count})
@@ -119,5 +131,5 @@ def epoch_of(line: str) -> float:
     """Epoch of a row of metrics.jsonl; infinity for a row torn by a kill."""
     try:
         return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")

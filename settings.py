@@ -195,6 +195,7 @@ class RunOptions:
     output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>")
     log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>")
     resume: Literal["no", "auto"] = option("no", "auto: go on with the run of this name, or reprint it when it is finished")
+    resume_with_changes: bool = option(False, "resume although options differ from those the run was begun with; the log lists them")
     save_steps: int = option(0, "checkpoint every so many steps besides each epoch; 0 = at epochs only", ge=0)
     with_two_stage: bool = option(False, "run scripts: train the two-stage baseline of the same tokenizer beside")
 # fmt: on
@@ -239,11 +240,14 @@ class Config:
             raise Problem(
                 f"tau_anneal_min: {self.joint.tau_anneal_min} exceeds tau_anneal_init {self.joint.tau_anneal_init}"
             )
-        name = self.run.run_name
-        if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-            raise Problem(f"run_name: {name!r} is not a plain folder name")
-        if Path(self.data.dataset).name != self.data.dataset or self.data.dataset[:1] in ("", "."):
-            raise Problem(f"dataset: {self.data.dataset!r} is not a plain name; folders go to data_path")
+        for key, name in (("run_name", self.run.run_name), ("dataset", self.data.dataset)):
+            if name is not None and not plain_name(name):
+                raise Problem(f"{key}: {name!r} is not a plain name; folders go to output_dir and data_path")
+
+
+def plain_name(name: str) -> bool:
+    """Names one file or folder right where it is put, on any file system, with room for an ending."""
+    return Path(name).name == name and name[:1] not in ("", ".") and name.isprintable() and len(name.encode()) <= 200
 
 
 METRICS = ("recall", "hr", "ndcg", "mrr", "coverage")
@@ -344,7 +348,7 @@ def build(raw: dict[str, Any]) -> Config:
     parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, value in raw.items():
         if key not in FIELDS:
-            raise unknown(key)
+            raise unknown(str(key))
         section, f = FIELDS[key]
         parts[section][key] = coerce(hints(SECTIONS[section])[key], value, key, f.metadata)
     return Config(**{section: cls(**parts[section]) for section, cls in SECTIONS.items()})
@@ -387,7 +391,10 @@ def coerce(want: Any, value: Any, key: str, limits: Any) -> Any:
 
 def _as_list(value: Any, key: str) -> list[Any]:
     if isinstance(value, str):  # the published files write "recall@1,recall@5", a command line 64,64
-        return [yaml.safe_load(v) for v in value.split(",") if v.strip()]
+        try:
+            return [yaml.safe_load(v) for v in value.split(",") if v.strip()]
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise Problem(f"{key}: expected a list, got {value!r}") from None
     if isinstance(value, list):
         return value
     raise Problem(f"{key}: expected a list, got {value!r}")

@@ -2,18 +2,22 @@
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
+import guard
 import metrics
 from data import (
     Batch,
@@ -31,7 +35,7 @@ from readers import Dataset
 from runs import RunFolder
 from settings import Config, TrainOptions, cutoff
 from splits import Split
-from utils import Problem, log, peak_memory_gb, write_array, write_checkpoint
+from utils import Problem, Stopped, log, peak_memory_gb, write_array, write_checkpoint
 
 
 class Trainable(Protocol):
@@ -77,8 +81,8 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
     group_N = model.groups()
     shown = torch.zeros(k, model.n_items + 1, dtype=torch.bool, device=acc.device)
     invalid = torch.zeros(2, dtype=torch.double, device=acc.device)
-    begin = time.perf_counter()
-    for rows in bar(plan[acc.process_index :: acc.num_processes], title, acc):
+
+    def rank_users(rows: np.ndarray) -> None:
         batch = make_batch(split, rows, longest).to(acc.device)
         banned = seen_items(split, rows).to(acc.device) if e.mask_seen else None
         with acc.autocast():
@@ -90,7 +94,12 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
             rank_M[1, place] = metrics.group_rank(item_BK, batch.target_B, group_N)
         for i in range(item_BK.shape[1]):
             shown[i, item_BK[:, i]] = True
-        invalid += torch.stack([(item_BK == 0).sum(), torch.ones_like(item_BK).sum()])
+        invalid.add_(torch.stack([(item_BK == 0).sum(), torch.ones_like(item_BK).sum()]))
+
+    begin = time.perf_counter()
+    for rows in bar(plan[acc.process_index :: acc.num_processes], title, acc):
+        guard.stop_if_asked()
+        fitting(rows, rank_users)
     rank_M, shown, invalid = (acc.reduce(t.to(torch.double), "sum") for t in (rank_M, shown, invalid))
     seconds = time.perf_counter() - begin
     covered = (shown[:, 1:] > 0).int().cummax(0).values.double().mean(1)
@@ -104,6 +113,22 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
     figures["invalid_share"] = float(invalid[0] / invalid[1].clamp(min=1))
     figures |= {"num_users": len(split), "users_per_s": len(split) / seconds}
     return Evaluation(rank[0].numpy().astype(np.int16), figures)
+
+
+def fitting(rows: np.ndarray, work: Callable[[np.ndarray], None]) -> None:
+    """work(rows), or its halves where the whole runs out of memory; Problem when a single row does."""
+    try:
+        work(rows)
+        return
+    except RuntimeError as e:  # torch.OutOfMemoryError is one
+        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+            raise
+    if len(rows) == 1:
+        raise Problem("out of memory on a single user; lower num_beams or max_his_len")
+    log.warning(f"evaluation of {len(rows)} users runs out of memory, halving them; a lower eval_batch_size avoids it")
+    torch.cuda.empty_cache()
+    for half in np.array_split(rows, 2):
+        fitting(half, work)
 
 
 def bar(steps: Any, title: str, acc: Accelerator) -> Any:
@@ -123,10 +148,10 @@ class Progress:
     step: int = 0  # in the run
     best: float = -math.inf
     best_epoch: int = -1
-    totals: dict[str, float] = field(default_factory=dict)  # log sums of the epoch so far
 
 
 AT_START = ("grad/", "lr/")  # figures of an epoch's first batch, not means
+SHOWN = 20  # users named when a batch has no finite loss
 
 
 def optimizer_for(groups: list[dict[str, Any]], t: TrainOptions) -> torch.optim.Optimizer:
@@ -195,6 +220,7 @@ class Fit:
         self.raw = model
         self.model, self.optimizer = acc.prepare(model, optimizer)
         self.progress = Progress()
+        self.totals: dict[str, Any] = {}  # this process's log sums of the epoch so far
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         return epoch_plan(self.train_split, self.shape, self.cfg.data.seed, epoch)
@@ -203,8 +229,8 @@ class Fit:
 
     def train(self) -> None:
         """Train to the last epoch or to the end of patience; the best model is on disk afterwards."""
-        t, p = self.cfg.train, self.progress
         self._resume()
+        t, p = self.cfg.train, self.progress
         self._announce()
         if self.raw.pretrained and not p.step:
             self._validate_start()
@@ -216,38 +242,55 @@ class Fit:
             if (p.epoch + 1) % self.cfg.eval.eval_step == 0 or p.epoch + 1 == t.epochs:
                 row |= self._validate()
             self._record(row)
-            p.epoch, p.next_step, p.totals = p.epoch + 1, 0, {}
+            p.epoch, p.next_step, self.totals = p.epoch + 1, 0, {}
             self._save()
 
     def _epoch(self) -> dict[str, Any]:
         p, acc = self.progress, self.acc
         steps = Steps(self.train_split, self.plan(p.epoch), self.shape)
         loader = steps_loader(steps, p.next_step, self.cfg.train.num_workers)
-        totals: dict[str, Tensor | float] = dict(p.totals)
         begin, first = time.perf_counter(), p.next_step
         self.model.train()
         for on_host in bar(loader, f"epoch {p.epoch}", acc):
             parts = [part.to(acc.device) for part in on_host]
             if p.next_step == 0:
-                totals |= {f"lr/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
-                totals |= self._probe(parts[0])
-            for name, value in self._step(parts).items():
-                totals[name] = totals.get(name, 0.0) + value
+                self.totals = {f"lr/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
+                self.totals |= self._probe(parts[0])
+            logs, stop = self._step(parts)
+            for name, value in logs.items():
+                self.totals[name] = self.totals.get(name, 0.0) + value
             p.next_step, p.step = p.next_step + 1, p.step + 1
-            if self.cfg.run.save_steps and p.step % self.cfg.run.save_steps == 0:
-                p.totals = self._sums(totals)
+            due = self.cfg.run.save_steps and p.step % self.cfg.run.save_steps == 0
+            if due or stop or p.next_step == self.steps_per_epoch:  # a stop in the evaluation loses no step
                 self._save()
-                totals = dict(self._own(p.totals))  # as a resumed run would go on
+            if stop:
+                raise Stopped(stop)
         seconds = time.perf_counter() - begin
         done = (p.next_step - first) / self.steps_per_epoch * len(self.train_split)
-        return self._means(totals) | {"samples_per_s": done / seconds}
+        return self._means() | {"samples_per_s": done / seconds}
 
     def _probe(self, part: Batch) -> dict[str, float]:
         seed_step(self.cfg.data.seed, self.progress.step, self.acc.process_index)
-        return self.raw.probe(part, self.acc.autocast)  # type: ignore[no-any-return]
+        with guard.alike(self.acc):
+            figures: dict[str, float] = self.raw.probe(part, self.acc.autocast)
+        return figures
 
-    def _step(self, parts: list[Batch]) -> dict[str, Tensor]:
-        """One optimizer step: the parts' losses weighted by their share of the step's samples."""
+    def _step(self, parts: list[Batch]) -> tuple[dict[str, Tensor], int]:
+        """One optimizer step; returns its logs and the signal that asks to stop after it, or 0."""
+        logs = self._gradients(parts)
+        norms = self._norms()
+        stop = self._agree(parts, logs, norms)
+        for group, norm in zip(self.optimizer.param_groups, norms, strict=True):
+            if "clip" in group:
+                clip_grads_with_norm_(group["params"], group["clip"], norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.raw.after_step(lambda t: self.acc.reduce(t, "sum"))
+        return logs, stop
+
+    def _gradients(self, parts: list[Batch]) -> dict[str, Tensor]:
+        """Backward through a step's parts, their losses weighted by their share of its samples."""
         acc = self.acc
         totals: dict[str, Tensor] = {}
         seed_step(self.cfg.data.seed, self.progress.step, acc.process_index)
@@ -259,29 +302,55 @@ class Fit:
             for name, value in logs.items():
                 totals[name] = value.float() * part.weight + totals.get(name, 0.0)
         acc.unscale_gradients()
-        for group in self.optimizer.param_groups:
-            if "clip" in group:
-                torch.nn.utils.clip_grad_norm_(group["params"], group["clip"])
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        self.raw.after_step(lambda t: acc.reduce(t, "sum"))
         return totals
 
-    def _means(self, totals: dict[str, Any]) -> dict[str, float]:
+    def _norms(self) -> list[Tensor]:
+        """Norm of each parameter group's gradient, the same on every process."""
+        held = [[p.grad for p in g["params"] if p.grad is not None] for g in self.optimizer.param_groups]
+        return [get_total_norm(grads) if grads else torch.zeros((), device=self.acc.device) for grads in held]
+
+    def _agree(self, parts: list[Batch], logs: dict[str, Tensor], norms: list[Tensor]) -> int:
+        """What all processes must see alike before the update: is somebody asked to stop, is all finite?
+
+        The step's only wait for the device: two numbers are summed over the processes and read with
+        the norms. Problem when a loss or gradient is not finite; the state of before is on disk then.
+        """
+        acc = self.acc
+        asked = torch.full((), float(guard.asked()), dtype=torch.double, device=acc.device)
+        lost = torch.stack([~torch.isfinite(v) for v in logs.values()]).sum().double()
+        votes = acc.reduce(torch.stack([asked, lost]), "sum")
+        askers, bad, *size = torch.cat([votes, torch.stack(norms).double()]).tolist()
+        if acc.scaler is not None:  # fp16: the scaler skips a step whose gradient overflows, and lowers the scale
+            size = []
+        if bad or not all(map(math.isfinite, size)):
+            self._halt(parts, logs, size)
+        return (guard.asked() or signal.SIGTERM) if askers else 0
+
+    def _halt(self, parts: list[Batch], logs: dict[str, Tensor], norms: list[float]) -> None:
+        """Save the state from before the step, then say what in it is not finite and for whom."""
+        names = [g["name"] for g in self.optimizer.param_groups]
+        wrong = [f"the gradient of {n}" for n, size in zip(names, norms, strict=False) if not math.isfinite(size)]
+        lost = [n for n, v in logs.items() if not math.isfinite(v)]
+        users = torch.cat([part.user_B for part in parts if float(part.weight)] or [parts[0].user_B[:0]])
+        found = gather_object([(lost, users.tolist())])
+        self._save()
+        terms = list(dict.fromkeys(term for lost, _ in found for term in lost)) or wrong
+        batch = sorted({user for lost, who in found if lost or terms is wrong for user in who})
+        more = f" and {len(batch) - SHOWN} more" if len(batch) > SHOWN else ""
+        with guard.alike(self.acc):
+            raise Problem(
+                f"step {self.progress.step} of epoch {self.progress.epoch}: {', '.join(terms)} is not finite; users of "
+                f"the batch (counted from 0): {', '.join(map(str, batch[:SHOWN]))}{more}; nothing of the step was "
+                f"applied, the state before it is in {self.run.states}; lower the learning rates, then "
+                f"--run_name={self.cfg.run.run_name} --resume=auto --resume_with_changes=true"
+            )
+
+    def _means(self) -> dict[str, float]:
         """Epoch means over samples and processes; figures of the first batch stay as they are."""
-        sums = self._sums(totals)
-        return {k: v if k.startswith(AT_START) else v / self.steps_per_epoch for k, v in sums.items()}
-
-    def _own(self, sums: dict[str, float]) -> dict[str, float]:
-        """The main process goes on from the sums of all, the others from nothing."""
-        return dict(sums) if self.acc.is_main_process else dict.fromkeys(sums, 0.0)
-
-    def _sums(self, totals: dict[str, Any]) -> dict[str, float]:
-        """Sums over processes; the host waits on the device only here."""
-        local = {k: v for k, v in totals.items() if not k.startswith(AT_START)}
+        local = {k: v for k, v in self.totals.items() if not k.startswith(AT_START)}
         flat = torch.stack([torch.as_tensor(v, dtype=torch.double, device=self.acc.device) for v in local.values()])
-        return totals | dict(zip(local, self.acc.reduce(flat, "sum").tolist(), strict=True))
+        sums = self.acc.reduce(flat, "sum").div(self.steps_per_epoch).tolist()  # the host waits on the device here
+        return self.totals | dict(zip(local, sums, strict=True))
 
     def _validate(self) -> dict[str, float]:
         p = self.progress
@@ -308,15 +377,16 @@ class Fit:
         return {"model": self.raw.state_dict(), "epoch": self.progress.epoch, "valid": scores, **self.extras}
 
     def _save(self) -> None:
-        self.acc.wait_for_everyone()
-        if self.acc.is_main_process:
-            state = {
-                "model": self.raw.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict() | {"lr_lambdas": []}, "progress": vars(self.progress),
-                "world": self._world(),
-            }  # fmt: skip
-            self.run.save_state(state, self.progress.step)
-        self.acc.wait_for_everyone()
+        totals = gather_object([{k: float(v) for k, v in self.totals.items()}])
+        with guard.alike(self.acc):
+            if self.acc.is_main_process:
+                scaler = self.acc.scaler
+                state = {
+                    "model": self.raw.state_dict(), "optimizer": self.optimizer.state_dict(),
+                    "scaler": scaler.state_dict() if scaler else None, "progress": vars(self.progress),
+                    "totals": totals, "world": self._world(),
+                }  # fmt: skip
+                self.run.save_state(state, self.progress.step)
 
     def _world(self) -> dict[str, Any]:
         """What a resumed run must find as it was: the samples and how they are dealt out."""
@@ -324,24 +394,46 @@ class Fit:
 
     def _resume(self) -> None:
         state = self.run.load_state() if self.cfg.run.resume == "auto" else None
-        if state is None:
-            if self.acc.is_main_process:
-                self.run.forget_from(0)
-            return
-        begun = state["world"]
-        if begun != self._world():
-            raise Problem(
-                f"{self.run.path}: was begun with {begun}, now there are {self._world()}; "
-                "resume it with the same data, processes and batch"
-            )
-        self.raw.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(self.schedule.lr_lambdas)})
-        self.progress.__dict__.update(state["progress"])
+        if state is not None:
+            self._check_world(state)
+            try:
+                self._restore(state)
+            except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as e:
+                reason = " ".join(str(e).split())[:300]
+                raise Problem(f"{self.run.states}: the state does not fit this configuration ({reason})") from None
+            log.info(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
         if self.acc.is_main_process:
             self.run.forget_from(self.progress.epoch)
-        self.progress.totals = self._own(self.progress.totals)
-        log.info(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
+
+    def _check_world(self, state: dict[str, Any]) -> None:
+        begun, now = state.get("world"), self._world()
+        if self.cfg.run.resume_with_changes and isinstance(begun, dict):
+            begun = begun | {"processes": now["processes"]}
+        if begun != now:
+            raise Problem(
+                f"{self.run.path}: was begun with {state.get('world')}, now there are {now}; resume it with the same data "
+                "and global batch (another number of processes needs resume_with_changes: true)"
+            )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take everything that training has changed; rates and decays come from the configuration."""
+        self.progress = p = Progress(**state["progress"])
+        self.raw.load_state_dict(state["model"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        self.schedule.last_epoch = p.step
+        for group, base, rate in zip(
+            self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * rate(p.step)
+        if self.acc.scaler is not None and state["scaler"]:
+            self.acc.scaler.load_state_dict(state["scaler"])
+        totals, rank = state["totals"], self.acc.process_index
+        if len(totals) != self.acc.num_processes:  # the main process goes on from the sums of all
+            names = [k for k in totals[0] if not k.startswith(AT_START)]
+            sums = totals[0] | {k: sum(t[k] for t in totals) for k in names}
+            totals = [sums, *[dict.fromkeys(sums, 0.0)] * (self.acc.num_processes - 1)]
+        self.totals = dict(totals[rank])
 
     def _announce(self) -> None:
         s, t = self.shape, self.cfg.train

@@ -3,14 +3,17 @@
 import contextlib
 import ctypes
 import hashlib
+import io
 import json
 import logging
 import os
 import platform
 import re
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,9 +28,17 @@ class Problem(Exception):
     """Something the user can mend: one line that names the file, row or key and the remedy."""
 
 
+class Stopped(Exception):
+    """Ended by a signal, in order; `advice` says how to go on, None on processes that stay silent."""
+
+    def __init__(self, number: int, advice: str | None = None) -> None:
+        super().__init__(number)
+        self.number, self.advice = number, advice
+
+
 @contextlib.contextmanager
 def problems_exit_2() -> Iterator[None]:
-    """Turn a Problem into one line on stderr and exit status 2."""
+    """Turn a Problem into one line on stderr and exit status 2, a stop by a signal into 128 + its number."""
     try:
         yield
     except Problem as e:
@@ -35,6 +46,12 @@ def problems_exit_2() -> Iterator[None]:
         text = f"error: {e}"
         print(colored(text, colorama.Fore.RED, sys.stderr), file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except (Stopped, KeyboardInterrupt) as e:
+        number = e.number if isinstance(e, Stopped) else signal.SIGINT
+        advice = e.advice if isinstance(e, Stopped) else "the same command begins again"
+        if advice is not None:
+            print(f"stopped by {signal.Signals(number).name}; {advice}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number) from None
 
 
 def colored(text: str, color: str, stream: IO[str]) -> str:
@@ -44,28 +61,47 @@ def colored(text: str, color: str, stream: IO[str]) -> str:
 # ---------------------------------------------------------------- files
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Write a file aside, flush it to disk, then rename: `path` is the old file or the whole new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside, failed = path.with_name(f".{path.name}.{os.getpid()}.part"), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as f:
-            write(f)
+            f.write(content)
             f.flush()
             os.fsync(f.fileno())
         aside.replace(path)
+        _flush_folder(path.parent)
     except OSError as e:
-        raise Problem(
-            f"{path}: cannot be written ({e.strerror}); free some space or choose another folder; "
-            "what was there before is untouched"
-        ) from None
+        failed = e.strerror
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+    if failed is not None:
+        raise Problem(
+            f"{path}: cannot be written ({failed}): it needs {len(content)} bytes, {_free(path.parent)} are free; "
+            "make room or choose another folder; what was there before is untouched"
+        )
+
+
+def _flush_folder(folder: Path) -> None:
+    """A rename outlives a power cut once its folder is on disk; not every file system can be asked."""
+    with contextlib.suppress(OSError):
+        entry = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(entry)
+        finally:
+            os.close(entry)
+
+
+def _free(folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        return str(shutil.disk_usage(folder).free)
+    return "unknown"
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda f: void(f.write(text.encode())))
+    write_atomic(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,15 +109,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    write_atomic(path, lambda f: np.save(f, array, allow_pickle=False))
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getbuffer())
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    write_atomic(path, lambda f: torch.save(state, f))
-
-
-def void(_: object) -> None:
-    """Drop a return value where a function of type `-> None` is asked for."""
+    """In memory first: so a full disk is told by the bytes it lacks, not by torch's own error."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getbuffer())
 
 
 def read_json(path: Path) -> Any:

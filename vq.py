@@ -253,16 +253,16 @@ def load_rqvae(path: str | Path, cfg: TokenizerOptions, n_input: int) -> RQVAE:
         )
     model = RQVAE(cfg, n_input)
     own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    theirs = {k: tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor)}
+    theirs = {str(k): tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor)}
     for key in sorted(own.keys() | theirs.keys()):
         if own.get(key) != theirs.get(key):
             raise Problem(
                 f"{path}: {key} has shape {theirs.get(key, 'none')}, the configuration wants "
                 f"{own.get(key, 'none')}; check num_emb_list, e_dim, layers, standardize_embeddings"
             )
-    if bad := [k for k, v in state.items() if not torch.isfinite(v).all()]:
+    if bad := [k for k in own if not torch.isfinite(state[k]).all()]:
         raise Problem(f"{path}: {bad[0]} holds NaN or infinity; pre-train again")
-    model.load_state_dict(state)
+    model.load_state_dict({k: state[k] for k in own})
     return model
 
 

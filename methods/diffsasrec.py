@@ -92,7 +92,9 @@ class DiffSASRec(SequenceModel):
         count = filled_BK.shape[1]
         if count >= self.longest:
             raise Problem(f"metrics: {count} places do not fit into max_his_len {self.longest - 1} beside a history")
-        x_BS = torch.cat([history_BS[:, -(self.longest - count) :], filled_BK.masked_fill(filled_BK == 0, self.mask)], 1)
+        x_BS = torch.cat(
+            [history_BS[:, -(self.longest - count) :], filled_BK.masked_fill(filled_BK == 0, self.mask)], 1
+        )
         return (self.encoder(x_BS)[:, -count:] @ self.table().T).float()
 
     def next_scores(self, history_BS: Tensor) -> Tensor:
@@ -225,7 +227,6 @@ class FineTuned(DiffSASRec):
         loss = self.masked_loss(item_BS, hidden_BS & last_S, weight_BS / len(item_BS))
         return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
 
-
     def cut(self, item_BS: Tensor, batch: Batch) -> Tensor:
         """Beginnings of random length, at least two items, of about half of the sequences; the rest whole."""
         u_B2 = counter_uniform(self.cfg.data.seed, self.step, batch.user_B * 7919 + batch.target_B, 2, 2)
@@ -257,4 +258,6 @@ def _load(model: FineTuned, state: dict[str, Any], path: str) -> None:
         model.load_state_dict(state)
     except RuntimeError as e:
         reason = " ".join(str(e).split())[:200]
-        raise Problem(f"sft_from: {path} has other sizes; use its hidden_units, num_blocks, max_his_len ({reason})") from None
+        raise Problem(
+            f"sft_from: {path} has other sizes; use its hidden_units, num_blocks, max_his_len ({reason})"
+        ) from None

@@ -157,9 +157,7 @@ def best_items(score_BN: Tensor, k: int, banned_BS: Tensor | None = None) -> Fou
     return Found((place_BK + 1).masked_fill(score_BK == -torch.inf, 0), score_BK)
 
 
-def one_by_one(
-    score: Callable[[Tensor], Tensor], history_BS: Tensor, k: int, banned_BS: Tensor | None = None
-) -> Found:
+def one_by_one(score: Callable[[Tensor], Tensor], history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
     """Greedy continuation: the best next item joins the history k times, never one twice.
 
     score: histories -> scores [B, N] of the next item.

@@ -167,9 +167,7 @@ def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
     heads = [f"{m:>23}" if is_per_user(m) else f"{m:>12}" for m in metrics]
     lines, plain = ["  ".join([f"{'method (test)':<{width}}", "seeds", *heads])], {}
     for row in rows:
-        found: dict[str, Any] = {
-            m: row.summary(m, rows[0]) if is_per_user(m) else row.coverage(m) for m in metrics
-        }
+        found: dict[str, Any] = {m: row.summary(m, rows[0]) if is_per_user(m) else row.coverage(m) for m in metrics}
         plain[row.name] = {"seeds": len(row.rank), "users": row.rank.shape[1], **found}
         cells = []
         for value in found.values():
@@ -202,7 +200,9 @@ def compare(argv: list[str]) -> dict[str, Any]:
     data = read_dataset(cfg.data)
     rows = [results(n, configs[n], data, overrides) for n in chosen]
     text, plain = table(rows, cfg.eval.metrics)
-    log.info(f"\n{text}\n\n{len(data.test)} test users, {data.name}, split {cfg.data.split}; ± 95 % over users, z against {chosen[0]}")
+    log.info(
+        f"\n{text}\n\n{len(data.test)} test users, {data.name}, split {cfg.data.split}; ± 95 % over users, z against {chosen[0]}"
+    )
     if len(data.test) < FEW:
         log.warning(f"{len(data.test)} test users rank nothing: read the intervals")
     path = Path(cfg.run.output_dir) / cfg.data.dataset / "compare.json"

@@ -7,7 +7,6 @@ pre-training, the rest to the joint training; --dry_run checks everything and pr
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,13 +15,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import guard
 import main
 import methods
 import report
 import settings
 from methods.semantic import tokenizer_of
 from pretrain import pretrain
-from readers import read_embeddings
+from readers import Dataset, read_embeddings
 from runs import RunFolder
 from scripts.make_demo import build_demo
 from settings import Config
@@ -34,10 +34,30 @@ def run(uncertainty: str, argv: list[str]) -> None:
     if {"--help", "-h"} & set(argv):
         print(__doc__, settings.help_text(), sep="\n")
         return
-    dry = "--dry_run" in argv
     cfg = configuration(uncertainty, [a for a in argv if a != "--dry_run"])
     processes = processes_wanted()
     log_to(None, main=True)
+    if "--dry_run" in argv:
+        with tempfile.TemporaryDirectory() as aside:  # a dry run leaves nothing behind, not even demo data
+            there = cfg.data.dataset != "demo" or (Path(cfg.data.data_path) / "demo").exists()
+            check(cfg if there else settings.replace(cfg, data_path=aside), processes)
+        print(settings.dump(cfg), end="")
+        return
+    data, folder = check(cfg, processes), RunFolder.of(cfg)
+    if not folder.finished:
+        if cfg.joint.rqvae_path is None:
+            pretrain(cfg, data)
+        if cfg.run.with_two_stage:
+            train(two_stage_of(cfg), processes)
+        train(cfg, processes)
+    if cfg.run.with_two_stage and "two_stage" not in (floors := read_json(folder.baselines)):
+        write_json(folder.baselines, {"two_stage": RunFolder.of(two_stage_of(cfg)).results(), **floors})
+    report.show(folder)
+    log.info(f"run folder: {folder.path}")
+
+
+def check(cfg: Config, processes: int) -> Dataset:
+    """Meet, before anything is trained, whatever would stop one of the stages."""
     if cfg.data.dataset == "demo":
         try:
             build_demo(Path(cfg.data.data_path) / "demo")
@@ -51,20 +71,7 @@ def run(uncertainty: str, argv: list[str]) -> None:
     data = main.check_data(cfg)
     if cfg.joint.rqvae_path is not None:
         tokenizer_of(cfg, data, read_embeddings(data))
-    if dry:
-        print(settings.dump(cfg), end="")
-        return
-    if not folder.finished:
-        if cfg.joint.rqvae_path is None:
-            pretrain(cfg, data)
-        if cfg.run.with_two_stage:
-            train(two_stage_of(cfg), processes)
-        train(cfg, processes)
-        if cfg.run.with_two_stage:
-            twin = RunFolder.of(two_stage_of(cfg)).results()
-            write_json(folder.baselines, {"two_stage": twin, **read_json(folder.baselines)})
-    report.show(folder)
-    log.info(f"run folder: {folder.path}")
+    return data
 
 
 def configuration(uncertainty: str, argv: list[str]) -> Config:
@@ -121,7 +128,7 @@ def launch(cfg: Config, processes: int) -> None:
             sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / f"accelerate_{kind}.yaml"),
             "--num_processes", str(processes), str(ROOT / "main.py"), "--config", str(resolved),
         ]  # fmt: skip
-        status = subprocess.run(command, check=False, env={**os.environ, "DIGER_PROCESSES": str(processes)}).returncode
+        status = guard.run_launcher(command, main.go_on(cfg), DIGER_PROCESSES=str(processes))
     if status:
         raise Problem(f"training stopped with status {status}; what it said stands above")
 

@@ -114,7 +114,15 @@ def train_ring(noisy_ring, tmp_path):
         torch.manual_seed(0)
         model, run = methods.TRAINED[cfg.run.method](cfg, noisy_ring), RunFolder.of(cfg)
         run.claim(cfg)
-        fit = Fit(cfg, model, noisy_ring, Accelerator(cpu=True), run, main.portable(cfg, noisy_ring.catalogue), lambda *_: None)
+        fit = Fit(
+            cfg,
+            model,
+            noisy_ring,
+            Accelerator(cpu=True),
+            run,
+            main.portable(cfg, noisy_ring.catalogue),
+            lambda *_: None,
+        )
         fit.train()
         return fit
 

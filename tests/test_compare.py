@@ -18,7 +18,11 @@ from utils import Problem
 def shop(tmp_path, monkeypatch):
     """A data set, its presets, and `compare` looking for them there; returns a caller of compare."""
     write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {"hidden_units": 8, "epochs": 1, "metrics": ["recall@5", "ndcg@5", "coverage@5"]}
+    options = tiny_overrides(tmp_path) | {
+        "hidden_units": 8,
+        "epochs": 1,
+        "metrics": ["recall@5", "ndcg@5", "coverage@5"],
+    }
     options |= {"valid_metric": "ndcg@5", "num_beams": 5}
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))

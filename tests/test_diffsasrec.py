@@ -330,7 +330,9 @@ def test_fine_tuning_starts_from_a_diffusion_run_only(tmp_path):
 
 def test_vanilla_knows_no_masks():
     with pytest.raises(Problem, match="decoding: multi fills masks"):
-        methods.TRAINED["sasrec"](settings.build(SMALL | {"decoding": "multi"}), dataclasses.make_dataclass("D", ["n_items"])(5))
+        methods.TRAINED["sasrec"](
+            settings.build(SMALL | {"decoding": "multi"}), dataclasses.make_dataclass("D", ["n_items"])(5)
+        )
 
 
 # ---------------------------------------------------------------- learning

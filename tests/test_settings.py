@@ -95,9 +95,9 @@ WRONG = {
     "metrics=[ndcg@10, recall@0]": r"metrics: 'recall@0'",
     "metrics=[ndcg@10, recall@²]": r"metrics: 'recall@²'",
     "tau_anneal_min=3": r"tau_anneal_min: 3\.0 exceeds tau_anneal_init 2",
-    "run_name=a/b": r"run_name: 'a/b' is not a plain folder name",
-    "run_name=..": r"run_name: '\.\.' is not a plain folder name",
-    "run_name=''": r"run_name: '' is not a plain folder name",
+    "run_name=a/b": r"run_name: 'a/b' is not a plain name",
+    "run_name=..": r"run_name: '\.\.' is not a plain name",
+    "run_name=''": r"run_name: '' is not a plain name",
     "dataset=../beauty": r"dataset: '\.\./beauty' is not a plain name",
 }
 

@@ -201,7 +201,9 @@ def test_the_core_is_the_largest_that_satisfies_itself(tmp_path_factory, rows, k
             break
         left = [r for r in left if r not in few]
     found = core(read_rows(path, Columns("UserId", "ProductId", "Timestamp", ",")), k)
-    assert [(found.users[u], found.items[i]) for u, i in zip(found.user, found.item, strict=True)] == [r[:2] for r in left]
+    assert [(found.users[u], found.items[i]) for u, i in zip(found.user, found.item, strict=True)] == [
+        r[:2] for r in left
+    ]
 
 
 def test_from_a_csv_to_figures(tmp_path, capsys):

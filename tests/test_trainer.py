@@ -251,7 +251,7 @@ def test_early_stopping_counts_validations_without_progress(ground, tmp_path, mo
 
 
 def test_progress_survives_a_round_trip():
-    p = Progress(epoch=3, totals={"loss": 1.5})
+    p = Progress(epoch=3, best=0.5)
     assert Progress(**vars(p)) == p
 
 

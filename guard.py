@@ -1,0 +1,145 @@
+"""What keeps a run whole: one writer a folder, an orderly stop, processes that end together."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from utils import Problem, Stopped, log
+
+# ---------------------------------------------------------------- one writer
+
+_held: list[IO[str]] = []  # an open file keeps its lock, the kernel drops it when the process ends
+
+
+def lock(folder: Path) -> None:
+    """Make this process the only writer in a folder until it ends; Problem when there is another.
+
+    A record lock, which forked data workers do not inherit: it never outlives its owner.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        f = (folder / ".lock").open("a+")
+        fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno in (errno.EACCES, errno.EAGAIN) and (folder / ".lock").is_file():
+            owner = (folder / ".lock").read_text() or "?"
+            raise Problem(f"{folder}: process {owner} is writing here; wait for it or stop it first") from None
+        if e.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+            log.warning(f"{folder}: this file system has no locks; do not start a second run in it")
+            return
+        raise Problem(f"{folder}: cannot be written ({e.strerror}); choose another folder") from None
+    f.truncate(0)
+    f.write(str(os.getpid()))
+    f.flush()
+    _held.append(f)
+
+
+# ---------------------------------------------------------------- an orderly stop
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_asked: list[int] = []  # the signal that asked this process to stop, if one did
+
+
+@contextlib.contextmanager
+def orderly_stop(advice: str | None) -> Iterator[None]:
+    """Within, SIGTERM and SIGINT only ask: the work ends in `Stopped` at a place of its choice.
+
+    advice: how to go on, None on a process that stays silent. A second SIGINT does not wait. Signals belong to the main thread; in any
+    other this does nothing.
+    """
+    _asked.clear()
+    try:
+        before = {number: signal.signal(number, _ask) for number in SIGNALS}
+    except ValueError:
+        before = {}
+    try:
+        yield
+    except (Problem, Stopped) as e:
+        if isinstance(e, Stopped):
+            e.advice = advice
+        raise
+    except Exception:
+        if _asked:  # another process stopped first and left this one waiting
+            raise Stopped(_asked[0], advice) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked.clear()
+
+
+def _ask(number: int, frame: Any) -> None:
+    if _asked and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    _asked.append(number)
+
+
+def asked() -> int:
+    """The signal that asked for a stop, 0 without one."""
+    return _asked[0] if _asked else 0
+
+
+def stop_if_asked() -> None:
+    """Stop here, where nothing is lost."""
+    if _asked:
+        raise Stopped(_asked[0])
+
+
+# ---------------------------------------------------------------- processes that end together
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send a signal to this process when its parent dies (Linux; elsewhere nothing)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
+
+
+def run_launcher(command: list[str], advice: str, **environment: str) -> int:
+    """Run a launcher to its end, pass a signal on to it once; returns its exit status.
+
+    In a session of its own, so that a key press does not reach it a second time: the launcher would
+    take that as an order to drop its workers at once.
+    """
+    child = subprocess.Popen(
+        command, env={**os.environ, **environment}, start_new_session=True,
+        preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - one system call, no lock taken
+    )  # fmt: skip
+    told = False
+    with orderly_stop(advice):
+        while child.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(0.5)
+            if asked() and not told:
+                child.send_signal(asked())
+                told = True
+        stop_if_asked()
+    return child.returncode
+
+
+@contextlib.contextmanager
+def alike(acc: Accelerator) -> Iterator[None]:
+    """A Problem of one process ends them all: nobody waits for one that has gone."""
+    mine: list[str | None] = [None]
+    try:
+        yield
+    except Problem as e:
+        mine = [str(e)]
+    found = [text for text in gather_object(mine) if text is not None]
+    if found and acc.is_main_process:
+        raise Problem(found[0])
+    if found:
+        raise SystemExit(2)  # the main process says it

@@ -1,0 +1,100 @@
+"""Runs for test_kill.py: training processes that are forked ready-made and may kill themselves.
+
+Imported by multiprocessing's fork server, so that torch is loaded once for all of them.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+import main
+import runs
+import trainer
+import utils
+
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["killed"])
+
+
+def train(folder, argv, *, processes=1, kill=(), timeout=120):
+    """Run main.py's training in `processes` processes; returns (exit codes, what they printed).
+
+    kill: (place, step) pairs, place one of step, write, evaluation: where rank 0 ends by SIGKILL.
+    """
+    port = free_port()
+    said = [folder / f"said-{rank}.txt" for rank in range(processes)]
+    children = [
+        server.Process(target=_child, args=(argv, rank, processes, port, said[rank], dict(kill) if rank == 0 else {}))
+        for rank in range(processes)
+    ]
+    for child in children:
+        child.start()
+    children[0].join(timeout)
+    for child in children:  # what the launcher does once a process has failed
+        child.join(timeout if children[0].exitcode == 0 else 0)
+        if child.is_alive():
+            child.kill()
+        child.join()
+    return [child.exitcode for child in children], [path.read_text() for path in said]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def join_group(rank, processes, port):
+    """What the launcher tells a worker."""
+    if processes > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "DIGER_PROCESSES": str(processes),
+        }  # fmt: skip
+
+
+def _child(argv, rank, processes, port, said, kill):
+    out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    torch.set_num_threads(1)
+    join_group(rank, processes, port)
+    with utils.problems_exit_2():
+        main.main(argv)
+
+
+def _arm(kill):
+    """Have this process kill itself in a step, while a state is written, or in an evaluation."""
+    progress = []
+
+    def die(place, written):
+        print(f"SIGKILL in {place}: step {progress[0].step}, {written} bytes written", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def norms(fit):
+        progress[:] = [fit.progress]
+        if kill.get("step") == fit.progress.step:
+            die("step", 0)
+        return real_norms(fit)
+
+    def write(path, state):
+        if "write" in kill and path.parent.name == "last" and state["progress"]["step"] >= kill["write"]:
+            content = bytes(500_000)[: kill["write"] * 997]
+            aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+            Path(aside).write_bytes(content)
+            die("write", len(content))
+        real_write(path, state)
+
+    def fitting(rows, work):
+        if "evaluation" in kill and progress and progress[0].step >= kill["evaluation"]:
+            die("evaluation", 0)
+        real_fitting(rows, work)
+
+    real_norms, real_write, real_fitting = trainer.Fit._norms, runs.write_checkpoint, trainer.fitting
+    trainer.Fit._norms, runs.write_checkpoint, trainer.fitting = norms, write, fitting

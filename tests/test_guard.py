@@ -1,0 +1,380 @@
+"""Bad luck in one process: signals, a second writer, a full disk, numbers that are not finite, no memory."""
+
+import errno
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from conftest import tiny_overrides, write_tiny
+from killed import server
+from test_trainer import assert_same_state, fit_of, ground, rows  # noqa: F401 - ground is a fixture
+
+import guard
+import memory
+import settings
+from pretrain import Report, pretrain
+from readers import read_dataset
+from runs import RunFolder
+from trainer import evaluate
+from utils import Problem, Stopped, problems_exit_2, write_checkpoint, write_text
+
+# ---------------------------------------------------------------- one writer
+
+HOLD = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); f.write('77'); f.flush(); print('held', flush=True); input()"
+
+
+def test_a_second_writer_is_refused_until_the_first_is_dead(ground, tmp_path):
+    cfg = settings.build({**ground[0], "output_dir": str(tmp_path), "run_name": "r"})
+    folder = RunFolder.of(cfg)
+    folder.path.mkdir(parents=True)
+    command = [sys.executable, "-c", HOLD, str(folder.path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(Problem, match=r"tiny/r: process 77 is writing here"):
+            folder.claim(cfg)
+        assert not folder.config.exists()
+        other.kill()
+    folder.claim(cfg)
+    assert (folder.path / ".lock").read_text() == str(os.getpid())
+
+
+def test_what_a_kill_left_half_written_is_cleared(ground, tmp_path):
+    fit = fit_of(ground, tmp_path)
+    fit.run.states.mkdir()
+    torn = [fit.run.path / ".best_model.pth.1.part", fit.run.states / ".step-00000002.pth.1.part"]
+    for path in torn:
+        path.write_bytes(b"half")
+    RunFolder.of(fit.cfg).claim(settings.replace(fit.cfg, resume="auto"))
+    assert not any(path.exists() for path in torn)
+
+
+# ---------------------------------------------------------------- signals
+
+
+def stopped(fit, at, place, monkeypatch, number=signal.SIGTERM):
+    """Train until a signal that comes in a step or in the evaluation after it has been obeyed."""
+    inner = getattr(fit, place)
+
+    def signalled(*args):
+        if fit.progress.step == at:
+            os.kill(os.getpid(), number)
+        return inner(*args)
+
+    monkeypatch.setattr(fit, place, signalled)
+    with pytest.raises(Stopped) as stop, guard.orderly_stop("go on"):
+        fit.train()
+    assert (stop.value.number, stop.value.advice) == (number, "go on")
+
+
+@pytest.mark.parametrize(
+    ("place", "at", "saved", "number"),
+    [("_gradients", 3, 4, signal.SIGTERM), ("_gradients", 13, 14, signal.SIGINT), ("_validate", 14, 14, signal.SIGINT)],
+)
+def test_a_signal_ends_a_run_where_nothing_is_lost(ground, tmp_path, monkeypatch, place, at, saved, number):
+    """The step is finished and saved; an evaluation is left at once; what follows is as if nothing had been."""
+    changes = {"uncertainty": "frqud_sdud", "epochs": 3, "lr_id": 1e-3}
+    whole = fit_of(ground, tmp_path / "whole", **changes)
+    whole.train()
+    broken = fit_of(ground, tmp_path / "broken", **changes)
+    stopped(broken, at, place, monkeypatch, number)
+    assert broken.run.load_state()["progress"]["step"] == saved
+    resumed = fit_of(ground, tmp_path / "broken", **changes, resume="auto")
+    resumed.train()
+    assert resumed.progress == whole.progress
+    assert_same_state(resumed, whole)
+    assert rows(resumed) == rows(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_is_one_line_and_128_plus_the_signal(capsys, number):
+    with pytest.raises(SystemExit) as stop, problems_exit_2(), guard.orderly_stop("go on with --resume=auto"):
+        os.kill(os.getpid(), number)
+        guard.stop_if_asked()
+    assert stop.value.code == 128 + number
+    assert capsys.readouterr().err == f"stopped by {number.name}; go on with --resume=auto\n"
+
+
+def test_a_second_key_press_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), guard.orderly_stop("go on"):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_process_left_alone_by_a_stop_stops_too():
+    with pytest.raises(Stopped), guard.orderly_stop("go on"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("connection closed by peer")
+    with pytest.raises(RuntimeError), guard.orderly_stop("go on"):
+        raise RuntimeError("a fault of our own")
+
+
+def test_a_problem_is_everybodys(monkeypatch):
+    """One process meets a problem; the main one says it, the others leave with it."""
+    acc = Accelerator(cpu=True)
+    monkeypatch.setattr(guard, "gather_object", lambda mine: [None, "rank 1 has it"])
+    with pytest.raises(Problem, match="rank 1 has it"), guard.alike(acc):
+        pass
+    monkeypatch.setattr(Accelerator, "is_main_process", False)
+    with pytest.raises(SystemExit), guard.alike(acc):
+        pass
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(("place", "said"), [("loss/vq", "loss/vq"), ("gradient", "the gradient of rec")])
+def test_a_number_that_is_not_finite_stops_before_the_update(ground, tmp_path, monkeypatch, place, said):
+    changes = {"uncertainty": "frqud_sdud", "epochs": 2, "lr_id": 1e-3}
+    whole = fit_of(ground, tmp_path / "whole", **changes)
+    whole.train()
+    broken = fit_of(ground, tmp_path / "broken", **changes)
+    inner, seen = broken._gradients, []
+
+    def poisoned(parts):
+        logs = inner(parts)
+        if broken.progress.step == 9:
+            seen.extend(parts[0].user_B.tolist())
+            if place == "gradient":
+                broken.raw.recommender.start.grad[0] = math.inf
+            else:
+                logs[place] = logs[place] * math.nan
+        return logs
+
+    monkeypatch.setattr(broken, "_gradients", poisoned)
+    with pytest.raises(Problem) as problem:
+        broken.train()
+    text = str(problem.value)
+    assert re.search(rf"^step 9 of epoch 1: {said} is not finite; users of the batch \(counted from 0\): ", text)
+    assert [int(u) for u in re.findall(r"\d+", text.split("0): ")[1].split(" and ")[0])] == sorted(set(seen))[:20]
+    assert broken.run.load_state()["progress"]["step"] == 9
+    resumed = fit_of(ground, tmp_path / "broken", **changes, resume="auto")
+    resumed.train()  # without the poison the step is repeated as it was
+    assert_same_state(resumed, whole)
+    assert rows(resumed) == rows(whole)
+
+
+def test_bf16_stays_close_to_float32_over_50_steps(ground, tmp_path):
+    """Stated band: each epoch's mean loss within 2 %, the parameters within 0.03."""
+    changes = {"batch_size": 30, "epochs": 8, "lr_id": 1e-3, "dropout_rate": 0, "uncertainty": "sdud", "early_stop": 8}
+    fits = [fit_of(ground, tmp_path / precision, **changes) for precision in ("no", "bf16")]
+    AcceleratorState._reset_state()
+    fits[1].acc = Accelerator(cpu=True, mixed_precision="bf16")
+    for fit in fits:
+        fit.train()
+    AcceleratorState._reset_state()
+    assert fits[0].progress.step >= 50
+    losses = [[r["loss/rec"] for r in rows(fit)] for fit in fits]
+    assert losses[0] != losses[1]  # it is another arithmetic
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert_same_state(*fits, atol=0.03)
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9")]
+)
+def test_an_evaluation_without_memory_halves_its_batch(ground, tmp_path, monkeypatch, caplog, error):
+    fit = fit_of(ground, tmp_path)
+    want = evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
+    inner = fit.raw.recommend
+
+    def short_of_memory(history, *args):
+        if len(history) > 15:
+            raise error
+        return inner(history, *args)
+
+    monkeypatch.setattr(fit.raw, "recommend", short_of_memory)
+    monkeypatch.setattr(guard.log, "propagate", True)
+    found = evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
+    assert "60 users runs out of memory" in caplog.text and "30 users runs out of memory" in caplog.text
+    assert np.array_equal(found.rank, want.rank)
+    assert {k: v for k, v in found.figures.items() if k != "users_per_s"} == {
+        k: v for k, v in want.figures.items() if k != "users_per_s"
+    }
+    monkeypatch.setattr(fit.raw, "recommend", lambda *a: (_ for _ in ()).throw(error))
+    with pytest.raises(Problem, match="single user; lower num_beams"):
+        evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
+    monkeypatch.setattr(fit.raw, "recommend", lambda *a: (_ for _ in ()).throw(RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
+
+
+def held(name):
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[name].split()[0]) * 1024
+
+
+def measure(options, folder, phase, answer):
+    """(estimate, measured) bytes of one phase; in a process of its own, where no freed memory lies about."""
+    torch.set_num_threads(1)
+    data = read_dataset(settings.build(options).data)
+    before = held("VmRSS")
+    fit = fit_of((options, data), folder)
+    need = memory.estimate(fit.cfg, fit.raw, data, fit.shape)
+    other = {"training": "evaluation batch", "evaluation": "training step"}[phase]
+    if phase == "training":
+        fit._epoch()
+    else:
+        evaluate(fit.raw, data.test, fit.cfg, fit.acc, "test")
+        need |= {"gradients": 0, "optimizer": 0}
+    answer.put((sum(need.values()) - need[other], held("VmHWM") - before))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("phase", ["training", "evaluation"])
+def test_the_memory_estimate_is_within_a_factor_of_two(tmp_path, phase):
+    write_tiny(tmp_path / "dataset" / "tiny", n_items=150, n_users=300)
+    options = tiny_overrides(tmp_path) | {
+        "d_model": 64, "d_ff": 256, "num_heads": 4, "d_kv": 32, "encoder_layers": 2, "decoder_layers": 2,
+        "num_emb_list": [64] * 3, "batch_size": 1000, "eval_batch_size": 300, "num_beams": 60,
+    }  # fmt: skip
+    cfg = settings.build(options)
+    options["rqvae_path"] = str(pretrain(cfg, read_dataset(cfg.data)))
+    answer = server.Queue()
+    child = server.Process(target=measure, args=(options, tmp_path / "run", phase, answer))
+    child.start()
+    said, took = answer.get(timeout=100)
+    child.join()
+    print(f"{phase}: estimated {said / 1e6:.0f} MB, measured {took / 1e6:.0f} MB")
+    assert took > 100e6 and 0.5 < said / took < 2
+
+
+def test_too_little_memory_is_a_warning(ground, tmp_path, monkeypatch, caplog):
+    fit = fit_of(ground, tmp_path)
+    monkeypatch.setattr(guard.log, "propagate", True)
+    guard.log.setLevel("INFO")
+    for have, warned in ((1 << 40, False), (1000, True)):
+        monkeypatch.setattr(memory, "available", lambda device, have=have: have)
+        caplog.clear()
+        memory.tell(fit.cfg, fit.raw, fit.data, fit.shape, fit.acc.device)
+        assert "memory: about" in caplog.text and ("lower token_budget" in caplog.text) == warned
+
+
+# ---------------------------------------------------------------- disk
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    """A real limit of the system on the size of a file, in a process of its own kind of trouble."""
+    path = tmp_path / "state.pth"
+    write_checkpoint(path, {"x": torch.zeros(10)})
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(Problem) as problem:
+            write_checkpoint(path, {"x": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    need = int(
+        re.search(r"state\.pth: cannot be written \(File too large\): it needs (\d+) bytes", str(problem.value))[1]
+    )
+    assert 400_000 < need < 410_000
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["state.pth"]
+
+
+def test_a_run_survives_a_full_disk(ground, tmp_path, monkeypatch):
+    """The second checkpoint finds no room: the first stays, and the run goes on from it to the same end."""
+    whole = fit_of(ground, tmp_path / "whole", epochs=3)
+    whole.train()
+    broken = fit_of(ground, tmp_path / "broken", epochs=3)
+    synced, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if broken.progress.epoch == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return synced(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        Problem, match=r"last/step-\d+\.pth: cannot be written \(No space left on device\): it needs \d+ bytes, \d+ are"
+    ):
+        broken.train()
+    monkeypatch.undo()
+    resumed = fit_of(ground, tmp_path / "broken", epochs=3, resume="auto")
+    resumed.train()
+    assert_same_state(resumed, whole)
+    assert rows(resumed) == rows(whole)
+
+
+def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
+    write_text(tmp_path / "a", "old")
+    monkeypatch.setattr(
+        "pathlib.Path.replace", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+    )
+    with pytest.raises(Problem, match="a: cannot be written"):
+        write_text(tmp_path / "a", "new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkeypatch):
+    fit_of(ground, tmp_path, epochs=1).train()
+    with pytest.raises(
+        Problem, match=r"other options \(epochs: 1 -> 2; lr_rec: 0.001 -> 0.002\).*resume_with_changes: true"
+    ):
+        fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto")
+    monkeypatch.setattr(guard.log, "propagate", True)
+    fit = fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto", resume_with_changes=True)
+    assert "goes on with changed options (epochs: 1 -> 2; lr_rec: 0.001 -> 0.002)" in caplog.text
+    written = settings.load(fit.run.config)
+    assert (written.train.epochs, written.train.lr_rec) == (2, 2e-3)
+    fit.train()
+    assert [r["epoch"] for r in rows(fit)] == [0, 1]
+    assert fit.schedule.base_lrs[0] == 2e-3 and rows(fit)[1]["lr/rec"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"batch_size": 16}, "same data and global batch"), ({"d_model": 32}, "does not fit this configuration"),
+     ({"uncertainty": "none"}, "does not fit this configuration"), ({"method": "two_stage"}, "does not fit")],
+)  # fmt: skip
+def test_some_changes_cannot_be_resumed(ground, tmp_path, change, message):
+    fit_of(ground, tmp_path, epochs=1, uncertainty="sdud").train()
+    fit = fit_of(
+        ground, tmp_path, **{"epochs": 2, "uncertainty": "sdud", "resume": "auto", "resume_with_changes": True} | change
+    )
+    with pytest.raises(Problem, match=message):
+        fit.train()
+
+
+def test_resuming_on_another_tokenizer_file_is_noticed(ground, tmp_path):
+    fit_of(ground, tmp_path / "run", epochs=1).train()
+    state = torch.load(ground[0]["rqvae_path"], weights_only=True)
+    state["state_dict"]["encoder.mlp_layers.1.weight"][0, 0] += 1
+    torch.save(state, tmp_path / "other.pth")
+    fit = fit_of(
+        ground,
+        tmp_path / "run",
+        epochs=2,
+        rqvae_path=str(tmp_path / "other.pth"),
+        resume="auto",
+        resume_with_changes=True,
+    )
+    with pytest.raises(Problem, match="tokenizer's file has changed since this run began"):
+        fit.train()
+
+
+def test_the_kept_tokenizer_is_held_against_the_lowest_error():
+    """Small losses of accuracy for fewer collisions do not add up to a large one."""
+    kept = Report(0, 0.5, 1.0, [], [])
+    for epoch, error in enumerate([1.08, 1.16, 1.25, 1.35], 1):
+        now = Report(epoch, 0.5 - 0.1 * epoch, error, [], [])
+        kept = now if now.beats(kept, 1.0) else kept
+    assert kept.reconstruction_error == 1.08
+    better = Report(5, 0.9, 0.5, [], [])
+    assert better.beats(kept, 0.5)

@@ -1,0 +1,119 @@
+"""SIGKILL anywhere, then --resume=auto: what is on disk at the end equals the uninterrupted run bit for bit."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import killed
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import tiny_overrides, write_tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMES = {"seconds", "samples_per_s", "peak_memory_gb", "users_per_s"}
+KILLS = {"step": 11, "write": 8, "evaluation": 14}  # of 21 steps, 7 an epoch, a state every 4
+
+
+def timeless(value):
+    """Figures without those that measure time or memory."""
+    if not isinstance(value, dict):
+        return value
+    return {k: timeless(v) for k, v in value.items() if k.split("/")[-1] not in TIMES}
+
+
+def assert_same_results(ours, theirs):
+    """Metrics, test figures, ranks, SIDs and every tensor of the best model."""
+    rows = [[timeless(json.loads(x)) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (ours, theirs)]
+    assert rows[0] == rows[1] and len(rows[0]) == 3
+    for name in ("test.json", "baselines.json", "tiny.index.json"):
+        assert timeless(json.loads((ours / name).read_text())) == timeless(json.loads((theirs / name).read_text()))
+    for name in ("ranks-valid.npy", "ranks-test.npy"):
+        assert np.array_equal(np.load(ours / name), np.load(theirs / name))
+    models = [torch.load(f / "best_model.pth", weights_only=True)["model"] for f in (ours, theirs)]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A folder with data, tokenizer and configuration, and the uninterrupted runs on 1 and 2 processes."""
+    root = tmp_path_factory.mktemp("kill")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root) | {"epochs": 3, "save_steps": 4, "uncertainty": "frqud_sdud", "lr_id": 1e-3}
+    (root / "tiny.yaml").write_text(yaml.safe_dump(options))
+    tokenizer = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/pretrain_rqvae.py"), f"--config={root / 'tiny.yaml'}"], check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    path = tokenizer.stdout.splitlines()[-1].removeprefix("tokenizer: ")
+    return root, [f"--config={root / 'tiny.yaml'}", f"--rqvae_path={path}"], {}
+
+
+def whole(ground, processes):
+    root, argv, runs = ground
+    if processes not in runs:
+        run = [*argv, f"--run_name=whole-{processes}", f"--batch_size={32 // processes}"]
+        codes, said = killed.train(root, run, processes=processes)
+        assert codes == [0] * processes, said
+        runs[processes] = root / "out" / "tiny" / f"whole-{processes}"
+    return runs[processes]
+
+
+def killed_and_resumed(ground, processes, places, name):
+    """A run killed at each of the places in turn, and at last let go to its end."""
+    root, argv, _ = ground
+    run = [*argv, f"--run_name={name}", f"--batch_size={32 // processes}", "--resume=auto"]
+    for place in places:
+        codes, said = killed.train(root, run, processes=processes, kill=[(place, KILLS[place])])
+        assert codes[0] == -signal.SIGKILL, said
+        print(f"{processes} process(es):", re.search(r"SIGKILL in .*", said[0])[0])
+    codes, said = killed.train(root, run, processes=processes)
+    assert codes == [0] * processes, said
+    assert "resumed at epoch" in said[0]
+    folder = root / "out" / "tiny" / name
+    assert not list(folder.rglob(".*.part"))
+    return folder
+
+
+@pytest.mark.parametrize(("processes", "place"), [(1, "write"), pytest.param(2, "step", marks=pytest.mark.dist)])
+def test_a_killed_run_ends_as_if_it_had_not_been(ground, processes, place):
+    assert_same_results(
+        killed_and_resumed(ground, processes, [place], f"{place}-{processes}"), whole(ground, processes)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("places", [["step"], ["write"], ["evaluation"], ["write", "step", "evaluation"]], ids="-".join)
+def test_killed_anywhere(ground, processes, places):
+    folder = killed_and_resumed(ground, processes, places, f"slow-{'-'.join(places)}-{processes}")
+    assert_same_results(folder, whole(ground, processes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_from_outside_at_a_random_moment(ground, seed):
+    """No hook inside: another process kills this one some time after its training began."""
+    root, argv, _ = ground
+    name, random = f"outside-{seed}", np.random.default_rng(seed)
+    command = [sys.executable, str(ROOT / "main.py"), *argv, f"--run_name={name}", "--resume=auto"]
+    folder = root / "out" / "tiny" / name
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        while not folder.is_dir():
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 1.5))
+        run.kill()
+    states = sorted(p.name for p in folder.rglob("*.pth"))
+    print(
+        f"killed from outside: {states}, {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())} bytes on disk"
+    )
+    codes, said = killed.train(root, [*argv, f"--run_name={name}", "--resume=auto"])
+    assert codes == [0], said
+    assert_same_results(folder, whole(ground, 1))
