@@ -39,7 +39,7 @@ def regions(steps: OurSteps) -> Iterator[None]:
     named = [
         (model, "quantize", "quantize"),
         (model.recommender, "encode", "encoder"), (model.recommender.t5, "decode", "decoder"),
-        (fit.acc, "backward", "backward"), (torch.nn.utils, "clip_grad_norm_", "clip"),
+        (fit.acc, "backward", "backward"), (fit, "_agree", "agree"),
         (fit.optimizer, "step", "optimizer"), (fit, "_step", "step"),
     ]  # fmt: skip
     before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in named]

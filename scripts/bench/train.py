@@ -25,7 +25,7 @@ def measure(job: Job) -> Figures:
     ours: dict[str, Any] = {name: OurSteps(job, data, name) for name in ("two_stage", "diger")}
     theirs = PlainSteps(job, data)
     for side in (*ours.values(), theirs):
-        side.run(0)  # warm-up
+        side.warm_up()
     speed = interleave(job.rounds, {**{k: v.samples_per_s for k, v in ours.items()}, "plain": theirs.samples_per_s})
     joint = [a / b for a, b in zip(speed["two_stage"], speed["diger"], strict=True)]
     return {
@@ -54,26 +54,31 @@ class OurSteps:
         self.padding = padding_factor(data.train, plan, cfg.data.max_his_len)
         by_length = sorted(plan, key=lambda rows: int(data.train.lengths(cfg.data.max_his_len, rows).max()))
         self.steps = Steps(data.train, by_length, self.fit.shape)
-        self.each = 4 if job.quick else 12
+        self.each = 4 if job.quick else 8
 
     def run(self, turn: int) -> int:
         """Some steps, evenly spread; the number of samples."""
         n, samples = len(self.steps), 0
         for i in range(self.each):
             place = int((i + 0.5 + 0.1 * turn) * n / self.each) % n
-            self.fit.model.train()
-            self.fit._step([p.to(device()) for p in self.steps[place]])
+            self.step(place)
             samples += len(self.steps.plan[place])
         return samples
+
+    def step(self, place: int) -> None:
+        self.fit.model.train()
+        self.fit._step([part.to(device()) for part in self.steps[place]])
 
     def samples_per_s(self, turn: int) -> float:
         n = [0]
         took = seconds(lambda: n.append(self.run(turn)))
         return sum(n) / took
 
+    def warm_up(self) -> None:
+        self.step(0)
+
     def widest(self) -> None:
-        self.fit.model.train()
-        self.fit._step([p.to(device()) for p in self.steps[len(self.steps) - 1]])
+        self.step(len(self.steps) - 1)
 
 
 def trainer_of(cfg: Config, model: GenerativeModel, data: Dataset) -> Fit:
@@ -122,6 +127,9 @@ class PlainSteps:
         n = [0]
         took = seconds(lambda: n.append(self.run(turn)))
         return sum(n) / took
+
+    def warm_up(self) -> None:
+        self.step(self.order[:8])
 
     def widest(self) -> None:
         lengths = self.split.lengths(self.cfg.data.max_his_len, self.order)
