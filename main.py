@@ -153,7 +153,8 @@ def check_processes(cfg: Config, processes: int) -> None:
     """Problem when an option cannot be had with so many processes."""
     if cfg.joint.deterministic_assignment == "sinkhorn":
         whole = cfg.train.batch_size * cfg.data.max_his_len * (len(cfg.tokenizer.num_emb_list) + 1)
-        if processes > 1 or whole > cfg.train.token_budget:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if processes > 1 or whole > settings.token_budget(cfg.train, device):
             raise Problem(
                 "deterministic_assignment: sinkhorn balances whole batches: it needs one process and "
                 f"token_budget of at least {whole}"

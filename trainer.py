@@ -33,7 +33,7 @@ from data import (
 )
 from readers import Dataset
 from runs import RunFolder
-from settings import Config, TrainOptions, cutoff
+from settings import Config, TrainOptions, cutoff, token_budget
 from splits import Split
 from utils import Problem, Stopped, log, peak_memory_gb, write_array, write_checkpoint
 
@@ -201,7 +201,7 @@ class Fit:
             accumulation=t.gradient_accumulation_steps,
             rank=acc.process_index,
             longest=cfg.data.max_his_len,
-            tokens=t.token_budget,
+            tokens=token_budget(t, acc.device.type),
             tokens_per_item=model.tokens_per_item,
             targets=model.targets,
             share=len(self.train_split) / len(data.train),

@@ -55,7 +55,7 @@ class Finished:
 
     def __init__(self, root):
         # steps so long that an epoch before the last is the best one
-        self.root, self.config = root, write_config(root, epochs=4, lr_rec=0.1, warmup_steps=0)
+        self.root, self.config = root, write_config(root, epochs=4, lr_rec=0.3, warmup_steps=0)
         self.folder = root / "out" / "tiny" / "first"
         self.best = self.folder / "best_model.pth"
 
