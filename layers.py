@@ -51,9 +51,9 @@ class Dropout(nn.Module):
         return x * kept_by_dropout(x.shape, self.dropped).to(x.dtype).mul_(65536 / (65536 - self.dropped))
 
 
-def kept_by_dropout(shape: torch.Size, dropped: int, generator: torch.Generator | None = None) -> Tensor:
+def kept_by_dropout(shape: torch.Size, dropped: int) -> Tensor:
     """Mask that is False with probability dropped / 65536, on CPU."""
-    words = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    words = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     lanes = words.view(torch.int16)[: shape.numel()].view(shape)
     return lanes >= dropped - 32768
 
@@ -62,34 +62,14 @@ def kept_by_dropout(shape: torch.Size, dropped: int, generator: torch.Generator 
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q k' + bias + mask) v on CPU, a few samples at a time, so that scores stay in the cache.
-
-    The backward pass computes the scores again (Dao et al. 2022, arXiv:2205.14135) unless they are
-    few: what is kept grows with the length, not with its square.
-    """
+    """softmax(q k' + bias + mask) v on CPU, a few samples at a time, so that scores stay in the cache."""
 
     CHUNK = 250_000  # scores at a time
-    KEEP = 2_000_000  # scores that are kept rather than computed twice
 
     @staticmethod
     def forward(ctx, q, k, v, bias, mask, dropout):  # type: ignore[no-untyped-def,override]
-        dropped = round(dropout * 65536)
-        seed = int(torch.empty((), dtype=torch.int64).random_()) if dropped else 0
+        dropped, kept = round(dropout * 65536), []
         out = q.new_empty(*q.shape[:3], v.shape[3])
-        few = len(q) * q.shape[1] * q.shape[2] * k.shape[2] <= _Attention.KEEP
-        kept = []
-        for rows, p, mask_p in _Attention.scores(q, k, bias, mask, dropped, seed):
-            torch.matmul(p if mask_p is None else p * mask_p, v[rows], out=out[rows])
-            kept += [(rows, p, mask_p)] if few else []
-        scale = 65536 / (65536 - dropped)
-        ctx.save_for_backward(q, k, v, bias, mask)
-        ctx.kept, ctx.dropout, ctx.scale = kept, (dropped, seed), scale
-        return out.mul_(scale) if dropped else out
-
-    @staticmethod
-    def scores(q, k, bias, mask, dropped, seed):  # type: ignore[no-untyped-def]
-        """Chunk by chunk: (rows, attention before dropout, what dropout keeps of it or None)."""
-        generator = torch.Generator().manual_seed(seed)
         size = max(1, _Attention.CHUNK // (q.shape[1] * q.shape[2] * k.shape[2]))
         for begin in range(0, len(q), size):
             rows = slice(begin, begin + size)
@@ -98,20 +78,25 @@ class _Attention(torch.autograd.Function):
                 if term is not None:
                     score += term
             p = torch.softmax(score, -1, out=score)
-            yield rows, p, kept_by_dropout(p.shape, dropped, generator) if dropped else None
+            keep = kept_by_dropout(p.shape, dropped) if dropped else None
+            torch.matmul(p if keep is None else p * keep, v[rows], out=out[rows])
+            kept.append((rows, p, keep))
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.kept, ctx.scale = kept, 65536 / (65536 - dropped)
+        return out.mul_(ctx.scale) if dropped else out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
-        q, k, v, bias, mask = ctx.saved_tensors
+        q, k, v, bias = ctx.saved_tensors
         grad = grad * ctx.scale
         grad_q, grad_k, grad_v = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
-        for rows, p, mask_p in ctx.kept or _Attention.scores(q, k, bias, mask, *ctx.dropout):
-            used = p if mask_p is None else p * mask_p
+        for rows, p, keep in ctx.kept:
+            used = p if keep is None else p * keep
             torch.matmul(used.transpose(2, 3), grad[rows], out=grad_v[rows])
             grad_p = torch.matmul(grad[rows], v[rows].transpose(2, 3))
-            if mask_p is not None:
-                grad_p *= mask_p
+            if keep is not None:
+                grad_p *= keep
             grad_score = p * (grad_p - (grad_p * p).sum(-1, keepdim=True))
             torch.matmul(grad_score, k[rows], out=grad_q[rows])
             torch.matmul(grad_score.transpose(2, 3), q[rows], out=grad_k[rows])
