@@ -1,6 +1,6 @@
 """One table of several methods on one data set: same split, same users, several seeds.
 
-  python scripts/compare.py scientific sasrec,diffsasrec,two_stage,frqud --data_path=DIR [--seeds=2020,2021] [--key=value ...]
+  python scripts/compare.py scientific sasrec,diffsasrec,two_stage,frqud --data_path=DIR [--seeds 2020,2021] [--key=value ...]
 
 Methods: sasrec, diffsasrec, diffsasrec_sft, two_stage, a decay (frqud, sdud, ...), popularity, content;
 with _multi or _autoregressive behind it, one of the first three is decoded that way. A method's preset is

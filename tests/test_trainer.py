@@ -84,10 +84,10 @@ def test_a_batch_cut_into_parts_gives_the_same_training(ground, tmp_path, kind, 
     assert [r["loss/rec"] for r in rows(fits[0])] == pytest.approx([r["loss/rec"] for r in rows(fits[1])], abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["ce_all", "ce_last"])
+@pytest.mark.parametrize("kind", [{"sasrec_loss": "ce_all"}, {"sasrec_loss": "ce_last"}, {"method": "diffsasrec"}])
 @pytest.mark.parametrize("cut", [{"batch_size": 16, "gradient_accumulation_steps": 2}, {"token_budget": 40}])
-def test_sequences_cut_into_parts_give_the_same_training(ground, tmp_path, loss, cut):
-    same = {"method": "sasrec", "sasrec_loss": loss, "hidden_dropout": 0, "hidden_units": 16, "batch_size": 32}
+def test_sequences_cut_into_parts_give_the_same_training(ground, tmp_path, kind, cut):
+    same = {"method": "sasrec", **kind, "hidden_dropout": 0, "hidden_units": 16, "batch_size": 32}
     fits = [fit_of(ground, tmp_path / n, **{**same, **c}) for n, c in (("a", {}), ("b", cut))]
     for fit in fits:
         fit.raw.double()
@@ -95,8 +95,9 @@ def test_sequences_cut_into_parts_give_the_same_training(ground, tmp_path, loss,
     assert_same_state(*fits, atol=1e-9)
 
 
-def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path):
-    fits = [fit_of(ground, tmp_path / n, seed=s) for n, s in (("a", 1), ("b", 1), ("c", 2))]
+@pytest.mark.parametrize("method", ["diger", "sasrec", "diffsasrec"])
+def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path, method):
+    fits = [fit_of(ground, tmp_path / n, seed=s, method=method) for n, s in (("a", 1), ("b", 1), ("c", 2))]
     for fit in fits:
         fit.train()
     assert rows(fits[0]) == rows(fits[1])
@@ -104,10 +105,12 @@ def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path):
     assert rows(fits[0]) != rows(fits[2])
 
 
-@pytest.mark.parametrize("stop_at", [3, 11, 14])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, stop_at, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "stop_at"), [("diger", 3), ("diger", 11), ("diger", 14), ("sasrec", 7), ("diffsasrec", 7), ("diffsasrec", 13)]
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, method, stop_at, monkeypatch):
     """Stopped in a step of the first or second epoch; states are saved every two steps."""
-    changes = {"uncertainty": "frqud_sdud", "save_steps": 2, "epochs": 3, "lr_id": 1e-3}
+    changes = {"uncertainty": "frqud_sdud", "save_steps": 2, "epochs": 3, "lr_id": 1e-3, "method": method}
     whole = fit_of(ground, tmp_path / "whole", **changes)
     whole.train()
 
