@@ -55,6 +55,11 @@ class RunFolder:
         guard.lock(self.path)
         for torn in [*self.path.glob(".*.part"), *self.states.glob(".*.part")]:
             torn.unlink(missing_ok=True)
+        if not self.config.is_file():
+            self.keep(cfg)
+
+    def keep(self, cfg: Config) -> None:
+        """Write the configuration; on resume only once the state has proved to fit it."""
         write_text(self.config, settings.dump(cfg))
 
     def _same(self, cfg: Config) -> None:

@@ -358,10 +358,10 @@ class Fit:
         score = found.figures[self.cfg.eval.valid_metric]
         if score > p.best:
             p.best, p.best_epoch = score, p.epoch
-            if self.acc.is_main_process:
-                save_ranks(self.run, "valid", found, self.data.valid.users())
-                write_checkpoint(self.run.best, self._portable(found.figures))
-            self.acc.wait_for_everyone()
+            with guard.alike(self.acc):
+                if self.acc.is_main_process:
+                    save_ranks(self.run, "valid", found, self.data.valid.users())
+                    write_checkpoint(self.run.best, self._portable(found.figures))
         return {f"valid/{k}": v for k, v in found.figures.items()}
 
     def _validate_start(self) -> None:
@@ -402,8 +402,10 @@ class Fit:
                 reason = " ".join(str(e).split())[:300]
                 raise Problem(f"{self.run.states}: the state does not fit this configuration ({reason})") from None
             log.info(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
-        if self.acc.is_main_process:
-            self.run.forget_from(self.progress.epoch)
+        with guard.alike(self.acc):
+            if self.acc.is_main_process:
+                self.run.forget_from(self.progress.epoch)
+                self.run.keep(self.cfg)
 
     def _check_world(self, state: dict[str, Any]) -> None:
         begun, now = state.get("world"), self._world()
@@ -453,8 +455,9 @@ class Fit:
             "epoch": p.epoch, **row, "world_size": self.acc.num_processes,
             "global_batch": self.shape.global_batch, "peak_memory_gb": peak_memory_gb(self.acc.device),
         }  # fmt: skip
-        if self.acc.is_main_process:
-            self.run.record(row)
+        with guard.alike(self.acc):
+            if self.acc.is_main_process:
+                self.run.record(row)
         self.say(row, p.best_epoch == p.epoch)
 
 

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 import main
 import methods
 import settings
-from readers import Catalogue, Dataset
+from pretrain import pretrain
+from readers import Catalogue, Dataset, read_dataset
 from runs import RunFolder
 from splits import Split
 from trainer import Fit
@@ -127,6 +128,17 @@ def train_ring(noisy_ring, tmp_path):
         return fit
 
     return train
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """(options, data): the tiny data set and its tokenizer, once for the tests of a file."""
+    root = tmp_path_factory.mktemp("ground")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root)
+    cfg = settings.build(options)
+    data = read_dataset(cfg.data)
+    return options | {"rqvae_path": str(pretrain(cfg, data))}, data
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import tiny_overrides, write_tiny
 from killed import server
-from test_trainer import assert_same_state, fit_of, ground, rows  # noqa: F401 - ground is a fixture
+from test_trainer import assert_same_state, fit_of, rows
 
 import guard
 import memory
@@ -155,7 +155,9 @@ def test_a_number_that_is_not_finite_stops_before_the_update(ground, tmp_path, m
         broken.train()
     text = str(problem.value)
     assert re.search(rf"^step 9 of epoch 1: {said} is not finite; users of the batch \(counted from 0\): ", text)
-    assert [int(u) for u in re.findall(r"\d+", text.split("0): ")[1].split(" and ")[0])] == sorted(set(seen))[:20]
+    assert [int(u) for u in re.findall(r"\d+", text.partition("0): ")[2].partition(" and ")[0])] == sorted(set(seen))[
+        :20
+    ]
     assert broken.run.load_state()["progress"]["step"] == 9
     resumed = fit_of(ground, tmp_path / "broken", **changes, resume="auto")
     resumed.train()  # without the poison the step is repeated as it was
@@ -331,9 +333,9 @@ def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkey
     monkeypatch.setattr(guard.log, "propagate", True)
     fit = fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto", resume_with_changes=True)
     assert "goes on with changed options (epochs: 1 -> 2; lr_rec: 0.001 -> 0.002)" in caplog.text
+    fit.train()
     written = settings.load(fit.run.config)
     assert (written.train.epochs, written.train.lr_rec) == (2, 2e-3)
-    fit.train()
     assert [r["epoch"] for r in rows(fit)] == [0, 1]
     assert fit.schedule.base_lrs[0] == 2e-3 and rows(fit)[1]["lr/rec"] > 1e-3
 
@@ -350,6 +352,18 @@ def test_some_changes_cannot_be_resumed(ground, tmp_path, change, message):
     )
     with pytest.raises(Problem, match=message):
         fit.train()
+    assert settings.load(fit.run.config).train.epochs == 1  # the run can still go on as it was begun
+
+
+def test_the_gradient_scaler_goes_on_where_it_was(ground, tmp_path):
+    """fp16 itself needs a GPU; its scaler is saved and restored anywhere."""
+    fits = [fit_of(ground, tmp_path, epochs=1), fit_of(ground, tmp_path, epochs=1, resume="auto")]
+    for fit, scale in zip(fits, (8.0, 2.0), strict=True):
+        fit.acc.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        fit.acc.scaler.scale(torch.ones(()))  # it makes its scale when it is first used
+    fits[0]._save()
+    fits[1]._resume()
+    assert fits[1].acc.scaler.get_scale() == 8.0
 
 
 def test_resuming_on_another_tokenizer_file_is_noticed(ground, tmp_path):

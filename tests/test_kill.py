@@ -1,7 +1,6 @@
 """SIGKILL anywhere, then --resume=auto: what is on disk at the end equals the uninterrupted run bit for bit."""
 
 import json
-import os
 import re
 import signal
 import subprocess

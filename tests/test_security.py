@@ -98,7 +98,7 @@ def test_no_reader_runs_what_is_in_the_data(tmp_path, marker):
     data = read_dataset(settings.build(tiny_overrides(tmp_path)).data)
     for path in bomb:
         Path(data.embedding_path).write_bytes(path.read_bytes())
-        with pytest.raises(Problem, match="not readable as .npy"):
+        with pytest.raises(Problem, match=r"not readable as \.npy"):
             read_embeddings(data)
     for ending in (".items.jsonl", ".inter"):  # the second stands before the first when they are read
         (tmp_path / "dataset" / "tiny" / f"tiny{ending}").write_bytes(bomb[2].read_bytes())

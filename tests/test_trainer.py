@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_overrides
 
 import methods
 import report
@@ -16,23 +16,12 @@ import settings
 from main import finish, portable
 from metrics import ndcg, recall
 from pretrain import pretrain
-from readers import Catalogue, Dataset, read_dataset
+from readers import Catalogue, Dataset
 from report import epoch_line
 from runs import RunFolder
 from splits import leave_one_out
 from trainer import Fit, Progress, evaluate, learning_rate
 from utils import Problem
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    """Data and a pre-trained tokenizer that the tests of this file share."""
-    root = tmp_path_factory.mktemp("ground")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root)
-    cfg = settings.build(options)
-    data = read_dataset(cfg.data)
-    return options | {"rqvae_path": str(pretrain(cfg, data))}, data
 
 
 def fit_of(ground, tmp_path, **changes):
@@ -106,7 +95,8 @@ def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path, metho
 
 
 @pytest.mark.parametrize(
-    ("method", "stop_at"), [("diger", 3), ("diger", 11), ("diger", 14), ("sasrec", 7), ("diffsasrec", 7), ("diffsasrec", 13)]
+    ("method", "stop_at"),
+    [("diger", 3), ("diger", 11), ("diger", 14), ("sasrec", 7), ("diffsasrec", 7), ("diffsasrec", 13)],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, method, stop_at, monkeypatch):
     """Stopped in a step of the first or second epoch; states are saved every two steps."""
