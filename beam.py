@@ -35,15 +35,15 @@ class Trie:
     level l + 1; on the last level it is the place of its item.
     """
 
-    def __init__(self, sid_NL: Tensor, sizes: list[int]) -> None:
-        """sid_NL: distinct SIDs, row i belongs to item i + 1; sizes: codes per level.
+    def __init__(self, sid_NL: Tensor, sizes: list[int], number_N: Tensor | None = None) -> None:
+        """sid_NL: distinct SIDs; number_N: whose they are (None: row i is item i + 1); sizes: codes per level.
 
         Raises ValueError when two items share a SID or the sizes exceed 63 bits together.
         """
         key_N = sid_key(sid_NL, sizes)
         key_N, item_N = key_N.sort()
         self.levels, self.sizes = len(sizes), sizes
-        self.item_N = (item_N + 1).to(torch.int32)
+        self.item_N = (item_N + 1 if number_N is None else number_N[item_N]).to(torch.int32)
         self.key_N = key_N
         self.begin: list[Tensor] = []
         self.code: list[Tensor] = []

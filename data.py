@@ -4,8 +4,8 @@ Shape letters: B samples, S history length, U distinct items of a batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from readers import Split
+from splits import Split
 
 
 class Batch(NamedTuple):
@@ -56,6 +56,33 @@ def make_batch(
     return Batch._make([*tensors, torch.from_numpy(new), torch.tensor(weight, dtype=torch.double)])
 
 
+PIECE = 1 << 16  # samples compared at a time
+
+
+def sequences(split: Split, longest: int) -> Split:
+    """The fewest samples whose every position is a target: a user's last one stands for those before it.
+
+    A sample whose history and target are the history of the next one is contained in it, whether both
+    lie in one user's sequence or come as rows of their own. Of a longer run every `longest`-th is kept,
+    counted from its end, so that each target of the split is met exactly once.
+    """
+    row = np.arange(len(split))
+    contained = np.zeros(len(split), bool)
+    contained[:-1] = (np.diff(split.position) == 1) & (np.diff(split.users()) == 0)
+    loose = np.flatnonzero(~contained[:-1])
+    for begin in range(0, len(loose), PIECE):
+        some = loose[begin : begin + PIECE]
+        history, target = histories(split, some, longest)
+        following, _ = histories(split, some + 1, longest)
+        grown = np.concatenate([history, target[:, None]], 1)[:, -longest:]
+        width = max(grown.shape[1], following.shape[1])
+        padded = [np.pad(x, ((0, 0), (width - x.shape[1], 0))) for x in (grown, following)]
+        contained[some] = (padded[0] == padded[1]).all(1)
+    end = np.flatnonzero(~contained)
+    left = end[np.searchsorted(end, row)] - row
+    return replace(split, position=split.position[left % longest == 0])
+
+
 @dataclass(frozen=True)
 class Shape:
     """How a global batch is laid out over processes and parts."""
@@ -67,10 +94,12 @@ class Shape:
     longest: int = 50
     tokens: int = 1 << 62  # most padded history tokens in one pass
     tokens_per_item: int = 4
+    targets: Literal["one", "next", "all"] = "one"  # predicted of a sample: its target, every next item, every item
+    share: float = 1.0  # samples that hold one of batch_size, where a sample is a whole sequence
 
     @property
     def global_batch(self) -> int:
-        return self.batch_size * self.processes * self.accumulation
+        return max(1, round(self.batch_size * self.processes * self.accumulation * self.share))
 
 
 MEGA = 50  # global batches that are sorted by length together
@@ -105,7 +134,8 @@ class Steps(TorchDataset[list[Batch]]):
     """The optimizer steps of one epoch as this process sees them: element i is the parts of step i.
 
     Each global batch is dealt out to (accumulation part, process) in turn, and a part that exceeds
-    the token budget is cut further. Weights of all parts of a step, over all processes, sum to 1.
+    the token budget is cut further. A part weighs what it has of the step's targets; the weights of all
+    parts, over all processes, sum to 1.
     """
 
     def __init__(self, split: Split, plan: Sequence[np.ndarray], shape: Shape) -> None:
@@ -130,6 +160,12 @@ class Steps(TorchDataset[list[Batch]]):
         history, target = histories(self.split, rows, self.shape.longest)
         return np.union1d(history, target)
 
+    def _targets(self, rows: np.ndarray) -> int:
+        """How much a model predicts of these samples."""
+        extra = {"one": 1, "next": 0, "all": 1}[self.shape.targets]
+        lengths = self.split.lengths(self.shape.longest, rows) if self.shape.targets != "one" else 0 * rows
+        return int((lengths + extra).sum())
+
     def _cut(self, own: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> list[Batch]:
         if not len(own):  # a process without samples still takes part in the step
             return [make_batch(self.split, rows[:1], self.shape.longest, seen=self._items(rows), weight=0.0)]
@@ -137,7 +173,8 @@ class Steps(TorchDataset[list[Batch]]):
         most = max(1, self.shape.tokens // max(1, longest * self.shape.tokens_per_item))
         parts = []
         for chunk in np.array_split(own, -(-len(own) // most)):
-            parts.append(make_batch(self.split, chunk, self.shape.longest, seen=seen, weight=len(chunk) / len(rows)))
+            weight = self._targets(chunk) / self._targets(rows)
+            parts.append(make_batch(self.split, chunk, self.shape.longest, seen=seen, weight=weight))
             seen = np.union1d(seen, parts[-1].item_U.numpy())
         return parts
 

@@ -48,10 +48,74 @@ class Dropout(nn.Module):
             return x
         if x.is_cuda:
             return nn.functional.dropout(x, self.rate)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        lanes = words.view(torch.int16)[: x.numel()].view(x.shape)
-        kept = (lanes >= self.dropped - 32768).to(x.dtype)
-        return x * kept.mul_(65536 / (65536 - self.dropped))
+        return x * kept_by_dropout(x.shape, self.dropped).to(x.dtype).mul_(65536 / (65536 - self.dropped))
+
+
+def kept_by_dropout(shape: torch.Size, dropped: int) -> Tensor:
+    """Mask that is False with probability dropped / 65536, on CPU."""
+    words = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    lanes = words.view(torch.int16)[: shape.numel()].view(shape)
+    return lanes >= dropped - 32768
+
+
+# ---------------------------------------------------------------- attention
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(q k' + bias + mask) v on CPU, a few samples at a time, so that scores stay in the cache."""
+
+    CHUNK = 250_000  # scores at a time
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, mask, dropout):  # type: ignore[no-untyped-def,override]
+        dropped, kept = round(dropout * 65536), []
+        out = q.new_empty(*q.shape[:3], v.shape[3])
+        size = max(1, _Attention.CHUNK // (q.shape[1] * q.shape[2] * k.shape[2]))
+        for begin in range(0, len(q), size):
+            rows = slice(begin, begin + size)
+            score = torch.matmul(q[rows], k[rows].transpose(2, 3))
+            for term in (bias, None if mask is None else mask[rows]):
+                if term is not None:
+                    score += term
+            p = torch.softmax(score, -1, out=score)
+            keep = kept_by_dropout(p.shape, dropped) if dropped else None
+            torch.matmul(p if keep is None else p * keep, v[rows], out=out[rows])
+            kept.append((rows, p, keep))
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.kept, ctx.scale = kept, 65536 / (65536 - dropped)
+        return out.mul_(ctx.scale) if dropped else out
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
+        q, k, v, bias = ctx.saved_tensors
+        grad = grad * ctx.scale
+        grad_q, grad_k, grad_v = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+        grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
+        for rows, p, keep in ctx.kept:
+            used = p if keep is None else p * keep
+            torch.matmul(used.transpose(2, 3), grad[rows], out=grad_v[rows])
+            grad_p = torch.matmul(grad[rows], v[rows].transpose(2, 3))
+            if keep is not None:
+                grad_p *= keep
+            grad_score = p * (grad_p - (grad_p * p).sum(-1, keepdim=True))
+            torch.matmul(grad_score, k[rows], out=grad_q[rows])
+            torch.matmul(grad_score.transpose(2, 3), q[rows], out=grad_k[rows])
+            if grad_bias is not None:
+                grad_bias += grad_score.sum(0, keepdim=True)
+        return grad_q, grad_k, grad_v, grad_bias, None, None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k' + bias + mask) v without scaling, [B, H, T, d].
+
+    q [B, H, T, d], k and v [B, H, S, d]; bias [1, H, T, S] or None; mask [B, 1, 1, S], 0 or -inf, or None.
+    """
+    if q.is_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        own: Tensor = _Attention.apply(q, k, v, bias, mask, dropout)
+        return own
+    both = [t.to(q.dtype) for t in (bias, mask) if t is not None]
+    whole = sum(both[1:], both[0]) if both else None
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=whole, dropout_p=dropout, scale=1.0)
 
 
 def distance(x_Ud: Tensor, code_Kd: Tensor, kind: Distance = "l2") -> Tensor:

@@ -2,7 +2,7 @@
 
   accelerate launch --config_file accelerate_config.yaml main.py --config config/beauty.yaml [--key=value ...]
   python main.py evaluate --checkpoint myckpt/.../best_model.pth [--split valid] [--key=value ...]
-  python main.py recommend --checkpoint myckpt/.../best_model.pth --history itemA,itemB --k 10
+  python main.py recommend --checkpoint myckpt/.../best_model.pth --history itemA,itemB --k 10 [--among items.txt]
 
 --help lists every option, --dry_run checks everything and prints the resolved configuration.
 """
@@ -24,7 +24,7 @@ import memory
 import methods
 import report
 import settings
-from readers import Catalogue, Dataset, read_dataset, read_embeddings
+from readers import Catalogue, Dataset, read_dataset
 from runs import RunFolder
 from settings import Config
 from trainer import Fit, evaluate, save_ranks
@@ -45,7 +45,8 @@ def configuration(argv: list[str], usage: str | None, check: Callable[[Config], 
     if "--help" in argv or "-h" in argv:
         print(usage, settings.help_text(), sep="\n")
         raise SystemExit(0)
-    given, overrides = take(argv, ["config"])
+    given, overrides = take(argv, ["config", "data_path"])
+    overrides += [f"--data_path={given['data_path']}"] if "data_path" in given else []
     cfg = settings.load(given.get("config"), [a for a in overrides if a != "--dry_run"])
     methods.check(cfg.run.method)
     if "--dry_run" in overrides:
@@ -75,7 +76,7 @@ def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
 def check_data(cfg: Config) -> Dataset:
     """Read data and embeddings as training will, so that a dry run meets the same problems."""
     data = read_dataset(cfg.data)
-    methods.semantic.check_width(cfg, data, read_embeddings(data))
+    methods.check_content(cfg, data)
     return data
 
 
@@ -84,7 +85,7 @@ def check_training(cfg: Config) -> None:
     data = check_data(cfg)
     if cfg.run.run_name is not None:
         RunFolder.of(cfg).check(cfg)
-    if cfg.joint.rqvae_path is not None:
+    if cfg.run.method in methods.CONTENT and cfg.joint.rqvae_path is not None:
         methods.TRAINED[cfg.run.method](cfg, data)
 
 
@@ -152,7 +153,8 @@ def check_processes(cfg: Config, processes: int) -> None:
     """Problem when an option cannot be had with so many processes."""
     if cfg.joint.deterministic_assignment == "sinkhorn":
         whole = cfg.train.batch_size * cfg.data.max_his_len * (len(cfg.tokenizer.num_emb_list) + 1)
-        if processes > 1 or whole > cfg.train.token_budget:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if processes > 1 or whole > settings.token_budget(cfg.train, device):
             raise Problem(
                 "deterministic_assignment: sinkhorn balances whole batches: it needs one process and "
                 f"token_budget of at least {whole}"
@@ -182,8 +184,8 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     looks = run.look_at_test() if acc.is_main_process else 0
     found = evaluate(model, data.test, cfg, acc, "test")
     floors = {}
-    for name, build in methods.FLOORS.items():
-        floors[name] = evaluate(build(cfg, data).to(acc.device), data.test, cfg, acc, name).figures
+    for name in methods.floors_of(data):
+        floors[name] = evaluate(methods.FLOORS[name](cfg, data).to(acc.device), data.test, cfg, acc, name).figures
     if not acc.is_main_process:
         return
     save_ranks(run, "test", found, data.test.users())
@@ -193,7 +195,8 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     results = {
         "method": report.label(cfg), "dataset": data.name, "seed": cfg.data.seed, "best_epoch": best["epoch"],
         "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
-        **model.figures(), "test_evaluations": looks,
+        **model.figures(), "test_evaluations": looks, "data": data.hash,
+        "split": {"kind": cfg.data.split, **data.facts},
     }  # fmt: skip
     run.save_results(results)
 
@@ -255,8 +258,11 @@ def command_evaluate(argv: list[str]) -> None:
 
 
 def command_recommend(argv: list[str]) -> None:
-    """`main.py recommend`: the best items for a history, with titles where they are known."""
-    given, overrides = take(argv, ["checkpoint", "history", "k"])
+    """`main.py recommend`: the best items for a history, with titles where they are known.
+
+    --among FILE restricts them to the items of a file, one id a line (what is in stock, a category).
+    """
+    given, overrides = take(argv, ["checkpoint", "history", "k", "among"])
     if "checkpoint" not in given or "history" not in given:
         raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB")
     k = given.get("k", "10")
@@ -264,17 +270,33 @@ def command_recommend(argv: list[str]) -> None:
         raise Problem(f"--k: expected a whole number from 1, got {k!r}")
     cfg, model, state = restore(given["checkpoint"], overrides)
     number = {token: i for i, token in enumerate(state["items"], 1)}
-    wanted = [t.strip() for t in given["history"].split(",") if t.strip()]
-    if unknown := [t for t in wanted if t not in number]:
-        raise Problem(
-            f"--history: item {unknown[0]!r} is not in the catalogue of {given['checkpoint']}; {report.near(unknown[0], number)}"
-        )
-    if not wanted:
-        raise Problem("--history: needs at least one item")
-    history = torch.tensor([[number[t] for t in wanted][-cfg.data.max_his_len :]])
-    banned = torch.tensor([[number[t] for t in wanted]]) if cfg.eval.mask_seen else None
-    found = model.recommend(history, min(int(k), len(number)), banned)
+    wanted = numbers_of(given["history"].split(","), number, "--history")
+    most = len(number)
+    if "among" in given:
+        among = sorted(set(numbers_of(read_lines(given["among"]), number, f"--among {given['among']}")))
+        model.restrict(torch.tensor(among))
+        most = len(among)
+    history = torch.tensor([wanted[-cfg.data.max_his_len :]])
+    banned = torch.tensor([wanted]) if cfg.eval.mask_seen else None
+    found = model.recommend(history, min(int(k), most), banned)
     report.show_items(found.item_BW[0].tolist(), found.score_BW[0].tolist(), state["items"], state["titles"])
+
+
+def numbers_of(tokens: list[str], number: dict[str, int], source: str) -> list[int]:
+    """Item numbers of some ids; Problem names the first that is not in the catalogue."""
+    wanted = [t.strip() for t in tokens if t.strip()]
+    if unknown := [t for t in wanted if t not in number]:
+        raise Problem(f"{source}: item {unknown[0]!r} is not in the catalogue; {report.near(unknown[0], number)}")
+    if not wanted:
+        raise Problem(f"{source}: needs at least one item")
+    return [number[t] for t in wanted]
+
+
+def read_lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise Problem(f"--among: {path} is not readable as text ({e})") from None
 
 
 COMMANDS = {"evaluate": command_evaluate, "recommend": command_recommend}

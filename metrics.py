@@ -42,18 +42,28 @@ def mrr(rank_B: Tensor, k: int) -> Tensor:
     return torch.where(rank_B < k, 1 / (rank_B.double() + 1), 0.0)
 
 
-PER_USER = {"recall": recall, "ndcg": ndcg, "mrr": mrr}
+PER_USER = {"recall": recall, "hr": recall, "ndcg": ndcg, "mrr": mrr}
+
+
+def per_user(name: str, rank_B: Tensor) -> Tensor:
+    """A metric named like `recall@10` of each user, [B] float64."""
+    kind, _, _ = name.partition("@")
+    return PER_USER[kind](rank_B, cutoff(name))
+
+
+def is_per_user(name: str) -> bool:
+    """Coverage is not: it belongs to all lists together."""
+    return name.partition("@")[0] in PER_USER
 
 
 def summarise(rank_B: Tensor, names: list[str], coverage: dict[int, float] | None = None) -> dict[str, float]:
     """Mean over users of each metric named like `recall@10`; coverage@k is looked up."""
     found = {}
     for name in names:
-        kind, k = name.split("@")[0], cutoff(name)
-        if kind in PER_USER:
-            found[name] = float(PER_USER[kind](rank_B, k).mean())
+        if is_per_user(name):
+            found[name] = float(per_user(name, rank_B).mean())
         elif coverage is not None:
-            found[name] = coverage[k]
+            found[name] = coverage[cutoff(name)]
     return found
 
 

@@ -99,15 +99,21 @@ class GenerativeModel(nn.Module):
     """
 
     sid_NL: Tensor
+    sequences, targets, pretrained = False, "one", False
 
     def __init__(self, cfg: Config, n_items: int) -> None:
         super().__init__()
-        self.cfg, self.n_items = cfg, n_items
+        self.cfg, self.n_items, self.depth = cfg, n_items, cfg.recommender.num_beams
         self.recommender = Recommender(cfg)
         self.sizes = self.recommender.sizes
         self.tokens_per_item = len(self.sizes)
         self.register_buffer("sid_NL", torch.zeros(n_items, len(self.sizes), dtype=torch.int32))
         self._trie: Trie | None = None
+        self._among: Tensor | None = None
+
+    def restrict(self, item_M: Tensor | None) -> None:
+        """Recommend only these item numbers from now on (None: the catalogue); the model stays as it is."""
+        self._among, self._trie = item_M, None
 
     def set_codes(self, code_NL: Tensor) -> None:
         """Take the learned codes [N, L] of the catalogue and number the items that share them."""
@@ -124,7 +130,9 @@ class GenerativeModel(nn.Module):
     @property
     def trie(self) -> Trie:
         if self._trie is None:
-            self._trie = Trie(self.sid_NL, self.sizes)
+            among = self._among
+            sid_ML = self.sid_NL if among is None else self.sid_NL[among - 1]
+            self._trie = Trie(sid_ML, self.sizes, among)
         return self._trie
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -100,7 +100,9 @@ class _Training:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device)
         self.x_ND = x_ND.to(self.device)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=p.rqvae_lr, weight_decay=p.rqvae_weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=p.rqvae_lr, weight_decay=p.rqvae_weight_decay, fused=True
+        )
         self.per_epoch = math.ceil(len(x_ND) / p.rqvae_batch_size)
         self.best: Report | None = None
         self.lowest, self.looked = math.inf, -1  # reconstruction error, epoch of the last look

@@ -4,11 +4,12 @@ Every reader returns a `Dataset`. Sequences are held as one flat array of items 
 each user's part begins; a sample is the position of its target in that array, never a list.
 """
 
+import csv as text_csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +18,28 @@ import pyarrow as pa
 from pyarrow import csv
 
 from settings import DataOptions
+from splits import SHORTEST, Log, Parts, Split, as_given, divide, leave_one_out, parts_of, training_items
 from utils import Problem, digest, log, read_json
 
-COLUMNS = USER, ITEM, TIME = "user_id:token", "item_id:token", "timestamp:float"
 SPLITS = ("train", "valid", "test")
-SHORTEST = 3  # one item each to train on, validate and test
+TIMED = ("inter", "csv")  # layouts that say when
 
 
 @dataclass(frozen=True)
-class Split:
-    """Samples of one part: target = items[position], history = what stands before it.
+class Columns:
+    """Names of the columns of a table of interactions, and what separates its cells."""
 
-    items: int32 [n], 1..N; offsets: int64 [users + 1], where each user's sequence begins;
-    position: int64 [samples].
-    """
+    user: str = "user_id:token"
+    item: str = "item_id:token"
+    time: str = "timestamp:float"
+    separator: str = "\t"
 
-    items: np.ndarray
-    offsets: np.ndarray
-    position: np.ndarray
+    def all(self) -> list[str]:
+        return [self.user, self.item, self.time]
 
-    def __len__(self) -> int:
-        return len(self.position)
-
-    def users(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """User number of each sample."""
-        found: np.ndarray = np.searchsorted(self.offsets, self.position[rows], side="right") - 1
-        return found
-
-    def lengths(self, longest: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """History length of each sample, at most `longest`."""
-        history = self.position[rows] - self.offsets[self.users(rows)]
-        shorter: np.ndarray = np.minimum(history, longest)
-        return shorter
+    @property
+    def quoted(self) -> bool:
+        return self.separator == ","
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,8 @@ class Dataset:
     test: Split
     popularity: np.ndarray  # int64 [N + 1]: how often each item occurs in the training part
     embedding_path: Path | None
-    hash: str  # of the files that were read
+    hash: str  # of the files that were read and of how they were split
+    facts: dict[str, float] = field(default_factory=dict)  # of the split, for log and results
 
     @property
     def n_items(self) -> int:
@@ -89,20 +81,27 @@ def read_dataset(cfg: DataOptions) -> Dataset:
     """Find the data set's files, read them and split them; Problem names what is wrong and where."""
     folder, stem = _locate(cfg)
     layout = cfg.data_format if cfg.data_format != "auto" else _detect(folder, stem)
+    if Path(cfg.data_path).is_file():
+        layout = "csv"
+    if cfg.split == "time" and layout not in TIMED:
+        raise Problem(f"split: time needs timestamps, which the layout {layout!r} does not hold; use leave_one_out")
     data = LAYOUTS[layout](folder, stem, cfg)
     for name in SPLITS:
         if not len(data.split(name)):
-            raise Problem(
-                f"{folder}: the {name} part of {cfg.dataset!r} is empty; it needs users with at least {SHORTEST} interactions"
-            )
+            need = f"it needs users with at least {SHORTEST} interactions"
+            if cfg.split == "time":
+                need = "no user has rows on both sides of its cut in time; change time_quantile"
+            raise Problem(f"{folder}: the {name} part of {cfg.dataset!r} is empty; {need}")
     return data
 
 
 def _locate(cfg: DataOptions) -> tuple[Path, str]:
     """(folder, stem of the file names); case of the name does not matter."""
     root, wanted = Path(cfg.data_path), cfg.dataset.lower()
+    if root.is_file() and root.suffix.lower() == ".csv":
+        return root.parent, root.stem
     if not root.is_dir():
-        raise Problem(f"data_path: {root} is not a folder")
+        raise Problem(f"data_path: {root} is not a folder, nor a .csv file")
     inner = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() == wanted]
     folder = inner[0] if inner else root
     stems = {p.name.split(".")[0] for p in folder.iterdir() if p.name.lower().startswith(wanted + ".")}
@@ -119,7 +118,10 @@ def _file(folder: Path, stem: str, ending: str) -> Path | None:
 
 
 def _detect(folder: Path, stem: str) -> str:
-    endings = {"inter": ".inter", "inter_splits": ".train.inter", "jsonl": ".train.jsonl", "json": ".inter.json"}
+    endings = {
+        "inter": ".inter", "inter_splits": ".train.inter", "jsonl": ".train.jsonl", "json": ".inter.json",
+        "csv": ".csv",
+    }  # fmt: skip
     for layout, ending in endings.items():
         if _file(folder, stem, ending):
             return layout
@@ -134,13 +136,20 @@ def _need(folder: Path, stem: str, ending: str) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- .inter
+# ---------------------------------------------------------------- tables: .inter and .csv
 
 
 def _read_inter(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
-    """One .inter file, split leave-one-out."""
+    """One .inter file, split here."""
     path = _need(folder, stem, ".inter")
     return _from_rows([path], [read_rows(path)], folder, stem, cfg)
+
+
+def _read_csv(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
+    """One comma-separated file whose columns the options name, split here."""
+    path = _need(folder, stem, ".csv")
+    columns = Columns(cfg.users_col, cfg.items_col, cfg.time_col, ",")
+    return _from_rows([path], [read_rows(path, columns)], folder, stem, cfg)
 
 
 def _read_inter_splits(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
@@ -160,53 +169,61 @@ class Rows:
     items: list[str]
 
 
-def read_rows(path: Path) -> Rows:
-    """Read a tab-separated .inter file; Problem names the file and line of the first bad row."""
+def read_rows(path: Path, columns: Columns | None = None) -> Rows:
+    """Read a table of interactions (.inter unless told); Problem names the file and line of the first bad row."""
+    columns = columns or Columns()
     text = pa.dictionary(pa.int32(), pa.string())
     try:
         table = csv.read_csv(
             path,
-            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
+            parse_options=csv.ParseOptions(delimiter=columns.separator, quote_char='"' if columns.quoted else False),
             convert_options=csv.ConvertOptions(
-                include_columns=list(COLUMNS), strings_can_be_null=False,
-                column_types={USER: text, ITEM: text, TIME: pa.float64()},
+                include_columns=columns.all(), strings_can_be_null=False,
+                column_types={columns.user: text, columns.item: text, columns.time: pa.float64()},
             ),
         ).unify_dictionaries()  # fmt: skip
     except (pa.ArrowException, OSError, ValueError, KeyError) as e:
-        raise _bad_row(path, str(e).splitlines()[0]) from None
-    time = table[TIME].to_numpy()
+        raise _bad_row(path, columns, str(e).splitlines()[0]) from None
+    time = table[columns.time].to_numpy()
     if not np.isfinite(time).all():
-        raise _bad_row(path, "a timestamp is empty or not finite")
-    coded = {c: table[c].combine_chunks() for c in (USER, ITEM)}
+        raise _bad_row(path, columns, "a timestamp is empty or not finite")
+    coded = {c: table[c].combine_chunks() for c in (columns.user, columns.item)}
     names = {c: (a.chunk(0) if isinstance(a, pa.ChunkedArray) else a) for c, a in coded.items()}
     words = {c: a.dictionary.to_pylist() for c, a in names.items()}
-    if "" in words[USER] or "" in words[ITEM]:
-        raise _bad_row(path, "a user or item is empty")
-    codes = {c: a.indices.to_numpy() for c, a in names.items()}
-    return Rows(codes[USER], codes[ITEM], time, words[USER], words[ITEM])
+    if any("" in w for w in words.values()):
+        raise _bad_row(path, columns, "a user or item is empty")
+    user, item = (names[c].indices.to_numpy() for c in (columns.user, columns.item))
+    return Rows(user, item, time, words[columns.user], words[columns.item])
 
 
-def _bad_row(path: Path, reason: str) -> Problem:
+def _bad_row(path: Path, columns: Columns, reason: str) -> Problem:
     """Look for the row that the fast reader stumbled over, to name its line."""
     try:
-        with path.open(encoding="utf-8") as f:
-            header = f.readline().rstrip("\r\n").split("\t")
-            if missing := [c for c in COLUMNS if c not in header]:
-                return Problem(
-                    f"{path}, line 1: no column {missing[0]!r}; expected {', '.join(COLUMNS)}, tab-separated"
+        with path.open(encoding="utf-8-sig", newline="") as f:
+            if columns.quoted:
+                lines = text_csv.reader(f)
+            else:
+                lines = text_csv.reader(f, delimiter=columns.separator, quoting=text_csv.QUOTE_NONE)
+            header = next(lines, [])
+            if missing := [c for c in columns.all() if c not in header]:
+                how = (
+                    "comma-separated; name them by users_col, items_col, time_col"
+                    if columns.quoted
+                    else "tab-separated"
                 )
-            where = {c: header.index(c) for c in COLUMNS}
-            for number, line in enumerate(f, 2):
-                cells = line.rstrip("\r\n").split("\t")
-                if cells == [""]:
+                return Problem(f"{path}, line 1: no column {missing[0]!r}; expected {', '.join(columns.all())}, {how}")
+            user, item, time = (header.index(c) for c in columns.all())
+            for cells in lines:
+                where = f"{path}, line {lines.line_num}"
+                if not cells:
                     continue
                 if len(cells) != len(header):
-                    return Problem(f"{path}, line {number}: {len(cells)} columns where the header has {len(header)}")
-                if not cells[where[USER]] or not cells[where[ITEM]]:
-                    return Problem(f"{path}, line {number}: empty user or item")
-                if not _is_number(cells[where[TIME]]):
-                    return Problem(f"{path}, line {number}: timestamp {cells[where[TIME]]!r} is not a number")
-    except (OSError, UnicodeDecodeError) as e:
+                    return Problem(f"{where}: {len(cells)} columns where the header has {len(header)}")
+                if not cells[user] or not cells[item]:
+                    return Problem(f"{where}: empty user or item")
+                if not _is_number(cells[time]):
+                    return Problem(f"{where}: timestamp {cells[time]!r} is not a number")
+    except (OSError, UnicodeDecodeError, text_csv.Error) as e:
         return Problem(f"{path}: not readable as text ({e})")
     return Problem(f"{path}: not readable ({reason})")
 
@@ -219,6 +236,8 @@ def _is_number(text: str) -> bool:
 
 
 def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cfg: DataOptions) -> Dataset:
+    if len(parts) == 1 and cfg.k_core:
+        parts = [core(parts[0], cfg.k_core)]
     catalogue = _items_file(folder, stem)
     if catalogue is None:
         seen = dict.fromkeys(token for rows in parts for token in rows.items)
@@ -236,55 +255,30 @@ def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cf
         items.append(np.array([number[t] for t in rows.items], np.int32)[rows.item])
         times.append(rows.time)
     part = np.repeat(np.arange(len(parts), dtype=np.int8), [len(t) for t in times])
-    user, item = np.concatenate(users), np.concatenate(items)
-    order = np.lexsort((np.concatenate(times), part, user))  # stable: ties keep the file's order
-    user, item, part = user[order], item[order], part[order]
-    offsets = np.searchsorted(user, np.arange(len(user_number) + 1))
+    user, item, time = np.concatenate(users), np.concatenate(items), np.concatenate(times)
+    order = np.lexsort((time, part, user))  # stable: ties keep the file's order
+    ordered = Log(user[order], item[order], time[order], len(user_number))
     if len(parts) == 1:
-        splits = leave_one_out(item, offsets, list(user_number), cfg.short_users, paths[0])
-        training = training_items(splits[0], splits[1])
+        found = divide(ordered, list(user_number), cfg, paths[0])
     else:
-        splits, training = _as_given(item, offsets, part), item[part == 0]
-    return _dataset(folder, stem, cfg, catalogue, splits, training, paths)
+        part, offsets = part[order], np.searchsorted(ordered.user, np.arange(ordered.users + 1))
+        found = parts_of(as_given(ordered.item, offsets, part), ordered.item[part == 0])
+    return _dataset(folder, stem, cfg, catalogue, found, paths)
 
 
-def leave_one_out(
-    items: np.ndarray, offsets: np.ndarray, names: Sequence[str], short_users: str, source: Path
-) -> list[Split]:
-    """Last item to test, the one before to valid, every earlier one with a history to train."""
-    lengths = np.diff(offsets)
-    short = lengths < SHORTEST
-    if short.any() and short_users == "refuse":
-        first = int(short.argmax())
-        raise Problem(
-            f"{source}: {short.sum()} users have fewer than {SHORTEST} interactions, "
-            f"first {names[first]!r} with {lengths[first]}; set short_users: drop to leave them out"
-        )
-    if short.any():
-        log.info(f"{short.sum()} users with fewer than {SHORTEST} interactions are left out")
-        items = items[np.repeat(~short, lengths)]
-        offsets = np.concatenate([[0], lengths[~short].cumsum()])
-    place = np.arange(len(items)) - np.repeat(offsets[:-1], np.diff(offsets))
-    left = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(len(items))  # 1 on the last item
-    train = np.flatnonzero((place >= 1) & (left >= 3))
-    return [Split(items, offsets, p) for p in (train, offsets[1:] - 2, offsets[1:] - 1)]
-
-
-def _as_given(items: np.ndarray, offsets: np.ndarray, part: np.ndarray) -> list[Split]:
-    has_history = np.ones(len(items), bool)
-    has_history[offsets[:-1]] = False
-    return [Split(items, offsets, np.flatnonzero(has_history & (part == p))) for p in range(3)]
-
-
-def training_items(train: Split, valid: Split) -> np.ndarray:
-    """The items of the training part: whatever stands before a user's validation item."""
-    if train.items is valid.items:
-        end = train.offsets[1:].copy()
-        end[valid.users()] = valid.position
-        place = np.arange(len(train.items))
-        return train.items[place < np.repeat(end, np.diff(train.offsets))]
-    first = train.position[train.position == train.offsets[train.users()] + 1] - 1
-    return np.concatenate([train.items[train.position], train.items[first]])
+def core(rows: Rows, k: int) -> Rows:
+    """The rows whose user and item have at least k rows each, among the rows that are left."""
+    kept = np.ones(len(rows.time), bool)
+    while True:
+        user, item = (np.bincount(x[kept], minlength=x.max(initial=0) + 1) for x in (rows.user, rows.item))
+        enough = kept & (user[rows.user] >= k) & (item[rows.item] >= k)
+        if enough.sum() == kept.sum():
+            break
+        kept = enough
+    log.info(f"k_core: {kept.sum()} of {len(kept)} interactions are left")
+    users, user = np.unique(rows.user[kept], return_inverse=True)
+    items, item = np.unique(rows.item[kept], return_inverse=True)
+    return Rows(user, item, rows.time[kept], [rows.users[u] for u in users], [rows.items[i] for i in items])
 
 
 # ---------------------------------------------------------------- .jsonl and .json
@@ -297,8 +291,8 @@ def _read_jsonl(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
     number = catalogue.numbers()
     paths = [_need(folder, stem, f".{part}.jsonl") for part in SPLITS]
     splits = [_jsonl_split(p, number) for p in paths]
-    training = training_items(splits[0], splits[1])
-    return _dataset(folder, stem, cfg, catalogue, splits, training, [*paths, map_path])
+    parts = parts_of(splits, training_items(splits[0], splits[1]))
+    return _dataset(folder, stem, cfg, catalogue, parts, [*paths, map_path])
 
 
 def _map_file(path: Path) -> Catalogue:
@@ -349,7 +343,7 @@ def _read_json(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
     catalogue = Catalogue([str(i) for i in range(n)], titles)
     offsets = np.concatenate([[0], np.cumsum([len(v) for v in found.values()], dtype=np.int64)])
     splits = leave_one_out(flat, offsets, list(found), cfg.short_users, path)
-    return _dataset(folder, stem, cfg, catalogue, splits, training_items(splits[0], splits[1]), [path])
+    return _dataset(folder, stem, cfg, catalogue, parts_of(splits, training_items(splits[0], splits[1])), [path])
 
 
 LAYOUTS: dict[str, Callable[[Path, str, DataOptions], Dataset]] = {
@@ -357,6 +351,7 @@ LAYOUTS: dict[str, Callable[[Path, str, DataOptions], Dataset]] = {
     "inter_splits": _read_inter_splits,
     "jsonl": _read_jsonl,
     "json": _read_json,
+    "csv": _read_csv,
 }
 
 # ---------------------------------------------------------------- items and embeddings
@@ -399,9 +394,8 @@ def _title(row: Any) -> str:
 
 
 def _dataset(
-    folder: Path, stem: str, cfg: DataOptions, catalogue: Catalogue, splits: list[Split],
-    training: np.ndarray, paths: list[Path],
-) -> Dataset:  # fmt: skip
+    folder: Path, stem: str, cfg: DataOptions, catalogue: Catalogue, parts: Parts, paths: list[Path]
+) -> Dataset:
     embedding = Path(cfg.semantic_emb_path) if cfg.semantic_emb_path else _find_embedding(folder, stem)
     if cfg.semantic_emb_path and embedding and not embedding.is_file():
         beside = folder / embedding
@@ -409,10 +403,27 @@ def _dataset(
             raise Problem(f"semantic_emb_path: {embedding}: no such file")
         embedding = beside
     items = _file(folder, stem, ".items.jsonl")
-    popularity = np.bincount(training, minlength=len(catalogue) + 1)
+    popularity = np.bincount(parts.training, minlength=len(catalogue) + 1)
     files = [*paths, *([items] if items else []), *([embedding] if embedding else [])]
-    train, valid, test = splits
-    return Dataset(stem, catalogue, train, valid, test, popularity, embedding, digest(cfg.short_users, *files))
+    rules = [cfg.split, cfg.time_quantile] if cfg.split == "time" else []
+    rules += [cfg.reference, cfg.test_size, cfg.seed] if cfg.split == "time" and cfg.reference else []
+    rules += [cfg.k_core] if cfg.k_core else []
+    report(parts, cfg)
+    return Dataset(
+        stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding,
+        digest(cfg.short_users, *rules, *files), parts.facts,
+    )  # fmt: skip
+
+
+def report(parts: Parts, cfg: DataOptions) -> None:
+    """Say what the split leaves out and what nobody can have learned."""
+    f = parts.facts
+    if cfg.split == "time":
+        log.info(f"split by time: {', '.join(f'{k} {v:g}' if abs(v) < 1e6 else f'{k} {v:.0f}' for k, v in f.items())}")
+    elif any(f.values()):
+        log.info(", ".join(f"{v} of {len(s)} {n} targets never occur in the training part"
+                           for n, s, v in (("validation", parts.valid, f["cold_valid_targets"]),
+                                           ("test", parts.test, f["cold_test_targets"]))))  # fmt: skip
 
 
 def _find_embedding(folder: Path, stem: str) -> Path | None:

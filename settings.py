@@ -36,8 +36,16 @@ def option(default: Any, meaning: str, *, ge: float | None = None, gt: float | N
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     dataset: str = option("demo", "name of the data set")
-    data_path: str = option("./dataset", "folder that holds <dataset>/ or the data files themselves")
-    data_format: Literal["auto", "inter", "inter_splits", "jsonl", "json"] = option("auto", "layout of the interactions: one .inter, three .inter, .jsonl + .emb_map.json, .inter.json")
+    data_path: str = option("./dataset", "folder that holds <dataset>/ or the data files themselves, or a .csv file")
+    data_format: Literal["auto", "inter", "inter_splits", "jsonl", "json", "csv"] = option("auto", "layout of the interactions: one .inter, three .inter, .jsonl + .emb_map.json, .inter.json, .csv")
+    users_col: str = option("UserId", "column of the users in a .csv file")
+    items_col: str = option("ProductId", "column of the items in a .csv file")
+    time_col: str = option("Timestamp", "column of the times in a .csv file, numbers")
+    k_core: int = option(0, "leave out users and items with fewer interactions, until none is left; 0 = keep all", ge=0)
+    split: Literal["leave_one_out", "time"] = option("leave_one_out", "test on each user's last item, or on their first known item after a point in time")
+    time_quantile: float = option(0.95, "split: time: share of all interactions before that point", gt=0, le=1)
+    reference: bool = option(False, "as DiffSASRec's program: its time split by groups of users, its transformer block, its multi-step decoder")
+    test_size: float = option(0.2, "reference with split: time: share of the users that are tested", gt=0, le=0.9)
     semantic_emb_path: str | None = option(None, "content embeddings, .npy [items, D]; default: the only *.emb*.npy beside the data")
     map_path: str | None = option(None, "item token -> id map of the .jsonl layout; default <dataset>.emb_map.json")
     max_his_len: int = option(50, "longest history, in items", ge=1)
@@ -139,12 +147,29 @@ class JointOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequenceOptions:
+    hidden_units: int = option(128, "width d of the item embeddings", ge=1)
+    num_blocks: int = option(2, "transformer blocks", ge=1)
+    hidden_dropout: float = option(0.5, "dropout of embeddings, attention and feed-forward", ge=0, le=0.9)
+    sasrec_loss: Literal["ce_all", "bce", "ce_last"] = option("ce_all", "softmax over the catalogue at every position; one random negative at every position; softmax at the last position")
+    time_weight: bool = option(True, "diffusion: weigh the loss by 1 / t; false: all hidden items alike (BERT4Rec with a random rate)")
+    decoding: Literal["single", "multi", "autoregressive"] = option("single", "rank the next item; fill as many masks as there are places in the list; add the best next item again and again")
+    decode_threshold: float = option(0.9, "multi: probability from which a place is filled", ge=0, le=1)
+    decode_decay: float = option(0.9, "multi: factor on that threshold until a place reaches it", ge=0, le=1)
+    decode_order: Literal["position", "confidence", "single_then_multi"] = option("position", "multi: order of the list; the last: the best next item, then masks after it")
+    decode_rounds: int | None = option(None, "multi: fill an equal share of the places in each of so many rounds, instead of by threshold", ge=1)
+    remasking: Literal["low_confidence", "random"] = option("low_confidence", "multi: which places are filled first")
+    sft_from: str | None = option(None, "best_model.pth of the diffsasrec run that diffsasrec_sft fine-tunes")
+    sft_masks: int = option(1, "fine-tuning: how many of the last items may be hidden", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     epochs: int = option(120, "most epochs", ge=1)
     early_stop: int = option(15, "stop after so many epochs without a better valid_metric", ge=1)
-    batch_size: int = option(256, "samples per step and process", ge=1)
+    batch_size: int = option(256, "samples per step and process (of a model that learns from whole sequences: targets, on average)", ge=1)
     gradient_accumulation_steps: int = option(1, "parts of batch_size samples in one optimizer step", ge=1)
-    token_budget: int = option(32768, "most history tokens in one forward pass; larger batches are split", ge=1)
+    token_budget: int | None = option(None, "most history tokens in one forward pass, larger batches are split; default 16384 on CPU, 262144 on a GPU", ge=1)
     lr_rec: float = option(1e-3, "learning rate of the recommender", gt=0)
     weight_decay: float = option(0.05, "weight decay", ge=0)
     learner: Literal["adamw", "adam", "sgd"] = option("adamw", "optimizer")
@@ -155,9 +180,14 @@ class TrainOptions:
     num_workers: int = option(0, "processes that prepare batches ahead", ge=0)
 
 
+def token_budget(t: TrainOptions, device: str) -> int:
+    """Most history tokens in one pass: what a CPU's cache and a laptop's memory like, or what a GPU needs to be busy."""
+    return t.token_budget or (262144 if device == "cuda" else 16384)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    metrics: list[str] = option(["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10"], "recall@k, ndcg@k, mrr@k, coverage@k")
+    metrics: list[str] = option(["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10"], "recall@k (or hr@k), ndcg@k, mrr@k, coverage@k")
     valid_metric: str = option("ndcg@10", "metric that chooses the checkpoint")
     eval_step: int = option(1, "epochs between two validations", ge=1)
     eval_batch_size: int = option(256, "users per evaluation step and process", ge=1)
@@ -166,7 +196,7 @@ class EvalOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    method: str = option("diger", "diger or two_stage (the same recommender on frozen SIDs)")
+    method: str = option("diger", "diger, two_stage (the same recommender on frozen SIDs) sasrec, diffsasrec, diffsasrec_sft (items instead of SIDs)")
     run_name: str | None = option(None, "name of the run folder; default: method and time")
     output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>")
     log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>")
@@ -186,6 +216,7 @@ class Config:
     pretrain: PretrainOptions
     recommender: RecommenderOptions
     joint: JointOptions
+    sequence: SequenceOptions
     train: TrainOptions
     eval: EvalOptions
     run: RunOptions
@@ -194,7 +225,7 @@ class Config:
         ks = [cutoff(m) for m in self.eval.metrics]
         if cutoff(self.eval.valid_metric) and self.eval.valid_metric not in self.eval.metrics:
             raise Problem(f"valid_metric: {self.eval.valid_metric!r} is not among metrics {self.eval.metrics}")
-        if max(ks) > self.recommender.num_beams:
+        if max(ks) > self.recommender.num_beams and self.run.method in ("diger", "two_stage"):
             raise Problem(
                 f"num_beams: {self.recommender.num_beams} is below the largest cut-off of metrics, {max(ks)}; raise it"
             )
@@ -225,7 +256,7 @@ def plain_name(name: str) -> bool:
     return Path(name).name == name and name[:1] not in ("", ".") and name.isprintable() and len(name.encode()) <= 200
 
 
-METRICS = ("recall", "ndcg", "mrr", "coverage")
+METRICS = ("recall", "hr", "ndcg", "mrr", "coverage")
 
 
 def cutoff(metric: str) -> int:
@@ -250,6 +281,21 @@ RETIRED = {
     "stop_gumbel_sampling_epoch": f"{_NOTHING} (fading noise: uncertainty=frqud or sdud)",
     **{k: f"{_DECAY} ({k}=true is uncertainty={v})" for k, v in {"use_adaptive_selection": "frqud", "use_learnable_sigma_gumbel": "sdud", "use_pure_ste": "none"}.items()},
     "noise_type": f"{_DECAY} (noise_type=gaussian is uncertainty=gaussian)",
+    # of the published DiffSASRec
+    "model_type": "is now method=sasrec or method=diffsasrec",
+    "diffusion_type": "is now decoding=single or decoding=multi",
+    "num_recs": "is now the largest cut-off of metrics",
+    "maxlen": "is now max_his_len",
+    "lr": "is now lr_rec",
+    "num_epochs": "is now epochs",
+    "sft_num_epochs": "is now epochs of a run of its own, method=diffsasrec_sft",
+    "SFT": "is now a run of its own: method=diffsasrec_sft with sft_from",
+    "time_q": "is now time_quantile",
+    "train_dir": "is now run_name",
+    "inference_only": "is now the command main.py evaluate",
+    "state_dict_path": "is now --checkpoint of main.py evaluate",
+    "l2_emb": "is now weight_decay",
+    "device": "is not needed: a GPU is used when there is one",
 }  # fmt: skip
 
 
@@ -301,6 +347,10 @@ def takes_text(key: str) -> bool:
 
 
 def build(raw: dict[str, Any]) -> Config:
+    """Typed sections from flat names; a .csv file as data_path names the data set."""
+    source = Path(str(raw.get("data_path", "")))
+    if source.suffix.lower() == ".csv":
+        raw = {"dataset": source.stem, **raw}
     parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, value in raw.items():
         if key not in FIELDS:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import Dropout
+from layers import Dropout, attention
 
 BUCKETS, FAR = 32, 128  # relative positions: buckets, and the distance from which all share the last
 
@@ -105,11 +105,9 @@ class Attention(nn.Module):
         key, value = self.kv(x).chunk(2, -1)
         return KeyValue(self.split(key), self.split(value))
 
-    def forward(self, x: Tensor, kv: KeyValue, bias: Tensor | None) -> Tensor:
-        q = self.split(self.q(x))
-        mask = None if bias is None else bias.to(q.dtype)
+    def forward(self, x: Tensor, kv: KeyValue, bias: Tensor | None, mask: Tensor | None) -> Tensor:
         drop = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, *kv, attn_mask=mask, dropout_p=drop, scale=1.0)
+        out = attention(self.split(self.q(x)), *kv, bias, mask, drop)
         y: Tensor = self.o(out.transpose(1, 2).flatten(2))
         return y
 
@@ -136,9 +134,9 @@ class EncoderLayer(nn.Module):
         self.norms = nn.ModuleList(RMSNorm(width) for _ in range(2))
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         y = self.norms[0](x)
-        x = x + self.dropout(self.attention(y, self.attention.keys(y), bias))
+        x = x + self.dropout(self.attention(y, self.attention.keys(y), bias, mask))
         return x + self.dropout(self.feed(self.norms[1](x)))
 
 
@@ -159,11 +157,18 @@ class DecoderLayer(nn.Module):
         new = self.attention.keys(y)
         if own is not None:
             new = KeyValue(torch.cat([own.key, new.key], 2), torch.cat([own.value, new.value], 2))
-        x = x + self.dropout(self.attention(y, new, bias))
+        x = x + self.dropout(self.attention(y, new, bias, None))
         users = len(source.key)
         y = self.norms[1](x).view(users, -1, x.shape[-1])  # beams become query positions
-        x = x + self.dropout(self.cross(y, source, mask)).view_as(x)
+        x = x + self.dropout(self.cross(y, source, None, mask)).view_as(x)
         return x + self.dropout(self.feed(self.norms[2](x))), new
+
+
+def padding_mask(keep_BT: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What to add to the scores, [B, 1, 1, T]: -inf on padding, else 0."""
+    if keep_BT is None:
+        return None
+    return torch.zeros_like(keep_BT, dtype=dtype).masked_fill(~keep_BT, -torch.inf)[:, None, None]
 
 
 class T5(nn.Module):
@@ -186,22 +191,17 @@ class T5(nn.Module):
     def encode(self, x_BTh: Tensor, keep_BT: Tensor | None) -> Tensor:
         """Hidden states [B, T, h]; keep_BT is False on padding, None where there is none."""
         bias = self.encoder_bias(x_BTh.shape[1], x_BTh.shape[1])
-        if keep_BT is not None:
-            bias = bias.masked_fill(~keep_BT[:, None, None], -torch.inf)
+        mask = padding_mask(keep_BT, x_BTh.dtype)
         x = self.dropout(x_BTh)
         for layer in self.encoder:
-            x = layer(x, bias)
+            x = layer(x, bias, mask)
         out: Tensor = self.dropout(self.encoder_norm(x))
         return out
 
     def start(self, memory_BTh: Tensor, keep_BT: Tensor | None) -> DecoderCache:
         """Keys and values of the source, once per user."""
         source = [layer.cross.keys(memory_BTh) for layer in self.decoder]  # type: ignore[union-attr,operator]
-        mask = None
-        if keep_BT is not None:
-            mask = torch.zeros_like(keep_BT, dtype=memory_BTh.dtype)
-            mask = mask.masked_fill(~keep_BT, -torch.inf)[:, None, None]
-        return DecoderCache([None] * len(self.decoder), source, mask)
+        return DecoderCache([None] * len(self.decoder), source, padding_mask(keep_BT, memory_BTh.dtype))
 
     def decode(self, x_RSh: Tensor, cache: DecoderCache) -> Tensor:
         """Hidden states [R, S, h] of the next S positions of R = B*W rows; extends the cache."""

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,11 +28,13 @@ from data import (
     make_batch,
     padding_factor,
     seen_items,
+    sequences,
     steps_loader,
 )
-from readers import Dataset, Split
+from readers import Dataset
 from runs import RunFolder
-from settings import Config, TrainOptions, cutoff
+from settings import Config, TrainOptions, cutoff, token_budget
+from splits import Split
 from utils import Problem, Stopped, log, peak_memory_gb, write_array, write_checkpoint
 
 
@@ -41,6 +43,10 @@ class Trainable(Protocol):
 
     n_items: int
     tokens_per_item: int  # of a history, for the token budget
+    sequences: bool  # learns from whole sequences, not from a sample a position
+    targets: Literal["one", "next", "all"]  # what it predicts of a sample, see Shape
+    pretrained: bool  # comes trained: validated before the first epoch, and kept unless training helps
+    depth: int  # length of the lists that cost no more than shorter ones
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
     def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Any: ...
@@ -69,7 +75,7 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
     model.eval()
     e, longest = cfg.eval, cfg.data.max_his_len
     top = max(cutoff(m) for m in e.metrics)
-    k = max(top, cfg.recommender.num_beams)  # ranks as deep as the search goes
+    k = max(top, model.depth)
     plan = evaluation_plan(split, e.eval_batch_size, longest)
     rank_M = torch.zeros(2, len(split), dtype=torch.long, device=acc.device)
     group_N = model.groups()
@@ -188,16 +194,19 @@ class Fit:
         """extras: what else a portable checkpoint carries; say(row, is best): puts an epoch into words."""
         t = cfg.train
         self.cfg, self.data, self.acc, self.run, self.extras, self.say = cfg, data, acc, run, extras, say
+        self.train_split = sequences(data.train, cfg.data.max_his_len) if model.sequences else data.train
         self.shape = Shape(
             batch_size=t.batch_size,
             processes=acc.num_processes,
             accumulation=t.gradient_accumulation_steps,
             rank=acc.process_index,
             longest=cfg.data.max_his_len,
-            tokens=t.token_budget,
+            tokens=token_budget(t, acc.device.type),
             tokens_per_item=model.tokens_per_item,
+            targets=model.targets,
+            share=len(self.train_split) / len(data.train),
         )
-        self.steps_per_epoch = -(-len(data.train) // self.shape.global_batch)
+        self.steps_per_epoch = -(-len(self.train_split) // self.shape.global_batch)
         steps = self.steps_per_epoch * t.epochs
         groups = model.param_groups()
         rates = []
@@ -214,7 +223,7 @@ class Fit:
         self.totals: dict[str, Any] = {}  # this process's log sums of the epoch so far
 
     def plan(self, epoch: int) -> list[np.ndarray]:
-        return epoch_plan(self.data.train, self.shape, self.cfg.data.seed, epoch)
+        return epoch_plan(self.train_split, self.shape, self.cfg.data.seed, epoch)
 
     # ---- the loop
 
@@ -223,6 +232,8 @@ class Fit:
         self._resume()
         t, p = self.cfg.train, self.progress
         self._announce()
+        if self.raw.pretrained and not p.step:
+            self._validate_start()
         while p.epoch < t.epochs and p.epoch - 1 - p.best_epoch < t.early_stop:
             begin = time.perf_counter()
             row = self._epoch()
@@ -236,7 +247,7 @@ class Fit:
 
     def _epoch(self) -> dict[str, Any]:
         p, acc = self.progress, self.acc
-        steps = Steps(self.data.train, self.plan(p.epoch), self.shape)
+        steps = Steps(self.train_split, self.plan(p.epoch), self.shape)
         loader = steps_loader(steps, p.next_step, self.cfg.train.num_workers)
         begin, first = time.perf_counter(), p.next_step
         self.model.train()
@@ -255,7 +266,7 @@ class Fit:
             if stop:
                 raise Stopped(stop)
         seconds = time.perf_counter() - begin
-        done = (p.next_step - first) / self.steps_per_epoch * len(self.data.train)
+        done = (p.next_step - first) / self.steps_per_epoch * len(self.train_split)
         return self._means() | {"samples_per_s": done / seconds}
 
     def _probe(self, part: Batch) -> dict[str, float]:
@@ -353,6 +364,13 @@ class Fit:
                     write_checkpoint(self.run.best, self._portable(found.figures))
         return {f"valid/{k}": v for k, v in found.figures.items()}
 
+    def _validate_start(self) -> None:
+        """Let the model as it came compete as epoch -1."""
+        p, name = self.progress, self.cfg.eval.valid_metric
+        p.epoch = -1
+        log.info(f"before the first epoch: valid {name} {self._validate()[f'valid/{name}']:.4f}")
+        p.epoch = 0
+
     # ---- what is written
 
     def _portable(self, scores: dict[str, float]) -> dict[str, Any]:
@@ -421,11 +439,13 @@ class Fit:
 
     def _announce(self) -> None:
         s, t = self.shape, self.cfg.train
-        factor = padding_factor(self.data.train, self.plan(0), s.longest)
+        whole = f" in {len(self.train_split)} whole sequences" if self.raw.sequences else ""
+        each = f" x {s.share:.3f} sequences a sample" if self.raw.sequences else ""
+        factor = padding_factor(self.train_split, self.plan(0), s.longest)
         sizes = {g["name"]: sum(x.numel() for x in g["params"]) for g in self.optimizer.param_groups}
         log.info(
-            f"{len(self.data.train)} training samples, {self.steps_per_epoch} steps an epoch; global batch {s.global_batch} = "
-            f"{s.batch_size} x {s.processes} processes x {s.accumulation} accumulated; padding x{factor:.2f}; "
+            f"{len(self.data.train)} training samples{whole}, {self.steps_per_epoch} steps an epoch; global batch {s.global_batch} = "
+            f"{s.batch_size} x {s.processes} processes x {s.accumulation} accumulated{each}; padding x{factor:.2f}; "
             f"precision {t.mixed_precision}; trained parameters {sizes}"
         )
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -229,6 +230,11 @@ def peak_memory_gb(device: torch.device) -> float:
     """Most memory held so far: on the GPU when there is one, else by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count what the parent held when it started this process
+        held = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if held:
+            return int(held[1]) * 1024 / 1e9
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

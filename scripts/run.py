@@ -112,7 +112,12 @@ def train(cfg: Config, processes: int) -> None:
     """One training: in this process, or through the launcher when there are several."""
     if processes == 1:
         main.train(cfg)
-        return
+    else:
+        launch(cfg, processes)
+
+
+def launch(cfg: Config, processes: int) -> None:
+    """One training in processes of its own; Problem when they fail."""
     import torch  # only to ask for GPUs
 
     kind = "multi_gpu" if torch.cuda.device_count() >= processes else "multi_cpu"

@@ -8,6 +8,16 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+
+import main
+import methods
+import settings
+from pretrain import pretrain
+from readers import Catalogue, Dataset, read_dataset
+from runs import RunFolder
+from splits import Split
+from trainer import Fit
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
@@ -44,6 +54,15 @@ def tiny_overrides(root, name="tiny"):
     }  # fmt: skip
 
 
+def ring(users, n_items=30, longest=12, seed=0):
+    """A split with one sample a user, items i -> i + 1 around a ring: history, and the step that closes it."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(3, longest + 1, users)
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    items = np.concatenate([(random.integers(n_items) + np.arange(n)) % n_items + 1 for n in lengths])
+    return Split(items.astype(np.int32), offsets, offsets[1:] - 1)
+
+
 @pytest.fixture
 def tiny_data(tmp_path):
     """tiny_data(name="tiny", n_items=40, n_users=60, width=12, seed=0) -> the folder it wrote."""
@@ -60,13 +79,60 @@ def tiny_options(tmp_path):
     return tiny_overrides(tmp_path)
 
 
+@pytest.fixture
+def noisy_ring(tmp_path):
+    """100 items, next = current + 1 with probability .9 else random, 2,000 sequences of 8-19; the test is a regular step."""
+    random, n = np.random.default_rng(0), 100
+
+    def walk(length):
+        row = [random.integers(n)]
+        for _ in range(length - 1):
+            row.append((row[-1] + 1) % n if random.random() < 0.9 else random.integers(n))
+        return np.array(row)
+
+    def split_of(rows):
+        offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
+        return Split(np.concatenate(rows).astype(np.int32) + 1, offsets, offsets[1:] - 1)
+
+    rows = [walk(length) for length in random.integers(8, 20, 2000)]
+    known = split_of(rows)
+    inner = np.flatnonzero(~np.isin(np.arange(len(known.items)), known.offsets))
+    asked = split_of([np.append(r, (r[-1] + 1) % n) for r in rows[:500]])
+    train = Split(known.items, known.offsets, inner)
+    catalogue = Catalogue([str(i) for i in range(n)], [""] * n)
+    return Dataset("ring", catalogue, train, asked, asked, np.ones(n + 1), None, "ring")
+
+
+@pytest.fixture
+def train_ring(noisy_ring, tmp_path):
+    """train_ring(options) -> (trained Fit); small enough for a minute on one core."""
+
+    def train(options):
+        small = {"hidden_units": 32, "num_heads": 2, "max_his_len": 20, "hidden_dropout": 0.1, "weight_decay": 0.0,
+                 "output_dir": str(tmp_path), "run_name": "r", "eval_step": 50, "early_stop": 1000, "warmup_steps": 0,
+                 "lr_scheduler_type": "constant", "metrics": "recall@1,recall@10,ndcg@10"}  # fmt: skip
+        cfg = settings.build(small | options)
+        torch.manual_seed(0)
+        model, run = methods.TRAINED[cfg.run.method](cfg, noisy_ring), RunFolder.of(cfg)
+        run.claim(cfg)
+        fit = Fit(
+            cfg,
+            model,
+            noisy_ring,
+            Accelerator(cpu=True),
+            run,
+            main.portable(cfg, noisy_ring.catalogue),
+            lambda *_: None,
+        )
+        fit.train()
+        return fit
+
+    return train
+
+
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
     """(options, data): the tiny data set and its tokenizer, once for the tests of a file."""
-    import settings  # the program costs seconds to import, and not every test needs it
-    from pretrain import pretrain
-    from readers import read_dataset
-
     root = tmp_path_factory.mktemp("ground")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root)

@@ -52,6 +52,16 @@ def test_a_beam_as_wide_as_the_catalogue_equals_scoring_every_item(n, seed):
         assert torch.allclose(want[found.item_BW[user] - 1], found.score_BW[user], atol=1e-5)
 
 
+def test_a_tree_of_some_items_finds_the_best_of_them():
+    sizes = [6, 5, 4]
+    sids = random_sids(30, sizes, 1)
+    model, some = Table(sizes, 4), torch.tensor([3, 4, 11, 17, 25, 30])
+    found = beam_search(model, Trie(sids[some - 1], sizes, some), 4, 6, torch.device("cpu"))
+    for user in range(4):
+        want = sorted(some.tolist(), key=lambda item: -model.score(user, sids[item - 1]))
+        assert found.item_BW[user].tolist() == want
+
+
 def test_narrow_beams_only_return_items_best_first():
     sizes = [6, 5, 4]
     sids = random_sids(30, sizes, 1)

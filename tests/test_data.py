@@ -17,10 +17,12 @@ from data import (
     make_batch,
     padding_factor,
     seen_items,
+    sequences,
     steps_loader,
 )
-from readers import Split, read_dataset
+from readers import read_dataset
 from settings import DataOptions
+from splits import Split
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 
@@ -80,6 +82,33 @@ def test_seen_items_are_the_whole_history_however_long():
     sequences = [list(range(1, 301)), [7, 7, 8]]
     found = seen_items(split_of(sequences), np.arange(301))
     assert [[i for i in row if i] for row in found.tolist()] == [h for _, h, _ in naive_samples(sequences)]
+
+
+@given(some_sequences, st.integers(1, 5))
+def test_whole_sequences_meet_every_target_once(seqs, longest):
+    """Also where each sample is a row of its own, as in the .jsonl layout."""
+    split, naive = split_of(seqs), naive_samples(seqs)
+    rows = [[*h[-longest:], t] for _, h, t in naive]
+    ends = np.cumsum([0, *map(len, rows)])
+    own = Split(np.concatenate(rows), ends, ends[1:] - 1)
+    for found in (sequences(split, longest), sequences(own, longest)):
+        batch = make_batch(found, np.arange(len(found)), longest)
+        met = Counter()
+        for history, target in zip(batch.history_BS.tolist(), batch.target_B.tolist(), strict=True):
+            row = [i for i in [*history, target] if i]
+            met.update((row[j - 1], row[j]) for j in range(1, len(row)))
+        if found.items is split.items:
+            assert met == Counter((h[-1], t) for _, h, t in naive)
+        else:  # users that repeat each other's sequences may merge
+            assert met <= Counter((h[-1], t) for _, h, t in naive) and met.keys() == {(h[-1], t) for _, h, t in naive}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/datasets")
+def test_whole_sequences_of_beauty():
+    train = read_dataset(DataOptions(dataset="beauty", data_path=str(SHARED))).train
+    found = sequences(train, 50)
+    assert found.lengths(50).sum() == len(train)
+    assert len(found) < 1.01 * 22363
 
 
 # ---------------------------------------------------------------- the plan of an epoch
@@ -185,6 +214,15 @@ def test_a_step_holds_its_samples_once_and_its_items_once(processes, accumulatio
             assert part.history_BS.numel() * 4 <= max(tokens, 4 * part.history_BS.shape[1])
         counted = Counter(int(i) for part in parts for i in part.item_U[part.new_U])
         assert counted == Counter({i for _, h, t in wanted for i in [*h[-6:], t]})
+
+
+@pytest.mark.parametrize(("targets", "extra"), [("next", 0), ("all", 1)])
+def test_a_part_weighs_its_targets(targets, extra):
+    split = split_of(random_sequences(12, longest=9, seed=3))
+    ranks = all_parts(split, [np.arange(20)], 0, lambda r: Shape(5, 2, 2, r, 6, 60, targets=targets), 2)
+    parts = [p for own in ranks for p in own]
+    made = np.array([int((p.history_BS > 0).sum()) + extra * len(p.target_B) for p in parts])
+    assert [float(p.weight) for p in parts] == pytest.approx(made / made.sum())
 
 
 def test_samples_are_dealt_out_evenly():

@@ -156,3 +156,49 @@ def test_usage_figures_by_hand():
     assert used == 3 and spread == pytest.approx(3.0)
     assert layers.perplexity(torch.tensor([2, 2]), 5) == (1, pytest.approx(1.0))
     assert layers.collision_rate(torch.tensor([[0, 1], [0, 1], [1, 1], [0, 1]])) == pytest.approx(0.5)
+
+
+# ---------------------------------------------------------------- attention
+
+
+def attention_inputs(seed=0):
+    torch.manual_seed(seed)
+    shapes = [(5, 2, 7, 4), (5, 2, 9, 4), (5, 2, 9, 4), (1, 2, 7, 9)]
+    inputs = [torch.randn(s, dtype=torch.double, requires_grad=True) for s in shapes]
+    mask = torch.zeros(5, 1, 1, 9, dtype=torch.double)
+    mask[1, ..., :4] = mask[4, ..., :8] = -torch.inf
+    return inputs, mask
+
+
+@pytest.mark.parametrize("chunk", [1, 300, 10**6])
+def test_attention_equals_torchs(monkeypatch, chunk):
+    monkeypatch.setattr(layers._Attention, "CHUNK", chunk)
+    (q, k, v, bias), mask = attention_inputs()
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias + mask, scale=1.0)
+    weight = torch.randn_like(want)
+    want_grads = torch.autograd.grad((want * weight).sum(), (q, k, v, bias))
+    got = layers.attention(q, k, v, bias, mask, 0.0)
+    got_grads = torch.autograd.grad((got * weight).sum(), (q, k, v, bias))
+    assert torch.allclose(got, want, atol=1e-12)
+    for a, b in zip(got_grads, want_grads, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_attentions_gradient_with_dropout_is_that_of_the_mask_it_drew(monkeypatch):
+    monkeypatch.setattr(layers._Attention, "CHUNK", 300)
+    inputs, mask = attention_inputs()
+
+    def steady(*tensors):  # the same draw each time
+        torch.manual_seed(3)
+        return layers.attention(*tensors, mask, 0.3)
+
+    assert torch.autograd.gradcheck(steady, inputs)
+
+
+def test_attentions_dropout_keeps_the_expected_share():
+    torch.manual_seed(0)
+    q, k = torch.zeros(40, 2, 30, 4), torch.zeros(40, 2, 50, 4)  # every weight is 1 / 50
+    v = torch.ones(40, 2, 50, 4, requires_grad=True)
+    out = layers.attention(q, k, v, None, None, 0.25).detach()
+    assert out.mean() == pytest.approx(1.0, abs=0.005)  # rescaled
+    assert out[..., 0].std() == pytest.approx((0.25 / 0.75 / 50) ** 0.5, rel=0.1)

@@ -7,7 +7,7 @@ import torch
 import settings
 from data import make_batch
 from model import ROADS, GenerativeModel, JointModel
-from readers import Split
+from splits import Split
 from utils import Problem
 from vq import RQVAE
 

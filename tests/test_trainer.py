@@ -16,9 +16,10 @@ import settings
 from main import finish, portable
 from metrics import ndcg, recall
 from pretrain import pretrain
-from readers import Catalogue, Dataset, leave_one_out
+from readers import Catalogue, Dataset
 from report import epoch_line
 from runs import RunFolder
+from splits import leave_one_out
 from trainer import Fit, Progress, evaluate, learning_rate
 from utils import Problem
 
@@ -72,8 +73,20 @@ def test_a_batch_cut_into_parts_gives_the_same_training(ground, tmp_path, kind, 
     assert [r["loss/rec"] for r in rows(fits[0])] == pytest.approx([r["loss/rec"] for r in rows(fits[1])], abs=1e-6)
 
 
-def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path):
-    fits = [fit_of(ground, tmp_path / n, seed=s) for n, s in (("a", 1), ("b", 1), ("c", 2))]
+@pytest.mark.parametrize("kind", [{"sasrec_loss": "ce_all"}, {"sasrec_loss": "ce_last"}, {"method": "diffsasrec"}])
+@pytest.mark.parametrize("cut", [{"batch_size": 16, "gradient_accumulation_steps": 2}, {"token_budget": 40}])
+def test_sequences_cut_into_parts_give_the_same_training(ground, tmp_path, kind, cut):
+    same = {"method": "sasrec", **kind, "hidden_dropout": 0, "hidden_units": 16, "batch_size": 32}
+    fits = [fit_of(ground, tmp_path / n, **{**same, **c}) for n, c in (("a", {}), ("b", cut))]
+    for fit in fits:
+        fit.raw.double()
+        fit.train()
+    assert_same_state(*fits, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["diger", "sasrec", "diffsasrec"])
+def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path, method):
+    fits = [fit_of(ground, tmp_path / n, seed=s, method=method) for n, s in (("a", 1), ("b", 1), ("c", 2))]
     for fit in fits:
         fit.train()
     assert rows(fits[0]) == rows(fits[1])
@@ -81,10 +94,13 @@ def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path):
     assert rows(fits[0]) != rows(fits[2])
 
 
-@pytest.mark.parametrize("stop_at", [3, 11, 14])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, stop_at, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "stop_at"),
+    [("diger", 3), ("diger", 11), ("diger", 14), ("sasrec", 7), ("diffsasrec", 7), ("diffsasrec", 13)],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, method, stop_at, monkeypatch):
     """Stopped in a step of the first or second epoch; states are saved every two steps."""
-    changes = {"uncertainty": "frqud_sdud", "save_steps": 2, "epochs": 3, "lr_id": 1e-3}
+    changes = {"uncertainty": "frqud_sdud", "save_steps": 2, "epochs": 3, "lr_id": 1e-3, "method": method}
     whole = fit_of(ground, tmp_path / "whole", **changes)
     whole.train()
 
@@ -118,7 +134,7 @@ def test_a_torn_state_is_passed_over(ground, tmp_path, caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["two_stage", "diger"])
+@pytest.mark.parametrize("method", ["two_stage", "diger", "sasrec"])
 def test_learns_a_chain(tmp_path, method):
     """Item i is always followed by item i + 1: a correct pipeline puts it first."""
     n, random = 24, np.random.default_rng(0)
@@ -132,7 +148,7 @@ def test_learns_a_chain(tmp_path, method):
     )
     options = tiny_overrides(tmp_path) | {
         "dataset": "chain", "method": method, "epochs": 40, "lr_rec": 5e-3, "lr_id": 1e-4, "eval_step": 40,
-        "dropout_rate": 0, "d_model": 32, "rqvae_epochs": 20,
+        "dropout_rate": 0, "d_model": 32, "rqvae_epochs": 20, "hidden_dropout": 0,
     }  # fmt: skip
     cfg = settings.build(options)
     fit = fit_of((options | {"rqvae_path": str(pretrain(cfg, data))}, data), tmp_path / "out")
@@ -146,7 +162,7 @@ def test_learns_a_chain(tmp_path, method):
 class Fixed(torch.nn.Module):
     """Recommends items 1, 2, 3, ... to everybody."""
 
-    n_items = 40
+    n_items, depth = 40, 10
 
     def recommend(self, history, k, banned=None):
         from beam import Found

@@ -1,0 +1,215 @@
+"""A transformer over item embeddings, with all that SASRec and its diffusion twin share.
+
+Shape letters: B users, S positions, N items, d width, R rows (real positions of a batch).
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beam import Found
+from data import Batch
+from layers import Dropout
+from settings import Config
+from utils import Problem
+
+LOGITS = 1 << 24  # most scores held at a time by the loss (64 MiB)
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward layer of the same width, each normalised before (pre-LN).
+
+    original: as in SASRec's own code, only the query is normalised and the residuals start from the
+    normalised value.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, *, original: bool) -> None:
+        super().__init__()
+        self.heads, self.rate, self.original = heads, dropout, original
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed = nn.Sequential(nn.Linear(width, width), Dropout(dropout), nn.ReLU(), nn.Linear(width, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, 1e-8) for _ in range(2))
+        self.dropout = Dropout(dropout)
+
+    def attention(self, query_BSd: Tensor, x_BSd: Tensor, allowed: Tensor) -> Tensor:
+        if query_BSd is x_BSd:
+            q, k, v = self.qkv(x_BSd).chunk(3, -1)
+        else:
+            w, b = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+            q, k, v = (F.linear(y, *wb) for y, *wb in zip((query_BSd, x_BSd, x_BSd), w, b, strict=True))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))  # [B, H, S, d / H]
+        drop = self.rate if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=drop)
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return out
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        y = self.norms[0](x)
+        if self.original:
+            y = self.norms[1](y + self.attention(y, x, allowed))
+            return y + self.dropout(self.feed(y))
+        x = x + self.dropout(self.attention(y, y, allowed))
+        return x + self.dropout(self.feed(self.norms[1](x)))
+
+
+class ItemEncoder(nn.Module):
+    """Item numbers to hidden states; positions count from the newest, so that padding changes nothing.
+
+    SASRec, arXiv:1808.09781: x = E[item] sqrt(d) + P[position], blocks, a last norm.
+    """
+
+    def __init__(self, cfg: Config, rows: int, positions: int, *, causal: bool) -> None:
+        """rows: of the item table, padding included."""
+        super().__init__()
+        s, heads = cfg.sequence, cfg.recommender.num_heads
+        if s.hidden_units % heads:
+            raise Problem(f"hidden_units: {s.hidden_units} is not divisible by num_heads {heads}")
+        self.causal, self.original = causal, cfg.data.reference
+        self.items = nn.Embedding(rows, s.hidden_units, padding_idx=0)
+        self.positions = nn.Embedding(positions, s.hidden_units)
+        self.blocks = nn.ModuleList(
+            Block(s.hidden_units, heads, s.hidden_dropout, original=self.original) for _ in range(s.num_blocks)
+        )
+        self.norm = nn.LayerNorm(s.hidden_units, 1e-8)
+        self.dropout = Dropout(s.hidden_dropout)
+        for p in self.parameters():
+            if p.dim() > 1:
+                nn.init.xavier_normal_(p)
+        with torch.no_grad():
+            self.items.weight[0] = 0
+
+    def forward(self, item_BS: Tensor) -> Tensor:
+        """Hidden states [B, S, d]; those of padding mean nothing.
+
+        As published, histories are padded to full length and attend to the padding.
+        """
+        width = item_BS.shape[1]
+        if self.original:
+            item_BS = F.pad(item_BS, (self.positions.num_embeddings - item_BS.shape[1], 0))
+        size = item_BS.shape[1]
+        age_S = torch.arange(size - 1, -1, -1, device=item_BS.device)
+        x = self.items(item_BS) * self.items.embedding_dim**0.5 + self.positions(age_S)
+        # everyone may attend to themselves: a row without any key would be NaN
+        allowed = (item_BS > 0)[:, None, None] | torch.eye(size, dtype=torch.bool, device=item_BS.device)
+        if self.original:
+            x, allowed = x * (item_BS > 0)[..., None], torch.ones_like(allowed)
+        if self.causal:
+            allowed = allowed.tril()
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, allowed)
+        out: Tensor = self.norm(x)[:, size - width :]
+        return out
+
+
+# ---------------------------------------------------------------- scores of the whole catalogue
+
+
+class _Softmax(torch.autograd.Function):
+    """Weighted cross-entropy of h @ table.T, chunk by chunk: no more than LOGITS scores exist at a time.
+
+    The gradients are computed on the way forward, while a chunk's probabilities are at hand.
+    """
+
+    @staticmethod
+    def forward(ctx, h_Rd: Tensor, table_Nd: Tensor, target_R: Tensor, weight_R: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        loss, grad_h, grad_table = h_Rd.new_zeros(()), torch.empty_like(h_Rd), torch.zeros_like(table_Nd)
+        size = max(1, LOGITS // len(table_Nd))
+        for begin in range(0, len(h_Rd), size):
+            part = slice(begin, begin + size)
+            h, target, weight = h_Rd[part], target_R[part], weight_R[part, None]
+            score = h @ table_Nd.T
+            right, top = score.gather(1, target[:, None]), score.amax(1, keepdim=True)
+            p = score.sub_(top).exp_()  # in place: every pass over the scores costs
+            total = p.sum(1, keepdim=True)
+            loss += ((top + total.log() - right) * weight).sum()
+            grad_h[part] = (p @ table_Nd) * (weight / total) - table_Nd[target] * weight
+            grad_table.addmm_(p.T, h * (weight / total)).index_add_(0, target, h * weight, alpha=-1)
+        ctx.save_for_backward(grad_h, grad_table)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def,override]
+        grad_h, grad_table = ctx.saved_tensors
+        return grad * grad_h, grad * grad_table, None, None
+
+
+def softmax_loss(h_Rd: Tensor, table_Nd: Tensor, target_R: Tensor, weight_R: Tensor) -> Tensor:
+    """Sum over rows of weight * -log softmax(h @ table.T)[target], in bounded memory.
+
+    target_R: rows of the table; weight_R: no gradient flows to it. In float32 at least.
+    """
+    with torch.autocast(h_Rd.device.type, enabled=False):
+        h_Rd = h_Rd.to(table_Nd.dtype)
+        loss: Tensor = _Softmax.apply(h_Rd, table_Nd, target_R, weight_R.to(table_Nd.dtype))
+    return loss
+
+
+def best_items(score_BN: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+    """The k best items by score, column i being item i + 1; 0 where there are fewer."""
+    if banned_BS is not None:
+        score_BN = F.pad(score_BN, (1, 0)).scatter(1, banned_BS, -torch.inf)[:, 1:]
+    score_BK, place_BK = score_BN.topk(min(k, score_BN.shape[1]))
+    return Found((place_BK + 1).masked_fill(score_BK == -torch.inf, 0), score_BK)
+
+
+def one_by_one(score: Callable[[Tensor], Tensor], history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+    """Greedy continuation: the best next item joins the history k times, never one twice.
+
+    score: histories -> scores [B, N] of the next item.
+    """
+    banned = history_BS[:, :0] if banned_BS is None else banned_BS
+    found = []
+    for _ in range(k):
+        found.append(best_items(score(history_BS), 1, banned))
+        history_BS = torch.cat([history_BS, found[-1].item_BW], 1)
+        banned = torch.cat([banned, found[-1].item_BW], 1)
+    return Found(*(torch.cat(x, 1) for x in zip(*found, strict=True)))
+
+
+# ---------------------------------------------------------------- what the trainer asks for
+
+
+class SequenceModel(nn.Module):
+    """A model of item sequences as the trainer wants it; subclasses say how it learns and recommends."""
+
+    sequences, pretrained, tokens_per_item = True, False, 1
+    targets: Literal["one", "next", "all"]
+
+    def __init__(self, cfg: Config, n_items: int) -> None:
+        super().__init__()
+        self.cfg, self.n_items = cfg, n_items
+
+    @property
+    def depth(self) -> int:
+        """Longer lists are free where one forward pass ranks everything; elsewhere each place costs."""
+        return 100 if self.cfg.sequence.decoding == "single" else 0
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        t = self.cfg.train
+        return [{"name": "rec", "params": list(self.parameters()), "lr": t.lr_rec,
+                 "weight_decay": t.weight_decay, "clip": t.max_grad_norm}]  # fmt: skip
+
+    def probe(self, batch: Batch, autocast: Callable[[], Any] = contextlib.nullcontext) -> dict[str, float]:
+        return {}
+
+    def after_step(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        """Nothing is kept from step to step."""
+
+    def refresh(self) -> dict[str, float]:
+        return {}
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    def groups(self) -> None:
+        """No SIDs, hence no groups of them."""
+
+
+def n_items(state: dict[str, Any], extra: int = 1) -> int:
+    """Items of a saved model; extra: rows of its item table that are none."""
+    return len(state["encoder.items.weight"]) - extra

@@ -1,0 +1,81 @@
+"""SASRec (arXiv:1808.09781): a causal transformer over the items of a history predicts the next one.
+
+Shape letters: B users, S positions, N items, d width, R real positions of a batch.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from beam import Found
+from data import Batch
+from methods.items import ItemEncoder, SequenceModel, best_items, one_by_one, softmax_loss
+from settings import Config
+from utils import Problem
+
+
+class SASRec(SequenceModel):
+    """Trained on whole sequences: every position predicts the item after it.
+
+    Losses: `ce_all`, softmax over the catalogue (the strong variant, arXiv:2309.07602); `bce`, one
+    random negative a position (the paper); `ce_last`, softmax at the last position only.
+    """
+
+    def __init__(self, cfg: Config, n_items: int) -> None:
+        super().__init__(cfg, n_items)
+        if cfg.sequence.decoding == "multi":
+            raise Problem("decoding: multi fills masks, which sasrec does not know; use single or autoregressive")
+        self.encoder = ItemEncoder(cfg, n_items + 1, cfg.data.max_his_len, causal=True)
+        self.targets: Literal["one", "next", "all"] = "one" if cfg.sequence.sasrec_loss == "ce_last" else "next"
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the batch's targets."""
+        h_BSd = self.encoder(batch.history_BS)
+        next_BS = torch.cat([batch.history_BS[:, 1:], batch.target_B[:, None]], 1)
+        chosen_BS = batch.history_BS > 0
+        if self.targets == "one":
+            chosen_BS = torch.zeros_like(chosen_BS).index_fill(1, chosen_BS.new_tensor([-1], dtype=torch.long), True)
+        h_Rd, next_R = h_BSd[chosen_BS], next_BS[chosen_BS]
+        if self.cfg.sequence.sasrec_loss == "bce":
+            sequence = torch.cat([batch.history_BS, batch.target_B[:, None]], 1)
+            negative_R = absent_items(sequence, batch.history_BS.shape[1], self.n_items)[chosen_BS]
+            loss = self._binary(h_Rd, next_R, negative_R)
+        else:
+            one_R = torch.full_like(next_R, 1 / len(next_R), dtype=h_Rd.dtype)
+            loss = softmax_loss(h_Rd, self.encoder.items.weight[1:], next_R - 1, one_R)
+        return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
+
+    def _binary(self, h_Rd: Tensor, next_R: Tensor, negative_R: Tensor) -> Tensor:
+        table = self.encoder.items
+        right_R, wrong_R = ((h_Rd * table(i)).sum(-1) for i in (next_R, negative_R))
+        return -(F.logsigmoid(right_R) + F.logsigmoid(-wrong_R)).mean()
+
+    @torch.inference_mode()
+    def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+        """The k best next items, best first, or (`decoding: autoregressive`) a continuation by k items."""
+        if self.cfg.sequence.decoding == "autoregressive":
+            return one_by_one(self.next_scores, history_BS, k, banned_BS)
+        return best_items(self.next_scores(history_BS), k, banned_BS)
+
+    def next_scores(self, history_BS: Tensor) -> Tensor:
+        """Log-probabilities of the next item, [B, N]."""
+        h_Bd = self.encoder(history_BS[:, -self.cfg.data.max_his_len :])[:, -1]
+        return (h_Bd @ self.encoder.items.weight[1:].T).float().log_softmax(1)
+
+
+def absent_items(item_BS: Tensor, draws: int, n_items: int) -> Tensor:
+    """Uniform items that do not occur in a row, [B, draws]; 0 in the row is padding.
+
+    The r-th absent item (from 0) is r + 1 + the number of present ones before it.
+    """
+    present_BS = item_BS.sort(1).values
+    again_BS = F.pad(present_BS[:, 1:] == present_BS[:, :-1], (1, 0)) | (present_BS == 0)
+    place_BS = (~again_BS).cumsum(1) - 1
+    # absent items before the j-th present one; repeats and padding never count
+    before_BS = (present_BS - 1 - place_BS).masked_fill(again_BS, n_items)
+    count_B1 = n_items - (~again_BS).sum(1, keepdim=True)
+    r_BD = (torch.rand(len(item_BS), draws, device=item_BS.device) * count_B1).long()
+    item_BD = r_BD + 1 + torch.searchsorted(before_BS.sort(1).values, r_BD, right=True)
+    return item_BD.clamp(max=n_items)  # a row may hold every item

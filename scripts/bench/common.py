@@ -1,0 +1,125 @@
+"""What the benchmark's sections share: the job, interleaved rounds, figures, a process of one's own."""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import methods
+import settings
+from pretrain import pretrain
+from readers import Dataset, read_dataset
+from settings import Config
+from utils import peak_memory_gb
+
+Figures = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured: a configuration with its tokenizer, how often, and how wide the beams are."""
+
+    cfg: Config
+    quick: bool
+    beams: tuple[int, ...]
+
+    @property
+    def rounds(self) -> int:
+        return 2 if self.quick else 3
+
+    def data(self) -> Dataset:
+        return read_dataset(self.cfg.data)
+
+    def model(self, method: str, data: Dataset) -> Any:
+        """A fresh model of some method over this job's data, seeded."""
+        torch.manual_seed(self.cfg.data.seed)
+        cfg = settings.replace(self.cfg, method=method)
+        return methods.TRAINED[method](cfg, data).to(device())
+
+
+def job(cfg: Config, folder: Path, quick: bool, beams: tuple[int, ...]) -> Job:
+    """The job, with a tokenizer of few epochs unless one is named: its codes are real, not good."""
+    if cfg.joint.rqvae_path is None:
+        epochs = 5 if quick else 20
+        short = settings.replace(
+            cfg, output_dir=str(folder), rqvae_epochs=epochs, rqvae_eval_step=epochs, rqvae_warmup_epochs=0
+        )
+        cfg = settings.replace(cfg, rqvae_path=str(pretrain(short, read_dataset(cfg.data))))
+    return Job(cfg, quick, beams)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time of some work, the device's included."""
+    wait()
+    begin = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - begin
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def interleave(rounds: int, sides: Mapping[str, Callable[[int], float]]) -> dict[str, list[float]]:
+    """Measure all sides in turn, round by round, so that a busy machine disturbs them alike."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds):
+        for name, measure in sides.items():
+            found[name].append(measure(turn))
+    return found
+
+
+def figure(ours: list[float] | float, baseline: list[float] | float | None = None) -> dict[str, Any]:
+    """Medians of both sides, their spread (lowest, highest), and ours / baseline."""
+    found: dict[str, Any] = {"ours": _median(ours), "ours_spread": _spread(ours)}
+    if baseline is not None:
+        found |= {"baseline": _median(baseline), "baseline_spread": _spread(baseline)}
+        found["ratio"] = found["ours"] / found["baseline"]
+    return found
+
+
+def _median(values: list[float] | float) -> float:
+    return statistics.median(values) if isinstance(values, list) else values
+
+
+def _spread(values: list[float] | float) -> list[float] | None:
+    return [min(values), max(values)] if isinstance(values, list) else None
+
+
+def peak_memory_of(work: Callable[..., object], *args: Any) -> float:
+    """Peak memory in GB of a process that does nothing but this work, imports included."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measured, args=(sender, torch.get_num_threads(), work, args))
+    process.start()
+    sender.close()
+    try:
+        return float(receiver.recv())
+    except EOFError:
+        raise RuntimeError(f"{work.__name__}: its process died; too little memory?") from None
+    finally:
+        process.join()
+
+
+def _measured(sender: Any, threads: int, work: Callable[..., object], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(threads)
+    work(*args)
+    sender.send(peak_memory_gb(device()))
+
+
+def growth(sizes: list[int], costs: list[float]) -> float:
+    """Exponent b of cost = a * size^b, fitted on logarithms."""
+    x = torch.tensor(sizes, dtype=torch.double).log()
+    y = torch.tensor(costs, dtype=torch.double).log()
+    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())

@@ -1,0 +1,130 @@
+"""How cost grows: history length, catalogue, batch, processes, interactions."""
+
+import json
+import os
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+import settings
+from data import Batch
+from model import GenerativeModel
+from readers import read_dataset
+from scripts import run
+from scripts.bench.common import Figures, Job, device, figure, growth, peak_memory_of, seconds
+
+
+def measure(job: Job) -> Figures:
+    """Milliseconds per step and per search batch against size, with the fitted exponents."""
+    found: Figures = {}
+    lengths = [1, 5, 10, 20, 50]
+    sizes = [10**3, 10**4] if job.quick else [10**3, 10**4, 10**5, 10**6]
+    batches = [32, 64, 128] if job.quick else [32, 64, 128, 256]
+    model = random_model(job, 10**4)
+    found |= _sweep("history", lengths, lambda s: (model, 64, s))
+    found |= _sweep("batch", batches, lambda b: (model, b, 10))
+    found |= _sweep("catalogue", sizes, lambda n: (random_model(job, n), 64, 10))
+    found |= _processes(job)
+    for n in [10**6] if job.quick else [10**6, 10**7, 10**8]:
+        found |= _interactions(n)
+    return found
+
+
+def random_model(job: Job, n_items: int) -> GenerativeModel:
+    """The configured recommender over distinct random codes."""
+    torch.manual_seed(0)
+    model = GenerativeModel(job.cfg, n_items)
+    sizes = torch.tensor(job.cfg.tokenizer.num_emb_list)
+    model.set_codes((torch.rand(n_items, len(sizes)) * sizes).long())
+    return model.to(device())
+
+
+def random_batch(n_items: int, samples: int, length: int) -> Batch:
+    """Histories of one length over random items."""
+    token = torch.randint(1, n_items + 1, (samples, length + 1), generator=torch.Generator().manual_seed(1))
+    item_U, row = token.unique(return_inverse=True)
+    new_U = torch.ones(len(item_U), dtype=torch.bool)
+    weight = torch.tensor(1.0, dtype=torch.double)
+    batch = Batch(token[:, :-1], token[:, -1], torch.arange(samples), item_U, row[:, :-1], row[:, -1], new_U, weight)
+    return batch.to(device())
+
+
+def _sweep(name, sizes, case) -> Figures:  # type: ignore[no-untyped-def]
+    """Time training and search over some sizes; case(size) -> (model, samples, history length)."""
+    train, search, found = [], [], {}
+    for size in sizes:
+        model, samples, length = case(size)
+        batch = random_batch(model.n_items, samples, length)
+        model.trie  # noqa: B018  built outside the clock
+        train.append(_median_ms(lambda m=model, b=batch: m.train()(b)[0].backward()))
+        search.append(
+            _median_ms(lambda m=model, b=batch: m.eval().recommend(b.history_BS, m.cfg.recommender.num_beams))
+        )
+        found[f"{name}_{size}_train_ms"] = figure(train[-1])
+        found[f"{name}_{size}_search_ms"] = figure(search[-1])
+    found[f"{name}_train_exponent"] = figure(growth(sizes, train))
+    found[f"{name}_search_exponent"] = figure(growth(sizes, search))
+    return found
+
+
+def _median_ms(work) -> float:  # type: ignore[no-untyped-def]
+    work()
+    return float(np.median([seconds(work) * 1000 for _ in range(3)]))
+
+
+def _processes(job: Job) -> Figures:
+    """samples/s of a short training (one epoch of the demo's size at most) on one and two processes."""
+    found: Figures = {}
+    gpus = torch.cuda.device_count()
+    wanted = [1, 2] if gpus < 2 else [n for n in (1, 2, 4, 8) if n <= gpus]
+    with TemporaryDirectory() as folder:
+        for n in wanted:
+            cfg = settings.replace(
+                job.cfg, method="two_stage", epochs=1, eval_step=1, output_dir=folder, log_dir=folder, run_name=f"p{n}",
+                batch_size=max(1, job.cfg.train.batch_size // n), resume="no",
+            )  # fmt: skip
+            threads = os.environ.get("OMP_NUM_THREADS")
+            os.environ["OMP_NUM_THREADS"] = "1"  # one core a process, so that processes are what is compared
+            try:
+                run.launch(cfg, n)
+            finally:
+                os.environ.pop("OMP_NUM_THREADS") if threads is None else os.environ.update(OMP_NUM_THREADS=threads)
+            row = json.loads((Path(folder) / cfg.data.dataset / f"p{n}" / "metrics.jsonl").read_text().splitlines()[0])
+            found[f"processes_{n}_samples_per_s"] = figure(row["samples_per_s"])
+    return found
+
+
+def _interactions(n: int) -> Figures:
+    """Load time and bytes an interaction of a synthetic log of n lines."""
+    exponent = len(str(n)) - 1
+    with TemporaryDirectory() as folder:
+        write_log(Path(folder) / "big.inter", n)
+        cfg = settings.build({"dataset": "big", "data_path": folder, "short_users": "drop"}).data
+        begin = time.perf_counter()
+        data = read_dataset(cfg)
+        took = time.perf_counter() - begin
+        arrays = {id(a): a for s in (data.train, data.valid, data.test) for a in (s.items, s.offsets, s.position)}
+        held = sum(a.nbytes for a in arrays.values())
+        del data, arrays
+        peak = peak_memory_of(read_dataset, cfg)
+    return {
+        f"interactions_1e{exponent}_load_s": figure(took),
+        f"interactions_1e{exponent}_bytes_each": figure(held / n),
+        f"interactions_1e{exponent}_load_peak_gb": figure(peak),
+    }
+
+
+def write_log(path: Path, n: int) -> None:
+    """A log of n interactions: users of ten interactions on average, items by Zipf's law."""
+    random = np.random.default_rng(0)
+    with path.open("w") as f:
+        f.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        for begin in range(0, n, 10**6):
+            rows = min(10**6, n - begin)
+            user = random.integers(0, max(3, n // 10), rows)
+            item = random.zipf(1.3, rows) % 100_000
+            when = np.arange(begin, begin + rows)
+            f.write("\n".join(map("{}\t{}\t{}".format, user.tolist(), item.tolist(), when.tolist())) + "\n")

@@ -1,0 +1,81 @@
+"""Evaluation: our beam search beside `generate` with a prefix trie, same weights, same beams."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from data import evaluation_plan, make_batch
+from readers import Dataset
+from scripts.bench import plain
+from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
+
+
+def measure(job: Job) -> Figures:
+    """users/s and peak memory per number of beams."""
+    data, found = job.data(), {}
+    ours, theirs = OurSearch(job, data), PlainSearch(job, data)
+    for width in job.beams:
+        sides = {"ours": partial(ours.users_per_s, width), "plain": partial(theirs.users_per_s, width)}
+        speed = interleave(job.rounds, sides)
+        name = "" if width == job.beams[0] else f"_{width}_beams"
+        found[f"users_per_s{name}"] = figure(speed["ours"], speed["plain"])
+    memory = [peak_memory_of(_widest, job, side) for side in (OurSearch, PlainSearch)]
+    return {**found, "peak_memory_gb": figure(*memory)}
+
+
+def _widest(job: Job, side: Callable[[Job, Dataset], Any]) -> None:
+    search = side(job, job.data())
+    search.run(search.longest_rows(), job.beams[0])
+
+
+class OurSearch:
+    """`recommend` on batches spread evenly over the evaluation's plan, which is sorted by length."""
+
+    def __init__(self, job: Job, data: Dataset) -> None:
+        self.longest, self.split = job.cfg.data.max_his_len, data.test
+        self.model = job.model("two_stage", data).eval()
+        self.plan = evaluation_plan(data.test, job.cfg.eval.eval_batch_size, self.longest)
+        self.each = min(len(self.plan), 3 if job.quick else 6)
+
+    def rows(self, turn: int) -> list[np.ndarray]:
+        n = len(self.plan)
+        return [self.plan[int((i + 0.5 + 0.1 * turn) * n / self.each) % n] for i in range(self.each)]
+
+    def longest_rows(self) -> np.ndarray:
+        return self.plan[0]
+
+    def run(self, rows: np.ndarray, width: int) -> None:
+        batch = make_batch(self.split, rows, self.longest).to(device())
+        self.model.recommend(batch.history_BS, width)
+
+    def users_per_s(self, width: int, turn: int) -> float:
+        rows = self.rows(turn)
+        return sum(map(len, rows)) / seconds(lambda: [self.run(r, width) for r in rows])  # type: ignore[func-returns-value]
+
+
+class PlainSearch:
+    """Random batches of the same number of users through `generate`."""
+
+    def __init__(self, job: Job, data: Dataset) -> None:
+        cfg, ours = job.cfg, job.model("two_stage", data)
+        self.longest, self.split, self.size = cfg.data.max_his_len, data.test, cfg.eval.eval_batch_size
+        self.tokens, self.levels = plain.Tokens(ours), len(ours.sizes)
+        self.model = plain.build(cfg, ours.sizes).eval()
+        plain.copy_weights(ours.recommender.cpu(), self.model)
+        self.model.to(device())
+        self.trie = plain.NestedTrie(self.tokens.sid_NL[1:])
+        self.order = np.random.default_rng(cfg.data.seed).permutation(len(data.test))
+
+    def longest_rows(self) -> np.ndarray:
+        lengths = self.split.lengths(self.longest, self.order)
+        return np.concatenate([self.order[[int(np.argmax(lengths))]], self.order[: self.size - 1]])
+
+    def run(self, rows: np.ndarray, width: int) -> None:
+        batch = self.tokens.batch(self.split, rows, self.longest)
+        plain.beams(self.model, self.trie, {k: v.to(device()) for k, v in batch.items()}, width, self.levels)
+
+    def users_per_s(self, width: int, turn: int) -> float:
+        rows = self.order[turn * self.size :][: self.size]
+        return len(rows) / seconds(lambda: self.run(rows, width))

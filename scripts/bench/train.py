@@ -1,0 +1,138 @@
+"""Training: our steps, recommender-only and joint, beside a plain Hugging Face T5."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from data import Steps, padding_factor
+from model import GenerativeModel
+from readers import Dataset
+from runs import RunFolder
+from scripts.bench import plain
+from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
+from settings import Config, replace
+from trainer import Fit
+
+
+def measure(job: Job) -> Figures:
+    """samples/s of recommender-only and joint steps, padding, peak memory of each side."""
+    data = job.data()
+    ours: dict[str, Any] = {name: OurSteps(job, data, name) for name in ("two_stage", "diger")}
+    theirs = PlainSteps(job, data)
+    for side in (*ours.values(), theirs):
+        side.warm_up()
+    speed = interleave(job.rounds, {**{k: v.samples_per_s for k, v in ours.items()}, "plain": theirs.samples_per_s})
+    joint = [a / b for a, b in zip(speed["two_stage"], speed["diger"], strict=True)]
+    return {
+        "samples_per_s": figure(speed["two_stage"], speed["plain"]),
+        "joint_samples_per_s": figure(speed["diger"], speed["plain"]),
+        "joint_step_cost": figure(joint),
+        "padding_factor": figure(ours["two_stage"].padding, theirs.padding),
+        "peak_memory_gb": figure(peak_memory_of(_widest, job, OurSteps), peak_memory_of(_widest, job, PlainSteps)),
+    }
+
+
+def _widest(job: Job, side: Callable[[Job, Dataset], Any]) -> None:
+    """The step that needs the most memory, twice (optimizer state comes with the first)."""
+    steps = side(job, job.data())
+    steps.widest()
+    steps.widest()
+
+
+class OurSteps:
+    """The trainer's own optimizer step, on batches spread evenly over the lengths of an epoch."""
+
+    def __init__(self, job: Job, data: Dataset, method: str = "two_stage") -> None:
+        cfg = replace(job.cfg, method=method, run_name="benchmark")
+        self.fit = trainer_of(cfg, job.model(method, data), data)
+        plan = self.fit.plan(0)
+        self.padding = padding_factor(data.train, plan, cfg.data.max_his_len)
+        by_length = sorted(plan, key=lambda rows: int(data.train.lengths(cfg.data.max_his_len, rows).max()))
+        self.steps = Steps(data.train, by_length, self.fit.shape)
+        self.each = 4 if job.quick else 8
+
+    def run(self, turn: int) -> int:
+        """Some steps, evenly spread; the number of samples."""
+        n, samples = len(self.steps), 0
+        for i in range(self.each):
+            place = int((i + 0.5 + 0.1 * turn) * n / self.each) % n
+            self.step(place)
+            samples += len(self.steps.plan[place])
+        return samples
+
+    def step(self, place: int) -> None:
+        self.fit.model.train()
+        self.fit._step([part.to(device()) for part in self.steps[place]])
+
+    def samples_per_s(self, turn: int) -> float:
+        n = [0]
+        took = seconds(lambda: n.append(self.run(turn)))
+        return sum(n) / took
+
+    def warm_up(self) -> None:
+        self.step(0)
+
+    def widest(self) -> None:
+        self.step(len(self.steps) - 1)
+
+
+def trainer_of(cfg: Config, model: GenerativeModel, data: Dataset) -> Fit:
+    """The product's trainer over a model; nothing is written."""
+    acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not torch.cuda.is_available())
+    with TemporaryDirectory() as folder:
+        return Fit(cfg, model, data, acc, RunFolder(Path(folder) / "run"), {}, lambda row, best: None)
+
+
+class PlainSteps:
+    """Random batches, each padded to its longest sample; SDPA, fused optimizer, the same clipping."""
+
+    def __init__(self, job: Job, data: Dataset) -> None:
+        cfg = self.cfg = job.cfg
+        ours = job.model("two_stage", data)
+        self.tokens, self.split = plain.Tokens(ours), data.train
+        torch.manual_seed(cfg.data.seed)
+        self.model = plain.build(cfg, ours.sizes).to(device()).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=cfg.train.lr_rec, fused=True)
+        self.order = np.random.default_rng(cfg.data.seed).permutation(len(data.train))
+        size, longest = cfg.train.batch_size, cfg.data.max_his_len
+        self.padding = padding_factor(
+            data.train, [self.order[i : i + size] for i in range(0, len(self.order), size)], longest
+        )
+        self.each = 1 if job.quick else 2
+
+    def step(self, rows: np.ndarray) -> None:
+        batch = self.tokens.batch(self.split, rows, self.cfg.data.max_his_len)
+        kind = self.cfg.train.mixed_precision
+        with torch.autocast(device().type, torch.bfloat16, enabled=kind == "bf16"):
+            loss = self.model(**{k: v.to(device()) for k, v in batch.items()}).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.train.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def run(self, turn: int) -> int:
+        size, samples = self.cfg.train.batch_size, 0
+        for i in range(self.each):
+            rows = self.order[(turn * self.each + i) * size :][:size]
+            self.step(rows)
+            samples += len(rows)
+        return samples
+
+    def samples_per_s(self, turn: int) -> float:
+        n = [0]
+        took = seconds(lambda: n.append(self.run(turn)))
+        return sum(n) / took
+
+    def warm_up(self) -> None:
+        self.step(self.order[:8])
+
+    def widest(self) -> None:
+        lengths = self.split.lengths(self.cfg.data.max_his_len, self.order)
+        first = int(np.argmax(lengths))
+        size = self.cfg.train.batch_size
+        self.step(np.concatenate([self.order[first : first + 1], self.order[: size - 1]]))

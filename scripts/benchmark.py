@@ -1,0 +1,111 @@
+"""Speed and memory of the product beside a plain one, on the same data, in one run.
+
+  python scripts/benchmark.py [train search trie tokenizer scale sasrec] [--dataset=NAME --data_path=DIR] [--key=value ...]
+      --quick             smaller sizes and fewer rounds; the demo ends within three minutes
+      --beams 20,50,80    widths of the search
+      --json FILE         {section: {figure: {"ours": x, "baseline": y, "ratio": ours / baseline}}}
+      --profile           where a training step's time goes, instead of the sections
+      --trace FILE        with --profile: a trace for chrome://tracing or perfetto
+
+The data set is a file in config/ (demo when none is named), all its options apply. Ratios compare two sides that
+took turns; they hold for the machine named above the table.
+"""
+
+import platform
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+import main
+import settings
+from scripts.bench import profile, sasrec, scale, search, tokenizer, train, trie
+from scripts.bench.common import Figures, job
+from scripts.make_demo import build_demo
+from settings import Config
+from utils import Problem, keep_freed_memory, log_to, problems_exit_2, write_json
+
+SECTIONS = {s.__name__.rpartition(".")[2]: s.measure for s in (train, search, trie, tokenizer, scale, sasrec)}
+
+
+def run(argv: list[str]) -> None:
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return
+    flags = {word for word in argv if word in ("--quick", "--profile")}
+    given, words = main.take([a for a in argv if a not in flags], ["json", "beams", "trace"])
+    wanted = [w for w in words if not w.startswith("--")]
+    if unknown := [w for w in wanted if w not in SECTIONS]:
+        raise Problem(f"{unknown[0]!r}: no such section; there are {', '.join(SECTIONS)}")
+    log_to(None, main=True)
+    cfg = configuration([w for w in words if w.startswith("--")])
+    with TemporaryDirectory() as folder:
+        what = job(cfg, Path(folder), "--quick" in flags, _widths(given.get("beams", str(cfg.recommender.num_beams))))
+        print(machine(cfg), flush=True)
+        if "--profile" in flags:
+            profile.show(what, given.get("trace"))
+            return
+        found: dict[str, Figures] = {}
+        for name in wanted or SECTIONS:
+            found[name] = SECTIONS[name](what)
+            show(name, found[name])
+    if "json" in given:
+        write_json(Path(given["json"]), {"machine": machine(cfg), **found})
+
+
+def configuration(overrides: list[str]) -> Config:
+    """The data set's preset with the overrides; the demo is built where it is missing."""
+    given = settings.parse_overrides(overrides)
+    name = str(given.get("dataset", "demo"))
+    path = ROOT / "config" / f"{name}.yaml"
+    raw = settings.read_yaml(path) if path.is_file() else {}
+    cfg = settings.build({**raw, "dataset": name, **given})
+    if name == "demo":
+        build_demo(Path(cfg.data.data_path) / "demo")
+    main.check_data(cfg)
+    return cfg
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    widths = text.split(",")
+    if not all(w.isdecimal() and int(w) > 0 for w in widths):
+        raise Problem(f"--beams: expected numbers such as 20,50,80, got {text!r}")
+    return tuple(map(int, widths))
+
+
+def machine(cfg: Config) -> str:
+    if torch.cuda.is_available():
+        where = torch.cuda.get_device_name()
+    else:
+        where = f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{cfg.data.dataset} | {where} | torch {torch.__version__} | precision {cfg.train.mixed_precision}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def show(section: str, figures: Figures) -> None:
+    print(f"\n{section:32} {'ours':>12} {'baseline':>12} {'ratio':>9}   ours from - to")
+    for name, f in figures.items():
+        baseline, ratio = (f"{f[k]:12.4g}" if k in f else " " * 12 for k in ("baseline", "ratio"))
+        spread = "" if f["ours_spread"] is None else "{:.4g} - {:.4g}".format(*f["ours_spread"])
+        print(f"  {name:30} {f['ours']:12.4g} {baseline} {ratio[3:]}   {spread}", flush=True)
+
+
+def cli(argv: list[str]) -> Any:
+    keep_freed_memory()
+    with problems_exit_2():
+        run(argv)
+
+
+if __name__ == "__main__":
+    cli(sys.argv[1:])

@@ -1,0 +1,237 @@
+"""Which interactions train, which validate and which test: leave-one-out, by time, or as given.
+
+Everything works on flat arrays: users one after another, each user's rows in time order, rows of equal
+time in the order of the file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from settings import DataOptions
+from utils import Problem, log
+
+Facts = dict[str, float]
+SHORTEST = 3  # one item each to train on, validate and test
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples of one part: target = items[position], history = what stands before it.
+
+    items: int32 [n], 1..N; offsets: int64 [users + 1], where each user's sequence begins;
+    position: int64 [samples].
+    """
+
+    items: np.ndarray
+    offsets: np.ndarray
+    position: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    @property
+    def targets(self) -> np.ndarray:
+        found: np.ndarray = self.items[self.position]
+        return found
+
+    def users(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """User number of each sample."""
+        found: np.ndarray = np.searchsorted(self.offsets, self.position[rows], side="right") - 1
+        return found
+
+    def lengths(self, longest: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """History length of each sample, at most `longest`."""
+        history = self.position[rows] - self.offsets[self.users(rows)]
+        shorter: np.ndarray = np.minimum(history, longest)
+        return shorter
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The three parts, every item that the training part holds (with repeats), and figures to report."""
+
+    train: Split
+    valid: Split
+    test: Split
+    training: np.ndarray
+    facts: Facts = field(default_factory=dict)
+
+
+def cold_targets(split: Split, training: np.ndarray) -> int:
+    """Samples whose target the training part never shows."""
+    return int((~np.isin(split.targets, training)).sum())
+
+
+# ---------------------------------------------------------------- leave-one-out
+
+
+def leave_one_out(
+    items: np.ndarray, offsets: np.ndarray, names: Sequence[str], short_users: str, source: Path
+) -> list[Split]:
+    """Last item to test, the one before to valid, every earlier one with a history to train."""
+    lengths = np.diff(offsets)
+    short = lengths < SHORTEST
+    if short.any() and short_users == "refuse":
+        first = int(short.argmax())
+        raise Problem(
+            f"{source}: {short.sum()} users have fewer than {SHORTEST} interactions, "
+            f"first {names[first]!r} with {lengths[first]}; set short_users: drop to leave them out"
+        )
+    if short.any():
+        log.info(f"{short.sum()} users with fewer than {SHORTEST} interactions are left out")
+        items = items[np.repeat(~short, lengths)]
+        offsets = np.concatenate([[0], lengths[~short].cumsum()])
+    place = np.arange(len(items)) - np.repeat(offsets[:-1], np.diff(offsets))
+    left = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(len(items))  # 1 on the last item
+    train = np.flatnonzero((place >= 1) & (left >= 3))
+    return [Split(items, offsets, p) for p in (train, offsets[1:] - 2, offsets[1:] - 1)]
+
+
+def as_given(items: np.ndarray, offsets: np.ndarray, part: np.ndarray) -> list[Split]:
+    """part: 0 train, 1 valid, 2 test for each row."""
+    has_history = np.ones(len(items), bool)
+    has_history[offsets[:-1]] = False
+    return [Split(items, offsets, np.flatnonzero(has_history & (part == p))) for p in range(3)]
+
+
+def training_items(train: Split, valid: Split) -> np.ndarray:
+    """The items of the training part: whatever stands before a user's validation item."""
+    if train.items is valid.items:
+        end = train.offsets[1:].copy()
+        end[valid.users()] = valid.position
+        place = np.arange(len(train.items))
+        return train.items[place < np.repeat(end, np.diff(train.offsets))]
+    first = train.position[train.position == train.offsets[train.users()] + 1] - 1
+    return np.concatenate([train.targets, train.items[first]])
+
+
+def parts_of(splits: Sequence[Split], training: np.ndarray) -> Parts:
+    """Three splits with what is to be reported of them."""
+    train, valid, test = splits
+    cold: Facts = {f"cold_{name}_targets": cold_targets(s, training) for name, s in (("valid", valid), ("test", test))}
+    return Parts(train, valid, test, training, cold)
+
+
+# ---------------------------------------------------------------- by time
+
+
+@dataclass(frozen=True)
+class Log:
+    """Rows of some users: user, item and time of each, [n]; user numbers run below `users`."""
+
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+    users: int
+
+    def of(self, chosen: np.ndarray) -> "Log":
+        return Log(self.user[chosen], self.item[chosen], self.time[chosen], self.users)
+
+    def split(self, kept: np.ndarray, target: np.ndarray) -> Split:
+        """The rows `kept`, with a sample for each row `target`, [n] bool both."""
+        offsets = np.searchsorted(self.user[kept], np.arange(self.users + 1))
+        return Split(self.item[kept], offsets, np.flatnonzero(target[kept]))
+
+    def quantile(self, q: float) -> float:
+        """A time that occurs: the nearest to the q-quantile over rows."""
+        return float(np.quantile(self.time, q, method="nearest"))
+
+
+def by_time(rows: Log, q: float, source: Path) -> Parts:
+    """One cut T for everybody at the q-quantile of time, and T_val likewise among the rows before T.
+
+    Trained on: rows before T_val. Validated on: users with rows before T_val, the target being their
+    first row from T_val to T whose item occurred before T_val; tested likewise from T on, with every
+    row before T as history. Rows at a cut lie after it.
+    """
+    _refuse_places(rows, source)
+    cut = rows.quantile(q)
+    past = rows.time < cut
+    valid_cut = rows.of(past).quantile(q) if past.any() else cut
+    trained = rows.time < valid_cut
+    valid, valid_facts = _first_after(rows, valid_cut, cut)
+    test, test_facts = _first_after(rows, cut, np.inf)
+    begins = np.ones(len(rows.user), bool)
+    begins[1:] = np.diff(rows.user) > 0
+    training = rows.item[trained]
+    facts: Facts = {
+        "time_cut": cut, "valid_time_cut": valid_cut, "rows_before_cut": int(past.sum()),
+        "users_before_cut": len(np.unique(rows.user[past])), "training_rows": int(trained.sum()),
+        **{f"valid_{k}": v for k, v in valid_facts.items()}, **{f"test_{k}": v for k, v in test_facts.items()},
+        "cold_valid_targets": cold_targets(valid, training), "cold_test_targets": cold_targets(test, training),
+    }  # fmt: skip
+    return Parts(rows.split(trained, ~begins), valid, test, training, facts)
+
+
+def _refuse_places(rows: Log, source: Path) -> None:
+    begin = np.searchsorted(rows.user, rows.user)
+    if np.array_equal(rows.time, np.arange(len(rows.time)) - begin):
+        raise Problem(
+            f"{source}: timestamps are 0, 1, 2, ... for every user and cannot be compared between users; "
+            "use split: leave_one_out"
+        )
+
+
+def _first_after(rows: Log, begin: float, end: float) -> tuple[Split, Facts]:
+    """A sample for each user with rows before `begin`: the first row from then on (before `end`) whose
+    item occurred before `begin`; the history is every row before `begin`.
+    """
+    before, after = rows.time < begin, (rows.time >= begin) & (rows.time < end)
+    known = np.isin(rows.item, rows.item[before])
+    has_past = np.bincount(rows.user[before], minlength=rows.users) > 0
+    possible = np.flatnonzero(after & known & has_past[rows.user])
+    _, first = np.unique(rows.user[possible], return_index=True)
+    target = np.zeros(len(rows.user), bool)
+    target[possible[first]] = True
+    there = np.bincount(rows.user[after], minlength=rows.users) > 0
+    facts: Facts = {
+        "users": len(first), "users_without_past": int((there & ~has_past).sum()),
+        "users_with_cold_items_only": int((there & has_past).sum()) - len(first),
+        "cold_rows": int((after & ~known & has_past[rows.user]).sum()),
+    }  # fmt: skip
+    return rows.split(before | target, target), facts
+
+
+def by_time_as_published(rows: Log, q: float, test_share: float, seed: int) -> Parts:
+    """The split of DiffSASRec's program: users in two groups, a cut for each, one target a user.
+
+    Users without a target are not trained on, and a test item need only occur in the test group's own
+    past. It has no validation part; here the training targets serve.
+    """
+    users = np.unique(rows.user)
+    chosen = np.random.default_rng(seed).choice(users, int(test_share * len(users)), replace=False)
+    tested = np.isin(rows.user, chosen)
+    parts: list[Split] = []
+    facts: Facts = {}
+    for name, group in (("train", rows.of(~tested)), ("test", rows.of(tested))):
+        cut = group.quantile(q) if len(group.user) else 0.0
+        split, found = _first_after(group, cut, np.inf)
+        kept = np.isin(np.arange(rows.users), split.users())
+        parts.append(_only(split, kept))
+        facts |= {f"{name}_time_cut": cut} | {f"{name}_{k}": v for k, v in found.items()}
+    train, test = parts
+    facts["cold_test_targets"] = cold_targets(test, train.items)
+    log.warning("split as published: no validation part, the training targets choose the checkpoint")
+    return Parts(train, train, test, train.items, facts)
+
+
+def _only(split: Split, kept: np.ndarray) -> Split:
+    """The split without the rows of users that have no sample; [users] bool."""
+    lengths = np.diff(split.offsets)
+    rows = np.repeat(kept, lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths * kept)])
+    return Split(split.items[rows], offsets, (np.cumsum(rows) - 1)[split.position])
+
+
+def divide(rows: Log, names: Sequence[str], cfg: DataOptions, source: Path) -> Parts:
+    """The parts that `split`, `time_quantile` and `reference` ask for."""
+    if cfg.split == "time":
+        if cfg.reference:
+            return by_time_as_published(rows, cfg.time_quantile, cfg.test_size, cfg.seed)
+        return by_time(rows, cfg.time_quantile, source)
+    offsets = np.searchsorted(rows.user, np.arange(rows.users + 1))
+    splits = leave_one_out(rows.item, offsets, names, cfg.short_users, source)
+    return parts_of(splits, training_items(splits[0], splits[1]))

@@ -1,0 +1,105 @@
+"""The comparison: its table against scikit-learn and arithmetic, its reuse of runs, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import tiny_overrides, write_tiny
+from sklearn.metrics import ndcg_score
+
+from scripts import compare
+from scripts.compare import Row, table
+from utils import Problem
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """A data set, its presets, and `compare` looking for them there; returns a caller of compare."""
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = tiny_overrides(tmp_path) | {
+        "hidden_units": 8,
+        "epochs": 1,
+        "metrics": ["recall@5", "ndcg@5", "coverage@5"],
+    }
+    options |= {"valid_metric": "ndcg@5", "num_beams": 5}
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    return lambda *words: compare.compare(["tiny", *words])
+
+
+def looks(tmp_path):
+    return {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "out" / "tiny").glob("*/test_looks.json")}
+
+
+def test_every_method_in_one_table(shop, tmp_path):
+    """All kinds and decodings, two seeds; the second call trains nothing."""
+    names = "popularity,sasrec,diffsasrec,diffsasrec_multi,sasrec_autoregressive,diffsasrec_sft,two_stage,frqud,content"
+    found = shop(names, "--seeds=1,2")
+    assert list(found) == names.split(",")
+    assert {r["users"] for r in found.values()} == {60}
+    assert [found[n]["seeds"] for n in ("popularity", "frqud", "diffsasrec_sft")] == [1, 2, 2]
+    before = looks(tmp_path)
+    assert len(before) == 2 * 5  # sasrec, diffsasrec, diffsasrec_sft, two_stage, frqud
+    assert shop(names.replace("_multi", ""), "--seeds=1,2")["frqud"] == found["frqud"]
+    assert looks(tmp_path).keys() == before.keys()
+
+
+def test_options_make_another_run(shop, tmp_path):
+    shop("sasrec", "--seeds=1")
+    shop("sasrec", "--seeds=1", "--hidden_units=16")
+    assert len(looks(tmp_path)) == 2
+
+
+def test_the_table_by_hand():
+    rank = np.array([[0, 1, 9, 9], [0, 9, 9, 2]])
+    other = np.array([[9, 9, 9, 0]])
+    rows = [Row("a", rank, [{"coverage@3": 0.5}, {"coverage@3": 0.7}]), Row("b", other, [{"coverage@3": 0.1}])]
+    text, plain = table(rows, ["recall@3", "ndcg@3", "coverage@3"])
+    per_user = np.array([1, 0.5, 0, 0.5])
+    assert plain["a"]["recall@3"]["mean"] == per_user.mean()
+    assert plain["a"]["recall@3"]["interval"] == pytest.approx(1.96 * per_user.std(ddof=1) / 2)
+    assert plain["a"]["recall@3"]["seeds"] == [0.5, 0.5]
+    difference = np.array([0, 0, 0, 1]) - per_user
+    assert plain["b"]["recall@3"]["z"] == pytest.approx(difference.mean() / (difference.std(ddof=1) / 2))
+    relevant = np.eye(10)
+    want = [np.mean([ndcg_score(relevant[[r]], [np.arange(10, 0, -1)], k=3) for r in seed]) for seed in rank]
+    assert plain["a"]["ndcg@3"]["seeds"] == pytest.approx(want)
+    assert plain["a"]["coverage@3"] == pytest.approx(0.6)
+    assert len({len(line) for line in text.splitlines()}) == 1  # columns are aligned
+
+
+def test_unlike_protocols_are_refused(shop, tmp_path):
+    preset = yaml.safe_load((tmp_path / "config" / "tiny.yaml").read_text())
+    (tmp_path / "config" / "tiny_diffsasrec.yaml").write_text(yaml.safe_dump(preset | {"mask_seen": True}))
+    with pytest.raises(Problem, match=r"mask_seen: False for sasrec but True for diffsasrec; .* set --mask_seen="):
+        shop("sasrec,diffsasrec")
+    assert not (tmp_path / "out").exists()
+
+
+WRONG = {
+    ("sasrecc",): "method: 'sasrecc' is not one of",
+    (): "needs a data set and methods",
+    ("sasrec", "--seeds=1,x"): "--seeds: expected whole numbers .* got 'x'",
+    ("sasrec", "--epoch=1"): "did you mean 'epochs'",
+    ("sasrec,frqud", "--reference=true", "--split=time", "--seeds=1,2"): "compare with one seed",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_command_is_refused(shop, words):
+    with pytest.raises(Problem, match=WRONG[words]):
+        shop(*words)
+
+
+def test_a_data_set_without_a_preset(shop):
+    with pytest.raises(Problem, match=r"config/other\.yaml: no such preset"):
+        compare.compare(["other", "sasrec"])
+
+
+def test_few_users_are_called_few(shop, capsys):
+    shop("popularity,content")
+    assert "60 test users rank nothing" in capsys.readouterr().out
+    assert torch.get_num_threads() == 1

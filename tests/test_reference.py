@@ -1,0 +1,89 @@
+"""The fast path against the padded reference: one loss, one gradient, in float64, on real samples."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+import layers
+import settings
+from data import make_batch
+from model import JointModel
+from readers import read_dataset, read_embeddings
+from scripts.bench.plain import copy_stacks
+from scripts.make_demo import build_demo
+from vq import RQVAE
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
+SMALL = {
+    "num_emb_list": [64, 64, 64],    "layers": [24], "e_dim": 12, "encoder_layers": 2, "decoder_layers": 2,
+    "d_model": 24, "d_ff": 40, "num_heads": 3, "d_kv": 8, "dropout_rate": 0.0, "num_beams": 10,
+}  # fmt: skip
+
+
+def real_data(tmp_path):
+    """`scientific` where it lies beside the checkout, else the demo."""
+    if SHARED.is_dir():
+        names = {"dataset": "scientific", "data_path": str(SHARED)}
+    else:
+        build_demo(tmp_path / "demo")
+        names = {"dataset": "demo", "data_path": str(tmp_path)}
+    return settings.build({**SMALL, **names})
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch):
+    """(our joint model in float64, Hugging Face's T5 with its weights, the data set)."""
+    monkeypatch.setattr(T5LayerNorm, "forward", reference.exact_norm)
+    cfg = real_data(tmp_path)
+    data = read_dataset(cfg.data)
+    content = np.array(read_embeddings(data), np.float32)
+    torch.manual_seed(0)
+    tokenizer = RQVAE(cfg.tokenizer, content.shape[1])
+    tokenizer.init_codebooks(torch.from_numpy(content[:2000]), 10, 0)
+    ours = JointModel(settings.replace(cfg, uncertainty="gumbel"), tokenizer, content, data.n_items).double().train()
+    for p in ours.recommender.parameters():  # large enough that every term matters
+        p.data.normal_(0, 0.3)
+    r = cfg.recommender
+    theirs = reference.t5(width=r.d_model, inner=r.d_ff, heads=r.num_heads, d_kv=r.d_kv, layers=(2, 2))
+    copy_stacks(ours.recommender.t5, theirs)
+    return ours, theirs, data
+
+
+def test_loss_and_gradients_equal_the_padded_reference(pair):
+    ours, theirs, data = pair
+    rows = np.random.default_rng(0).permutation(len(data.train))[:7]
+    batch = make_batch(data.train, rows, 50)
+    loss, _ = ours(batch)
+    loss.backward()
+
+    rec, books = ours.recommender, ours.tokenizer.rq.codebooks()
+    copies = [[t.detach().clone().requires_grad_() for t in some] for some in (rec.tables, books, [rec.start])]
+    tables, codebooks, (start,) = copies
+    sizes = [len(c) for c in codebooks]
+
+    def noise(item):
+        number = torch.tensor([item])
+        return [layers.gumbel(layers.counter_uniform(ours.cfg.data.seed, ours.step, number, i, k))[0].double() for i, k in enumerate(sizes)]  # fmt: skip
+
+    samples = [
+        ([i for i in history if i], target)
+        for history, target in zip(batch.history_BS.tolist(), batch.target_B.tolist(), strict=True)
+    ]
+    assert len({len(h) for h, _ in samples}) > 1  # something is padded
+    want = reference.joint_loss(
+        theirs, start, tables, codebooks, ours.input_Nd, ours.sid_NL[:, -1].tolist(), ours.scale_L.tolist(), noise,
+        ours.cfg.joint.gumbel_tau, ours.cfg.tokenizer.beta, samples,
+    )  # fmt: skip
+    want.backward()
+    assert loss.item() == pytest.approx(want.item(), rel=1e-9)
+    for mine, other in zip([*rec.tables, *books, rec.start], [*tables, *codebooks, start], strict=True):
+        assert other.grad.norm() > 0
+        assert torch.allclose(mine.grad, other.grad, rtol=1e-6, atol=1e-9)
+    theirs_q = theirs.encoder.block[0].layer[0].SelfAttention
+    assert torch.allclose(rec.t5.encoder[0].attention.q.weight.grad, theirs_q.q.weight.grad, rtol=1e-6, atol=1e-9)
+    bias = theirs.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.grad
+    assert torch.allclose(rec.t5.decoder_bias.table.weight.grad, bias, rtol=1e-6, atol=1e-9)

@@ -1,0 +1,163 @@
+"""SASRec and what it shares with its diffusion twin: the loss against torch's, attention against its definition."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ring, tiny_overrides, write_tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+import main
+import methods
+import settings
+from data import make_batch
+from methods import items
+from methods.items import best_items, softmax_loss
+from methods.sasrec import SASRec, absent_items
+from trainer import evaluate
+from utils import read_json
+
+
+def sasrec(n_items=30, **options):
+    torch.manual_seed(0)
+    small = {"method": "sasrec", "hidden_units": 16, "num_heads": 2, "max_his_len": 12, **options}
+    return SASRec(settings.build(small), n_items).double()
+
+
+HISTORY = torch.tensor([[0, 0, 3, 9, 4, 9, 21], [5, 6, 7, 8, 1, 2, 30]])
+
+
+# ---------------------------------------------------------------- the network
+
+
+def test_a_position_sees_nothing_after_it():
+    model, other = sasrec().eval(), HISTORY.clone()
+    other[:, 4] = 11
+    before, after = model.encoder(HISTORY), model.encoder(other)
+    assert torch.equal(before[:, :4][HISTORY[:, :4] > 0], after[:, :4][HISTORY[:, :4] > 0])
+    assert (before[:, 4:] != after[:, 4:]).any(-1).all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_changes_nothing(causal):
+    """Neither its amount nor its embedding."""
+    model = sasrec().eval()
+    model.encoder.causal = causal
+    scores = model.encoder(HISTORY)[HISTORY > 0]
+    wide = F.pad(HISTORY, (4, 0))
+    assert torch.allclose(model.encoder(wide)[wide > 0], scores, atol=1e-12)
+    with torch.no_grad():
+        model.encoder.items.weight[0] = 7.0
+    assert torch.allclose(model.encoder(HISTORY)[HISTORY > 0], scores, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["ce_all", "bce", "ce_last"])
+def test_the_row_of_padding_never_moves(loss):
+    model = sasrec(sasrec_loss=loss)
+    batch = make_batch(ring(20), np.arange(20), 12)
+    model(batch)[0].backward()
+    assert torch.equal(model.encoder.items.weight.grad[0], torch.zeros(16))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+# ---------------------------------------------------------------- the losses
+
+
+@pytest.mark.parametrize("scores", [1, 40, 1 << 24])
+def test_the_loss_in_chunks_equals_the_whole(scores, monkeypatch):
+    monkeypatch.setattr(items, "LOGITS", scores)
+    torch.manual_seed(1)
+    h, table = (torch.randn(n, 5, dtype=torch.double, requires_grad=True) for n in (9, 13))
+    target, weight = torch.randint(0, 13, (9,)), torch.rand(9, dtype=torch.double)
+    whole = (F.cross_entropy(h @ table.T, target, reduction="none") * weight).sum()
+    found = softmax_loss(h, table, target, weight)
+    assert found.item() == pytest.approx(whole.item(), rel=1e-12)
+    for a, b in zip(*(torch.autograd.grad(3 * x, [h, table]) for x in (found, whole)), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["ce_all", "ce_last"])
+def test_the_loss_is_the_mean_over_its_targets(loss):
+    """Against a loop over positions, each scored from its own prefix."""
+    model = sasrec(sasrec_loss=loss).eval()
+    split = ring(6)
+    batch = make_batch(split, np.arange(6), 12)
+    terms = []
+    for history, target in zip(batch.history_BS, batch.target_B, strict=True):
+        row = [i for i in [*history.tolist(), int(target)] if i]
+        h_Sd = model.encoder(torch.tensor([row[:-1]]))[0]
+        score_SN = h_Sd @ model.encoder.items.weight[1:].T
+        each = F.cross_entropy(score_SN, torch.tensor(row[1:]) - 1, reduction="none")
+        terms.append(each if loss == "ce_all" else each[-1:])
+    assert model(batch)[0].item() == pytest.approx(float(torch.cat(terms).mean()))
+
+
+def test_bce_starts_at_twice_the_log_of_two():
+    model = sasrec(sasrec_loss="bce")
+    torch.nn.init.zeros_(model.encoder.items.weight)
+    assert model(make_batch(ring(20), np.arange(20), 12))[0].item() == pytest.approx(2 * np.log(2))
+
+
+@given(st.lists(st.lists(st.integers(0, 8), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_negatives_are_any_item_that_the_row_lacks(rows):
+    """Each of the others comes up, none of the row's."""
+    torch.manual_seed(0)
+    drawn = absent_items(torch.tensor(rows), 400, 8)
+    for row, found in zip(rows, drawn.tolist(), strict=True):
+        assert set(found) == set(range(1, 9)) - set(row)
+
+
+def test_negatives_when_nothing_is_left():
+    assert absent_items(torch.tensor([[1, 2, 3]]), 5, 3).max() <= 3
+
+
+# ---------------------------------------------------------------- recommending
+
+
+def test_the_best_items_are_those_of_the_scores():
+    score = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
+    assert best_items(score, 3).item_BW.tolist() == [[2, 3, 4]]
+    assert best_items(score, 9, torch.tensor([[0, 2]])).item_BW.tolist() == [[3, 4, 1, 0]]
+
+
+def test_recommending_needs_no_batch_mates():
+    model = sasrec().eval()
+    together = model.recommend(HISTORY, 30).item_BW
+    alone = torch.cat([model.recommend(row[row > 0][None], 30).item_BW for row in HISTORY])
+    assert torch.equal(together, alone)
+    assert together.sort(1).values.tolist() == [list(range(1, 31))] * 2
+
+
+def test_from_the_command_line_to_recommendations(tmp_path, capsys):
+    """Trains without embeddings, evaluates to the same figures from the checkpoint, recommends."""
+    folder = write_tiny(tmp_path / "dataset" / "tiny")
+    (folder / "tiny.emb-test.npy").unlink()
+    options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 16, "run_name": "r", "mask_seen": True}
+    main.main([f"--{k}={v}" for k, v in options.items()])
+    run = tmp_path / "out" / "tiny" / "r"
+    results = read_json(run / "test.json")
+    assert results["method"] == "sasrec" and set(read_json(run / "baselines.json")) == {"popularity"}
+    capsys.readouterr()
+    main.main(["evaluate", "--checkpoint", str(run / "best_model.pth")])
+    assert f"test/ndcg@10 {results['ndcg@10']:.6g}\n" in capsys.readouterr().out
+    main.main(["recommend", "--checkpoint", str(run / "best_model.pth"), "--history=i3,i4", "--k=5"])
+    shown = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    assert len(set(shown)) == 5 and not {"i3", "i4"} & set(shown)
+
+
+def test_a_floor_is_no_method_to_train():
+    with pytest.raises(main.Problem, match="sasrec"):
+        methods.check("sasrecc")
+
+
+# ---------------------------------------------------------------- learning
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "metric", "least"), [("ce_all", "recall@1", 0.98), ("bce", "recall@10", 0.8)])
+def test_learns_the_ring(train_ring, loss, metric, least):
+    """One uniform negative a position hardly tells neighbours apart, hence the coarser metric for bce."""
+    fit = train_ring({"method": "sasrec", "sasrec_loss": loss, "epochs": 15})
+    found = evaluate(fit.raw, fit.data.test, fit.cfg, fit.acc, "test").figures
+    assert found[metric] >= least
