@@ -368,6 +368,13 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(tiny_data, tmp_pa
     assert (printed.train.epochs, printed.tokenizer.num_emb_list) == (7, [8, 8, 8])
 
 
+def test_a_dry_run_of_the_demo_does_not_write_its_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scripts.run.run("frqud", ["--dry_run"])
+    assert list(tmp_path.iterdir()) == []
+    assert settings.build(yaml.safe_load(capsys.readouterr().out)).data.data_path == "./dataset"
+
+
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
 def test_a_dry_run_meets_the_problems_of_the_data(tiny_data, tmp_path, capsys, command):
     folder = tiny_data()
