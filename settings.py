@@ -348,9 +348,9 @@ def takes_text(key: str) -> bool:
 
 def build(raw: dict[str, Any]) -> Config:
     """Typed sections from flat names; a .csv file as data_path names the data set."""
-    source = Path(str(raw.get("data_path", "")))
-    if source.suffix.lower() == ".csv":
-        raw = {"dataset": source.stem, **raw}
+    source = raw.get("data_path")
+    if isinstance(source, str) and source.lower().endswith(".csv"):
+        raw = {"dataset": Path(source).stem, **raw}
     parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, value in raw.items():
         if key not in FIELDS:
