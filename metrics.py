@@ -60,10 +60,11 @@ def summarise(rank_B: Tensor, names: list[str], coverage: dict[int, float] | Non
     """Mean over users of each metric named like `recall@10`; coverage@k is looked up."""
     found = {}
     for name in names:
+        k = cutoff(name)  # refuses what is no metric
         if is_per_user(name):
             found[name] = float(per_user(name, rank_B).mean())
         elif coverage is not None:
-            found[name] = coverage[cutoff(name)]
+            found[name] = coverage[k]
     return found
 
 
