@@ -14,6 +14,7 @@ from scripts.bench.common import Figures, Job, device, figure, interleave, peak_
 
 def measure(job: Job) -> Figures:
     """users/s and peak memory per number of beams."""
+    memory = [peak_memory_of(_widest, job, side) for side in (OurSearch, PlainSearch)]  # while this process holds little
     data, found = job.data(), {}
     ours, theirs = OurSearch(job, data), PlainSearch(job, data)
     for width in job.beams:
@@ -21,7 +22,6 @@ def measure(job: Job) -> Figures:
         speed = interleave(job.rounds, sides)
         name = "" if width == job.beams[0] else f"_{width}_beams"
         found[f"users_per_s{name}"] = figure(speed["ours"], speed["plain"])
-    memory = [peak_memory_of(_widest, job, side) for side in (OurSearch, PlainSearch)]
     return {**found, "peak_memory_gb": figure(*memory)}
 
 
