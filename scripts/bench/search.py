@@ -14,7 +14,9 @@ from scripts.bench.common import Figures, Job, device, figure, interleave, peak_
 
 def measure(job: Job) -> Figures:
     """users/s and peak memory per number of beams."""
-    memory = [peak_memory_of(_widest, job, side) for side in (OurSearch, PlainSearch)]  # while this process holds little
+    memory = [
+        peak_memory_of(_widest, job, side) for side in (OurSearch, PlainSearch)
+    ]  # while this process holds little
     data, found = job.data(), {}
     ours, theirs = OurSearch(job, data), PlainSearch(job, data)
     for width in job.beams:
