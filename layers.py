@@ -68,6 +68,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, bias, mask, dropout):  # type: ignore[no-untyped-def,override]
+        """Shapes as in `attention`; what dropout kept is remembered with each chunk's scores."""
         dropped, kept = round(dropout * 65536), []
         out = q.new_empty(*q.shape[:3], v.shape[3])
         size = max(1, _Attention.CHUNK // (q.shape[1] * q.shape[2] * k.shape[2]))
@@ -87,6 +88,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
+        """d softmax = p (dp - <dp, p>), chunk by chunk; the bias belongs to all samples and sums over them."""
         q, k, v, bias = ctx.saved_tensors
         grad = grad * ctx.scale
         grad_q, grad_k, grad_v = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))

@@ -72,8 +72,7 @@ class DiffSASRec(SequenceModel):
 
     # ---- recommending
 
-    @torch.inference_mode()
-    def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+    def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
         """k items, as `decoding` says: by score of the next item, as the next k in order, or one by one."""
         how = self.cfg.sequence.decoding
         if how == "single":

@@ -183,6 +183,24 @@ class SequenceModel(nn.Module):
     def __init__(self, cfg: Config, n_items: int) -> None:
         super().__init__()
         self.cfg, self.n_items = cfg, n_items
+        self._outside: Tensor | None = None
+
+    def restrict(self, item_M: Tensor | None) -> None:
+        """Recommend only these item numbers from now on (None: the catalogue)."""
+        every_N = torch.arange(1, self.n_items + 1)
+        self._outside = None if item_M is None else every_N[~torch.isin(every_N, item_M)]
+
+    @torch.inference_mode()
+    def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+        """k items for each history, best first; 0 where there are fewer."""
+        if self._outside is not None:
+            outside_BM = self._outside.to(history_BS.device).expand(len(history_BS), -1)
+            banned_BS = outside_BM if banned_BS is None else torch.cat([banned_BS, outside_BM], 1)
+        return self.choose(history_BS, k, banned_BS)
+
+    def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
+        """How the method ranks or decodes; items in banned_BS are left out."""
+        raise NotImplementedError
 
     @property
     def depth(self) -> int:

@@ -52,8 +52,7 @@ class SASRec(SequenceModel):
         right_R, wrong_R = ((h_Rd * table(i)).sum(-1) for i in (next_R, negative_R))
         return -(F.logsigmoid(right_R) + F.logsigmoid(-wrong_R)).mean()
 
-    @torch.inference_mode()
-    def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+    def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
         """The k best next items, best first, or (`decoding: autoregressive`) a continuation by k items."""
         if self.cfg.sequence.decoding == "autoregressive":
             return one_by_one(self.next_scores, history_BS, k, banned_BS)

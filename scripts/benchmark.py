@@ -34,6 +34,7 @@ SECTIONS = {s.__name__.rpartition(".")[2]: s.measure for s in (train, search, tr
 
 
 def run(argv: list[str]) -> None:
+    """Measure the sections that the command line names and print them; Problem when it is not understood."""
     if {"--help", "-h"} & set(argv):
         print(__doc__)
         return

@@ -181,6 +181,7 @@ def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def compare(argv: list[str]) -> dict[str, Any]:
+    """Train or find all runs, print and save their table, return it; Problem when they cannot be compared."""
     given, words = main.take(argv, ["seeds", "data_path"])
     names = [w for w in words if not w.startswith("-")]
     overrides = settings.parse_overrides([w for w in words if w not in names])

@@ -84,15 +84,19 @@ def test_only_hidden_items_are_replaced():
 # ---------------------------------------------------------------- loss
 
 
-def test_equal_scores_cost_the_log_of_the_catalogue():
-    """The weights 1 / t make the expected loss the mean cross-entropy, whatever was hidden."""
-    model, batch = diffusion(), batch_of(512, 29)
+def mean_loss_of_equal_scores(model, batch):
+    """Over 40 draws of the noise."""
     torch.nn.init.zeros_(model.encoder.items.weight)
     losses = []
     for step in range(40):
         model.step.fill_(step)
         losses.append(model(batch)[0].item())
-    assert sum(losses) / 40 == pytest.approx(math.log(30), rel=0.02)
+    return sum(losses) / 40
+
+
+def test_equal_scores_cost_the_log_of_the_catalogue():
+    """The weights 1 / t make the expected loss the mean cross-entropy, whatever was hidden."""
+    assert mean_loss_of_equal_scores(diffusion(), batch_of(512, 29)) == pytest.approx(math.log(30), rel=0.02)
 
 
 def test_a_loss_by_hand(monkeypatch):
@@ -294,15 +298,18 @@ def test_half_of_the_sequences_are_cut_at_any_length():
     assert share == pytest.approx(0.5 + 0.5 / 11, abs=0.06) and set(longest) == set(range(2, 13))
 
 
+@pytest.mark.parametrize("decoding", ["single", "multi", "autoregressive"])
+def test_every_decoding_keeps_to_the_items_asked_for(decoding):
+    model, some = diffusion(decoding=decoding).eval(), [2, 9, 11, 29]
+    model.restrict(torch.tensor(some))
+    found = model.recommend(batch_of(50).history_BS, 4).item_BW
+    assert found.sort(1).values.tolist() == [some] * 50
+
+
 def test_several_masks_are_weighed_like_one():
     """With equal scores the expected loss is again the log of the catalogue."""
-    model, batch = diffusion(kind=FineTuned, sft_masks=3), batch_of(512)
-    torch.nn.init.zeros_(model.encoder.items.weight)
-    losses = []
-    for step in range(40):
-        model.step.fill_(step)
-        losses.append(model(batch)[0].item())
-    assert sum(losses) / 40 == pytest.approx(math.log(30), rel=0.03)
+    model = diffusion(kind=FineTuned, sft_masks=3)
+    assert mean_loss_of_equal_scores(model, batch_of(512)) == pytest.approx(math.log(30), rel=0.03)
 
 
 def test_fine_tuning_starts_from_a_diffusion_run_only(tmp_path):

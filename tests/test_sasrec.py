@@ -129,6 +129,18 @@ def test_recommending_needs_no_batch_mates():
     assert together.sort(1).values.tolist() == [list(range(1, 31))] * 2
 
 
+def test_some_items_alone_come_in_the_order_of_the_whole():
+    model, some = sasrec().eval(), [2, 9, 11, 29]
+    whole = model.recommend(HISTORY, 30).item_BW.tolist()
+    model.restrict(torch.tensor(some))
+    assert model.recommend(HISTORY, 4).item_BW.tolist() == [[i for i in row if i in some] for row in whole]
+    barred = model.recommend(HISTORY, 4, HISTORY).item_BW
+    for row, order, seen in zip(barred.tolist(), whole, HISTORY.tolist(), strict=True):
+        assert [i for i in row if i] == [i for i in order if i in some and i not in seen]
+    model.restrict(None)
+    assert model.recommend(HISTORY, 30).item_BW.tolist() == whole
+
+
 def test_from_the_command_line_to_recommendations(tmp_path, capsys):
     """Trains without embeddings, evaluates to the same figures from the checkpoint, recommends."""
     folder = write_tiny(tmp_path / "dataset" / "tiny")
@@ -144,6 +156,10 @@ def test_from_the_command_line_to_recommendations(tmp_path, capsys):
     main.main(["recommend", "--checkpoint", str(run / "best_model.pth"), "--history=i3,i4", "--k=5"])
     shown = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
     assert len(set(shown)) == 5 and not {"i3", "i4"} & set(shown)
+    (tmp_path / "stock.txt").write_text("i3\ni7\ni30\n")
+    stock = f"--among={tmp_path / 'stock.txt'}"
+    main.main(["recommend", f"--checkpoint={run / 'best_model.pth'}", "--history=i3,i4", stock])
+    assert {line.split()[2] for line in capsys.readouterr().out.splitlines()} == {"i7", "i30"}  # i3 was seen
 
 
 def test_a_floor_is_no_method_to_train():

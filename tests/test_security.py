@@ -132,7 +132,7 @@ def test_yaml_tags_build_nothing(tmp_path, marker, tag):
             settings.load(None, [f"--num_emb_list={value}"])
 
 
-OUTSIDE = ["../x", "/tmp/x", "a/b", "..", ".", "", ".hidden", "a\0b", "x" * 300, "a\nb", "~/x/y"]
+OUTSIDE = ["../x", "/x/y", "a/b", "..", ".", "", ".hidden", "a\0b", "x" * 300, "a\nb", "~/x/y"]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

@@ -69,6 +69,7 @@ class PlainLoop:
         self.loader = DataLoader(TensorDataset(content_ND), self.p.rqvae_batch_size, shuffle=True)
 
     def epoch(self) -> None:
+        """One pass over the catalogue."""
         for (rows,) in self.loader:
             x = rows.to(device())
             z = self.encoder(x)
