@@ -62,12 +62,15 @@ class Trie:
             raise ValueError(f"{len(sid_NL)} items share {len(parent_M)} SIDs; add a suffix")
 
     def children(self, level: int, node: Tensor) -> Children:
-        begin, code = self.begin[level], self.code[level]
-        first, end = begin[node].long(), begin[node + 1].long()
-        place = first[..., None] + torch.arange(self.degree[level], device=node.device)
-        there = place < end[..., None]
-        place = torch.where(there, place, 0)
-        return Children(code[place].long(), place, there)
+        begin, code, size = self.begin[level], self.code[level], self.sizes[level]
+        if len(code) == (len(begin) - 1) * size:
+            return every_code(node, size)
+        first = begin[node].long()
+        slot = torch.arange(self.degree[level], device=node.device)
+        there = slot < (begin[node + 1] - first)[..., None]
+        place = (first[..., None] + slot).clamp_(max=len(code) - 1)
+        # one index of one dimension: four times as fast on a CPU as code[place]
+        return Children(code.index_select(0, place.flatten()).view_as(place).long(), place, there)
 
     def items(self, node: Tensor) -> Tensor:
         """Item numbers of nodes below the last level."""
@@ -86,12 +89,16 @@ class AllCodes:
         self.trie, self.levels = trie, trie.levels
 
     def children(self, level: int, node: Tensor) -> Children:
-        size = self.trie.sizes[level]
-        code = torch.arange(size, device=node.device).expand(*node.shape, size)
-        return Children(code, node[..., None] * size + code, torch.ones_like(code, dtype=torch.bool))
+        return every_code(node, self.trie.sizes[level])
 
     def items(self, node: Tensor) -> Tensor:
         return self.trie.find(node)
+
+
+def every_code(node: Tensor, size: int) -> Children:
+    """Children where every node of a level has all its codes."""
+    code = torch.arange(size, device=node.device).expand(*node.shape, size)
+    return Children(code, node[..., None] * size + code, code.new_ones((), dtype=torch.bool).expand_as(code))
 
 
 def sid_key(sid_NL: Tensor, sizes: list[int]) -> Tensor:

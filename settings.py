@@ -169,7 +169,7 @@ class TrainOptions:
     early_stop: int = option(15, "stop after so many epochs without a better valid_metric", ge=1)
     batch_size: int = option(256, "samples per step and process (of a model that learns from whole sequences: targets, on average)", ge=1)
     gradient_accumulation_steps: int = option(1, "parts of batch_size samples in one optimizer step", ge=1)
-    token_budget: int | None = option(None, "most history tokens in one forward pass, larger batches are split; default 16384 on CPU, 262144 on a GPU", ge=1)
+    token_budget: int | None = option(None, "most history tokens in one forward pass, larger batches are split; default 8192 on CPU, 262144 on a GPU", ge=1)
     lr_rec: float = option(1e-3, "learning rate of the recommender", gt=0)
     weight_decay: float = option(0.05, "weight decay", ge=0)
     learner: Literal["adamw", "adam", "sgd"] = option("adamw", "optimizer")
@@ -182,7 +182,7 @@ class TrainOptions:
 
 def token_budget(t: TrainOptions, device: str) -> int:
     """Most history tokens in one pass: what a CPU's cache and a laptop's memory like, or what a GPU needs to be busy."""
-    return t.token_budget or (262144 if device == "cuda" else 16384)
+    return t.token_budget or (262144 if device == "cuda" else 8192)
 
 
 @dataclass(frozen=True, kw_only=True)

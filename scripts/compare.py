@@ -206,7 +206,8 @@ def compare(argv: list[str]) -> dict[str, Any]:
     )
     if len(data.test) < FEW:
         log.warning(f"{len(data.test)} test users rank nothing: read the intervals")
-    path = Path(cfg.run.output_dir) / cfg.data.dataset / "compare.json"
+    options = digest(data.hash, chosen, seeds, [options_of(configs[n][0]) for n in chosen])
+    path = Path(cfg.run.output_dir) / cfg.data.dataset / f"compare-{options}.json"  # another question, another file
     write_json(path, plain)
     log.info(f"as JSON: {path}")
     return plain

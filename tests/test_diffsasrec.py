@@ -245,11 +245,16 @@ def test_lists_are_valid_and_do_not_depend_on_the_batch(mode, masked):
 
 
 def test_single_step_ranks_by_the_last_mask():
+    """A thousand random histories: the best of the last MASK's scores without padding, MASK, and seen items."""
     model = diffusion().eval()
-    x = torch.cat([HISTORIES, torch.full((60, 1), 31)], 1)
+    history = torch.randint(1, 31, (1000, 12), generator=torch.Generator().manual_seed(3))
+    history *= torch.arange(12) >= torch.arange(1000)[:, None] % 12  # of every length, padded on the left
+    x = torch.cat([history, torch.full((1000, 1), 31)], 1)
     score = (model.encoder(x)[:, -1] @ model.encoder.items.weight.T)[:, 1:31]
-    score = F.pad(score, (1, 0)).scatter(1, HISTORIES, -torch.inf)[:, 1:]
-    assert torch.equal(model.recommend(HISTORIES, 5, HISTORIES).item_BW, score.argsort(descending=True)[:, :5] + 1)
+    score = F.pad(score, (1, 0)).scatter(1, history, -torch.inf)[:, 1:]
+    found = model.recommend(history, 5, history).item_BW
+    assert torch.equal(found, score.argsort(descending=True)[:, :5] + 1)
+    assert found.min() >= 1 and found.max() <= 30 and (found.sort(1).values.diff(dim=1) > 0).all()
 
 
 def test_autoregressive_lists_start_as_single_ones_and_go_on_from_there():

@@ -31,7 +31,8 @@ def assert_same_results(ours, theirs):
     """Metrics, test figures, ranks, SIDs and every tensor of the best model."""
     rows = [[timeless(json.loads(x)) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (ours, theirs)]
     assert rows[0] == rows[1] and len(rows[0]) == 3
-    for name in ("test.json", "baselines.json", "tiny.index.json"):
+    named = ["test.json", "baselines.json", *(f.name for f in theirs.glob("*.index.json"))]  # SIDs, where there are any
+    for name in named:
         assert timeless(json.loads((ours / name).read_text())) == timeless(json.loads((theirs / name).read_text()))
     for name in ("ranks-valid.npy", "ranks-test.npy"):
         assert np.array_equal(np.load(ours / name), np.load(theirs / name))
@@ -116,3 +117,22 @@ def test_killed_from_outside_at_a_random_moment(ground, seed):
     codes, said = killed.train(root, [*argv, f"--run_name={name}", "--resume=auto"])
     assert codes == [0], said
     assert_same_results(folder, whole(ground, 1))
+
+
+def test_both_stages_of_diffusion_go_on_where_they_were_killed(ground):
+    """Fine-tuning is a run like any other: killed in a step and in a write, it ends as if it had not been."""
+    root, argv, _ = ground
+    start = []
+    for method, steps in (("diffsasrec", {"step": 11}), ("diffsasrec_sft", {"step": 5, "write": 8})):
+        options = [*argv, f"--method={method}", "--hidden_units=16", "--hidden_dropout=0.1", "--batch_size=16", *start]
+        folders = [root / "out" / "tiny" / f"{kind}-{method}" for kind in ("left-alone", "killed")]
+        for folder, kills in zip(folders, ([], [[k] for k in steps.items()]), strict=True):
+            run = [*options, f"--run_name={folder.name}", "--resume=auto"]
+            for kill in kills:
+                codes, said = killed.train(root, run, kill=kill)
+                assert codes == [-signal.SIGKILL], said
+            codes, said = killed.train(root, run)
+            assert codes == [0], said
+            assert ("resumed at epoch" in said[0]) == bool(kills)
+        assert_same_results(*folders[::-1])
+        start = [f"--sft_from={folders[0] / 'best_model.pth'}"]

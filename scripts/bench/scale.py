@@ -14,7 +14,9 @@ from data import Batch
 from model import GenerativeModel
 from readers import read_dataset
 from scripts import run
+from scripts.bench import common
 from scripts.bench.common import Figures, Job, device, figure, growth, peak_memory_of, seconds
+from scripts.make_demo import build_demo
 
 
 def measure(job: Job) -> Figures:
@@ -27,7 +29,7 @@ def measure(job: Job) -> Figures:
     found |= _sweep("history", lengths, lambda s: (model, 64, s))
     found |= _sweep("batch", batches, lambda b: (model, b, 10))
     found |= _sweep("catalogue", sizes, lambda n: (random_model(job, n), 64, 10))
-    found |= _processes(job)
+    found |= _processes()
     for n in [10**6] if job.quick else [10**6, 10**7, 10**8]:
         found |= _interactions(n)
     return found
@@ -75,16 +77,19 @@ def _median_ms(work) -> float:  # type: ignore[no-untyped-def]
     return float(np.median([seconds(work) * 1000 for _ in range(3)]))
 
 
-def _processes(job: Job) -> Figures:
-    """samples/s of a short training (one epoch of the demo's size at most) on one and two processes."""
+def _processes() -> Figures:
+    """samples/s of an epoch of the demo, whatever else is measured, on one and two processes."""
     found: Figures = {}
     gpus = torch.cuda.device_count()
     wanted = [1, 2] if gpus < 2 else [n for n in (1, 2, 4, 8) if n <= gpus]
     with TemporaryDirectory() as folder:
+        demo = settings.build(settings.read_yaml(run.ROOT / "config" / "demo.yaml") | {"data_path": folder})
+        build_demo(Path(folder) / "demo")
+        tokenizer = common.job(demo, Path(folder), True, ()).cfg.joint.rqvae_path
         for n in wanted:
             cfg = settings.replace(
-                job.cfg, method="two_stage", epochs=1, eval_step=1, output_dir=folder, log_dir=folder, run_name=f"p{n}",
-                batch_size=max(1, job.cfg.train.batch_size // n), resume="no",
+                demo, method="two_stage", rqvae_path=tokenizer, epochs=1, eval_step=1, output_dir=folder, log_dir=folder,
+                run_name=f"p{n}", batch_size=max(1, demo.train.batch_size // n), resume="no",
             )  # fmt: skip
             threads = os.environ.get("OMP_NUM_THREADS")
             os.environ["OMP_NUM_THREADS"] = "1"  # one core a process, so that processes are what is compared

@@ -11,9 +11,11 @@ from readers import Dataset
 from scripts.bench import plain
 from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
 
+ROWS = {"cpu": 1280, "cuda": 25_600}  # beams of one batch; `generate` at 5,120 of Beauty's takes over 24 GB
+
 
 def measure(job: Job) -> Figures:
-    """users/s and peak memory per number of beams."""
+    """users/s and peak memory per number of beams; both sides take batches of as many users."""
     memory = [
         peak_memory_of(_widest, job, side) for side in (OurSearch, PlainSearch)
     ]  # while this process holds little
@@ -27,33 +29,40 @@ def measure(job: Job) -> Figures:
     return {**found, "peak_memory_gb": figure(*memory)}
 
 
+def users_at_once(job: Job, width: int) -> int:
+    """Users of a batch: as configured, fewer where their beams would not fit in memory on the plain side."""
+    return max(1, min(job.cfg.eval.eval_batch_size, ROWS[device().type] // width))
+
+
 def _widest(job: Job, side: Callable[[Job, Dataset], Any]) -> None:
     search = side(job, job.data())
-    search.run(search.longest_rows(), job.beams[0])
+    search.run(search.longest_rows(job.beams[0]), job.beams[0])
 
 
 class OurSearch:
     """`recommend` on batches spread evenly over the evaluation's plan, which is sorted by length."""
 
     def __init__(self, job: Job, data: Dataset) -> None:
-        self.longest, self.split = job.cfg.data.max_his_len, data.test
+        self.job, self.longest, self.split = job, job.cfg.data.max_his_len, data.test
         self.model = job.model("two_stage", data).eval()
-        self.plan = evaluation_plan(data.test, job.cfg.eval.eval_batch_size, self.longest)
-        self.each = min(len(self.plan), 3 if job.quick else 6)
 
-    def rows(self, turn: int) -> list[np.ndarray]:
-        n = len(self.plan)
-        return [self.plan[int((i + 0.5 + 0.1 * turn) * n / self.each) % n] for i in range(self.each)]
+    def plan(self, width: int) -> list[np.ndarray]:
+        return evaluation_plan(self.split, users_at_once(self.job, width), self.longest)
 
-    def longest_rows(self) -> np.ndarray:
-        return self.plan[0]
+    def rows(self, width: int, turn: int) -> list[np.ndarray]:
+        plan = self.plan(width)
+        n, each = len(plan), min(len(plan), 4 if self.job.quick else 16)
+        return [plan[int((i + 0.5 + 0.1 * turn) * n / each) % n] for i in range(each)]
+
+    def longest_rows(self, width: int) -> np.ndarray:
+        return self.plan(width)[0]
 
     def run(self, rows: np.ndarray, width: int) -> None:
         batch = make_batch(self.split, rows, self.longest).to(device())
         self.model.recommend(batch.history_BS, width)
 
     def users_per_s(self, width: int, turn: int) -> float:
-        rows = self.rows(turn)
+        rows = self.rows(width, turn)
         return sum(map(len, rows)) / seconds(lambda: [self.run(r, width) for r in rows])  # type: ignore[func-returns-value]
 
 
@@ -62,7 +71,7 @@ class PlainSearch:
 
     def __init__(self, job: Job, data: Dataset) -> None:
         cfg, ours = job.cfg, job.model("two_stage", data)
-        self.longest, self.split, self.size = cfg.data.max_his_len, data.test, cfg.eval.eval_batch_size
+        self.job, self.longest, self.split = job, cfg.data.max_his_len, data.test
         self.tokens, self.levels = plain.Tokens(ours), len(ours.sizes)
         self.model = plain.build(cfg, ours.sizes).eval()
         plain.copy_weights(ours.recommender.cpu(), self.model)
@@ -70,14 +79,15 @@ class PlainSearch:
         self.trie = plain.NestedTrie(self.tokens.sid_NL[1:])
         self.order = np.random.default_rng(cfg.data.seed).permutation(len(data.test))
 
-    def longest_rows(self) -> np.ndarray:
+    def longest_rows(self, width: int) -> np.ndarray:
         lengths = self.split.lengths(self.longest, self.order)
-        return np.concatenate([self.order[[int(np.argmax(lengths))]], self.order[: self.size - 1]])
+        return np.concatenate([self.order[[int(np.argmax(lengths))]], self.order[: users_at_once(self.job, width) - 1]])
 
     def run(self, rows: np.ndarray, width: int) -> None:
         batch = self.tokens.batch(self.split, rows, self.longest)
         plain.beams(self.model, self.trie, {k: v.to(device()) for k, v in batch.items()}, width, self.levels)
 
     def users_per_s(self, width: int, turn: int) -> float:
-        rows = self.order[turn * self.size :][: self.size]
+        size = users_at_once(self.job, width)
+        rows = self.order.take(range(turn * size, (turn + 1) * size), mode="wrap")
         return len(rows) / seconds(lambda: self.run(rows, width))

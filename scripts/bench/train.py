@@ -119,7 +119,8 @@ class PlainSteps:
     def run(self, turn: int) -> int:
         size, samples = self.cfg.train.batch_size, 0
         for i in range(self.each):
-            rows = self.order[(turn * self.each + i) * size :][:size]
+            first = (turn * self.each + i) * size
+            rows = self.order.take(range(first, first + size), mode="wrap")
             self.step(rows)
             samples += len(rows)
         return samples

@@ -37,7 +37,7 @@ def random_sids(n: int) -> Tensor:
     random = torch.Generator().manual_seed(0)
     key = torch.randint(0, 256**4, (n + n // 100 + 100,), generator=random).unique()
     key = key[torch.randperm(len(key), generator=random)[:n]]
-    return torch.stack([key // 256 ** (3 - i) % 256 for i in range(4)], 1)
+    return torch.stack([(key // 256 ** (3 - i) % 256).short() for i in range(4)], 1)
 
 
 def _repeated(side: "Tensors | Dictionaries", sid_NL: Tensor) -> list[float]:
@@ -60,15 +60,20 @@ class Tensors:
         return sum(t.numel() * t.element_size() for t in held)
 
     def masks(self, row_RL: Tensor) -> Callable[[], None]:
-        """The children of every row's prefix, level by level, walking down with the rows."""
+        """The children of every row's prefix, level by level, walking down with the rows as a search does."""
         row_RL = row_RL.to(device())
+        top_R = torch.zeros(len(row_RL), dtype=torch.long, device=row_RL.device)
+        chosen, node_R = [], top_R  # what a search knows from its topk
+        for level in range(row_RL.shape[1]):
+            child = self.trie.children(level, node_R)
+            match = (child.code == row_RL[:, level, None]) & child.there
+            chosen.append(match.int().argmax(1, keepdim=True))
+            node_R = child.node.gather(1, chosen[-1])[:, 0]
 
         def run() -> None:
-            node = torch.zeros(len(row_RL), dtype=torch.long, device=row_RL.device)
-            for level in range(row_RL.shape[1]):
-                child = self.trie.children(level, node)
-                chosen = (child.code == row_RL[:, level, None]) & child.there
-                node = child.node.gather(1, chosen.int().argmax(1, keepdim=True))[:, 0]
+            node_R = top_R
+            for level, place_R1 in enumerate(chosen):
+                node_R = self.trie.children(level, node_R).node.gather(1, place_R1)[:, 0]
 
         return run
 

@@ -1,0 +1,88 @@
+"""The benchmark: every figure it writes is its two sides' quotient, and both sides do the same work."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_overrides, write_tiny
+
+from scripts import benchmark
+from scripts.bench import common, plain, search, train, trie
+from utils import Problem
+
+NAMED = ["train.samples_per_s", "train.peak_memory_gb", "search.users_per_s"]  # figures that others rely upon
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """The command line of a benchmark of a tiny data set."""
+    root = tmp_path_factory.mktemp("benchmark")
+    write_tiny(root / "dataset" / "tiny")
+    return [f"--{k}={v}" for k, v in tiny_overrides(root).items()]
+
+
+def test_the_written_figures(words, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    benchmark.run(["train", "search", "tokenizer", "sasrec", "--quick", "--beams=5,3", f"--json={path}", *words])
+    found = json.loads(path.read_text())
+    assert "torch" in found.pop("machine") and list(found) == ["train", "search", "tokenizer", "sasrec"]
+    for name in NAMED:
+        section, figure = name.split(".")
+        assert "ratio" in found[section][figure], name
+    assert "users_per_s_3_beams" in found["search"]
+    shown = capsys.readouterr().out
+    for section, figures in found.items():
+        assert section in shown
+        for name, f in figures.items():
+            assert name in shown and f["ours"] > 0
+            assert "baseline" not in f or f["ratio"] == pytest.approx(f["ours"] / f["baseline"])
+    assert found["train"]["padding_factor"]["ratio"] <= 1
+
+
+def test_both_sides_learn_from_the_same_samples(words, tmp_path):
+    """Our parts and the plain batch of the same rows have the same loss, softmax over each level's codes."""
+    job = common.job(benchmark.configuration(words), tmp_path, True, (5,))
+    data = job.data()
+    ours, theirs = train.OurSteps(job, data), train.PlainSteps(job, data)
+    model = ours.fit.raw
+    plain.copy_weights(model.recommender, theirs.model)
+    rows = ours.steps.plan[0]
+    padded = theirs.tokens.batch(data.train, rows, job.cfg.data.max_his_len)
+    model.eval(), theirs.model.eval()
+    legal_LV, theirs.model.level_mask = theirs.model.level_mask, None  # `generate` masks one level at a time
+    with torch.no_grad():
+        logit_BLV = theirs.model(**padded).logits + legal_LV
+        loss = sum(float(part.weight) * float(model(part)[0]) for part in ours.steps[0])
+        assert loss == pytest.approx(
+            F.cross_entropy(logit_BLV.flatten(0, 1), padded["labels"].flatten()).item(), rel=1e-5
+        )
+
+
+def test_the_plain_search_gets_no_more_beams_than_fit(words):
+    job = common.Job(benchmark.configuration([*words, "--eval_batch_size=256"]), True, (20,))
+    assert [search.users_at_once(job, width) for width in (1, 20, 5000)] == [256, 64, 1]
+
+
+def test_both_tries_allow_the_same(words):
+    """A walk of random items' prefixes: the children of our rows are the keys of the dictionaries."""
+    sid_NL = trie.random_sids(2000)
+    ours, theirs = trie.Tensors(sid_NL), trie.Dictionaries(sid_NL)
+    node = torch.zeros(1, dtype=torch.long)
+    prefix = [plain.START]
+    for level, code in enumerate(sid_NL[7].tolist()):
+        child = ours.trie.children(level, node)
+        allowed = (child.code[child.there] + 1 + 256 * level).tolist()
+        assert sorted(allowed) == sorted(theirs.trie.allowed(0, torch.tensor(prefix)))
+        node = child.node[0, (child.code[0] == code).nonzero()[0]]
+        prefix.append(code + 1 + 256 * level)
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["trian"], "'trian': no such section; there are train, search"),
+    (["search", "--beams=20,x"], "--beams: expected numbers such as 20,50,80"),
+    (["--beam=3"], "beam"),
+])  # fmt: skip
+def test_a_wrong_command_is_refused(argv, said):
+    with pytest.raises(Problem, match=said):
+        benchmark.run(argv)
