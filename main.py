@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -139,6 +140,7 @@ def accelerator(cfg: Config) -> Accelerator:
         raise Problem("mixed_precision: fp16 needs a GPU; use bf16 or no")
     # every process computes its buffers alike: broadcasting them each step would only cost time
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)  # renamed in a torch that is not everywhere yet
     acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not gpu, kwargs_handlers=[ddp])
     check_processes(cfg, acc.num_processes)
     asked = int(os.environ.get("DIGER_PROCESSES", acc.num_processes))

@@ -20,7 +20,7 @@ FLOAT = 4  # bytes; bf16 needs less, which leaves the estimate on the safe side
 def tell(cfg: Config, model: nn.Module, data: Dataset, shape: Shape, device: torch.device) -> None:
     """Log the estimate beside what the device has, and warn when it does not fit."""
     need, have = estimate(cfg, model, data, shape), available(device)
-    total = sum(need.values()) - min(need["training step"], need["evaluation batch"])  # never both at once
+    total = sum(need.values()) - min(need.get("training step", 0), need.get("evaluation batch", 0))  # never both at once
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in need.items())
     log.info(f"memory: about {gigabytes(total)} of {gigabytes(have)} GB ({parts})")
     if total > have:
@@ -31,15 +31,13 @@ def tell(cfg: Config, model: nn.Module, data: Dataset, shape: Shape, device: tor
 
 
 def estimate(cfg: Config, model: nn.Module, data: Dataset, shape: Shape) -> dict[str, int]:
-    """Bytes by owner. The working memory of a step and of an evaluation batch is known for generative models."""
+    """Bytes by owner; for generative models with the working memory of a step and of an evaluation batch."""
     trained = FLOAT * sum(p.numel() for p in model.parameters() if p.requires_grad)
     need = {
         "model": sum(p.nbytes for p in model.parameters()),
         "gradients": trained,
         "optimizer": 2 * trained if cfg.train.learner != "sgd" else 0,
         "embeddings and SIDs": sum(b.nbytes for b in model.buffers()),
-        "training step": 0,
-        "evaluation batch": 0,
     }
     if isinstance(model, GenerativeModel):
         longest = int(max(s.lengths(cfg.data.max_his_len).max() for s in (data.train, data.valid, data.test)))
