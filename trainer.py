@@ -267,7 +267,7 @@ class Fit:
             if stop:
                 raise Stopped(stop)
         seconds = time.perf_counter() - begin
-        done = (p.next_step - first) / self.steps_per_epoch * len(self.train_split)
+        done = (p.next_step - first) / self.steps_per_epoch * len(self.data.train)  # targets, however they are packed
         return self._means() | {"samples_per_s": done / seconds}
 
     def _probe(self, part: Batch) -> dict[str, float]:
