@@ -65,8 +65,8 @@ class Trie:
         begin, code, size = self.begin[level], self.code[level], self.sizes[level]
         if len(code) == (len(begin) - 1) * size:
             return every_code(node, size)
-        first = begin[node].long()
-        slot = torch.arange(self.degree[level], device=node.device)
+        first = begin[node]
+        slot = torch.arange(self.degree[level], dtype=first.dtype, device=node.device)
         there = slot < (begin[node + 1] - first)[..., None]
         place = (first[..., None] + slot).clamp_(max=len(code) - 1)
         # one index of one dimension: four times as fast on a CPU as code[place]
