@@ -7,6 +7,7 @@
 --help lists every option, --dry_run checks everything and prints the resolved configuration.
 """
 
+import csv
 import functools
 import os
 import sys
@@ -25,7 +26,7 @@ import memory
 import methods
 import report
 import settings
-from readers import Catalogue, Dataset, read_dataset
+from readers import Dataset, read_dataset
 from runs import RunFolder
 from settings import Config
 from trainer import Fit, evaluate, save_ranks
@@ -76,9 +77,7 @@ def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def check_data(cfg: Config) -> Dataset:
     """Read data and embeddings as training will, so that a dry run meets the same problems."""
-    data = read_dataset(cfg.data)
-    methods.check_content(cfg, data)
-    return data
+    return methods.check_content(cfg, read_dataset(cfg.data))
 
 
 def check_training(cfg: Config) -> None:
@@ -110,14 +109,14 @@ def train(cfg: Config) -> RunFolder:
     log_file = Path(cfg.run.log_dir) / cfg.data.dataset / f"{stamp}-{cfg.run.run_name}.log"
     log_to(log_file, main=acc.is_main_process)
 
-    data = read_dataset(cfg.data)
+    data = check_data(cfg)
     torch.manual_seed(cfg.data.seed)
     model = methods.TRAINED[cfg.run.method](cfg, data)
     with guard.alike(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
     say = functools.partial(report.epoch, cfg)
-    fit = Fit(cfg, model, data, acc, run, portable(cfg, data.catalogue), say)
+    fit = Fit(cfg, model, data, acc, run, portable(cfg, data), say)
     report.start(cfg, model, fit)
     memory.tell(cfg, model, data, fit.shape, acc.device)
     with guard.orderly_stop(go_on(cfg) if acc.is_main_process else None):
@@ -140,7 +139,9 @@ def accelerator(cfg: Config) -> Accelerator:
         raise Problem("mixed_precision: fp16 needs a GPU; use bf16 or no")
     # every process computes its buffers alike: broadcasting them each step would only cost time
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)  # renamed in a torch that is not everywhere yet
+    warnings.filterwarnings(
+        "ignore", ".*broadcast_buffers", FutureWarning
+    )  # renamed in a torch that is not everywhere yet
     acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not gpu, kwargs_handlers=[ddp])
     check_processes(cfg, acc.num_processes)
     asked = int(os.environ.get("DIGER_PROCESSES", acc.num_processes))
@@ -172,9 +173,10 @@ def named(cfg: Config) -> Config:
     return settings.replace(cfg, run_name=broadcast_object_list(name)[0])
 
 
-def portable(cfg: Config, catalogue: Catalogue) -> dict[str, Any]:
+def portable(cfg: Config, data: Dataset) -> dict[str, Any]:
     """What a checkpoint carries so that it can be used alone."""
-    return {"format": 1, "config": settings.flat(cfg), "items": catalogue.ids, "titles": catalogue.titles}
+    names = {"items": data.catalogue.ids, "titles": data.catalogue.titles}
+    return {"format": 1, "config": settings.flat(cfg), "split": data.split_hash, **names}
 
 
 def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
@@ -221,7 +223,10 @@ def restore(path: str, overrides: list[str]) -> tuple[Config, Any, dict[str, Any
         settings.build(state["config"])
     except Problem as e:
         raise Problem(f"{path}: holds a wrong configuration: {e}") from None
-    cfg = settings.build({**state["config"], **settings.parse_overrides(overrides)})
+    cfg = settings.build({**state["config"], **(given := settings.parse_overrides(overrides))})
+    for key in ("num_heads", "d_kv", "reference"):  # of the trained network, though no weight has their size
+        if key in given and given[key] != state["config"].get(key):
+            raise Problem(f"{key}: {path} was trained with {state['config'].get(key)!r}, which cannot be changed now")
     methods.check(cfg.run.method)
     try:
         model = methods.RESTORED[cfg.run.method](cfg, state["model"])
@@ -249,6 +254,11 @@ def command_evaluate(argv: list[str]) -> None:
         raise Problem(
             f"{given['checkpoint']}: was trained on another catalogue than {cfg.data.dataset!r} in {cfg.data.data_path}"
         )
+    if state.get("split", data.split_hash) != data.split_hash:
+        raise Problem(
+            f"{given['checkpoint']}: was trained on other interactions or another split; what is the {split} part now may "
+            "have been learned from"
+        )
     run = RunFolder(Path(given["checkpoint"]).parent)
     if split == "test" and acc.is_main_process:
         run.look_at_test()
@@ -272,7 +282,7 @@ def command_recommend(argv: list[str]) -> None:
         raise Problem(f"--k: expected a whole number from 1, got {k!r}")
     cfg, model, state = restore(given["checkpoint"], overrides)
     number = {token: i for i, token in enumerate(state["items"], 1)}
-    wanted = numbers_of(given["history"].split(","), number, "--history")
+    wanted = numbers_of(ids_of(given["history"], number), number, "--history")
     most = len(number)
     if "among" in given:
         among = sorted(set(numbers_of(read_lines(given["among"]), number, f"--among {given['among']}")))
@@ -281,12 +291,14 @@ def command_recommend(argv: list[str]) -> None:
     history = torch.tensor([wanted[-cfg.data.max_his_len :]])
     banned = torch.tensor([wanted]) if cfg.eval.mask_seen else None
     found = model.recommend(history, min(int(k), most), banned)
+    if not found.item_BW.any():
+        raise Problem("recommend: nothing is left, all items that were asked for are in the history (mask_seen)")
     report.show_items(found.item_BW[0].tolist(), found.score_BW[0].tolist(), state["items"], state["titles"])
 
 
 def numbers_of(tokens: list[str], number: dict[str, int], source: str) -> list[int]:
     """Item numbers of some ids; Problem names the first that is not in the catalogue."""
-    wanted = [t.strip() for t in tokens if t.strip()]
+    wanted = [t if t in number else t.strip() for t in tokens if t.strip()]
     if unknown := [t for t in wanted if t not in number]:
         raise Problem(f"{source}: item {unknown[0]!r} is not in the catalogue; {report.near(unknown[0], number)}")
     if not wanted:
@@ -294,9 +306,14 @@ def numbers_of(tokens: list[str], number: dict[str, int], source: str) -> list[i
     return [number[t] for t in wanted]
 
 
+def ids_of(text: str, number: dict[str, int]) -> list[str]:
+    """Ids separated by commas; one that holds a comma stands alone or in double quotes."""
+    return [text] if text in number else next(csv.reader([text], skipinitialspace=True), [])
+
+
 def read_lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8-sig").split("\n")  # text mode has turned \r\n into \n
     except (OSError, UnicodeDecodeError) as e:
         raise Problem(f"--among: {path} is not readable as text ({e})") from None
 

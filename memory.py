@@ -20,7 +20,9 @@ FLOAT = 4  # bytes; bf16 needs less, which leaves the estimate on the safe side
 def tell(cfg: Config, model: nn.Module, data: Dataset, shape: Shape, device: torch.device) -> None:
     """Log the estimate beside what the device has, and warn when it does not fit."""
     need, have = estimate(cfg, model, data, shape), available(device)
-    total = sum(need.values()) - min(need.get("training step", 0), need.get("evaluation batch", 0))  # never both at once
+    total = sum(need.values()) - min(
+        need.get("training step", 0), need.get("evaluation batch", 0)
+    )  # never both at once
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in need.items())
     log.info(f"memory: about {gigabytes(total)} of {gigabytes(have)} GB ({parts})")
     if total > have:
@@ -81,7 +83,8 @@ def available(device: torch.device) -> int:
     found = [int(words[1]) * 1024 for words in _lines("/proc/meminfo") if words[0] == "MemAvailable:"]
     limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     if limit and used and limit[0][0].isdecimal():
-        found.append(int(limit[0][0]) - int(used[0][0]))
+        cache = [int(w[1]) for w in _lines("/sys/fs/cgroup/memory.stat") if w[0] == "inactive_file"]  # given up on need
+        found.append(int(limit[0][0]) - int(used[0][0]) + sum(cache))
     return min(found, default=1 << 62)
 
 

@@ -71,5 +71,7 @@ def summarise(rank_B: Tensor, names: list[str], coverage: dict[int, float] | Non
 def paired_difference(ours_B: Tensor, theirs_B: Tensor) -> tuple[float, float]:
     """(mean difference, its z) of a per-user metric of two systems on the same users."""
     d = ours_B.double() - theirs_B.double()
+    if len(d) < 2:
+        return float(d.mean()), 0.0
     error = d.std() / len(d) ** 0.5
     return float(d.mean()), float(d.mean() / error) if error > 0 else 0.0

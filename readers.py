@@ -66,7 +66,8 @@ class Dataset:
     test: Split
     popularity: np.ndarray  # int64 [N + 1]: how often each item occurs in the training part
     embedding_path: Path | None
-    hash: str  # of the files that were read and of how they were split
+    split_hash: str  # of the interactions and of how they were split
+    hash: str  # of these and of every other file that was read
     facts: dict[str, float] = field(default_factory=dict)  # of the split, for log and results
 
     @property
@@ -85,6 +86,8 @@ def read_dataset(cfg: DataOptions) -> Dataset:
         layout = "csv"
     if cfg.split == "time" and layout not in TIMED:
         raise Problem(f"split: time needs timestamps, which the layout {layout!r} does not hold; use leave_one_out")
+    if cfg.k_core and layout not in TIMED:
+        raise Problem(f"k_core: works on one .inter or .csv file; the layout {layout!r} comes split")
     data = LAYOUTS[layout](folder, stem, cfg)
     for name in SPLITS:
         if not len(data.split(name)):
@@ -172,6 +175,8 @@ class Rows:
 def read_rows(path: Path, columns: Columns | None = None) -> Rows:
     """Read a table of interactions (.inter unless told); Problem names the file and line of the first bad row."""
     columns = columns or Columns()
+    if len(set(columns.all())) < 3:
+        raise Problem(f"users_col, items_col, time_col: {', '.join(columns.all())} are not three different columns")
     text = pa.dictionary(pa.int32(), pa.string())
     try:
         table = csv.read_csv(
@@ -238,6 +243,9 @@ def _is_number(text: str) -> bool:
 def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cfg: DataOptions) -> Dataset:
     if len(parts) == 1 and cfg.k_core:
         parts = [core(parts[0], cfg.k_core)]
+    for path, rows in zip(paths, parts, strict=True):
+        if not len(rows.time):
+            raise Problem(f"{path}: {f'k_core {cfg.k_core} leaves' if cfg.k_core else 'holds'} no interactions")
     catalogue = _items_file(folder, stem)
     if catalogue is None:
         seen = dict.fromkeys(token for rows in parts for token in rows.items)
@@ -404,14 +412,16 @@ def _dataset(
         embedding = beside
     items = _file(folder, stem, ".items.jsonl")
     popularity = np.bincount(parts.training, minlength=len(catalogue) + 1)
-    files = [*paths, *([items] if items else []), *([embedding] if embedding else [])]
+    others = [*([items] if items else []), *([embedding] if embedding else [])]
     rules = [cfg.split, cfg.time_quantile] if cfg.split == "time" else []
     rules += [cfg.reference, cfg.test_size, cfg.seed] if cfg.split == "time" and cfg.reference else []
     rules += [cfg.k_core] if cfg.k_core else []
+    rules += [cfg.users_col, cfg.items_col, cfg.time_col] if paths[0].suffix.lower() == ".csv" else []
+    split_hash = digest(cfg.short_users, *rules, *paths)
     report(parts, cfg)
     return Dataset(
-        stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding,
-        digest(cfg.short_users, *rules, *files), parts.facts,
+        stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding, split_hash,
+        digest(split_hash, *others), parts.facts,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import difflib
 from typing import Any
 
+import settings
 from model import GenerativeModel, JointModel
 from readers import Dataset
 from runs import RunFolder
@@ -104,12 +105,15 @@ def rows_of(run: RunFolder) -> list[dict[str, Any]]:
 
 def show(run: RunFolder) -> None:
     """Print the result table of a finished run."""
-    names = [m for m in COLUMNS if m in run.results()]
+    found = run.results()
+    wanted = COLUMNS if "recall@10" in found else settings.read_yaml(run.config)["metrics"]
+    names = [m for m in wanted if m in found]
     log.info("\n" + "  ".join([f"{'method (test)':<16}", *(f"{n:>9}" for n in names), "codes used     collisions"]))
     for row in rows_of(run):
         used = " ".join(str(v) for k, v in row.items() if k.startswith("codes_used/")) or "-"
         collisions = f"{row['collision_rate']:.4f}" if "collision_rate" in row else "-"
-        log.info("  ".join([f"{row['method']:<16}", *(f"{row[n]:>9.4f}" for n in names), f"{used:<13}  {collisions}"]))
+        cells = [f"{row[n]:>{max(9, len(n))}.4f}" for n in names]
+        log.info("  ".join([f"{row['method']:<16}", *cells, f"{used:<13}  {collisions}"]))
     log.info(f"\ncheckpoint: {run.best}")
     sids = run.path / f"{run.results()['dataset']}.index.json"
     if sids.is_file():

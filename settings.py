@@ -229,6 +229,14 @@ class Config:
             raise Problem(
                 f"num_beams: {self.recommender.num_beams} is below the largest cut-off of metrics, {max(ks)}; raise it"
             )
+        if (
+            self.run.method.startswith("diffsasrec")
+            and self.sequence.decoding == "multi"
+            and max(ks) > self.data.max_his_len
+        ):
+            raise Problem(
+                f"max_his_len: {self.data.max_his_len} places cannot hold lists of {max(ks)}, which metrics asks of decoding: multi"
+            )
         j, t, k = self.joint, self.train, self.tokenizer.num_emb_list
         if j.deterministic_assignment == "sinkhorn" and t.gradient_accumulation_steps > 1:
             raise Problem(

@@ -148,6 +148,8 @@ def by_time(rows: Log, q: float, source: Path) -> Parts:
     row before T as history. Rows at a cut lie after it.
     """
     _refuse_places(rows, source)
+    if rows.time.min() == rows.time.max():
+        raise Problem(f"{source}: all timestamps are equal, there is nothing to cut; use split: leave_one_out")
     cut = rows.quantile(q)
     past = rows.time < cut
     valid_cut = rows.of(past).quantile(q) if past.any() else cut

@@ -95,7 +95,8 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
             rank_M[1, place] = metrics.group_rank(item_BK, batch.target_B, group_N)
         for i in range(item_BK.shape[1]):
             shown[i, item_BK[:, i]] = True
-        invalid.add_(torch.stack([(item_BK == 0).sum(), torch.ones_like(item_BK).sum()]))
+        asked_BK = item_BK[:, :top]
+        invalid.add_(torch.stack([(asked_BK == 0).sum(), torch.ones_like(asked_BK).sum()]))
 
     begin = time.perf_counter()
     for rows in bar(plan[acc.process_index :: acc.num_processes], title, acc):

@@ -1,13 +1,14 @@
 """The one place that knows every method by name: a new one is a file and a line here."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from methods import diffsasrec, floors, sasrec, semantic
 from methods.items import n_items
 from readers import Dataset, read_embeddings
 from settings import Config
-from utils import Problem
+from utils import Problem, log
 
 # trained by the trainer
 TRAINED: dict[str, Callable[[Config, Dataset], Any]] = {
@@ -15,7 +16,7 @@ TRAINED: dict[str, Callable[[Config, Dataset], Any]] = {
     "two_stage": semantic.two_stage,
     "sasrec": lambda cfg, data: sasrec.SASRec(cfg, data.n_items),
     "diffsasrec": lambda cfg, data: diffsasrec.DiffSASRec(cfg, data.n_items),
-    "diffsasrec_sft": lambda cfg, data: diffsasrec.finetuned(cfg, data.catalogue.ids),
+    "diffsasrec_sft": diffsasrec.finetuned,
 }
 
 # need no training
@@ -38,10 +39,19 @@ RESTORED: dict[str, Callable[[Config, dict[str, Any]], Any]] = {
 CONTENT = {"diger", "two_stage"}
 
 
-def check_content(cfg: Config, data: Dataset) -> None:
-    """Problem when the method reads content embeddings and they are not what the options say."""
+def check_content(cfg: Config, data: Dataset) -> Dataset:
+    """The data as the method may use them: content embeddings that it needs must be what the options say
+    (Problem); unusable ones beside a method that needs none are left out with a warning.
+    """
     if cfg.run.method in CONTENT:
         semantic.check_width(cfg, data, read_embeddings(data))
+    elif data.embedding_path is not None:
+        try:
+            read_embeddings(data)
+        except Problem as e:
+            log.warning(f"{e}; {cfg.run.method} needs no embeddings and goes on without the content floor")
+            return replace(data, embedding_path=None)
+    return data
 
 
 def floors_of(data: Dataset) -> list[str]:

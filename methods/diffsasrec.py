@@ -7,16 +7,18 @@ Shape letters: B users, S positions, N items, d width, K masks to fill, R hidden
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+import settings
 from beam import Found
 from data import Batch
 from layers import counter_uniform
 from methods.items import LOGITS, ItemEncoder, SequenceModel, best_items, one_by_one, softmax_loss
+from readers import Dataset
 from settings import Config, SequenceOptions
 from utils import Problem, read_checkpoint
 
@@ -90,7 +92,7 @@ class DiffSASRec(SequenceModel):
         """Scores [B, K, N] of what may follow, where 0 in `filled_BK` is yet to be filled."""
         count = filled_BK.shape[1]
         if count >= self.longest:
-            raise Problem(f"metrics: {count} places do not fit into max_his_len {self.longest - 1} beside a history")
+            raise Problem(f"a list of {count} places does not fit into max_his_len {self.longest - 1} beside a history")
         x_BS = torch.cat(
             [history_BS[:, -(self.longest - count) :], filled_BK.masked_fill(filled_BK == 0, self.mask)], 1
         )
@@ -103,22 +105,28 @@ class DiffSASRec(SequenceModel):
     def _multi(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
         """Fill k masks; with `single_then_multi` the first of them alone."""
         s, first_B1 = self.cfg.sequence, history_BS.new_zeros(len(history_BS), 0)
+        first_score_B1 = first_B1.float()
         taken = torch.zeros(len(history_BS), self.n_items + 1, dtype=torch.bool, device=history_BS.device)
         if banned_BS is not None:
             taken.scatter_(1, banned_BS, True)
         if s.decode_order == "single_then_multi":
-            first_B1 = best_items(self.next_scores(history_BS), 1, banned_BS).item_BW
+            first_B1, first_score_B1 = best_items(self.next_scores(history_BS), 1, banned_BS)
             history_BS = torch.cat([history_BS, first_B1], 1)
             taken.scatter_(1, first_B1, True)
         done = fill(
             lambda filled: self.masked_scores(history_BS, filled), taken[:, 1:], k - first_B1.shape[1], s,
-            renormalise=not self.cfg.data.reference,
+            renormalise=not self.cfg.data.reference, random=partial(self._keys, history_BS, k - first_B1.shape[1]),
         )  # fmt: skip
         item_BK, score_BK = done.item_BK, done.confidence_BK
         if s.decode_order == "confidence":
             score_BK, order = score_BK.sort(dim=1, descending=True, stable=True)
             item_BK = item_BK.gather(1, order)
-        return Found(torch.cat([first_B1, item_BK], 1), F.pad(score_BK, (first_B1.shape[1], 0), value=1.0))
+        return Found(torch.cat([first_B1, item_BK], 1), torch.cat([first_score_B1, score_BK.log()], 1))
+
+    def _keys(self, history_BS: Tensor, k: int, rounds: int) -> Tensor:
+        """Uniform numbers [B, K] of a round, a function of seed and history alone."""
+        odd_S = 2 * torch.arange(history_BS.shape[1], device=history_BS.device).flip(0) + 1  # counted from the newest
+        return counter_uniform(self.cfg.data.seed, torch.tensor(rounds), (history_BS * odd_S).sum(1), 3, k)
 
 
 # ---------------------------------------------------------------- multi-step decoding
@@ -131,15 +139,16 @@ class Filled(NamedTuple):
 
 
 def fill(
-    score: Callable[[Tensor], Tensor], taken_BN: Tensor, k: int, s: SequenceOptions, *, renormalise: bool = True
-) -> Filled:
+    score: Callable[[Tensor], Tensor], taken_BN: Tensor, k: int, s: SequenceOptions, *, renormalise: bool = True,
+    random: Callable[[int], Tensor] | None = None,
+) -> Filled:  # fmt: skip
     """Fill k places in at most k rounds, each user on their own: nobody's list depends on the batch.
 
     score: items so far [B, K] (0: open) -> scores [B, K, N]; taken_BN: items that may not be used,
     changed in place. Each round fills the open places whose best item is at least as probable as the
     user's threshold, the most probable first; two places never get the same item. A threshold that
     nothing reaches falls by `decode_decay` until something does. With `decode_rounds`, every round
-    fills its share of the places instead.
+    fills its share of the places instead. random: round -> uniform numbers [B, K], for `remasking: random`.
     """
     users, device = len(taken_BN), taken_BN.device
     item_BK = torch.zeros(users, k, dtype=torch.long, device=device)
@@ -158,7 +167,7 @@ def fill(
             least_B1, share = torch.zeros_like(p_BK[:, :1]), _share(k, s.decode_rounds, rounds)
         key_BK = p_BK
         if s.remasking == "random":
-            key_BK = torch.rand_like(p_BK).masked_fill(item_BK > 0, -1.0)
+            key_BK = (random(rounds) if random else torch.rand_like(p_BK)).masked_fill(item_BK > 0, -1.0)
         left_B = torch.full((users,), share, device=device)
         for place_B1 in key_BK.argsort(dim=1, descending=True, stable=True).split(1, 1):
             best_B1, p_B1 = best_BK.gather(1, place_B1), p_BK.gather(1, place_B1)
@@ -236,8 +245,9 @@ class FineTuned(DiffSASRec):
         return item_BS.gather(1, place_BS.clamp(min=0)).masked_fill(place_BS < 0, 0)
 
 
-def finetuned(cfg: Config, items: list[str]) -> FineTuned:
+def finetuned(cfg: Config, data: Dataset) -> FineTuned:
     """The second stage's model with the weights of the first; Problem when that is none of these."""
+    items = data.catalogue.ids
     path = cfg.sequence.sft_from
     if path is None:
         raise Problem("sft_from: name the best_model.pth of a diffsasrec run to fine-tune")
@@ -247,6 +257,12 @@ def finetuned(cfg: Config, items: list[str]) -> FineTuned:
         raise Problem(f"sft_from: {path} is of {kind!r}; only a diffusion model (diffsasrec) can be fine-tuned")
     if state["items"] != items:
         raise Problem(f"sft_from: {path} was trained on another catalogue")
+    if state.get("split", data.split_hash) != data.split_hash:
+        raise Problem(f"sft_from: {path} was trained on other interactions or another split; it may know the targets")
+    ours = settings.flat(cfg)
+    for key in ("num_heads", "reference"):  # no weight has their size
+        if state["config"].get(key) != ours[key]:
+            raise Problem(f"sft_from: {path} was trained with {key} {state['config'].get(key)!r}; set --{key} so")
     model = FineTuned(cfg, len(items))
     _load(model, state["model"], path)
     return model

@@ -25,7 +25,7 @@ import report
 import settings
 from metrics import is_per_user, paired_difference, per_user
 from pretrain import pretrain
-from readers import Dataset, read_dataset
+from readers import Dataset, read_dataset, read_embeddings
 from runs import RunFolder
 from settings import Config
 from trainer import evaluate
@@ -33,6 +33,7 @@ from uncertainty import STRATEGIES
 from utils import Problem, digest, keep_freed_memory, log, log_to, problems_exit_2, write_json
 
 DECODINGS = ("multi", "autoregressive")
+DECODED = ("sasrec", "diffsasrec", "diffsasrec_sft")
 PROTOCOL = ("dataset", "split", "time_quantile", "reference", "test_size", "k_core", "short_users", "max_his_len",
             "mask_seen", "metrics", "data_path")  # fmt: skip
 FREE = {"run_name", "resume", "log_dir", "num_workers", "with_two_stage", "data_path", "output_dir"}
@@ -55,7 +56,7 @@ class Row:
         """Mean, half of the 95 % interval over users, z against another row, mean of each seed."""
         ours = self.per_user(metric)
         seeds = [float(per_user(metric, torch.from_numpy(r)).mean()) for r in self.rank]
-        half = 1.96 * float(ours.std()) / len(ours) ** 0.5
+        half = 1.96 * float(ours.std()) / len(ours) ** 0.5 if len(ours) > 1 else 0.0
         z = paired_difference(ours, base.per_user(metric))[1]
         return {"mean": float(ours.mean()), "interval": half, "z": z, "seeds": seeds}
 
@@ -76,7 +77,9 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
     """The configuration that trains a method: its preset or the data set's, then the command line's options."""
-    method, _ = split_name(name)
+    method, decoding = split_name(name)
+    if decoding and (method not in DECODED or name == "sasrec_multi"):
+        raise Problem(f"{name}: {method} is not decoded that way; {', '.join(DECODED)} can be (sasrec not by multi)")
     found = [p for p in (ROOT / "config" / f"{stem}.yaml" for stem in (f"{dataset}_{method}", dataset)) if p.is_file()]
     if not found:
         raise Problem(f"config/{dataset}.yaml: no such preset; copy one for your own data")
@@ -189,7 +192,9 @@ def compare(argv: list[str]) -> dict[str, Any]:
     if len(names) != 2:
         raise Problem("compare: needs a data set and methods, as in: scientific sasrec,two_stage,frqud --data_path=DIR")
     dataset, chosen = names[0], list(dict.fromkeys(n for n in names[1].split(",") if n))
-    seeds = given.get("seeds", str(overrides.pop("seed", 2020))).split(",")
+    if not chosen:
+        raise Problem(f"{names[1]!r} names no method; for example sasrec,two_stage,frqud")
+    seeds = list(dict.fromkeys(given.get("seeds", str(overrides.pop("seed", 2020))).split(",")))
     if bad := [s for s in seeds if not s.isdecimal()]:
         raise Problem(f"--seeds: expected whole numbers separated by commas, got {bad[0]!r}")
     configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
@@ -199,6 +204,9 @@ def compare(argv: list[str]) -> dict[str, Any]:
     log_to(None, main=True)
     cfg = configs[chosen[0]][0]
     data = read_dataset(cfg.data)
+    for name, (first, *_) in configs.items():  # before anything is trained
+        if name == "content" or (name not in methods.FLOORS and first.run.method in methods.CONTENT):
+            read_embeddings(data)
     rows = [results(n, configs[n], data, overrides) for n in chosen]
     text, plain = table(rows, cfg.eval.metrics)
     log.info(

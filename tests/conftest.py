@@ -100,7 +100,7 @@ def noisy_ring(tmp_path):
     asked = split_of([np.append(r, (r[-1] + 1) % n) for r in rows[:500]])
     train = Split(known.items, known.offsets, inner)
     catalogue = Catalogue([str(i) for i in range(n)], [""] * n)
-    return Dataset("ring", catalogue, train, asked, asked, np.ones(n + 1), None, "ring")
+    return Dataset("ring", catalogue, train, asked, asked, np.ones(n + 1), None, "ring", "ring")
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def train_ring(noisy_ring, tmp_path):
             noisy_ring,
             Accelerator(cpu=True),
             run,
-            main.portable(cfg, noisy_ring.catalogue),
+            main.portable(cfg, noisy_ring),
             lambda *_: None,
         )
         fit.train()

@@ -84,6 +84,10 @@ WRONG = {
     (): "needs a data set and methods",
     ("sasrec", "--seeds=1,x"): "--seeds: expected whole numbers .* got 'x'",
     ("sasrec", "--epoch=1"): "did you mean 'epochs'",
+    (",",): "',' names no method",
+    ("popularity_multi,sasrec",): "popularity_multi: popularity is not decoded that way",
+    ("frqud_autoregressive",): "frqud_autoregressive: frqud is not decoded that way",
+    ("sasrec_multi",): "sasrec not by multi",
     ("sasrec,frqud", "--reference=true", "--split=time", "--seeds=1,2"): "compare with one seed",
 }
 
@@ -97,6 +101,17 @@ def test_a_wrong_command_is_refused(shop, words):
 def test_a_data_set_without_a_preset(shop):
     with pytest.raises(Problem, match=r"config/other\.yaml: no such preset"):
         compare.compare(["other", "sasrec"])
+
+
+def test_what_a_later_method_lacks_is_said_before_the_first_is_trained(shop, tmp_path):
+    (tmp_path / "dataset" / "tiny" / "tiny.emb-test.npy").unlink()
+    with pytest.raises(Problem, match="no content embeddings"):
+        shop("sasrec,content")
+    assert not looks(tmp_path)
+
+
+def test_a_seed_counts_once(shop):
+    assert shop("sasrec", "--seeds=1,1")["sasrec"]["seeds"] == 1
 
 
 def test_few_users_are_called_few(shop, capsys):

@@ -266,8 +266,26 @@ def test_autoregressive_lists_start_as_single_ones_and_go_on_from_there():
 
 
 def test_too_many_places_for_the_history():
-    with pytest.raises(Problem, match="13 places do not fit into max_his_len 12"):
+    with pytest.raises(Problem, match="13 places does not fit into max_his_len 12"):
         diffusion(decoding="multi").recommend(HISTORIES, 13)
+    with pytest.raises(Problem, match="max_his_len: 9 places cannot hold lists of 10"):
+        settings.build({"method": "diffsasrec", "decoding": "multi", "max_his_len": 9})
+
+
+@pytest.mark.parametrize("order", ["position", "single_then_multi"])
+def test_multi_step_scores_are_log_probabilities(order):
+    found = diffusion(decoding="multi", decode_order=order).eval().recommend(HISTORIES, 6)
+    assert (found.score_BW < 0).all() and (found.score_BW > -20).all()
+
+
+def test_random_filling_is_a_function_of_seed_and_history():
+    model = diffusion(decoding="multi", remasking="random").eval()
+    once, again = (model.recommend(HISTORIES, 6) for _ in range(2))
+    assert torch.equal(once.item_BW, again.item_BW)
+    assert torch.equal(model.recommend(HISTORIES[5:6], 6).item_BW, once.item_BW[5:6])
+    other = diffusion(decoding="multi", remasking="random", seed=1).eval()
+    other.load_state_dict(model.state_dict())
+    assert not torch.equal(other.recommend(HISTORIES, 6).item_BW, once.item_BW)
 
 
 def test_order_by_confidence_holds_the_same_items():
@@ -336,6 +354,10 @@ def test_fine_tuning_starts_from_a_diffusion_run_only(tmp_path):
         run("fourth", method="diffsasrec_sft", sft_from=run("vanilla", method="sasrec") / "best_model.pth")
     with pytest.raises(Problem, match=r"sft_from: .* has other sizes; use its hidden_units"):
         run("fifth", method="diffsasrec_sft", sft_from=first, hidden_units=8)
+    with pytest.raises(Problem, match=r"sft_from: .* was trained with num_heads 2"):
+        run("heads", method="diffsasrec_sft", sft_from=first, num_heads=4)
+    with pytest.raises(Problem, match=r"sft_from: .* another split; it may know the targets"):
+        run("times", method="diffsasrec_sft", sft_from=first, short_users="drop")
     with pytest.raises(Problem, match=r"sft_from: name the best_model\.pth"):
         run("sixth", method="diffsasrec_sft")
 

@@ -53,7 +53,7 @@ def two_epochs(options, rank, processes, port, folder):
         acc.wait_for_everyone()
         torch.manual_seed(cfg.data.seed)
         model = methods.TRAINED["diger"](cfg, data).double()
-        fit = Fit(cfg, model, data, acc, run, portable(cfg, data.catalogue), lambda row, best: None)
+        fit = Fit(cfg, model, data, acc, run, portable(cfg, data), lambda row, best: None)
         fit.train()
         assert fit.progress.step >= 20
         steps = batches.Steps(data.train, fit.plan(0), fit.shape)

@@ -277,7 +277,7 @@ BAD_INTER = {
     "empty item": (table([*GOOD[:3], ("ann", "", 1), *GOOD]), r"toy\.inter, line 5: empty user or item"),
     "not UTF-8": (table(GOOD).replace("bob", "b\xf6b").encode("latin-1"), r"toy\.inter: not readable as text"),
     "empty file": (b"", r"toy\.inter, line 1: no column 'user_id:token'"),
-    "header only": (HEADER + "\n", r"part of 'toy' is empty"),
+    "header only": (HEADER + "\n", r"toy.inter: holds no interactions"),
 }
 
 

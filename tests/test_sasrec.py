@@ -1,5 +1,7 @@
 """SASRec and what it shares with its diffusion twin: the loss against torch's, attention against its definition."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from methods import items
 from methods.items import best_items, softmax_loss
 from methods.sasrec import SASRec, absent_items
 from trainer import evaluate
-from utils import read_json
+from utils import Problem, read_json
 
 
 def sasrec(n_items=30, **options):
@@ -160,6 +162,37 @@ def test_from_the_command_line_to_recommendations(tmp_path, capsys):
     stock = f"--among={tmp_path / 'stock.txt'}"
     main.main(["recommend", f"--checkpoint={run / 'best_model.pth'}", "--history=i3,i4", stock])
     assert {line.split()[2] for line in capsys.readouterr().out.splitlines()} == {"i7", "i30"}  # i3 was seen
+
+
+def test_embeddings_that_nobody_needs_stop_nobody(tmp_path, capsys):
+    folder = write_tiny(tmp_path / "dataset" / "tiny")
+    np.save(folder / "tiny.emb-test.npy", np.full((3, 4), np.nan))
+    options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 8, "run_name": "r", "epochs": 1}
+    main.main([f"--{k}={v}" for k, v in options.items()])
+    assert "goes on without the content floor" in capsys.readouterr().out
+    run = tmp_path / "out" / "tiny" / "r"
+    assert set(read_json(run / "baselines.json")) == {"popularity"} and read_json(run / "test.json")["data"]
+
+
+def test_a_checkpoint_is_evaluated_as_it_was_trained(tmp_path):
+    """Neither on a split that it may have learned from, nor as another network of the same sizes."""
+    log = write_tiny(tmp_path / "dataset" / "tiny") / "tiny.inter"
+    options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 8, "run_name": "r", "epochs": 1}
+    main.main([f"--{k}={v}" for k, v in options.items()])
+    asked = ["evaluate", "--checkpoint", str(tmp_path / "out" / "tiny" / "r" / "best_model.pth")]
+    with pytest.raises(Problem, match=r"num_heads: .* was trained with \d, which cannot be changed now"):
+        main.main([*asked, "--num_heads=1"])
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(Problem, match="was trained on other interactions or another split"):
+        main.main(asked)
+
+
+def test_a_table_of_the_metrics_that_were_asked_for(tmp_path, capsys):
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 8, "run_name": "r", "epochs": 1}
+    options |= {"metrics": "[hr@10, mrr@10, coverage@10]", "valid_metric": "mrr@10"}
+    main.main([f"--{k}={v}" for k, v in options.items()])
+    assert re.search(r"method \(test\) +hr@10 +mrr@10 +coverage@10 ", capsys.readouterr().out)
 
 
 def test_a_floor_is_no_method_to_train():

@@ -1,5 +1,7 @@
 """The split by time against a loop over rows, its golden example, and what it says of real data; tables with commas."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -177,7 +179,7 @@ BAD = {
     "column": ("a,b,c\n1,2,3\n", r"x\.csv, line 1: no column 'UserId'; .*users_col, items_col, time_col"),
     "time": (csv_of([("u", "a", "noon")]), r"x\.csv, line 2: timestamp 'noon' is not a number"),
     "cells": (csv_of([]) + 'u,"a,b",5,1\nu,a,5\n', r"x\.csv, line 3: 3 columns where the header has 4"),
-    "empty": (csv_of([]), r"part of 'x' is empty"),
+    "empty": (csv_of([]), r"x\.csv: holds no interactions"),
     "tabs": (HEADER + "\nu\ti\t1\n", r"x\.csv, line 1: no column 'UserId'"),
 }
 
@@ -204,6 +206,31 @@ def test_the_core_is_the_largest_that_satisfies_itself(tmp_path_factory, rows, k
     assert [(found.users[u], found.items[i]) for u, i in zip(found.user, found.item, strict=True)] == [
         r[:2] for r in left
     ]
+
+
+def test_columns_that_are_one(tmp_path):
+    (tmp_path / "x.csv").write_text(csv_of(SIXTEEN))
+    options = {"data_path": str(tmp_path / "x.csv"), "users_col": "ProductId"}
+    with pytest.raises(Problem, match="ProductId, ProductId, Timestamp are not three different columns"):
+        read_dataset(settings.build(options).data)
+
+
+def test_rows_that_no_core_leaves(tmp_path):
+    (tmp_path / "x.csv").write_text(csv_of(SIXTEEN))
+    with pytest.raises(Problem, match=r"x\.csv: k_core 50 leaves no interactions"):
+        read_dataset(settings.build({"data_path": str(tmp_path / "x.csv"), "k_core": 50, "split": "time"}).data)
+
+
+def test_one_moment_cannot_be_cut(tmp_path):
+    (tmp_path / "x.csv").write_text(csv_of([(f"u{i % 4}", f"i{i}", 7) for i in range(20)]))
+    with pytest.raises(Problem, match="all timestamps are equal"):
+        read_dataset(settings.build({"data_path": str(tmp_path / "x.csv"), "split": "time"}).data)
+
+
+def test_a_core_of_data_that_come_split(tmp_path):
+    (tmp_path / "x.inter.json").write_text(json.dumps({"0": [0, 1, 2], "1": [1, 2, 0]}))
+    with pytest.raises(Problem, match="k_core: works on one"):
+        read_dataset(settings.build({"data_path": str(tmp_path), "dataset": "x", "k_core": 2}).data)
 
 
 def test_from_a_csv_to_figures(tmp_path, capsys):

@@ -31,7 +31,7 @@ def fit_of(ground, tmp_path, **changes):
     run.claim(cfg)
     torch.manual_seed(cfg.data.seed)
     model = methods.TRAINED[cfg.run.method](cfg, data)
-    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data.catalogue), partial(report.epoch, cfg))
+    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data), partial(report.epoch, cfg))
 
 
 def rows(fit):
@@ -144,7 +144,7 @@ def test_learns_a_chain(tmp_path, method):
     splits = leave_one_out(items, offsets, [""] * 150, "refuse", tmp_path)
     np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32))
     data = Dataset(
-        "chain", Catalogue([str(i) for i in range(n)], [""] * n), *splits, np.ones(n + 1), tmp_path / "e.npy", "h"
+        "chain", Catalogue([str(i) for i in range(n)], [""] * n), *splits, np.ones(n + 1), tmp_path / "e.npy", "h", "h"
     )
     options = tiny_overrides(tmp_path) | {
         "dataset": "chain", "method": method, "epochs": 40, "lr_rec": 5e-3, "lr_id": 1e-4, "eval_step": 40,

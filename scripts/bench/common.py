@@ -43,14 +43,17 @@ class Job:
 
 
 def job(cfg: Config, folder: Path, quick: bool, beams: tuple[int, ...]) -> Job:
-    """The job, with a tokenizer of few epochs unless one is named: its codes are real, not good."""
-    if cfg.joint.rqvae_path is None:
+    """The job, with a tokenizer of few epochs unless one is named or none can be: its codes are real, not good."""
+    if cfg.joint.rqvae_path is None and read_dataset(cfg.data).embedding_path is not None:
         epochs = 5 if quick else 20
         short = settings.replace(
             cfg, output_dir=str(folder), rqvae_epochs=epochs, rqvae_eval_step=epochs, rqvae_warmup_epochs=0
         )
         cfg = settings.replace(cfg, rqvae_path=str(pretrain(short, read_dataset(cfg.data))))
     return Job(cfg, quick, beams)
+
+
+HOST = torch.device("cpu")  # where host memory is what counts
 
 
 def device() -> torch.device:
@@ -97,11 +100,11 @@ def _spread(values: list[float] | float) -> list[float] | None:
     return [min(values), max(values)] if isinstance(values, list) else None
 
 
-def peak_memory_of(work: Callable[..., object], *args: Any) -> float:
-    """Peak memory in GB of a process that does nothing but this work, imports included."""
+def peak_memory_of(work: Callable[..., object], *args: Any, where: torch.device | None = None) -> float:
+    """Peak memory in GB of a process that does nothing but this work, imports included; of the device unless told."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measured, args=(sender, torch.get_num_threads(), work, args))
+    process = context.Process(target=_measured, args=(sender, torch.get_num_threads(), where or device(), work, args))
     process.start()
     sender.close()
     try:
@@ -112,10 +115,12 @@ def peak_memory_of(work: Callable[..., object], *args: Any) -> float:
         process.join()
 
 
-def _measured(sender: Any, threads: int, work: Callable[..., object], args: tuple[Any, ...]) -> None:
+def _measured(
+    sender: Any, threads: int, where: torch.device, work: Callable[..., object], args: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(threads)
     work(*args)
-    sender.send(peak_memory_gb(device()))
+    sender.send(peak_memory_gb(where))
 
 
 def growth(sizes: list[int], costs: list[float]) -> float:

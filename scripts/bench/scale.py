@@ -15,7 +15,7 @@ from model import GenerativeModel
 from readers import read_dataset
 from scripts import run
 from scripts.bench import common
-from scripts.bench.common import Figures, Job, device, figure, growth, peak_memory_of, seconds
+from scripts.bench.common import HOST, Figures, Job, device, figure, growth, peak_memory_of, seconds
 from scripts.make_demo import build_demo
 
 
@@ -114,7 +114,7 @@ def _interactions(n: int) -> Figures:
         arrays = {id(a): a for s in (data.train, data.valid, data.test) for a in (s.items, s.offsets, s.position)}
         held = sum(a.nbytes for a in arrays.values())
         del data, arrays
-        peak = peak_memory_of(read_dataset, cfg)
+        peak = peak_memory_of(read_dataset, cfg, where=HOST)
     return {
         f"interactions_1e{exponent}_load_s": figure(took),
         f"interactions_1e{exponent}_bytes_each": figure(held / n),

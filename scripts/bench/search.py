@@ -76,6 +76,7 @@ class PlainSearch:
         self.model = plain.build(cfg, ours.sizes).eval()
         plain.copy_weights(ours.recommender.cpu(), self.model)
         self.model.to(device())
+        self.model.level_mask = self.model.level_mask.to(device())  # type: ignore[union-attr]
         self.trie = plain.NestedTrie(self.tokens.sid_NL[1:])
         self.order = np.random.default_rng(cfg.data.seed).permutation(len(data.test))
 

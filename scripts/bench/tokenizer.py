@@ -49,7 +49,7 @@ def _assign(model: RQVAE, n: int, width: int, folder: Path) -> float:
     model.eval()
     begin = time.perf_counter()
     rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    pieces = (model.prepare(torch.from_numpy(np.array(rows[i : i + 8192]))) for i in range(0, n, 8192))
+    pieces = (model.prepare(torch.from_numpy(np.array(rows[i : i + 8192])).to(device())) for i in range(0, n, 8192))
     model.rq.assign(in_chunks(pieces, model.encoder, device()))
     return n / (time.perf_counter() - begin)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from beam import Trie
-from scripts.bench.common import Figures, Job, device, figure, peak_memory_of, seconds
+from scripts.bench.common import HOST, Figures, Job, device, figure, peak_memory_of, seconds
 from scripts.bench.plain import START, NestedTrie
 
 CODES = [256, 256, 256, 256]
@@ -27,7 +27,7 @@ def measure(job: Job) -> Figures:
             f"bytes_per_item{name}": figure(ours.bytes() / n, _dictionary_bytes(n) / n),
         }
         if n == 10**7:
-            found["build_peak_memory_gb_1e7"] = figure(peak_memory_of(_build, n))
+            found["build_peak_memory_gb_1e7"] = figure(peak_memory_of(_build, n, where=HOST))
         del ours, theirs
     return found
 
@@ -106,7 +106,7 @@ def _build(n: int) -> None:
 
 def _dictionary_bytes(n: int) -> float:
     """Memory of the dictionaries, as the difference of two processes."""
-    return (peak_memory_of(_nest, n) - peak_memory_of(random_sids, n)) * 1e9
+    return (peak_memory_of(_nest, n, where=HOST) - peak_memory_of(random_sids, n, where=HOST)) * 1e9
 
 
 def _nest(n: int) -> None:
