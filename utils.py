@@ -185,6 +185,7 @@ def log_to(path: Path | None, *, main: bool) -> None:
         if isinstance(handler, logging.FileHandler):
             handler.close()
     log.propagate = False
+    logging.raiseExceptions = False  # a reader that went away (| head) is no reason for a traceback a line
     log.setLevel(logging.INFO if main else logging.ERROR)
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(_Console())
