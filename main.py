@@ -139,9 +139,8 @@ def accelerator(cfg: Config) -> Accelerator:
         raise Problem("mixed_precision: fp16 needs a GPU; use bf16 or no")
     # every process computes its buffers alike: broadcasting them each step would only cost time
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    warnings.filterwarnings(
-        "ignore", ".*broadcast_buffers", FutureWarning
-    )  # renamed in a torch that is not everywhere yet
+    # the option is renamed in a torch that is not everywhere yet
+    warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
     acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not gpu, kwargs_handlers=[ddp])
     check_processes(cfg, acc.num_processes)
     asked = int(os.environ.get("DIGER_PROCESSES", acc.num_processes))
@@ -224,7 +223,7 @@ def restore(path: str, overrides: list[str]) -> tuple[Config, Any, dict[str, Any
     except Problem as e:
         raise Problem(f"{path}: holds a wrong configuration: {e}") from None
     cfg = settings.build({**state["config"], **(given := settings.parse_overrides(overrides))})
-    for key in ("num_heads", "d_kv", "reference"):  # of the trained network, though no weight has their size
+    for key in settings.SIZELESS:
         if key in given and given[key] != state["config"].get(key):
             raise Problem(f"{key}: {path} was trained with {state['config'].get(key)!r}, which cannot be changed now")
     methods.check(cfg.run.method)

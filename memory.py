@@ -20,9 +20,8 @@ FLOAT = 4  # bytes; bf16 needs less, which leaves the estimate on the safe side
 def tell(cfg: Config, model: nn.Module, data: Dataset, shape: Shape, device: torch.device) -> None:
     """Log the estimate beside what the device has, and warn when it does not fit."""
     need, have = estimate(cfg, model, data, shape), available(device)
-    total = sum(need.values()) - min(
-        need.get("training step", 0), need.get("evaluation batch", 0)
-    )  # never both at once
+    turns = need.get("training step", 0), need.get("evaluation batch", 0)  # never both at once
+    total = sum(need.values()) - min(turns)
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in need.items())
     log.info(f"memory: about {gigabytes(total)} of {gigabytes(have)} GB ({parts})")
     if total > have:

@@ -264,6 +264,9 @@ def plain_name(name: str) -> bool:
     return Path(name).name == name and name[:1] not in ("", ".") and name.isprintable() and len(name.encode()) <= 200
 
 
+# options of a trained network that the sizes of its weights do not show
+SIZELESS = ("num_heads", "d_kv", "reference")
+
 METRICS = ("recall", "hr", "ndcg", "mrr", "coverage")
 
 

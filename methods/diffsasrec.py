@@ -260,7 +260,7 @@ def finetuned(cfg: Config, data: Dataset) -> FineTuned:
     if state.get("split", data.split_hash) != data.split_hash:
         raise Problem(f"sft_from: {path} was trained on other interactions or another split; it may know the targets")
     ours = settings.flat(cfg)
-    for key in ("num_heads", "reference"):  # no weight has their size
+    for key in settings.SIZELESS:
         if state["config"].get(key) != ours[key]:
             raise Problem(f"sft_from: {path} was trained with {key} {state['config'].get(key)!r}; set --{key} so")
     model = FineTuned(cfg, len(items))

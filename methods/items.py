@@ -4,6 +4,7 @@ Shape letters: B users, S positions, N items, d width, R rows (real positions of
 """
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -174,7 +175,7 @@ def one_by_one(score: Callable[[Tensor], Tensor], history_BS: Tensor, k: int, ba
 # ---------------------------------------------------------------- what the trainer asks for
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(nn.Module, ABC):
     """A model of item sequences as the trainer wants it; subclasses say how it learns and recommends."""
 
     sequences, pretrained, tokens_per_item = True, False, 1
@@ -198,9 +199,9 @@ class SequenceModel(nn.Module):
             banned_BS = outside_BM if banned_BS is None else torch.cat([banned_BS, outside_BM], 1)
         return self.choose(history_BS, k, banned_BS)
 
+    @abstractmethod
     def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
         """How the method ranks or decodes; items in banned_BS are left out."""
-        raise NotImplementedError
 
     @property
     def depth(self) -> int:

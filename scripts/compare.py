@@ -32,8 +32,11 @@ from trainer import evaluate
 from uncertainty import STRATEGIES
 from utils import Problem, digest, keep_freed_memory, log, log_to, problems_exit_2, write_json
 
-DECODINGS = ("multi", "autoregressive")
-DECODED = ("sasrec", "diffsasrec", "diffsasrec_sft")
+DECODINGS = {
+    "sasrec": ("autoregressive",),
+    "diffsasrec": ("multi", "autoregressive"),
+    "diffsasrec_sft": ("multi", "autoregressive"),
+}
 PROTOCOL = ("dataset", "split", "time_quantile", "reference", "test_size", "k_core", "short_users", "max_his_len",
             "mask_seen", "metrics", "data_path")  # fmt: skip
 FREE = {"run_name", "resume", "log_dir", "num_workers", "with_two_stage", "data_path", "output_dir"}
@@ -69,7 +72,7 @@ class Row:
 
 def split_name(name: str) -> tuple[str, str | None]:
     """(method, decoding) of a name like diffsasrec_multi; None: as its options say."""
-    for decoding in DECODINGS:
+    for decoding in ("multi", "autoregressive"):
         if name.endswith(f"_{decoding}"):
             return name.removesuffix(f"_{decoding}"), decoding
     return name, None
@@ -78,8 +81,9 @@ def split_name(name: str) -> tuple[str, str | None]:
 def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
     """The configuration that trains a method: its preset or the data set's, then the command line's options."""
     method, decoding = split_name(name)
-    if decoding and (method not in DECODED or name == "sasrec_multi"):
-        raise Problem(f"{name}: {method} is not decoded that way; {', '.join(DECODED)} can be (sasrec not by multi)")
+    if decoding and decoding not in DECODINGS.get(method, ()):
+        able = [m for m, ways in DECODINGS.items() if decoding in ways]
+        raise Problem(f"{name}: {method} is not decoded that way; {', '.join(able)} can be")
     found = [p for p in (ROOT / "config" / f"{stem}.yaml" for stem in (f"{dataset}_{method}", dataset)) if p.is_file()]
     if not found:
         raise Problem(f"config/{dataset}.yaml: no such preset; copy one for your own data")
@@ -204,9 +208,9 @@ def compare(argv: list[str]) -> dict[str, Any]:
     log_to(None, main=True)
     cfg = configs[chosen[0]][0]
     data = read_dataset(cfg.data)
-    for name, (first, *_) in configs.items():  # before anything is trained
-        if name == "content" or (name not in methods.FLOORS and first.run.method in methods.CONTENT):
-            read_embeddings(data)
+    trained_on_content = any(c[0].run.method in methods.CONTENT for n, c in configs.items() if n not in methods.FLOORS)
+    if trained_on_content or "content" in configs:  # else it would stop the table after the others have been trained
+        read_embeddings(data)
     rows = [results(n, configs[n], data, overrides) for n in chosen]
     text, plain = table(rows, cfg.eval.metrics)
     log.info(
