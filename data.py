@@ -28,6 +28,13 @@ class Batch(NamedTuple):
     new_U: Tensor  # bool: no earlier part of the same optimizer step holds this item
     weight: Tensor  # float: this part's share of the step's samples
 
+    def goals(self, targets: Literal["one", "next"]) -> Tensor:
+        """Rows of item_U that a step predicts, [R]: each sample's target, or what follows each history item."""
+        if targets == "one":
+            return self.target_row_B
+        next_BS = torch.cat([self.history_row_BS[:, 1:], self.target_row_B[:, None]], 1)
+        return next_BS[self.history_BS > 0]
+
     def to(self, device: torch.device) -> "Batch":
         return Batch._make(t.to(device, non_blocking=True) for t in self)
 

@@ -223,7 +223,9 @@ def sinkhorn(distance_UK: Tensor, epsilon: float, iterations: int) -> Tensor:
     return (kernel * v).argmax(1)
 
 
-def kmeans(x_Ud: np.ndarray, n_codes: int, iterations: int, seed: int) -> np.ndarray:
+def kmeans(
+    x_Ud: np.ndarray, n_codes: int, iterations: int, seed: int, weight_U: np.ndarray | None = None
+) -> np.ndarray:
     """Centres [K, d] float32 by faiss; with fewer points than codes the rest are jittered points."""
     import faiss  # slow to import, and evaluation never needs it
 
@@ -237,7 +239,7 @@ def kmeans(x_Ud: np.ndarray, n_codes: int, iterations: int, seed: int) -> np.nda
         x_Ud.shape[1], n_codes, niter=iterations, seed=seed, min_points_per_centroid=1,
         max_points_per_centroid=10**6 // n_codes + 256,
     )  # fmt: skip
-    run.train(x_Ud)
+    run.train(x_Ud, weights=weight_U)
     return np.asarray(run.centroids).reshape(n_codes, -1)
 
 

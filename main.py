@@ -26,10 +26,12 @@ import memory
 import methods
 import report
 import settings
-from readers import Dataset, read_dataset
-from runs import RunFolder
+from model import load, numbers
+from readers import DataOptions, Dataset, read_dataset
+from runs import RunFolder, RunOptions
 from settings import Config
-from trainer import Fit, evaluate, save_ranks
+from sids.tokenizer import CodeOptions
+from trainer import Fit, TrainOptions, evaluate, save_ranks, token_budget
 from utils import (
     Problem,
     environment,
@@ -40,22 +42,39 @@ from utils import (
     read_checkpoint,
     write_json,
 )
+from vq import QuantizerOptions
 
 
-def configuration(argv: list[str], usage: str | None, check: Callable[[Config], object]) -> Config:
-    """The configuration that a command line asks for; answers --help and --dry_run (`check`) itself."""
+def configuration(
+    argv: list[str], usage: str | None, check: Callable[[Config], object],
+    composed: Callable[[dict[str, Any], dict[str, Any]], Config] = methods.build,
+) -> Config:  # fmt: skip
+    """The configuration that a command line asks for; answers --help and --dry_run (`check`) itself.
+
+    composed: (options of the file, options of the command line) -> configuration.
+    """
     if "--help" in argv or "-h" in argv:
-        print(usage, settings.help_text(), sep="\n")
+        print(usage, help_of(argv), sep="\n")
         raise SystemExit(0)
     given, overrides = take(argv, ["config", "data_path"])
     overrides += [f"--data_path={given['data_path']}"] if "data_path" in given else []
-    cfg = settings.load(given.get("config"), [a for a in overrides if a != "--dry_run"])
-    methods.check(cfg.run.method)
+    preset = settings.read_yaml(Path(given["config"])) if "config" in given else {}
+    cfg = composed(preset, methods.parse_overrides([a for a in overrides if a != "--dry_run"]))
     if "--dry_run" in overrides:
         check(cfg)
         print(settings.dump(cfg), end="")
         raise SystemExit(0)
     return cfg
+
+
+def help_of(argv: list[str]) -> str:
+    """All options; those of the parts that the command line chooses come first, as far as it can be read."""
+    given, words = take([a for a in argv if a not in ("--help", "-h", "--dry_run")], ["config"])
+    try:
+        preset = settings.read_yaml(Path(given["config"])) if "config" in given else {}
+        return methods.help_text(preset, methods.parse_overrides([w for w in words if "=" in w]))
+    except Problem:
+        return methods.help_text()
 
 
 def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -77,16 +96,16 @@ def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def check_data(cfg: Config) -> Dataset:
     """Read data and embeddings as training will, so that a dry run meets the same problems."""
-    return methods.check_content(cfg, read_dataset(cfg.data))
+    return methods.check_content(cfg, read_dataset(cfg[DataOptions]))
 
 
 def check_training(cfg: Config) -> None:
     """Meet, without training, whatever would stop a training: data, run folder, a tokenizer that was named."""
     data = check_data(cfg)
-    if cfg.run.run_name is not None:
+    if cfg[RunOptions].run_name is not None:
         RunFolder.of(cfg).check(cfg)
-    if cfg.run.method in methods.CONTENT and cfg.joint.rqvae_path is not None:
-        methods.TRAINED[cfg.run.method](cfg, data)
+    if CodeOptions in cfg and cfg[CodeOptions].rqvae_path is not None:
+        methods.tokenizer_of(cfg, data)
 
 
 # ---------------------------------------------------------------- train
@@ -100,23 +119,23 @@ def train(cfg: Config) -> RunFolder:
     with guard.alike(acc):
         if acc.is_main_process:
             run.check(cfg)
-    if run.finished and cfg.run.resume == "auto":
+    if run.finished and cfg[RunOptions].resume == "auto":
         log_to(None, main=acc.is_main_process)
         log.info(f"{run.path} is finished already")
         acc.end_training()
         return run
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    log_file = Path(cfg.run.log_dir) / cfg.data.dataset / f"{stamp}-{cfg.run.run_name}.log"
+    log_file = Path(cfg[RunOptions].log_dir) / cfg[DataOptions].dataset / f"{stamp}-{cfg[RunOptions].run_name}.log"
     log_to(log_file, main=acc.is_main_process)
 
     data = check_data(cfg)
-    torch.manual_seed(cfg.data.seed)
-    model = methods.TRAINED[cfg.run.method](cfg, data)
+    torch.manual_seed(cfg[DataOptions].seed)
+    model, tokenizer = methods.build_model(cfg, data)
     with guard.alike(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
     say = functools.partial(report.epoch, cfg)
-    fit = Fit(cfg, model, data, acc, run, portable(cfg, data), say)
+    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), say)
     report.start(cfg, model, fit)
     memory.tell(cfg, model, data, fit.shape, acc.device)
     with guard.orderly_stop(go_on(cfg) if acc.is_main_process else None):
@@ -129,19 +148,19 @@ def train(cfg: Config) -> RunFolder:
 
 
 def go_on(cfg: Config) -> str:
-    return f"its state is saved; go on with the same command and --run_name={cfg.run.run_name} --resume=auto"
+    return f"its state is saved; go on with the same command and --run_name={cfg[RunOptions].run_name} --resume=auto"
 
 
 def accelerator(cfg: Config) -> Accelerator:
     """The process group; Problem when it is not of the size that was asked for."""
     gpu = torch.cuda.is_available()
-    if cfg.train.mixed_precision == "fp16" and not gpu:
+    if cfg[TrainOptions].mixed_precision == "fp16" and not gpu:
         raise Problem("mixed_precision: fp16 needs a GPU; use bf16 or no")
     # every process computes its buffers alike: broadcasting them each step would only cost time
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     # the option is renamed in a torch that is not everywhere yet
     warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
-    acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not gpu, kwargs_handlers=[ddp])
+    acc = Accelerator(mixed_precision=cfg[TrainOptions].mixed_precision, cpu=not gpu, kwargs_handlers=[ddp])
     check_processes(cfg, acc.num_processes)
     asked = int(os.environ.get("DIGER_PROCESSES", acc.num_processes))
     if acc.num_processes != asked:
@@ -153,10 +172,10 @@ def accelerator(cfg: Config) -> Accelerator:
 
 def check_processes(cfg: Config, processes: int) -> None:
     """Problem when an option cannot be had with so many processes."""
-    if cfg.joint.deterministic_assignment == "sinkhorn":
-        whole = cfg.train.batch_size * cfg.data.max_his_len * (len(cfg.tokenizer.num_emb_list) + 1)
+    if QuantizerOptions in cfg and cfg[QuantizerOptions].deterministic_assignment == "sinkhorn":
+        whole = cfg[TrainOptions].batch_size * cfg[DataOptions].max_his_len * (len(cfg[CodeOptions].num_emb_list) + 1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        if processes > 1 or whole > settings.token_budget(cfg.train, device):
+        if processes > 1 or whole > token_budget(cfg[TrainOptions], device):
             raise Problem(
                 "deterministic_assignment: sinkhorn balances whole batches: it needs one process and "
                 f"token_budget of at least {whole}"
@@ -165,17 +184,17 @@ def check_processes(cfg: Config, processes: int) -> None:
 
 def named(cfg: Config) -> Config:
     """Give the run a name, the same on every process."""
-    if cfg.run.run_name is not None:
+    if cfg[RunOptions].run_name is not None:
         return cfg
-    what = cfg.joint.uncertainty if cfg.run.method == "diger" else cfg.run.method
-    name = [f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"]
-    return settings.replace(cfg, run_name=broadcast_object_list(name)[0])
+    name = [f"{methods.folder_name(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}"]
+    return methods.change(cfg, run_name=broadcast_object_list(name)[0])
 
 
-def portable(cfg: Config, data: Dataset) -> dict[str, Any]:
-    """What a checkpoint carries so that it can be used alone."""
+def portable(cfg: Config, data: Dataset, tokenizer: Any = None) -> dict[str, Any]:
+    """What a checkpoint carries beside the model so that it can be used alone; tokenizer: one that is not part of it."""
     names = {"items": data.catalogue.ids, "titles": data.catalogue.titles}
-    return {"format": 1, "config": settings.flat(cfg), "split": data.split_hash, **names}
+    frozen = {} if tokenizer is None else {"tokenizer": tokenizer.state_dict()}
+    return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **names, **frozen}
 
 
 def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
@@ -188,7 +207,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     found = evaluate(model, data.test, cfg, acc, "test")
     floors = {}
     for name in methods.floors_of(data):
-        floors[name] = evaluate(methods.FLOORS[name](cfg, data).to(acc.device), data.test, cfg, acc, name).figures
+        floors[name] = evaluate(methods.FLOORS[name](data).to(acc.device), data.test, cfg, acc, name).figures
     if not acc.is_main_process:
         return
     save_ranks(run, "test", found, data.test.users())
@@ -196,10 +215,10 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     write_json(run.baselines, floors)
     write_json(run.path / "environment.json", environment())
     results = {
-        "method": report.label(cfg), "dataset": data.name, "seed": cfg.data.seed, "best_epoch": best["epoch"],
+        "method": methods.label(cfg), "dataset": data.name, "seed": cfg[DataOptions].seed, "best_epoch": best["epoch"],
         "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
         **model.figures(), "test_evaluations": looks, "data": data.hash,
-        "split": {"kind": cfg.data.split, **data.facts},
+        "split": {"kind": cfg[DataOptions].split, **data.facts},
     }  # fmt: skip
     run.save_results(results)
 
@@ -207,61 +226,30 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
 # ---------------------------------------------------------------- from a checkpoint
 
 
-def restore(path: str, overrides: list[str]) -> tuple[Config, Any, dict[str, Any]]:
-    """(configuration, model, checkpoint) of a `best_model.pth`."""
-    state = read_checkpoint(path)
-    if missing := [k for k in ("model", "config", "items", "titles") if k not in state]:
-        raise Problem(f"{path}: not a checkpoint of main.py, {missing[0]!r} is missing")
-    ids, titles = state["items"], state["titles"]
-    lists = isinstance(ids, list) and isinstance(titles, list) and len(ids) == len(titles)
-    if not lists or not all(isinstance(text, str) for text in [*ids, *titles]):
-        raise Problem(f"{path}: not a checkpoint of main.py, its items are not a list of names")
-    if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
-        raise Problem(f"{path}: not a checkpoint of main.py, its config or model is not a dictionary")
-    try:
-        settings.build(state["config"])
-    except Problem as e:
-        raise Problem(f"{path}: holds a wrong configuration: {e}") from None
-    cfg = settings.build({**state["config"], **(given := settings.parse_overrides(overrides))})
-    for key in settings.SIZELESS:
-        if key in given and given[key] != state["config"].get(key):
-            raise Problem(f"{key}: {path} was trained with {state['config'].get(key)!r}, which cannot be changed now")
-    methods.check(cfg.run.method)
-    try:
-        model = methods.RESTORED[cfg.run.method](cfg, state["model"])
-        model.load_state_dict(state["model"])
-    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
-        raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
-    if model.n_items != len(ids):
-        raise Problem(f"{path}: its model knows {model.n_items} items, its list {len(ids)}")
-    return cfg, model.eval(), state
-
-
 def command_evaluate(argv: list[str]) -> None:
     """`main.py evaluate`: the figures of a checkpoint on a split, counted as a look at the test set."""
     given, overrides = take(argv, ["checkpoint", "split"])
     if "checkpoint" not in given:
         raise Problem("evaluate: needs --checkpoint myckpt/.../best_model.pth")
-    split = given.get("split", "test")
+    path, split = given["checkpoint"], given.get("split", "test")
     if split not in ("valid", "test"):
         raise Problem(f"--split: expected valid or test, got {split!r}")
-    cfg, model, state = restore(given["checkpoint"], overrides)
-    acc = accelerator(cfg)
+    loaded = load(path, overrides)
+    cfg, acc = loaded.cfg, accelerator(loaded.cfg)
     log_to(None, main=acc.is_main_process)
-    data = read_dataset(cfg.data)
-    if data.catalogue.ids != state["items"]:
+    data = read_dataset(cfg[DataOptions])
+    if data.catalogue.ids != loaded.items:
+        where = f"{cfg[DataOptions].dataset!r} in {cfg[DataOptions].data_path}"
+        raise Problem(f"{path}: was trained on another catalogue than {where}")
+    if loaded.split_hash not in (None, data.split_hash):
         raise Problem(
-            f"{given['checkpoint']}: was trained on another catalogue than {cfg.data.dataset!r} in {cfg.data.data_path}"
-        )
-    if state.get("split", data.split_hash) != data.split_hash:
-        raise Problem(
-            f"{given['checkpoint']}: was trained on other interactions or another split; what is the {split} part now may "
+            f"{path}: was trained on other interactions or another split; what is the {split} part now may "
             "have been learned from"
         )
-    run = RunFolder(Path(given["checkpoint"]).parent)
+    run = RunFolder(Path(path).parent)
     if split == "test" and acc.is_main_process:
         run.look_at_test()
-    found = evaluate(model.to(acc.device), data.split(split), cfg, acc, split)
+    found = evaluate(loaded.model.to(acc.device), data.split(split), cfg, acc, split)
     for name, value in found.figures.items():
         log.info(f"{split}/{name} {value:.6g}")
     log.info(f"run folder: {run.path}")
@@ -279,30 +267,24 @@ def command_recommend(argv: list[str]) -> None:
     k = given.get("k", "10")
     if not k.isdecimal() or int(k) < 1:
         raise Problem(f"--k: expected a whole number from 1, got {k!r}")
-    cfg, model, state = restore(given["checkpoint"], overrides)
-    number = {token: i for i, token in enumerate(state["items"], 1)}
-    wanted = numbers_of(ids_of(given["history"], number), number, "--history")
-    most = len(number)
+    loaded = load(given["checkpoint"], overrides)
+    history = trimmed(ids_of(given["history"], loaded.number), loaded.number, "--history")
+    among = None
     if "among" in given:
-        among = sorted(set(numbers_of(read_lines(given["among"]), number, f"--among {given['among']}")))
-        model.restrict(torch.tensor(among))
-        most = len(among)
-    history = torch.tensor([wanted[-cfg.data.max_his_len :]])
-    banned = torch.tensor([wanted]) if cfg.eval.mask_seen else None
-    found = model.recommend(history, min(int(k), most), banned)
-    if not found.item_BW.any():
+        among = trimmed(read_lines(given["among"]), loaded.number, f"--among {given['among']}")
+    hits = loaded.recommend([history], int(k), allow=among)[0]
+    if not hits:
         raise Problem("recommend: nothing is left, all items that were asked for are in the history (mask_seen)")
-    report.show_items(found.item_BW[0].tolist(), found.score_BW[0].tolist(), state["items"], state["titles"])
+    report.show_items(hits)
 
 
-def numbers_of(tokens: list[str], number: dict[str, int], source: str) -> list[int]:
-    """Item numbers of some ids; Problem names the first that is not in the catalogue."""
-    wanted = [t if t in number else t.strip() for t in tokens if t.strip()]
-    if unknown := [t for t in wanted if t not in number]:
-        raise Problem(f"{source}: item {unknown[0]!r} is not in the catalogue; {report.near(unknown[0], number)}")
-    if not wanted:
+def trimmed(tokens: list[str], number: dict[str, int], source: str) -> list[str]:
+    """Ids without the white space around them, where it is not part of the id; empty ones are left out."""
+    found = [t if t in number else t.strip() for t in tokens if t.strip()]
+    if not found:
         raise Problem(f"{source}: needs at least one item")
-    return [number[t] for t in wanted]
+    numbers(found, number, source)
+    return found
 
 
 def ids_of(text: str, number: dict[str, int]) -> list[str]:

@@ -1,7 +1,4 @@
-"""How much memory a run will need, told before it trains.
-
-Shape letters: B samples, T history tokens, R = B * beams.
-"""
+"""How much memory a run will need, told before it trains."""
 
 from pathlib import Path
 
@@ -9,9 +6,12 @@ import torch
 from torch import nn
 
 from data import Shape
+from metrics import EvalOptions
 from model import GenerativeModel, JointModel
 from readers import Dataset
 from settings import Config
+from splits import DataOptions
+from trainer import TrainOptions
 from utils import log
 
 FLOAT = 4  # bytes; bf16 needs less, which leaves the estimate on the safe side
@@ -37,42 +37,19 @@ def estimate(cfg: Config, model: nn.Module, data: Dataset, shape: Shape) -> dict
     need = {
         "model": sum(p.nbytes for p in model.parameters()),
         "gradients": trained,
-        "optimizer": 2 * trained if cfg.train.learner != "sgd" else 0,
+        "optimizer": 2 * trained if cfg[TrainOptions].learner != "sgd" else 0,
         "embeddings and SIDs": sum(b.nbytes for b in model.buffers()),
     }
     if isinstance(model, GenerativeModel):
-        longest = int(max(s.lengths(cfg.data.max_his_len).max() for s in (data.train, data.valid, data.test)))
-        tokens = longest * model.tokens_per_item
-        part = min(shape.batch_size, max(1, shape.tokens // tokens))
+        longest = int(max(part.lengths(cfg[DataOptions].max_his_len).max() for part in (data.train, data.valid, data.test)))
+        part = min(shape.batch_size, max(1, shape.tokens // (longest * model.tokens_per_item)))
         items = min(data.n_items, part * (longest + 1))
-        need["training step"] = FLOAT * training_numbers(cfg, part, tokens)
+        need["training step"] = FLOAT * model.recommender.training_numbers(part, longest)
         if isinstance(model, JointModel):  # per level: distances, noise, logits, soft assignment and their gradients
-            need["training step"] += FLOAT * 10 * items * sum(cfg.tokenizer.num_emb_list)
-        need["evaluation batch"] = FLOAT * evaluation_numbers(
-            cfg, min(cfg.eval.eval_batch_size, len(data.test)), tokens
-        )
+            need["training step"] += FLOAT * 10 * items * sum(model.sizes)
+        users = min(cfg[EvalOptions].eval_batch_size, len(data.test))
+        need["evaluation batch"] = FLOAT * model.recommender.search_numbers(users, longest, model.depth)
     return need
-
-
-def training_numbers(cfg: Config, B: int, T: int) -> int:
-    """Numbers kept for the backward pass of B samples: per layer, streams, keys and values, attention."""
-    r = cfg.recommender
-    inner, levels = r.num_heads * r.d_kv, len(cfg.tokenizer.num_emb_list) + 1
-    encoder = r.encoder_layers * (B * T * (8 * r.d_model + 4 * inner + 3 * r.d_ff) + 3 * B * r.num_heads * T * T)
-    cross = r.decoder_layers * (2 * B * T * inner + 3 * B * r.num_heads * levels * T)
-    decoder = r.decoder_layers * B * levels * (12 * r.d_model + 8 * inner + 3 * r.d_ff)
-    return encoder + cross + decoder + 4 * B * T * r.d_model + 6 * B * sum(cfg.tokenizer.num_emb_list)
-
-
-def evaluation_numbers(cfg: Config, B: int, T: int) -> int:
-    """Numbers held at the widest moment of a search for B users: in the encoder, or on the last level."""
-    r, k = cfg.recommender, cfg.tokenizer.num_emb_list
-    inner, levels, R = r.num_heads * r.d_kv, len(k) + 1, B * r.num_beams
-    source = r.decoder_layers * 2 * B * T * inner
-    encoder = B * T * (4 * r.d_model + max(4 * inner, 2 * r.d_ff)) + 2 * B * r.num_heads * T * T
-    beams = R * (4 * r.d_model + 4 * inner + 2 * r.d_ff + 2 * r.num_heads * T)
-    own = 2 * r.decoder_layers * 2 * R * levels * inner  # twice while the beams are re-ordered
-    return max(encoder, source + beams + own + 8 * R * max(k))
 
 
 def available(device: torch.device) -> int:

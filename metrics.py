@@ -4,10 +4,39 @@ rank_B is 0 for a hit at the top and any value >= k for a miss, so every metric 
 follows from this one tensor. Järvelin & Kekäläinen 2002 for NDCG (ideal DCG is 1 here).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from settings import cutoff
+from settings import option
+from utils import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    metrics: list[str] = option(["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10"], "recall@k (or hr@k), ndcg@k, mrr@k, coverage@k")
+    valid_metric: str = option("ndcg@10", "metric that chooses the checkpoint")
+    eval_step: int = option(1, "epochs between two validations", ge=1)
+    eval_batch_size: int = option(256, "users per evaluation step and process", ge=1)
+    mask_seen: bool = option(False, "never recommend what is in the user's history")
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            cutoff(name)
+        if cutoff(self.valid_metric) and self.valid_metric not in self.metrics:
+            raise Problem(f"valid_metric: {self.valid_metric!r} is not among metrics {self.metrics}")
+
+
+METRICS = ("recall", "hr", "ndcg", "mrr", "coverage")
+
+
+def cutoff(metric: str) -> int:
+    """The k of `recall@k`; Problem for anything that is not a metric."""
+    name, _, k = metric.partition("@")
+    if name not in METRICS or not k.isdecimal() or int(k) < 1:
+        raise Problem(f"metrics: {metric!r} is not one of {', '.join(m + '@k' for m in METRICS)}")
+    return int(k)
 
 
 def target_rank(item_BK: Tensor, target_B: Tensor) -> Tensor:

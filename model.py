@@ -1,176 +1,152 @@
 """The generative recommender, and the joint model that trains it together with the tokenizer.
 
-Shape letters: B samples, S history length, U distinct items of a batch, N items of the catalogue,
-L learned levels, K codes of a level, h recommender width, d latent width, T = S * (L + 1) tokens.
+Shape letters: B users, S history length, U distinct items of a batch, N items of the catalogue, R rows that
+a step predicts, T code places, P token places, K codes of a level, h recommender width.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import layers
-from beam import AllCodes, Found, Trie, beam_search
 from data import Batch
-from settings import Config
-from t5 import T5
-from uncertainty import STRATEGIES, AllReduce
+from layers import suffixes
+from metrics import EvalOptions
+from recommenders.protocol import AllReduce, Autocast, Found, Logs, TokenNetwork
+from settings import Config, option
+from sids.search import AllTokens, SearchOptions, Trie, beam_search
+from sids.table import SidTable
+from sids.tokenizer import CodeOptions, Quantized
+from splits import DataOptions
+from uncertainty import STRATEGIES, UncertaintyOptions
 from utils import Problem
-from vq import RQVAE, JointQuantizer, Quantized, in_chunks, measure_scales
+from vq import JointRQVAE
 
-Logs = dict[str, Tensor]
-Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 ROADS = ("history", "target", "teacher")  # from the recommendation loss to the codebooks
 
 
-class Recommender(nn.Module):
-    """T5 over the tokens of semantic IDs; one token table per level, tied with the logits."""
-
-    def __init__(self, cfg: Config) -> None:
-        super().__init__()
-        r = cfg.recommender
-        self.sizes = sid_sizes(cfg)
-        self.t5 = T5(
-            width=r.d_model, inner=r.d_ff, heads=r.num_heads, d_kv=r.d_kv, dropout=r.dropout_rate,
-            encoder_layers=r.encoder_layers, decoder_layers=r.decoder_layers,
-        )  # fmt: skip
-        self.tables = nn.ParameterList(torch.randn(k, r.d_model) * 0.02 for k in self.sizes)
-        self.start = nn.Parameter(torch.randn(r.d_model) * 0.02)
-        self.recency = nn.Embedding(cfg.data.max_his_len, r.d_model) if r.recency_embedding else None
-        if self.recency is not None:
-            nn.init.normal_(self.recency.weight, 0, 0.02)
-
-    def embed(self, q: Quantized, suffix_U: Tensor) -> Tensor:
-        """Tokens of U items, [U, L + 1, h]: m_l E_l, and a plain look-up of the suffix."""
-        learned = [q.lookup(level, self.tables[level]) for level in range(len(q.index))]
-        return torch.stack([*learned, F.embedding(suffix_U, self.tables[-1])], 1)
-
-    def encode(self, token_BSLh: Tensor, history_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """(hidden states [B, T, h], mask [B, T])."""
-        keep_BT = (history_BS > 0).repeat_interleave(token_BSLh.shape[2], 1)
-        if self.recency is not None:  # histories are padded on the left, the newest item stands last
-            age_S = torch.arange(history_BS.shape[1] - 1, -1, -1, device=history_BS.device)
-            token_BSLh = token_BSLh + self.recency(age_S)[:, None]
-        return self.t5.encode(token_BSLh.flatten(1, 2), keep_BT), keep_BT
-
-    def logits(self, level: int, hidden: Tensor) -> Tensor:
-        """Scores of a level's codes, tied with its token table."""
-        return F.linear(hidden, self.tables[level]).to(self.tables[level].dtype)
-
-    def forward(self, token_BSLh: Tensor, history_BS: Tensor, prefix_BLh: Tensor) -> Iterator[Tensor]:
-        """Teacher-forced logits [B, K_l], level by level."""
-        cache = self.t5.start(*self.encode(token_BSLh, history_BS))
-        start_B1h = self.start.expand(len(prefix_BLh), 1, -1)
-        hidden = self.t5.decode(torch.cat([start_B1h, prefix_BLh], 1), cache)
-        return (self.logits(level, hidden[:, level]) for level in range(len(self.sizes)))
-
-    def next_log_probs(
-        self, token_BSLh: Tensor, history_BS: Tensor
-    ) -> Callable[[int, Tensor | None, Tensor | None], Tensor]:
-        """The scorer that `beam_search` asks; encoder and source keys run once per user."""
-        cache = self.t5.start(*self.encode(token_BSLh, history_BS))
-        users = len(history_BS)
-
-        def score(level: int, code_R: Tensor | None, parent_R: Tensor | None) -> Tensor:
-            if code_R is None or parent_R is None:
-                x = self.start.expand(users, 1, -1)
-            else:
-                cache.reorder(parent_R)
-                x = self.tables[level - 1][code_R][:, None]
-            return self.logits(level, self.t5.decode(x, cache)[:, 0]).log_softmax(-1)
-
-        return score
-
-
-def sid_sizes(cfg: Config) -> list[int]:
-    """Codes per level of a SID: the learned levels, and the suffix with as many as the last one."""
-    k = cfg.tokenizer.num_emb_list
-    return [*k, k[-1]]
+@dataclass(frozen=True, kw_only=True)
+class JointOptions:
+    gradient: Literal["end_to_end", "detached"] = option(
+        "end_to_end", "detached: the recommendation loss never reaches the codebooks (historical)"
+    )
+    code_loss_weight: float = option(1.0, "weight of the recommendation loss", ge=0)
+    recon_loss_weight: float = option(1.0, "weight of |q - z|^2", ge=0)
+    vq_loss_weight: float = option(1.0, "weight of the VQ loss", ge=0)
+    lr_id: float = option(1e-5, "learning rate of the tokenizer", ge=0)
+    id_first_epoch: int = option(0, "epoch in which the tokenizer begins to move; it rests before", ge=0)
+    id_last_epoch: int | None = option(None, "epoch after which the tokenizer rests again", ge=0)
+    target_gradient: float = option(
+        1.0, "weight of the gradient that reaches the codebooks through the target's soft label", gt=0
+    )
+    collapse_perplexity: float | None = option(
+        None, "a level below this perplexity is called collapsing; default K / 8", gt=0
+    )
 
 
 class GenerativeModel(nn.Module):
-    """A recommender over fixed SIDs: with pre-trained codes this is two-stage training (TIGER).
+    """A network over the SIDs of a catalogue: with the codes of a frozen tokenizer this is two-stage training
+    (TIGER, arXiv:2305.05065).
 
     One module, one optimizer, one checkpoint: the SIDs travel with the weights.
     """
 
-    sid_NL: Tensor
-    sequences, targets, pretrained = False, "one", False
+    code_NT: Tensor
+    end_N: Tensor
+    pretrained = False
+    target_gradient = 1.0
 
-    def __init__(self, cfg: Config, n_items: int) -> None:
+    def __init__(self, cfg: Config, network: TokenNetwork, n_items: int) -> None:
         super().__init__()
-        self.cfg, self.n_items, self.depth = cfg, n_items, cfg.recommender.num_beams
-        self.recommender = Recommender(cfg)
-        self.sizes = self.recommender.sizes
-        self.tokens_per_item = len(self.sizes)
-        self.register_buffer("sid_NL", torch.zeros(n_items, len(self.sizes), dtype=torch.int32))
-        self._trie: Trie | None = None
-        self._among: Tensor | None = None
+        self.cfg, self.n_items, self.search = cfg, n_items, cfg[SearchOptions]
+        self.depth = self.search.num_beams
+        self.recommender: Any = network
+        self.tokens_per_item, self.targets = network.tokens_per_item, network.targets
+        self.sequences = network.targets == "next"
+        self.sizes = tuple(cfg[CodeOptions].num_emb_list)
+        self.ends = self.sizes[-1]
+        self.register_buffer("code_NT", torch.zeros(n_items, len(self.sizes), dtype=torch.int32))
+        self.register_buffer("end_N", torch.zeros(n_items, dtype=torch.int32))
+        self._sids: SidTable | None = None
+        self._tree: tuple[Tensor | None, Trie] | None = None  # of the last `among`
 
-    def restrict(self, item_M: Tensor | None) -> None:
-        """Recommend only these item numbers from now on (None: the catalogue); the model stays as it is."""
-        self._among, self._trie = item_M, None
-
-    def set_codes(self, code_NL: Tensor) -> None:
-        """Take the learned codes [N, L] of the catalogue and number the items that share them."""
-        suffix_N = layers.suffixes(code_NL)
-        largest = int(suffix_N.max()) + 1
-        if largest > self.sizes[-1]:
-            raise Problem(
-                f"{largest} items share one code, the suffix can number {self.sizes[-1]}; "
-                "raise num_emb_list or pre-train the tokenizer longer"
-            )
-        self.sid_NL.copy_(torch.cat([code_NL, suffix_N[:, None]], 1))
-        self._trie = None
+    # ---- semantic IDs
 
     @property
-    def trie(self) -> Trie:
-        if self._trie is None:
-            among = self._among
-            sid_ML = self.sid_NL if among is None else self.sid_NL[among - 1]
-            self._trie = Trie(sid_ML, self.sizes, among)
-        return self._trie
+    def sids(self) -> SidTable:
+        if self._sids is None or self._sids.code_NT is not self.code_NT:
+            self._sids = SidTable(self.code_NT, self.end_N, self.sizes, self.ends)
+        return self._sids
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._trie = None  # the SIDs have changed
+    def set_codes(self, code_NT: Tensor) -> None:
+        """Take the learned codes [N, T] of the catalogue and number the items that share them."""
+        suffix_N = suffixes(code_NT)
+        largest = int(suffix_N.max()) + 1
+        if largest > self.ends:
+            raise Problem(
+                f"{largest} items share one code, the suffix can number {self.ends}; "
+                "raise num_emb_list or pre-train the tokenizer longer"
+            )
+        self.code_NT.copy_(code_NT)
+        self.end_N.copy_(suffix_N)
+        self._sids = self._tree = None
+
+    def trie(self, among_M: Tensor | None = None) -> Trie:
+        """The prefix tree of the catalogue or of some items; the last one is kept."""
+        kept = self._tree
+        if kept is None or kept[0] is not among_M:
+            kept = among_M, self.sids.trie(among_M)
+            self._tree = kept  # in one assignment: callers in other threads see a whole pair
+        return kept[1]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        sid_NP = state_dict.pop(f"{prefix}sid_NL", None)  # as saved before codes and end tokens were told apart
+        if sid_NP is not None:
+            state_dict[f"{prefix}code_NT"], state_dict[f"{prefix}end_N"] = sid_NP[:, :-1], sid_NP[:, -1]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._sids = self._tree = None
 
     # ---- training
 
     def quantize(self, batch: Batch) -> Quantized:
         """Codes of the batch's distinct items; here a look-up."""
-        return Quantized(list(self.sid_NL[batch.item_U - 1, :-1].long().unbind(1)))
+        token_UP = self.sids.tokens(batch.item_U).token
+        return Quantized([token_UP[:, place] for place in range(len(self.sizes))])
 
     def recommendation_loss(self, batch: Batch, q: Quantized, roads: tuple[str, ...] = ROADS) -> Tensor:
-        """L_rec: cross-entropy of the target's L + 1 tokens, mean over samples and positions.
+        """L_rec: cross-entropy of a target's P tokens, mean over targets and places.
 
+        L_rec = - mean_p sum_k y_k log softmax(logits_p)_k, y = m_l(target) at learned places (arXiv:2601.19711).
         roads names the ways on which its gradient may reach q: the history's tokens, the target as a
         soft label, the decoder's teacher-forced inputs.
         """
-        suffix_U = self.sid_NL[batch.item_U - 1, -1].long()
+        token_UP = self.sids.tokens(batch.item_U).token
         goal = q.goal()
 
         def tokens(codes: Quantized, road: str) -> Tensor:
-            return self.recommender.embed(codes if road in roads else codes.detached(), suffix_U)
+            found: Tensor = self.recommender.embed(codes if road in roads else codes.detached(), token_UP)
+            return found
 
-        history_ULh = tokens(q, "history")
+        history_UPh = tokens(q, "history")
         shared = goal is q and ("history" in roads) == ("teacher" in roads)
-        teacher_ULh = history_ULh if shared else tokens(goal, "teacher")
-        history_BSLh = history_ULh[batch.history_row_BS]
-        prefix_BLh = teacher_ULh[batch.target_row_B, :-1]
+        teacher_UPh = history_UPh if shared else tokens(goal, "teacher")
         label = goal if "target" in roads else goal.detached()
+        row_R = batch.goals(self.targets)
 
         terms = []
-        for level, logits in enumerate(self.recommender(history_BSLh, batch.history_BS, prefix_BLh)):
-            if level == len(self.sizes) - 1:
-                terms.append(F.cross_entropy(logits, suffix_U[batch.target_row_B]))
+        for place, logits_RV in enumerate(self.recommender(history_UPh, batch, teacher_UPh)):
+            if place < len(q.index):
+                y_RV = label.label(place, row_R, logits_RV.shape[1], self.target_gradient)
+                terms.append(-(y_RV * logits_RV.log_softmax(-1)).sum(1).mean())
             else:
-                y_BK = label.label(level, batch.target_row_B, self.sizes[level], self.cfg.joint.target_gradient)
-                terms.append(-(y_BK * logits.log_softmax(-1)).sum(1).mean())
+                terms.append(F.cross_entropy(logits_RV, token_UP[row_R, place]))
         return torch.stack(terms).mean()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
@@ -178,9 +154,7 @@ class GenerativeModel(nn.Module):
         return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
 
     def param_groups(self) -> list[dict[str, Any]]:
-        t = self.cfg.train
-        return [{"name": "rec", "params": trainable(self.recommender), "lr": t.lr_rec,
-                 "weight_decay": t.weight_decay, "clip": t.max_grad_norm}]  # fmt: skip
+        return [{"name": "rec", "params": trainable(self.recommender)}]
 
     def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
         """Figures of an epoch's first batch; the joint model proves its gradient here."""
@@ -195,120 +169,72 @@ class GenerativeModel(nn.Module):
 
     def figures(self) -> dict[str, float]:
         """Codes used and perplexity per level, and the collision rate, of the catalogue's SIDs."""
-        code_NL = self.sid_NL[:, :-1].long()
-        figures = {"collision_rate": layers.collision_rate(code_NL)}
-        for level, code_N in enumerate(code_NL.unbind(1)):
-            used, spread = layers.perplexity(code_N, self.sizes[level])
-            figures |= {f"codes_used/level_{level + 1}": used, f"perplexity/level_{level + 1}": spread}
-        return figures
+        return self.sids.figures()
 
     # ---- recommending
 
     @torch.inference_mode()
-    def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+    def recommend(
+        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
+    ) -> Found:
         """The k best items for each history, best first, with the log-probability of their SIDs."""
-        sid_BSL = self.sid_NL[history_BS.clamp(min=1) - 1].long()
-        tables = self.recommender.tables
-        token_BSLh = torch.stack([t[sid_BSL[..., i]] for i, t in enumerate(tables)], 2)
-        score = self.recommender.next_log_probs(token_BSLh, history_BS)
-        r = self.cfg.recommender
-        tree = self.trie if r.constrained else AllCodes(self.trie)
-        found = beam_search(score, tree, len(history_BS), max(k, r.num_beams), history_BS.device, banned_BS)
+        score = self.recommender.scorer(self.sids.tokens(history_BS).token, history_BS)
+        trie = self.trie(among_M)
+        tree = trie if self.search.constrained else AllTokens(trie)
+        beams = max(k, self.search.num_beams)
+        found = beam_search(score, tree, len(history_BS), beams, history_BS.device, banned_BS)
         return Found(found.item_BW[:, :k], found.score_BW[:, :k])
 
-    def groups(self) -> Tensor:
-        """SID-prefix group of each item, [N + 1]; -1 for padding: items that share their codes."""
-        _, group_N = self.sid_NL[:, :-1].unique(dim=0, return_inverse=True)
-        return F.pad(group_N, (1, 0), value=-1)
+    def groups(self) -> dict[str, Tensor]:
+        """Items that share their codes count as one entry of a list."""
+        return {"prefix": self.sids.groups()}
 
 
 class JointModel(GenerativeModel):
-    """DIGER: tokenizer, uncertainty decay and recommender trained by one loss (method, 2-4)."""
+    """DIGER (arXiv:2601.19711): tokenizer, uncertainty decay and recommender trained by one loss,
 
-    first_NL: Tensor
-    scale_L: Tensor
+        L = w_code L_rec' + w_recon |q - z|^2 + w_vq L_vq,
+
+    L_rec' being what the decay makes of L_rec, the others means over the batch's targets.
+    """
+
+    first_NP: Tensor
     step: Tensor
 
-    def __init__(self, cfg: Config, tokenizer: RQVAE, content_ND: np.ndarray | None, n_items: int) -> None:
-        """content_ND: the catalogue's embeddings; None for a model that only recommends."""
-        super().__init__(cfg, n_items)
+    def __init__(self, cfg: Config, tokenizer: JointRQVAE, network: TokenNetwork, n_items: int) -> None:
+        super().__init__(cfg, network, n_items)
+        self.joint = cfg[JointOptions]
+        self.target_gradient = self.joint.target_gradient
         self.tokenizer = tokenizer
-        self.decay = STRATEGIES[cfg.joint.uncertainty](cfg.joint, cfg.tokenizer.num_emb_list)
-        self.quantizer = JointQuantizer(tokenizer.rq, self.decay, cfg.joint, cfg.data.seed)
-        self.roads = ROADS if cfg.joint.gradient == "end_to_end" else ()
+        self.decay = STRATEGIES[cfg[UncertaintyOptions].uncertainty](cfg[UncertaintyOptions], list(self.sizes))
+        self.roads = ROADS if self.joint.gradient == "end_to_end" else ()
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        self.register_buffer("scale_L", torch.ones(len(cfg.tokenizer.num_emb_list)))
-        self.register_buffer("first_NL", self.sid_NL.clone())
-        self._freeze()
-        self.register_buffer("input_Nd", None, persistent=False)
-        if content_ND is not None:
-            self._start(content_ND)
+        self.register_buffer("first_NP", self.sids.token_NP.int())
 
-    def _freeze(self) -> None:
-        """What rests is frozen once, by object, before the optimizer exists."""
-        j, t = self.cfg.joint, self.tokenizer
-        rest = t.n_linears() if j.freeze_id_encoder else j.freeze_id_encoder_layers
-        if rest > t.n_linears():
-            raise Problem(f"freeze_id_encoder_layers: the encoder has {t.n_linears()} linear layers, not {rest}")
-        # a tuple, so that these views of the encoder's layers are not registered a second time
-        self._stages = t.encoder_stages(rest)
-        for module in (self._stages[0], t.decoder):
-            module.requires_grad_(False)
+    def attach(self, content_ND: np.ndarray) -> None:
+        """Hand the catalogue's embeddings to the tokenizer and take its first SIDs; needed for training only."""
+        self.tokenizer.attach(content_ND, self.decay.scales())
+        self.set_codes(self.tokenizer.codes())
+        self.first_NP.copy_(self.sids.token_NP)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """What rests was run over the catalogue once: another resting part would not belong to those latents."""
-        if self.input_Nd is not None:
-            resting = {id(p) for p in self._stages[0].parameters()}
-            for name, ours in self.tokenizer.state_dict(prefix=f"{prefix}tokenizer.", keep_vars=True).items():
-                theirs = state_dict.get(name)
-                rests = id(ours) in resting or name.endswith((".shift", ".spread"))
-                if rests and (theirs is None or not torch.equal(theirs.cpu().to(ours.dtype), ours.detach().cpu())):
-                    raise Problem(
-                        f"{name}: the tokenizer's file has changed since this run began; restore it or begin a new run"
-                    )
+        for old, new in (("first_NL", "first_NP"), ("scale_L", "tokenizer.scale_L")):  # names of earlier versions
+            if f"{prefix}{old}" in state_dict:
+                state_dict[f"{prefix}{new}"] = state_dict.pop(f"{prefix}{old}")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _start(self, content_ND: np.ndarray) -> None:
-        """Run what rests over the catalogue once; fix the logits' scale; assign the first SIDs."""
-        resting = self._stages[0].eval()
-        pieces = (
-            self.tokenizer.prepare(torch.from_numpy(np.array(content_ND[i : i + 8192], np.float32)))
-            for i in range(0, len(content_ND), 8192)
-        )
-        self.input_Nd = in_chunks(pieces, resting, torch.device("cpu"))
-        z_Nd = self.latents()
-        self.levels = measure_scales(self.tokenizer.rq, z_Nd, self.cfg.joint.logit_scale, self.decay.scales())
-        self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))
-        self.set_codes(self.assign(z_Nd))
-        self.first_NL.copy_(self.sid_NL)
-
-    @torch.no_grad()
-    def latents(self) -> Tensor:
-        """z of the whole catalogue, [N, d], without dropout."""
-        learning = self._stages[1]
-        was, _ = learning.training, learning.eval()
-        z = in_chunks(self.input_Nd.split(8192), learning, self.input_Nd.device)
-        learning.train(was)
-        return z
-
-    def assign(self, z_Nd: Tensor) -> Tensor:
-        """Learned codes [N, L] of the whole catalogue, without noise."""
-        return self.tokenizer.rq.assign(z_Nd, self.cfg.joint.catalogue_assignment)
 
     # ---- training
 
     def quantize(self, batch: Batch) -> Quantized:
-        """Each distinct item once, in float32 whatever the recommender's precision."""
-        with torch.autocast(batch.item_U.device.type, enabled=False):
-            z_Ud = self._stages[1](self.input_Nd[batch.item_U - 1])
-            cached_UL = self.sid_NL[batch.item_U - 1, :-1].long()
-            return self.quantizer(z_Ud, batch.item_U, self.step, self.scale_L, cached_UL)
+        """Each distinct item once."""
+        cached_UL = self.code_NT[batch.item_U - 1].long()
+        return self.tokenizer.quantize(batch.item_U, self.step, self.decay, cached_UL)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
-        j = self.cfg.joint
+        j, row_R = self.joint, batch.goals(self.targets)
         q = self.quantize(batch)
         rec = self.recommendation_loss(batch, q, self.roads)
-        recon, vq = q.recon[batch.target_row_B].mean(), q.vq[batch.target_row_B].mean()  # type: ignore[index]
+        recon, vq = q.recon[row_R].mean(), q.vq[row_R].mean()  # type: ignore[index]
         loss = j.code_loss_weight * self.decay.task_loss(rec)
         loss = loss + j.recon_loss_weight * recon + j.vq_loss_weight * vq
         if self.training:
@@ -319,11 +245,11 @@ class JointModel(GenerativeModel):
     @torch.no_grad()
     def _agreement(self, batch: Batch, q: Quantized) -> Logs:
         """How the batch's codes relate to the deterministic ones and to the catalogue's."""
-        index_UL, sampled_UL, nearest_UL = (torch.stack(x, 1) for x in (q.index, q.sampled, q.nearest))
-        cached_UL = self.sid_NL[batch.item_U - 1, :-1]
+        index_UL, drawn_UL, nearest_UL = (torch.stack(x, 1) for x in (q.index, q.drawn, q.nearest))
+        cached_UL = self.code_NT[batch.item_U - 1]
         return {
-            "stochastic_share": torch.stack(q.noisy).float().mean(),
-            "sampled_differs": (sampled_UL != nearest_UL).float().mean(),
+            "stochastic_share": torch.stack(q.stochastic).float().mean(),
+            "sampled_differs": (drawn_UL != nearest_UL).float().mean(),
             "sid_agreement": (index_UL == cached_UL).all(1).float().mean(),
         }
 
@@ -332,21 +258,16 @@ class JointModel(GenerativeModel):
 
         Problem when one is zero or not finite although `gradient: end_to_end` is set.
         """
-        figures, codebooks = {}, self.tokenizer.rq.codebooks()
+        figures, probed = {}, self.tokenizer.probed()
         for road in ROADS:
             roads = (road,) if road in self.roads else ()
             with autocast():
                 loss = self.recommendation_loss(batch, self.quantize(batch), roads)
-            found = torch.autograd.grad(loss, codebooks, allow_unused=True)
-            for level, g in enumerate(found, 1):
-                figures[f"grad/level_{level}/{road}"] = float(g.norm()) if g is not None else 0.0
+            found = torch.autograd.grad(loss, list(probed.values()), allow_unused=True)
+            for name, g in zip(probed, found, strict=True):
+                figures[f"grad/{name}/{road}"] = float(g.norm()) if g is not None else 0.0
         if self.roads:
-            for key, norm in figures.items():
-                if norm == 0 or not np.isfinite(norm):
-                    raise Problem(
-                        f"{key} is {norm}: the recommendation loss does not reach this codebook; "
-                        "check logit_scale and gumbel_tau (a saturated softmax has no gradient), or set gradient: detached"
-                    )
+            check_proof(figures)
         return figures
 
     def after_step(self, all_reduce: AllReduce) -> None:
@@ -354,27 +275,138 @@ class JointModel(GenerativeModel):
         self.step += 1
 
     def param_groups(self) -> list[dict[str, Any]]:
-        t, j = self.cfg.train, self.cfg.joint
-        tokenizer = {"name": "id", "params": trainable(self.tokenizer), "lr": j.lr_id, "clip": t.max_grad_norm,
-                     "weight_decay": t.weight_decay, "epochs": (j.id_first_epoch, j.id_last_epoch)}  # fmt: skip
-        sigma = {"name": "sigma", "params": trainable(self.decay), "lr": j.lr_sigma, "weight_decay": 0.0}
+        j, lr_sigma = self.joint, self.cfg[UncertaintyOptions].lr_sigma
+        epochs = (j.id_first_epoch, j.id_last_epoch)
+        tokenizer = {"name": "id", "params": trainable(self.tokenizer), "lr": j.lr_id, "epochs": epochs}
+        sigma = {"name": "sigma", "params": trainable(self.decay), "lr": lr_sigma, "weight_decay": 0.0, "clip": False}
         return [*super().param_groups(), tokenizer, *([sigma] if sigma["params"] else [])]
 
     def refresh(self) -> dict[str, float]:
-        before, z_Nd = self.sid_NL.clone(), self.latents()
-        self.set_codes(self.assign(z_Nd))
+        code_NT, token_NP = self.code_NT.clone(), self.sids.token_NP
+        self.set_codes(self.tokenizer.codes())
         figures = self.figures()
-        for name, old_NL in (("", before), ("_since_start", self.first_NL)):
-            changed_NL = self.sid_NL != old_NL
-            figures[f"sid_changed{name}"] = float(changed_NL.any(1).float().mean())
-            figures[f"codes_changed{name}"] = float(changed_NL[:, :-1].any(1).float().mean())  # without the suffix
+        changed_N = (self.code_NT != code_NT).any(1)
+        figures["codes_changed"] = float(changed_N.float().mean())  # without end tokens
+        figures["sid_changed"] = float((self.sids.token_NP != token_NP).any(1).float().mean())
+        figures["codes_changed_since_start"] = self._moved(len(self.sizes))
+        figures["sid_changed_since_start"] = self._moved(self.first_NP.shape[1])
         scales = self.decay.scales()
         figures["noise_scale"] = sum(scales) / len(scales)
         figures |= {f"noise_scale/level_{i}": s for i, s in enumerate(scales, 1)}
         figures["tau"] = float(self.decay.tau(self.step))
-        now_scales = measure_scales(self.tokenizer.rq, z_Nd, self.scale_L.tolist(), scales)
-        return figures | {f"keep_probability/level_{i}": s.keep for i, s in enumerate(now_scales, 1)}
+        return figures | self.tokenizer.figures(scales)
+
+    def _moved(self, places: int) -> float:
+        """Share of items that differ from the start in one of the first places of their SID."""
+        changed_NP = self.sids.token_NP != self.first_NP
+        return float(changed_NP[:, :places].any(1).float().mean())
+
+
+def check_proof(figures: dict[str, float]) -> None:
+    """Problem when a road to a codebook is cut."""
+    for key, norm in figures.items():
+        if norm == 0 or not np.isfinite(norm):
+            raise Problem(
+                f"{key} is {norm}: the recommendation loss does not reach this codebook; "
+                "check logit_scale and gumbel_tau (a saturated softmax has no gradient), or set gradient: detached"
+            )
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
+
+
+# ---------------------------------------------------------------- a trained model in Python
+
+
+class Hit(NamedTuple):
+    item: str
+    title: str  # empty where none is known
+    score: float  # log-probability of the item's SID, or of the item
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model of any kind, ready to recommend; holds no state of its callers, so threads may share it."""
+
+    cfg: Config
+    model: Any
+    items: list[str]  # ids in catalogue order
+    titles: list[str]
+    split_hash: str | None  # of the data it was trained on
+    number: dict[str, int]
+
+    def recommend(
+        self, histories: Sequence[Sequence[str]], k: int = 10, *, allow: Iterable[str] | None = None,
+        deny: Iterable[str] = (),
+    ) -> list[list[Hit]]:  # fmt: skip
+        """The best k items for each history of item ids, oldest first, of any length; best first.
+
+        allow: the only items that may come, None for all; deny: items that may not. With `mask_seen` those of
+        the history may not either. Fewer than k come where fewer are left. Problem names an id that is not in
+        the catalogue.
+        """
+        if k < 1:
+            raise Problem(f"k: expected a whole number from 1, got {k!r}")
+        wanted = [numbers(history, self.number, f"history {i}") for i, history in enumerate(histories)]
+        if empty := [i for i, history in enumerate(wanted) if not history]:
+            raise Problem(f"history {empty[0]}: needs at least one item")
+        refused = numbers(deny, self.number, "deny")
+        among_M = None if allow is None else torch.tensor(sorted(set(numbers(allow, self.number, "allow"))))
+        most = min(k, len(self.items) if among_M is None else len(among_M))
+        found: list[list[Hit]] = []
+        size = self.cfg[EvalOptions].eval_batch_size
+        for begin in range(0, len(wanted), size) if most else ():
+            found += self._batch(wanted[begin : begin + size], most, among_M, refused)
+        return found or [[] for _ in wanted]
+
+    def _batch(self, wanted: list[list[int]], k: int, among_M: Tensor | None, refused: list[int]) -> list[list[Hit]]:
+        longest, seen = self.cfg[DataOptions].max_his_len, self.cfg[EvalOptions].mask_seen
+        history_BS = left_padded([history[-longest:] for history in wanted])
+        banned_BS = left_padded([refused + (history if seen else []) for history in wanted])
+        device = next(self.model.parameters()).device
+        among_M = None if among_M is None else among_M.to(device)
+        found = self.model.recommend(history_BS.to(device), k, banned_BS.to(device), among_M)
+        check_scores(found)
+        rows = zip(found.item_BW.tolist(), found.score_BW.tolist(), strict=True)
+        return [
+            [Hit(self.items[i - 1], self.titles[i - 1], s) for i, s in zip(*row, strict=True) if i > 0] for row in rows
+        ]
+
+def load(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -> Loaded:
+    """A trained model from its `best_model.pth`; overrides: options that may differ from its training, as
+    `--key=value` (`--num_beams=50`). Nothing in the file is executed; Problem when it is damaged.
+    """
+    import methods  # knows every part by name, this module among them
+
+    cfg, model, state = methods.restore(path, overrides)
+    number = {token: i for i, token in enumerate(state["items"], 1)}
+    return Loaded(cfg, model.to(device), state["items"], state["titles"], state.get("split"), number)
+
+
+def numbers(ids: Iterable[str], number: dict[str, int], source: str) -> list[int]:
+    """Item numbers of some ids; Problem names the first that is not in the catalogue."""
+    found = list(ids)
+    for token in found:
+        if token not in number:
+            short = token if len(token) <= 200 else f"{token[:200]}..."
+            raise Problem(f"{source}: item {short!r} is not in the catalogue; {near(token, number)}")
+    return [number[token] for token in found]
+
+
+def near(token: str, number: dict[str, int]) -> str:
+    small = len(number) < 200_000 and len(token) < 200
+    found = difflib.get_close_matches(token, number, n=1) if small else []
+    return f"did you mean {found[0]!r}?" if found else "ids are those of the interaction log"
+
+
+def left_padded(rows: list[list[int]]) -> Tensor:
+    """Item numbers [B, S] of lists of unlike length, 0 in front."""
+    width = max(1, *map(len, rows))
+    return torch.tensor([[0] * (width - len(row)) + row for row in rows])
+
+
+def check_scores(found: Found) -> None:
+    """Problem when a score is no number: such a model ranks nothing."""
+    if bool(torch.isnan(found.score_BW).any()):
+        raise Problem("the model's scores are not finite; its training has diverged")

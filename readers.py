@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from settings import DataOptions
-from splits import SHORTEST, Log, Parts, Split, as_given, divide, leave_one_out, parts_of, training_items
+from splits import SHORTEST, DataOptions, Log, Parts, Split, as_given, divide, leave_one_out, parts_of, training_items
 from utils import Problem, digest, log, read_json
 
 SPLITS = ("train", "valid", "test")
@@ -84,15 +83,15 @@ def read_dataset(cfg: DataOptions) -> Dataset:
     layout = cfg.data_format if cfg.data_format != "auto" else _detect(folder, stem)
     if Path(cfg.data_path).is_file():
         layout = "csv"
-    if cfg.split == "time" and layout not in TIMED:
-        raise Problem(f"split: time needs timestamps, which the layout {layout!r} does not hold; use leave_one_out")
+    if cfg.split != "leave_one_out" and layout not in TIMED:
+        raise Problem(f"split: {cfg.split} needs timestamps, which the layout {layout!r} does not hold; use leave_one_out")
     if cfg.k_core and layout not in TIMED:
         raise Problem(f"k_core: works on one .inter or .csv file; the layout {layout!r} comes split")
     data = LAYOUTS[layout](folder, stem, cfg)
     for name in SPLITS:
         if not len(data.split(name)):
             need = f"it needs users with at least {SHORTEST} interactions"
-            if cfg.split == "time":
+            if cfg.split != "leave_one_out":
                 need = "no user has rows on both sides of its cut in time; change time_quantile"
             raise Problem(f"{folder}: the {name} part of {cfg.dataset!r} is empty; {need}")
     return data
@@ -413,8 +412,8 @@ def _dataset(
     items = _file(folder, stem, ".items.jsonl")
     popularity = np.bincount(parts.training, minlength=len(catalogue) + 1)
     others = [*([items] if items else []), *([embedding] if embedding else [])]
-    rules = [cfg.split, cfg.time_quantile] if cfg.split == "time" else []
-    rules += [cfg.reference, cfg.test_size, cfg.seed] if cfg.split == "time" and cfg.reference else []
+    rules: list[object] = ["time", cfg.time_quantile] if cfg.split != "leave_one_out" else []
+    rules += [True, cfg.test_size, cfg.seed] if cfg.split == "time_groups" else []
     rules += [cfg.k_core] if cfg.k_core else []
     rules += [cfg.users_col, cfg.items_col, cfg.time_col] if paths[0].suffix.lower() == ".csv" else []
     split_hash = digest(cfg.short_users, *rules, *paths)
@@ -428,7 +427,7 @@ def _dataset(
 def report(parts: Parts, cfg: DataOptions) -> None:
     """Say what the split leaves out and what nobody can have learned."""
     f = parts.facts
-    if cfg.split == "time":
+    if cfg.split != "leave_one_out":
         log.info(f"split by time: {', '.join(f'{k} {v:g}' if abs(v) < 1e6 else f'{k} {v:.0f}' for k, v in f.items())}")
     elif any(f.values()):
         log.info(", ".join(f"{v} of {len(s)} {n} targets never occur in the training part"

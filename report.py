@@ -1,22 +1,19 @@
 """What a run says: start-up figures, the result table, SIDs in the field's exchange format."""
 
-import difflib
 from typing import Any
 
 import settings
-from model import GenerativeModel, JointModel
+from model import GenerativeModel, Hit, JointModel, JointOptions
 from readers import Dataset
 from runs import RunFolder
 from settings import Config
+from sids.tokenizer import CodeOptions
+from uncertainty import UncertaintyOptions
 from utils import log, read_json, write_json
+from vq import QuantizerOptions
 
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0
-
-
-def label(cfg: Config) -> str:
-    """Name of the method in tables: the decay for DIGER, else the method."""
-    return cfg.joint.uncertainty if cfg.run.method == "diger" else cfg.run.method
 
 
 def start(cfg: Config, model: Any, fit: Any) -> None:
@@ -24,14 +21,14 @@ def start(cfg: Config, model: Any, fit: Any) -> None:
     if not isinstance(model, JointModel):
         return
     log.info(
-        f"DIGER: uncertainty {cfg.joint.uncertainty}, gradient {cfg.joint.gradient}, forward {cfg.joint.assignment_forward}, "
-        f"tau {float(model.decay.tau(model.step)):g}, logit_scale {cfg.joint.logit_scale}"
+        f"DIGER: uncertainty {cfg[UncertaintyOptions].uncertainty}, gradient {cfg[JointOptions].gradient}, forward {cfg[QuantizerOptions].assignment_forward}, "
+        f"tau {float(model.decay.tau(model.step)):g}, logit_scale {cfg[QuantizerOptions].logit_scale}"
     )
     if not model.roads:
         log.info(
             "gradient: detached - the recommendation loss does NOT reach the codebooks; every grad/ figure will be zero"
         )
-    for level, s in enumerate(model.levels, 1):
+    for level, s in enumerate(model.tokenizer.levels, 1):
         moved = fit.reach["id"] / s.rms
         log.info(
             f"level {level}: median gap {s.gap:.3g}, logits -{s.scale:.3g} d, P(drawn = nearest) {s.keep:.2f} where noise falls, "
@@ -45,7 +42,7 @@ def start(cfg: Config, model: Any, fit: Any) -> None:
         if not MOVE_LOW <= moved <= MOVE_HIGH:
             what = "hardly move" if moved < MOVE_LOW else "may overshoot"
             log.warning(
-                f"level {level}: with lr_id {cfg.joint.lr_id:g} the codes {what} ({moved:.2g} of their rms over the run)"
+                f"level {level}: with lr_id {cfg[JointOptions].lr_id:g} the codes {what} ({moved:.2g} of their rms over the run)"
             )
 
 
@@ -88,8 +85,8 @@ def epoch_notes(cfg: Config, row: dict[str, Any]) -> None:
             "  gradient of the recommendation loss at the codebooks | "
             + ("none: detached" if zero else " | ".join(parts))
         )
-    for i, k in enumerate(cfg.tokenizer.num_emb_list, 1):
-        limit = cfg.joint.collapse_perplexity or k / 8
+    for i, k in enumerate(cfg[CodeOptions].num_emb_list if JointOptions in cfg else (), 1):
+        limit = cfg[JointOptions].collapse_perplexity or k / 8
         spread = row.get(f"perplexity/level_{i}")
         if spread is not None and spread < limit:
             log.warning(f"level {i} is collapsing: perplexity {spread:.1f} is below collapse_perplexity {limit:g}")
@@ -125,17 +122,11 @@ def write_index(run: RunFolder, cfg: Config, model: Any, data: Dataset) -> None:
     if not isinstance(model, GenerativeModel):
         return
     letters = "abcdefghijklmnopqrstuvwxyz"
-    sids = {str(i): [f"<{letters[j]}_{c}>" for j, c in enumerate(row)] for i, row in enumerate(model.sid_NL.tolist())}
+    sids = {str(i): [f"<{letters[j]}_{c}>" for j, c in enumerate(row)] for i, row in enumerate(model.sids.token_NP.tolist())}
     write_json(run.path / f"{data.name}.index.json", sids)
 
 
-def show_items(items: list[int], scores: list[float], ids: list[str], titles: list[str]) -> None:
+def show_items(hits: list[Hit]) -> None:
     """Recommendations as a person reads them: rank, log-probability, id, title."""
-    for rank, (item, score) in enumerate(zip(items, scores, strict=True), 1):
-        if item > 0:
-            print(f"{rank:>3}  {score:>8.3f}  {ids[item - 1]:<16}  {titles[item - 1]}".rstrip())
-
-
-def near(token: str, known: dict[str, int]) -> str:
-    found = difflib.get_close_matches(token, known, n=1) if len(known) < 200_000 else []
-    return f"did you mean {found[0]!r}?" if found else "ids are those of the interaction log"
+    for rank, hit in enumerate(hits, 1):
+        print(f"{rank:>3}  {hit.score:>8.3f}  {hit.item:<16}  {hit.title}".rstrip())

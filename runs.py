@@ -2,13 +2,28 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import guard
 import settings
-from settings import Config
+from retired import upgraded
+from settings import Config, option
+from splits import DataOptions
 from utils import Problem, log, read_checkpoint, read_json, write_checkpoint, write_json, write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    run_name: str | None = option(None, "name of the run folder; default: method and time", free=True)
+    output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>", free=True)
+    log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>", free=True)
+    resume: Literal["no", "auto"] = option("no", "auto: go on with the run of this name, or reprint it when it is finished", free=True)
+    resume_with_changes: bool = option(False, "resume although options differ from those the run was begun with; the log lists them", free=True)
+    save_steps: int = option(0, "checkpoint every so many steps besides each epoch; 0 = at epochs only", ge=0)
+    with_two_stage: bool = option(False, "run scripts: train the two-stage baseline of the same tokenizer beside", free=True)
+
 
 KEPT = 2  # newest resumable states
 
@@ -28,9 +43,9 @@ class RunFolder:
 
     @classmethod
     def of(cls, cfg: Config) -> "RunFolder":
-        if cfg.run.run_name is None:
+        if cfg[RunOptions].run_name is None:
             raise ValueError("the run has no name yet")
-        return cls(Path(cfg.run.output_dir) / cfg.data.dataset / cfg.run.run_name)
+        return cls(Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset / cfg[RunOptions].run_name)
 
     @property
     def finished(self) -> bool:
@@ -43,7 +58,7 @@ class RunFolder:
                 f"{self.path}: is a file where the run folder should be; choose another run_name or output_dir"
             )
         if self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
-            if cfg.run.resume != "auto":
+            if cfg[RunOptions].resume != "auto":
                 raise Problem(
                     f"{self.path}: holds a run already; choose another run_name, or go on with it: --resume=auto"
                 )
@@ -65,10 +80,8 @@ class RunFolder:
     def _same(self, cfg: Config) -> None:
         if not self.config.is_file():
             raise Problem(f"{self.path}: is not empty and holds no config.yaml; choose another run_name")
-        free = {"resume", "resume_with_changes", "log_dir", "num_workers", "with_two_stage", "data_path", "output_dir"}
-        old, new = settings.read_yaml(self.config), settings.flat(cfg)
-        differ = [f"{k}: {old.get(k)!r} -> {v!r}" for k, v in new.items() if k not in free and old.get(k) != v]
-        if differ and not cfg.run.resume_with_changes:
+        differ = settings.differences(upgraded(settings.read_yaml(self.config)), cfg)
+        if differ and not cfg[RunOptions].resume_with_changes:
             raise Problem(
                 f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again, another run_name, or "
                 "resume_with_changes: true"

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,32 +31,35 @@ from data import (
     sequences,
     steps_loader,
 )
+from metrics import EvalOptions, cutoff
 from readers import Dataset
-from runs import RunFolder
-from settings import Config, TrainOptions, cutoff, token_budget
-from splits import Split
+from recommenders.protocol import Ranker, Recommender
+from runs import RunFolder, RunOptions
+from settings import Config, option
+from splits import DataOptions, Split
 from utils import Problem, Stopped, log, peak_memory_gb, write_array, write_checkpoint
 
 
-class Trainable(Protocol):
-    """What the trainer asks of a model beside being an nn.Module."""
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    epochs: int = option(120, "most epochs", ge=1)
+    early_stop: int = option(15, "stop after so many epochs without a better valid_metric", ge=1)
+    batch_size: int = option(256, "samples per step and process (of a model that learns from whole sequences: targets, on average)", ge=1)
+    gradient_accumulation_steps: int = option(1, "parts of batch_size samples in one optimizer step", ge=1)
+    token_budget: int | None = option(None, "most history tokens in one forward pass, larger batches are split; default 8192 on CPU, 262144 on a GPU", ge=1)
+    lr_rec: float = option(1e-3, "learning rate of the recommender", gt=0)
+    weight_decay: float = option(0.05, "weight decay", ge=0)
+    learner: Literal["adamw", "adam", "sgd"] = option("adamw", "optimizer")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate after the warm-up")
+    warmup_steps: int = option(500, "steps of linear warm-up", ge=0)
+    max_grad_norm: float = option(1.0, "clipping of each part's gradient", gt=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "precision of the recommender; the assignment stays in float32")
+    num_workers: int = option(0, "processes that prepare batches ahead", ge=0, free=True)
 
-    n_items: int
-    tokens_per_item: int  # of a history, for the token budget
-    sequences: bool  # learns from whole sequences, not from a sample a position
-    targets: Literal["one", "next", "all"]  # what it predicts of a sample, see Shape
-    pretrained: bool  # comes trained: validated before the first epoch, and kept unless training helps
-    depth: int  # length of the lists that cost no more than shorter ones
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
-    def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Any: ...
-    def restrict(self, item_M: Tensor | None) -> None: ...
-    def groups(self) -> Tensor | None: ...
-    def probe(self, batch: Batch, autocast: Callable[[], Any]) -> dict[str, float]: ...
-    def after_step(self, all_reduce: Callable[[Tensor], Tensor]) -> None: ...
-    def refresh(self) -> dict[str, float]: ...
-    def figures(self) -> dict[str, float]: ...
-    def param_groups(self) -> list[dict[str, Any]]: ...
+def token_budget(t: TrainOptions, device: str) -> int:
+    """Most history tokens in one pass: what a CPU's cache and a laptop's memory like, or a GPU needs to be busy."""
+    return t.token_budget or (262144 if device == "cuda" else 8192)
 
 
 # ---------------------------------------------------------------- evaluation
@@ -71,15 +74,15 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str) -> Evaluation:
+def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: str) -> Evaluation:
     """Rank every user of a split once, over all processes."""
     model.eval()
-    e, longest = cfg.eval, cfg.data.max_his_len
+    e, longest = cfg[EvalOptions], cfg[DataOptions].max_his_len
     top = max(cutoff(m) for m in e.metrics)
     k = max(top, model.depth)
     plan = evaluation_plan(split, e.eval_batch_size, longest)
-    rank_M = torch.zeros(2, len(split), dtype=torch.long, device=acc.device)
-    group_N = model.groups()
+    groups = model.groups()
+    rank_M = torch.zeros(1 + len(groups), len(split), dtype=torch.long, device=acc.device)
     shown = torch.zeros(k, model.n_items + 1, dtype=torch.bool, device=acc.device)
     invalid = torch.zeros(2, dtype=torch.double, device=acc.device)
 
@@ -91,8 +94,8 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
         item_BK = F.pad(item_BK, (0, k - item_BK.shape[1]))  # fewer than k candidates
         place = torch.from_numpy(rows).to(acc.device)
         rank_M[0, place] = metrics.target_rank(item_BK, batch.target_B)
-        if group_N is not None:
-            rank_M[1, place] = metrics.group_rank(item_BK, batch.target_B, group_N)
+        for row, group_N in enumerate(groups.values(), 1):
+            rank_M[row, place] = metrics.group_rank(item_BK, batch.target_B, group_N)
         for i in range(item_BK.shape[1]):
             shown[i, item_BK[:, i]] = True
         asked_BK = item_BK[:, :top]
@@ -109,9 +112,8 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
     rank = rank_M.long().cpu()
     figures = metrics.summarise(rank[0], e.metrics, coverage)
     figures[f"coverage@{top}"] = coverage[top]
-    if group_N is not None:
-        plain = [m for m in e.metrics if not m.startswith("coverage")]
-        figures |= {f"prefix/{m}": v for m, v in metrics.summarise(rank[1], plain).items()}
+    for name, of_group in zip(groups, rank[1:], strict=True):
+        figures |= {f"{name}/{m}": v for m, v in metrics.summarise(of_group, e.metrics).items()}
     figures["invalid_share"] = float(invalid[0] / invalid[1].clamp(min=1))
     figures |= {"num_users": len(split), "users_per_s": len(split) / seconds}
     return Evaluation(rank[0].numpy().astype(np.int16), figures)
@@ -156,6 +158,11 @@ AT_START = ("grad/", "lr/")  # figures of an epoch's first batch, not means
 SHOWN = 20  # users named when a batch has no finite loss
 
 
+def with_defaults(groups: list[dict[str, Any]], t: TrainOptions) -> list[dict[str, Any]]:
+    """A model's parameter groups with the trainer's rates where they name none of their own."""
+    return [{"lr": t.lr_rec, "weight_decay": t.weight_decay, "clip": True} | g for g in groups]
+
+
 def optimizer_for(groups: list[dict[str, Any]], t: TrainOptions) -> torch.optim.Optimizer:
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     return kinds[t.learner](groups, lr=t.lr_rec, fused=True)
@@ -186,7 +193,7 @@ class Fit:
     def __init__(
         self,
         cfg: Config,
-        model: Any,
+        model: Recommender,
         data: Dataset,
         acc: Accelerator,
         run: RunFolder,
@@ -194,15 +201,15 @@ class Fit:
         say: Callable[[dict[str, Any], bool], None],
     ) -> None:
         """extras: what else a portable checkpoint carries; say(row, is best): puts an epoch into words."""
-        t = cfg.train
+        t = cfg[TrainOptions]
         self.cfg, self.data, self.acc, self.run, self.extras, self.say = cfg, data, acc, run, extras, say
-        self.train_split = sequences(data.train, cfg.data.max_his_len) if model.sequences else data.train
+        self.train_split = sequences(data.train, cfg[DataOptions].max_his_len) if model.sequences else data.train
         self.shape = Shape(
             batch_size=t.batch_size,
             processes=acc.num_processes,
             accumulation=t.gradient_accumulation_steps,
             rank=acc.process_index,
-            longest=cfg.data.max_his_len,
+            longest=cfg[DataOptions].max_his_len,
             tokens=token_budget(t, acc.device.type),
             tokens_per_item=model.tokens_per_item,
             targets=model.targets,
@@ -210,7 +217,7 @@ class Fit:
         )
         self.steps_per_epoch = -(-len(self.train_split) // self.shape.global_batch)
         steps = self.steps_per_epoch * t.epochs
-        groups = model.param_groups()
+        groups = with_defaults(model.param_groups(), t)
         rates = []
         for g in groups:
             first, last = g.pop("epochs", (0, None))
@@ -225,14 +232,14 @@ class Fit:
         self.totals: dict[str, Any] = {}  # this process's log sums of the epoch so far
 
     def plan(self, epoch: int) -> list[np.ndarray]:
-        return epoch_plan(self.train_split, self.shape, self.cfg.data.seed, epoch)
+        return epoch_plan(self.train_split, self.shape, self.cfg[DataOptions].seed, epoch)
 
     # ---- the loop
 
     def train(self) -> None:
         """Train to the last epoch or to the end of patience; the best model is on disk afterwards."""
         self._resume()
-        t, p = self.cfg.train, self.progress
+        t, p = self.cfg[TrainOptions], self.progress
         self._announce()
         if self.raw.pretrained and not p.step:
             self._validate_start()
@@ -241,7 +248,7 @@ class Fit:
             row = self._epoch()
             row |= self.raw.refresh()
             row["seconds"] = time.perf_counter() - begin
-            if (p.epoch + 1) % self.cfg.eval.eval_step == 0 or p.epoch + 1 == t.epochs:
+            if (p.epoch + 1) % self.cfg[EvalOptions].eval_step == 0 or p.epoch + 1 == t.epochs:
                 row |= self._validate()
             self._record(row)
             p.epoch, p.next_step, self.totals = p.epoch + 1, 0, {}
@@ -250,7 +257,7 @@ class Fit:
     def _epoch(self) -> dict[str, Any]:
         p, acc = self.progress, self.acc
         steps = Steps(self.train_split, self.plan(p.epoch), self.shape)
-        loader = steps_loader(steps, p.next_step, self.cfg.train.num_workers)
+        loader = steps_loader(steps, p.next_step, self.cfg[TrainOptions].num_workers)
         begin, first = time.perf_counter(), p.next_step
         self.model.train()
         for on_host in bar(loader, f"epoch {p.epoch}", acc):
@@ -262,7 +269,7 @@ class Fit:
             for name, value in logs.items():
                 self.totals[name] = self.totals.get(name, 0.0) + value
             p.next_step, p.step = p.next_step + 1, p.step + 1
-            due = self.cfg.run.save_steps and p.step % self.cfg.run.save_steps == 0
+            due = self.cfg[RunOptions].save_steps and p.step % self.cfg[RunOptions].save_steps == 0
             if due or stop or p.next_step == self.steps_per_epoch:  # a stop in the evaluation loses no step
                 self._save()
             if stop:
@@ -272,7 +279,7 @@ class Fit:
         return self._means() | {"samples_per_s": done / seconds}
 
     def _probe(self, part: Batch) -> dict[str, float]:
-        seed_step(self.cfg.data.seed, self.progress.step, self.acc.process_index)
+        seed_step(self.cfg[DataOptions].seed, self.progress.step, self.acc.process_index)
         with guard.alike(self.acc):
             figures: dict[str, float] = self.raw.probe(part, self.acc.autocast)
         return figures
@@ -283,8 +290,8 @@ class Fit:
         norms = self._norms()
         stop = self._agree(parts, logs, norms)
         for group, norm in zip(self.optimizer.param_groups, norms, strict=True):
-            if "clip" in group:
-                clip_grads_with_norm_(group["params"], group["clip"], norm)
+            if group["clip"]:
+                clip_grads_with_norm_(group["params"], self.cfg[TrainOptions].max_grad_norm, norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -295,7 +302,7 @@ class Fit:
         """Backward through a step's parts, their losses weighted by their share of its samples."""
         acc = self.acc
         totals: dict[str, Tensor] = {}
-        seed_step(self.cfg.data.seed, self.progress.step, acc.process_index)
+        seed_step(self.cfg[DataOptions].seed, self.progress.step, acc.process_index)
         for part, last in zip(parts, [False] * (len(parts) - 1) + [True], strict=True):
             with contextlib.nullcontext() if last else acc.no_sync(self.model):
                 with acc.autocast():
@@ -344,7 +351,7 @@ class Fit:
                 f"step {self.progress.step} of epoch {self.progress.epoch}: {', '.join(terms)} is not finite; users of "
                 f"the batch (counted from 0): {', '.join(map(str, batch[:SHOWN]))}{more}; nothing of the step was "
                 f"applied, the state before it is in {self.run.states}; lower the learning rates, then "
-                f"--run_name={self.cfg.run.run_name} --resume=auto --resume_with_changes=true"
+                f"--run_name={self.cfg[RunOptions].run_name} --resume=auto --resume_with_changes=true"
             )
 
     def _means(self) -> dict[str, float]:
@@ -357,7 +364,7 @@ class Fit:
     def _validate(self) -> dict[str, float]:
         p = self.progress
         found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}")
-        score = found.figures[self.cfg.eval.valid_metric]
+        score = found.figures[self.cfg[EvalOptions].valid_metric]
         if score > p.best:
             p.best, p.best_epoch = score, p.epoch
             with guard.alike(self.acc):
@@ -368,7 +375,7 @@ class Fit:
 
     def _validate_start(self) -> None:
         """Let the model as it came compete as epoch -1."""
-        p, name = self.progress, self.cfg.eval.valid_metric
+        p, name = self.progress, self.cfg[EvalOptions].valid_metric
         p.epoch = -1
         log.info(f"before the first epoch: valid {name} {self._validate()[f'valid/{name}']:.4f}")
         p.epoch = 0
@@ -395,7 +402,7 @@ class Fit:
         return {"data": self.data.hash, "processes": self.shape.processes, "global_batch": self.shape.global_batch}
 
     def _resume(self) -> None:
-        state = self.run.load_state() if self.cfg.run.resume == "auto" else None
+        state = self.run.load_state() if self.cfg[RunOptions].resume == "auto" else None
         if state is not None:
             self._check_world(state)
             try:
@@ -411,7 +418,7 @@ class Fit:
 
     def _check_world(self, state: dict[str, Any]) -> None:
         begun, now = state.get("world"), self._world()
-        if self.cfg.run.resume_with_changes and isinstance(begun, dict):
+        if self.cfg[RunOptions].resume_with_changes and isinstance(begun, dict):
             begun = begun | {"processes": now["processes"]}
         if begun != now:
             raise Problem(
@@ -440,7 +447,7 @@ class Fit:
         self.totals = dict(totals[rank])
 
     def _announce(self) -> None:
-        s, t = self.shape, self.cfg.train
+        s, t = self.shape, self.cfg[TrainOptions]
         whole = f" in {len(self.train_split)} whole sequences" if self.raw.sequences else ""
         each = f" x {s.share:.3f} sequences a sample" if self.raw.sequences else ""
         factor = padding_factor(self.train_split, self.plan(0), s.longest)

@@ -1,29 +1,58 @@
 """How much noise an item's code assignment receives, and what that does to the task loss.
 
-Every variant of DIGER is one number `s` per item and level in
+Every variant of DIGER (arXiv:2601.19711, section 3) is one number `s` per item and level in
 
     p = softmax((logits + s * noise) / tau).
 
 A strategy answers: how much noise (`noise_scale`), what happens to the recommendation loss
 (`task_loss`), what to remember after a step (`observe`, `after_step`). A new one is a class here and
-a line in `STRATEGIES`.
+a line in `STRATEGIES`. docs/method.md has the formulas in one place.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from layers import gaussian, gumbel
-from settings import JointOptions
+from recommenders.protocol import AllReduce
+from settings import option
+from utils import Problem
 
-AllReduce = Callable[[Tensor], Tensor]
+Decay = Literal["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UncertaintyOptions:
+    uncertainty: Decay = option("frqud", "noise on the code assignment and how it fades")
+    gumbel_tau: float = option(2.0, "temperature tau of the soft assignment", gt=0)
+    use_tau_annealing: bool = option(False, "let tau fall exponentially, with any kind of noise")
+    tau_anneal_init: float = option(2.0, "tau at the first step of annealing", gt=0)
+    tau_anneal_min: float = option(0.5, "lowest tau of annealing", gt=0)
+    tau_anneal_rate: float = option(3e-5, "rate of annealing per step", ge=0)
+    hot_threshold_ratio: float = option(1.5, "FrqUD: a code is hot above ratio / K (rho)", gt=0)
+    usage_momentum: float = option(0.99, "FrqUD: momentum of the usage average (mu)", ge=0, le=1)
+    hot_granularity: Literal["item", "level"] = option(
+        "item", "FrqUD decides on level 1 for all levels, or on each level"
+    )
+    initial_std: float = option(2.0, "SDUD: noise scale sigma at the start", ge=0)
+    lr_sigma: float = option(1e-3, "SDUD: learning rate of sigma", ge=0)
+    sigma_lambda: float = option(1.7, "SDUD: lambda in L / 2(sigma + lambda)^2", gt=0)
+    auto_lambda_mode: Literal["fixed", "learnable", "adaptive"] = option("fixed", "SDUD: how lambda is set")
+    sdud_loss: Literal["uncertainty", "raw"] = option(
+        "uncertainty", "raw leaves the recommendation loss unscaled"
+    )
+
+    def __post_init__(self) -> None:
+        if self.tau_anneal_min > self.tau_anneal_init:
+            raise Problem(f"tau_anneal_min: {self.tau_anneal_min} exceeds tau_anneal_init {self.tau_anneal_init}")
 
 
 class Uncertainty(nn.Module):
-    """Full Gumbel noise that never fades; the others override what differs."""
+    """Full Gumbel noise that never fades, s = 1; the others override what differs."""
 
-    def __init__(self, cfg: JointOptions, codes: list[int]) -> None:
+    def __init__(self, cfg: UncertaintyOptions, codes: list[int]) -> None:
         super().__init__()
         self.cfg = cfg
         self.codes = codes
@@ -77,9 +106,13 @@ class Gaussian(Uncertainty):
 
 
 class FrqUD(Uncertainty):
-    """Only items whose deterministic code is over-used keep their noise (DIGER, section 3)."""
+    """Frequency-based decay: only items whose deterministic code is over-used keep their noise.
 
-    def __init__(self, cfg: JointOptions, codes: list[int]) -> None:
+    With u <- mu u + (1 - mu) counts / sum(counts), u_0 = 1 / K, once per optimizer step from the distinct
+    items of the global batch: s = 1 where u[nearest] > rho / K, else 0 (arXiv:2601.19711, FrqUD).
+    """
+
+    def __init__(self, cfg: UncertaintyOptions, codes: list[int]) -> None:
         super().__init__(cfg, codes)
         for level, k in enumerate(codes):
             self.register_buffer(f"usage_{level}", torch.full((k,), 1 / k))
@@ -109,13 +142,13 @@ class FrqUD(Uncertainty):
 
 
 class SDUD(Uncertainty):
-    """A learned noise scale per level; the task loss is weighted by it (DIGER, section 3).
+    """Standard-deviation-based decay: a learned noise scale per level, s = |sigma|, that weighs the task loss too.
 
-    L / (2 (|sigma| + lambda)^2) + log(|sigma| + lambda), so the mean of |sigma| settles at
-    max(0, sqrt(L) - lambda).
+    L / (2 (|sigma| + lambda)^2) + log(|sigma| + lambda), |sigma| averaged over levels, so that for a constant
+    loss its mean settles at max(0, sqrt(L) - lambda) (arXiv:2601.19711, SDUD).
     """
 
-    def __init__(self, cfg: JointOptions, codes: list[int]) -> None:
+    def __init__(self, cfg: UncertaintyOptions, codes: list[int]) -> None:
         super().__init__(cfg, codes)
         self.sigma = nn.Parameter(torch.full((len(codes),), cfg.initial_std))
         self.register_buffer("loss_average", torch.tensor(5.0))
@@ -157,7 +190,7 @@ class SDUD(Uncertainty):
 class FrqSDUD(SDUD):
     """FrqUD's mask times SDUD's scale."""
 
-    def __init__(self, cfg: JointOptions, codes: list[int]) -> None:
+    def __init__(self, cfg: UncertaintyOptions, codes: list[int]) -> None:
         super().__init__(cfg, codes)
         self.frequency = FrqUD(cfg, codes)
 

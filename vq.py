@@ -1,68 +1,75 @@
 """RQ-VAE tokenizer: content embedding -> one code per level, differentiable in joint training.
 
+Residual quantization (Zeghidour et al., arXiv:2107.03312; for recommendation TIGER, arXiv:2305.05065), and its
+joint form with noise and soft gradient (DIGER, arXiv:2601.19711). docs/method.md has all formulas.
+
 Shape letters: N items of the catalogue, U distinct items of a batch, D embedding width, d latent
-width, L levels, K codes of a level, h recommender width.
+width, L levels, K codes of a level.
 """
 
-import argparse
-import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import MLP, counter_uniform, distance, kmeans, sinkhorn, straight_through_lookup
-from settings import JointOptions, TokenizerOptions
+from layers import MLP, counter_uniform, distance, kmeans, sinkhorn
+from settings import option
+from sids.tokenizer import ROWS, CodeOptions, Quantized, Source, in_pieces, through
 from uncertainty import Uncertainty, keep_probability
-from utils import Problem, read_checkpoint
+from utils import Problem
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """The learned codes of U items, level by level.
+@dataclass(frozen=True, kw_only=True)
+class RQVAEOptions(CodeOptions):
+    e_dim: int = option(256, "width d of latents and codebooks", ge=1)
+    layers: list[int] = option(
+        [2048, 1024, 512], "hidden widths of the encoder MLP (the decoder mirrors them)", ge=1
+    )
+    beta: float = option(0.25, "weight of the commitment term in the VQ loss", ge=0)
+    dist: Literal["l2", "cos", "dot"] = option("l2", "distance between residual and code")
+    dropout_prob: float = option(0.0, "dropout in the tokenizer's MLPs", ge=0, le=0.9)
+    sk_epsilons: list[float] = option(
+        [0.003, 0.003, 0.003], "entropy weight of Sinkhorn per level; 0 = arg-min", ge=0
+    )
+    sk_iters: int = option(50, "Sinkhorn iterations", ge=1)
+    standardize_embeddings: bool = option(False, "centre the embeddings and divide by their standard deviation")
+    catalogue_assignment: Literal["argmin", "sinkhorn"] = option("argmin", "SIDs of the whole catalogue")
+    rqvae_assignment: Literal["sinkhorn", "argmin"] = option("sinkhorn", "how pre-training assigns codes")
+    quant_loss_weight: float = option(1.0, "weight w of the VQ loss beside the reconstruction", ge=0)
+    kmeans_init: bool = option(True, "codebooks start from k-means on the first batch's residuals")
+    kmeans_iters: int = option(100, "iterations of that k-means", ge=1)
 
-    soft: p_l [U, K], or None where no gradient is wanted; index: the forward pass's codes i_l [U];
-    nearest: the deterministic codes [U]; vq, recon: loss terms per item [U]; noisy: whether an item
-    received noise [U]; sampled: the drawn codes [U], whether the forward pass uses them or not.
-    """
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bad := [e for e in self.sk_epsilons if 0 < e < 0.0015]:
+            raise Problem(f"sk_epsilons: {bad[0]} overflows; use 0 (arg-min) or at least 0.0015")
+        if len(self.sk_epsilons) != len(self.num_emb_list):
+            raise Problem(f"sk_epsilons: one number a level, {len(self.num_emb_list)}, not {self.sk_epsilons}")
 
-    index: list[Tensor]
-    soft: list[Tensor] | None = None
-    nearest: list[Tensor] = dataclasses.field(default_factory=list)
-    vq: Tensor | None = None
-    recon: Tensor | None = None
-    noisy: list[Tensor] = dataclasses.field(default_factory=list)
-    sampled: list[Tensor] = dataclasses.field(default_factory=list)
-    blend: bool = False  # assignment_forward: soft
-    goal_index: list[Tensor] | None = None  # codes as a target, where they differ from those as history
 
-    def lookup(self, level: int, table_Kh: Tensor) -> Tensor:
-        """m_l @ table, [U, h]."""
-        p = self.soft[level] if self.soft is not None else None
-        if self.blend and p is not None:
-            return p @ table_Kh
-        return straight_through_lookup(p, self.index[level], table_Kh)
+@dataclass(frozen=True, kw_only=True)
+class QuantizerOptions:
+    """How the tokenizer assigns codes, and what of it learns, in joint training."""
 
-    def label(self, level: int, rows: Tensor, n_codes: int, weight: float) -> Tensor:
-        """m_l of the items at `rows`, [B, K]: one-hot forward, `weight` times the soft gradient back."""
-        hard = F.one_hot(self.index[level][rows], n_codes)
-        if self.soft is None:
-            return hard
-        p = self.soft[level][rows]
-        soft = weight * (p - p.detach())
-        return p.detach() + soft if self.blend else hard + soft
-
-    def goal(self) -> "Quantized":
-        """The items as targets: with assignment_forward `history` their codes are the catalogue's."""
-        return self if self.goal_index is None else dataclasses.replace(self, index=self.goal_index, goal_index=None)
-
-    def detached(self) -> "Quantized":
-        """The same codes without the road back to the codebooks."""
-        soft = [p.detach() for p in self.soft] if self.blend and self.soft else None
-        return dataclasses.replace(self, soft=soft)
+    assignment_forward: Literal["sampled", "cached", "soft", "history"] = option(
+        "sampled",
+        "code of the forward pass: the drawn one, the catalogue's, the soft mixture, or the drawn one in "
+        "histories and the catalogue's as target",
+    )
+    deterministic_assignment: Literal["argmax", "sinkhorn"] = option(
+        "argmax", "code of an item without noise, counted by FrqUD"
+    )
+    codebook_update: Literal["soft", "hard"] = option("soft", "hard: gradient to the selected code only (ablation)")
+    logit_scale: float | Literal["auto"] = option(
+        "auto", "logits = -scale * distance; auto: 3 / median gap between the two nearest codes", gt=0
+    )
+    freeze_id_encoder: bool = option(True, "train only the codebooks of the tokenizer")
+    freeze_id_encoder_layers: int = option(
+        0, "with freeze_id_encoder=false: rest the first n linear layers", ge=0
+    )
 
 
 class Codebook(nn.Module):
@@ -75,9 +82,9 @@ class Codebook(nn.Module):
 
 
 class ResidualQuantizer(nn.Module):
-    """Each level quantizes what the levels before it left over (method, section 2)."""
+    """Each level quantizes what the levels before it left over: r_1 = z, r_{l+1} = r_l - C_l[i_l]."""
 
-    def __init__(self, cfg: TokenizerOptions) -> None:
+    def __init__(self, cfg: RQVAEOptions) -> None:
         super().__init__()
         self.cfg = cfg
         self.vq_layers = nn.ModuleList(Codebook(k, cfg.e_dim) for k in cfg.num_emb_list)
@@ -109,75 +116,13 @@ class ResidualQuantizer(nn.Module):
         return codebook + self.cfg.beta * (residual - q.detach()).square().mean(1)
 
 
-class JointQuantizer:
-    """The assignment of joint training: noise, soft gradient, uncertainty decay (method, section 2).
-
-    Holds no parameters of its own: the codebooks belong to the tokenizer, sigma and usage to the
-    strategy, `scale_L` (the logits' scale) to the model that saves it.
-    """
-
-    def __init__(self, rq: ResidualQuantizer, decay: Uncertainty, cfg: JointOptions, seed: int) -> None:
-        self.rq, self.decay, self.cfg, self.seed = rq, decay, cfg, seed
-
-    def __call__(self, z_Ud: Tensor, item_U: Tensor, step: Tensor, scale_L: Tensor, cached_UL: Tensor) -> Quantized:
-        """Quantize U items at an optimizer step; float32 throughout.
-
-        item_U: item numbers, which name each item's noise; cached_UL: their catalogue codes.
-        """
-        c, r, q_sum, vq = self.cfg, z_Ud, torch.zeros_like(z_Ud), z_Ud.new_zeros(len(z_Ud))
-        tau = self.decay.tau(step)
-        soft, index, nearest, drawn, sampled = [], [], [], [], []
-        for level, codebook in enumerate(self.rq.codebooks()):
-            logits = -scale_L[level] * distance(r, codebook, self.rq.cfg.dist)
-            nearest.append(self._deterministic(logits, r, level))
-            s = self.decay.noise_scale(nearest)
-            drawn.append((s[:, 0] > 0).expand(len(z_Ud)))
-            u = counter_uniform(self.seed, step, item_U, level, len(codebook))
-            noisy = logits + s * self.decay.noise(u)
-            i = torch.where(drawn[-1], noisy.argmax(1), nearest[-1])
-            sampled.append(i)
-            if c.assignment_forward == "cached":
-                i = cached_UL[:, level]
-            p = self._soft(noisy / tau, i)
-
-            one_level = Quantized([i], [p], blend=c.assignment_forward == "soft")
-            q = one_level.lookup(0, codebook)
-            vq = vq + self.rq.vq_loss(r, q)
-            r, q_sum = r - q, q_sum + q
-            soft.append(p)
-            index.append(i)
-        goal = list(cached_UL.unbind(1)) if c.assignment_forward == "history" else None
-        return Quantized(
-            index,
-            soft,
-            nearest,
-            vq=vq / len(soft),
-            recon=(q_sum - z_Ud).square().mean(1),
-            noisy=drawn,
-            sampled=sampled,
-            blend=c.assignment_forward == "soft",
-            goal_index=goal,
-        )
-
-    def _deterministic(self, logits: Tensor, residual: Tensor, level: int) -> Tensor:
-        if self.cfg.deterministic_assignment == "sinkhorn":
-            return self.rq.nearest(residual, level, "sinkhorn")
-        return logits.detach().argmax(1)
-
-    def _soft(self, sharp: Tensor, index: Tensor) -> Tensor:
-        p = sharp.softmax(1)
-        if self.cfg.codebook_update == "soft":
-            return p
-        # the selected code's own distance is the only road back
-        hard = F.one_hot(index, p.shape[1]).bool()
-        own = torch.where(hard, sharp, sharp.detach()).softmax(1)
-        return torch.where(hard, own, own.detach())
-
-
 class RQVAE(nn.Module):
     """Encoder, residual quantizer and decoder; state keys as in the released checkpoints."""
 
-    def __init__(self, cfg: TokenizerOptions, n_input: int) -> None:
+    Options: ClassVar[type[RQVAEOptions]] = RQVAEOptions
+    cfg: RQVAEOptions
+
+    def __init__(self, cfg: RQVAEOptions, n_input: int) -> None:
         super().__init__()
         self.cfg = cfg
         sizes = [n_input, *cfg.layers, cfg.e_dim]
@@ -193,6 +138,46 @@ class RQVAE(nn.Module):
         if not self.cfg.standardize_embeddings:
             return x_ND
         return (x_ND - self.get_buffer("shift")) / self.get_buffer("spread")
+
+    # ---- codes and back
+
+    def encode(self, content_ND: np.ndarray) -> Tensor:
+        """Codes [N, L] of a whole catalogue, by `catalogue_assignment`."""
+        device = self.rq.codebooks()[0].device
+        rows = (self.prepare(piece.to(device)) for piece in in_pieces(content_ND))
+        return self.rq.assign(through(self.encoder, rows, device), self.cfg.catalogue_assignment)
+
+    @torch.no_grad()
+    def decode(self, code_NL: Tensor) -> Tensor:
+        """Reconstruction from the first 1, 2 ... L codes, [N, L, D]."""
+        q_NLd = torch.stack([c[i] for c, i in zip(self.rq.codebooks(), code_NL.unbind(1), strict=True)], 1)
+        x_NLD = through(self.decoder, q_NLd.cumsum(1).split(ROWS), q_NLd.device)
+        if self.cfg.standardize_embeddings:
+            x_NLD = x_NLD * self.get_buffer("spread") + self.get_buffer("shift")
+        return x_NLD
+
+    # ---- pre-training
+
+    def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
+        """Hold the catalogue; on a fresh start take the embeddings' spread and k-means on one batch."""
+        x_ND = torch.cat(list(in_pieces(source.content_ND)))
+        if fresh and self.cfg.standardize_embeddings:
+            self.get_buffer("shift").copy_(x_ND.mean(0))
+            self.get_buffer("spread").copy_((x_ND - x_ND.mean(0)).std())
+        self.register_buffer("x_ND", self.prepare(x_ND.to(self.rq.codebooks()[0].device)), persistent=False)
+        if fresh and self.cfg.kmeans_init:
+            first = self.batches(source, size, seed, 0)[0]
+            self.init_codebooks(self.get_buffer("x_ND")[first], self.cfg.kmeans_iters, seed)
+
+    def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Tensor]:
+        """Rows of the catalogue in a fresh random order, `size` at a time."""
+        order = np.random.default_rng([seed, epoch, 11]).permutation(len(source.content_ND))
+        return list(torch.from_numpy(order).split(size))
+
+    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """|decoder(sum_l q_l) - x|^2 + w L_vq of the rows of a batch."""
+        recon, vq, _ = self(self.get_buffer("x_ND")[batch], self.cfg.rqvae_assignment)
+        return recon + self.cfg.quant_loss_weight * vq, {"recon": recon, "vq": vq}
 
     def forward(self, x_ND: Tensor, rule: str) -> tuple[Tensor, Tensor, Tensor]:
         """Pre-training pass on prepared embeddings: (reconstruction loss, VQ loss, codes [N, L])."""
@@ -218,55 +203,11 @@ class RQVAE(nn.Module):
             codebook.copy_(torch.from_numpy(centres))
             r = r - codebook[distance(r, codebook).argmin(1)]
 
-    def encoder_stages(self, frozen_linears: int) -> tuple[nn.Sequential, nn.Sequential]:
-        """(resting part, learning part) of the encoder: the first n linear blocks rest."""
-        blocks = list(self.encoder.mlp_layers)
-        cut = 3 * frozen_linears
-        return nn.Sequential(*blocks[:cut]), nn.Sequential(*blocks[cut:])
-
     def n_linears(self) -> int:
         return len(self.cfg.layers) + 1
 
 
-def in_chunks(rows: Iterable[Tensor], function: nn.Module, device: torch.device) -> Tensor:
-    """Apply a network to a catalogue that comes in pieces, without gradient, [N, ...]."""
-    with torch.no_grad():
-        return torch.cat([function(piece.to(device)) for piece in rows])
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def load_rqvae(path: str | Path, cfg: TokenizerOptions, n_input: int) -> RQVAE:
-    """A pre-trained tokenizer, ours or a released `best_collision_model.pth`.
-
-    Nothing in the file is executed. Problem when its shapes disagree with the configuration.
-    """
-    state = read_checkpoint(path, allow=(argparse.Namespace,)).get("state_dict")
-    if not isinstance(state, dict):
-        raise Problem(f"{path}: holds no 'state_dict'; expected an RQ-VAE checkpoint")
-    first = state.get("encoder.mlp_layers.1.weight")
-    if isinstance(first, Tensor) and first.shape[1] != n_input:
-        raise Problem(
-            f"{path}: was trained on embeddings of width {first.shape[1]}, yours have {n_input}; "
-            "use the embeddings of that checkpoint or pre-train again"
-        )
-    model = RQVAE(cfg, n_input)
-    own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    theirs = {str(k): tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor)}
-    for key in sorted(own.keys() | theirs.keys()):
-        if own.get(key) != theirs.get(key):
-            raise Problem(
-                f"{path}: {key} has shape {theirs.get(key, 'none')}, the configuration wants "
-                f"{own.get(key, 'none')}; check num_emb_list, e_dim, layers, standardize_embeddings"
-            )
-    if bad := [k for k in own if not torch.isfinite(state[k]).all()]:
-        raise Problem(f"{path}: {bad[0]} holds NaN or infinity; pre-train again")
-    model.load_state_dict({k: state[k] for k in own})
-    return model
-
-
-# ---------------------------------------------------------------- start-up figures
+# ---------------------------------------------------------------- joint training
 
 
 @dataclass(frozen=True)
@@ -279,20 +220,145 @@ class LevelScale:
     rms: float  # of the codebook's entries
 
 
+class JointRQVAE(RQVAE):
+    """The tokenizer as it learns together with a recommender: noise, soft gradient, what rests and what moves.
+
+    On level l, with r_1 = z and s from the uncertainty decay (arXiv:2601.19711, section 3):
+
+        a_l = -scale_l |r_l - C_l|^2          p_l = softmax((a_l + s g_l) / tau)      g ~ Gumbel(0, 1)
+        i_l = argmax(a_l + s g_l)             m_l = onehot(i_l) + p_l - sg(p_l)
+        q_l = m_l C_l                         r_{l+1} = r_l - q_l
+        L_vq = mean_l |sg(r_l) - q_l|^2 + beta |r_l - sg(q_l)|^2
+
+    scale_l is in units of the catalogue's own distances (`logit_scale: auto`), fixed at the start.
+    """
+
+    scale_L: Tensor
+
+    def __init__(self, cfg: RQVAEOptions, joint: QuantizerOptions, n_input: int, seed: int) -> None:
+        super().__init__(cfg, n_input)
+        self.joint, self.seed = joint, seed
+        self.levels: list[LevelScale] = []  # as measured at the start
+        self.register_buffer("scale_L", torch.ones(len(cfg.num_emb_list)))
+        self.register_buffer("input_Nd", None, persistent=False)  # the catalogue behind what rests
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """What rests is frozen once, by object, before the optimizer exists."""
+        rest = self.n_linears() if self.joint.freeze_id_encoder else self.joint.freeze_id_encoder_layers
+        if rest > self.n_linears():
+            raise Problem(f"freeze_id_encoder_layers: the encoder has {self.n_linears()} linear layers, not {rest}")
+        blocks = list(self.encoder.mlp_layers)
+        # a tuple, so that these views of the encoder's layers are not registered a second time
+        self._stages = nn.Sequential(*blocks[: 3 * rest]), nn.Sequential(*blocks[3 * rest :])
+        for module in (self._stages[0], self.decoder):
+            module.requires_grad_(False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """What rests was run over the catalogue once: another resting part would not belong to those latents."""
+        if self.input_Nd is not None:
+            resting = {id(p) for p in self._stages[0].parameters()}
+            for name, ours in self.state_dict(prefix=prefix, keep_vars=True).items():
+                theirs = state_dict.get(name)
+                rests = id(ours) in resting or name.endswith((".shift", ".spread"))
+                if rests and (theirs is None or not torch.equal(theirs.cpu().to(ours.dtype), ours.detach().cpu())):
+                    raise Problem(
+                        f"{name}: the tokenizer's file has changed since this run began; restore it or begin a new run"
+                    )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    # ---- the catalogue
+
+    def attach(self, content_ND: np.ndarray, noise: list[float]) -> None:
+        """Run what rests over the catalogue once, and fix the logits' scale; noise: s of each level."""
+        rows = (self.prepare(piece) for piece in in_pieces(content_ND))
+        self.input_Nd = through(self._stages[0], rows, torch.device("cpu"))
+        self.levels = measure_scales(self.rq, self.latents(), self.joint.logit_scale, noise)
+        self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))
+
+    def latents(self) -> Tensor:
+        """z of the whole catalogue, [N, d], without dropout."""
+        return through(self._stages[1], self.input_Nd.split(ROWS), self.input_Nd.device)
+
+    def codes(self) -> Tensor:
+        """Learned codes [N, L] of the whole catalogue as it is attached, without noise."""
+        return self.rq.assign(self.latents(), self.cfg.catalogue_assignment)
+
+    def figures(self, noise: list[float]) -> dict[str, float]:
+        """Share of items per level that keep their nearest code under noise of the scales given."""
+        now = measure_scales(self.rq, self.latents(), self.scale_L.tolist(), noise)
+        return {f"keep_probability/level_{i}": s.keep for i, s in enumerate(now, 1)}
+
+    # ---- a batch
+
+    def probed(self) -> dict[str, nn.Parameter]:
+        """What the recommendation gradient must reach, by name: the codebooks."""
+        return {f"level_{i}": c for i, c in enumerate(self.rq.codebooks(), 1)}
+
+    def quantize(self, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor) -> Quantized:
+        """Quantize U items at an optimizer step, in float32 whatever the recommender's precision.
+
+        item_U: item numbers, which name each item's noise; cached_UL: their catalogue codes.
+        """
+        with torch.autocast(item_U.device.type, enabled=False):
+            return self._quantize(self._stages[1](self.input_Nd[item_U - 1]), item_U, step, decay, cached_UL)
+
+    def _quantize(
+        self, z_Ud: Tensor, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor
+    ) -> Quantized:
+        c, r, q_sum, vq = self.joint, z_Ud, torch.zeros_like(z_Ud), z_Ud.new_zeros(len(z_Ud))
+        tau, blend = decay.tau(step), c.assignment_forward == "soft"
+        soft, index, nearest, stochastic, drawn = [], [], [], [], []
+        for level, codebook in enumerate(self.rq.codebooks()):
+            logits = -self.scale_L[level] * distance(r, codebook, self.cfg.dist)
+            nearest.append(self._deterministic(logits, r, level))
+            s = decay.noise_scale(nearest)
+            stochastic.append((s[:, 0] > 0).expand(len(z_Ud)))
+            u = counter_uniform(self.seed, step, item_U, level, len(codebook))
+            noisy_logits = logits + s * decay.noise(u)
+            drawn.append(torch.where(stochastic[-1], noisy_logits.argmax(1), nearest[-1]))
+            i = cached_UL[:, level] if c.assignment_forward == "cached" else drawn[-1]
+            p = self._soft(noisy_logits / tau, i)
+            q = Quantized([i], [p], blend=blend).lookup(0, codebook)
+            vq = vq + self.rq.vq_loss(r, q)
+            r, q_sum = r - q, q_sum + q
+            soft.append(p)
+            index.append(i)
+        goal = list(cached_UL.unbind(1)) if c.assignment_forward == "history" else None
+        recon = (q_sum - z_Ud).square().mean(1)
+        return Quantized(
+            index, soft, nearest, vq / len(soft), recon, stochastic, drawn, blend=blend, goal_index=goal
+        )
+
+    def _deterministic(self, logits: Tensor, residual: Tensor, level: int) -> Tensor:
+        if self.joint.deterministic_assignment == "sinkhorn":
+            return self.rq.nearest(residual, level, "sinkhorn")
+        return logits.detach().argmax(1)
+
+    def _soft(self, sharp: Tensor, index: Tensor) -> Tensor:
+        p = sharp.softmax(1)
+        if self.joint.codebook_update == "soft":
+            return p
+        # the selected code's own distance is the only road back
+        hard = F.one_hot(index, p.shape[1]).bool()
+        own = torch.where(hard, sharp, sharp.detach()).softmax(1)
+        return torch.where(hard, own, own.detach())
+
+
 @torch.no_grad()
 def measure_scales(
     rq: ResidualQuantizer, z_Nd: Tensor, logit_scale: str | float | list[float], noise: list[float]
 ) -> list[LevelScale]:
-    """Measure each level over the catalogue (method, `logit_scale`); noise: its scale s per level."""
+    """Measure each level over the catalogue; noise: its scale s per level."""
     found, r = [], z_Nd
     for level, codebook in enumerate(rq.codebooks()):
-        pieces = [distance(piece, codebook, rq.cfg.dist) for piece in r.split(8192)]
+        pieces = [distance(piece, codebook, rq.cfg.dist) for piece in r.split(ROWS)]
         two = torch.cat([d.topk(2, dim=1, largest=False).values for d in pieces])
         gap = float((two[:, 1] - two[:, 0]).median())
         if logit_scale == "auto" and gap <= 1e-9 * float(two.mean()):
             raise Problem(
-                f"level {level + 1}: most items have two nearest codes at one distance, so logit_scale: auto has no unit; "
-                "lower num_emb_list, pre-train longer, or set logit_scale to a number"
+                f"level {level + 1}: most items have two nearest codes at one distance, so logit_scale: auto has no "
+                "unit; lower num_emb_list, pre-train longer, or set logit_scale to a number"
             )
         scale = 3.0 / max(gap, 1e-12) if logit_scale == "auto" else logit_scale
         scale = float(scale[level] if isinstance(scale, list) else scale)

@@ -23,11 +23,15 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import main
+import methods
 import settings
 from scripts.bench import profile, sasrec, scale, search, tokenizer, train, trie
 from scripts.bench.common import Figures, job
 from scripts.make_demo import build_demo
 from settings import Config
+from sids.search import SearchOptions
+from splits import DataOptions
+from trainer import TrainOptions
 from utils import Problem, keep_freed_memory, log_to, problems_exit_2, write_json
 
 SECTIONS = {s.__name__.rpartition(".")[2]: s.measure for s in (train, search, trie, tokenizer, scale, sasrec)}
@@ -46,7 +50,7 @@ def run(argv: list[str]) -> None:
     log_to(None, main=True)
     cfg = configuration([w for w in words if w.startswith("--")])
     with TemporaryDirectory() as folder:
-        what = job(cfg, Path(folder), "--quick" in flags, _widths(given.get("beams", str(cfg.recommender.num_beams))))
+        what = job(cfg, Path(folder), "--quick" in flags, _widths(given.get("beams", str(cfg[SearchOptions].num_beams))))
         print(machine(cfg), flush=True)
         if "--profile" in flags:
             profile.show(what, given.get("trace"))
@@ -61,13 +65,13 @@ def run(argv: list[str]) -> None:
 
 def configuration(overrides: list[str]) -> Config:
     """The data set's preset with the overrides; the demo is built where it is missing."""
-    given = settings.parse_overrides(overrides)
+    given = methods.parse_overrides(overrides)
     name = str(given.get("dataset", "demo"))
     path = ROOT / "config" / f"{name}.yaml"
     raw = settings.read_yaml(path) if path.is_file() else {}
-    cfg = settings.build({**raw, "dataset": name, **given})
+    cfg = methods.build({**raw, "dataset": name, **given})
     if name == "demo":
-        build_demo(Path(cfg.data.data_path) / "demo")
+        build_demo(Path(cfg[DataOptions].data_path) / "demo")
     main.check_data(cfg)
     return cfg
 
@@ -84,7 +88,7 @@ def machine(cfg: Config) -> str:
         where = torch.cuda.get_device_name()
     else:
         where = f"{_processor()}, {torch.get_num_threads()} threads"
-    return f"{cfg.data.dataset} | {where} | torch {torch.__version__} | precision {cfg.train.mixed_precision}"
+    return f"{cfg[DataOptions].dataset} | {where} | torch {torch.__version__} | precision {cfg[TrainOptions].mixed_precision}"
 
 
 def _processor() -> str:

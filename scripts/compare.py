@@ -3,15 +3,17 @@
   python scripts/compare.py scientific sasrec,diffsasrec,two_stage,frqud --data_path=DIR [--seeds 2020,2021] [--key=value ...]
 
 Methods: sasrec, diffsasrec, diffsasrec_sft, two_stage, a decay (frqud, sdud, ...), popularity, content;
-with _multi or _autoregressive behind it, one of the first three is decoded that way. A method's preset is
+with _multi or _autoregressive behind it, one of the first three is decoded that way. Parts that are not the preset's
+stand in brackets: two_stage[rq_kmeans], frqud[rq_transformer]. A method's preset is
 config/<data set>_<method>.yaml, else config/<data set>.yaml. Finished runs of the same options are reused.
 z compares with the first method, paired over users.
 """
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -21,13 +23,15 @@ import torch
 
 import main
 import methods
-import report
 import settings
-from metrics import is_per_user, paired_difference, per_user
-from pretrain import pretrain
+from metrics import EvalOptions, is_per_user, paired_difference, per_user
 from readers import Dataset, read_dataset, read_embeddings
-from runs import RunFolder
+from recommenders.diffusion import FineTuningOptions
+from retired import upgraded
+from runs import RunFolder, RunOptions
 from settings import Config
+from sids.tokenizer import CodeOptions
+from splits import DataOptions
 from trainer import evaluate
 from uncertainty import STRATEGIES
 from utils import Problem, digest, keep_freed_memory, log, log_to, problems_exit_2, write_json
@@ -37,9 +41,8 @@ DECODINGS = {
     "diffsasrec": ("multi", "autoregressive"),
     "diffsasrec_sft": ("multi", "autoregressive"),
 }
-PROTOCOL = ("dataset", "split", "time_quantile", "reference", "test_size", "k_core", "short_users", "max_his_len",
+PROTOCOL = ("dataset", "split", "time_quantile", "test_size", "k_core", "short_users", "max_his_len",
             "mask_seen", "metrics", "data_path")  # fmt: skip
-FREE = {"run_name", "resume", "log_dir", "num_workers", "with_two_stage", "data_path", "output_dir"}
 FEW = 300  # test users below which differences of the usual size cannot be told from chance
 
 
@@ -70,17 +73,34 @@ class Row:
 # ---------------------------------------------------------------- what is to be run
 
 
-def split_name(name: str) -> tuple[str, str | None]:
-    """(method, decoding) of a name like diffsasrec_multi; None: as its options say."""
-    for decoding in ("multi", "autoregressive"):
-        if name.endswith(f"_{decoding}"):
-            return name.removesuffix(f"_{decoding}"), decoding
-    return name, None
+class Name(NamedTuple):
+    """What a row's name asks for."""
+
+    method: str
+    parts: dict[str, str]  # tokenizer, recommender
+    decoding: str | None  # None: as its options say
+
+
+def split_name(name: str) -> Name:
+    """The parts of a name like diffsasrec_multi or two_stage[rq_kmeans+t5]; Problem when one is unknown."""
+    text, decoding = name, None
+    for way in ("multi", "autoregressive"):
+        if text.endswith(f"_{way}"):
+            text, decoding = text.removesuffix(f"_{way}"), way
+    method, bracket, rest = text.partition("[")
+    parts = {}
+    for word in filter(None, re.split("[+,]", rest.removesuffix("]"))):
+        kind = "tokenizer" if word in methods.TOKENIZERS else "recommender"
+        methods.check_known(name, word, {**methods.TOKENIZERS, **methods.NETWORKS})
+        parts[kind] = word
+    if bracket and (not parts or not text.endswith("]")):
+        raise Problem(f"{name!r}: write the parts as in two_stage[rq_kmeans]")
+    return Name(method, parts, decoding)
 
 
 def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
     """The configuration that trains a method: its preset or the data set's, then the command line's options."""
-    method, decoding = split_name(name)
+    method, parts, decoding = split_name(name)
     if decoding and decoding not in DECODINGS.get(method, ()):
         able = [m for m, ways in DECODINGS.items() if decoding in ways]
         raise Problem(f"{name}: {method} is not decoded that way; {', '.join(able)} can be")
@@ -90,9 +110,10 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
     kind = {"method": "diger", "uncertainty": method} if method in STRATEGIES else {"method": method}
     if method in methods.FLOORS:
         kind = {}  # nothing to train; the protocol is that of the preset
-    else:
-        methods.check(kind["method"])
-    return settings.build({"dataset": dataset, **settings.read_yaml(found[0]), **overrides, **kind})
+    preset = {"dataset": dataset, **settings.read_yaml(found[0]), **overrides}
+    for key in ("training", *([] if method in (*STRATEGIES, *methods.TRAINING) else ["tokenizer", "recommender"])):
+        preset.pop(key, None)  # of a preset for other methods
+    return methods.build(preset | kind | parts)
 
 
 def check_protocol(configs: dict[str, Config]) -> None:
@@ -109,16 +130,11 @@ def check_protocol(configs: dict[str, Config]) -> None:
                 )
 
 
-def options_of(cfg: Config) -> dict[str, Any]:
-    """The options that a run's results depend on."""
-    return {k: v for k, v in settings.flat(cfg).items() if k not in FREE}
-
-
 def finished(cfg: Config, data: Dataset) -> RunFolder | None:
     """A finished run of the same options on the same data, whatever its name."""
-    for path in sorted((Path(cfg.run.output_dir) / cfg.data.dataset).glob("*/config.yaml")):
-        run, saved = RunFolder(path.parent), settings.read_yaml(path)
-        same = all(saved.get(k) == v for k, v in options_of(cfg).items())
+    for path in sorted((Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset).glob("*/config.yaml")):
+        run = RunFolder(path.parent)
+        same = not settings.differences(upgraded(settings.read_yaml(path)), cfg)
         if same and run.finished and run.results().get("data") == data.hash:
             return run
     return None
@@ -126,17 +142,17 @@ def finished(cfg: Config, data: Dataset) -> RunFolder | None:
 
 def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) -> RunFolder:
     """The run of a method, trained now unless there is one; fine-tuning asks for its first stage."""
-    if cfg.run.method == "diffsasrec_sft" and cfg.sequence.sft_from is None:
-        first = recipe("diffsasrec", cfg.data.dataset, overrides | {"seed": cfg.data.seed})
-        cfg = settings.replace(cfg, sft_from=str(trained("diffsasrec", first, data, overrides).best))
+    if FineTuningOptions in cfg and cfg[FineTuningOptions].sft_from is None:
+        first = recipe("diffsasrec", cfg[DataOptions].dataset, overrides | {"seed": cfg[DataOptions].seed})
+        cfg = methods.change(cfg, sft_from=str(trained("diffsasrec", first, data, overrides).best))
     found = finished(cfg, data)
     if found is not None:
-        log.info(f"{name}, seed {cfg.data.seed}: {found.path}")
+        log.info(f"{name}, seed {cfg[DataOptions].seed}: {found.path}")
         return found
-    if cfg.run.method in methods.CONTENT and cfg.joint.rqvae_path is None:
-        pretrain(cfg, data)
-    options = digest(data.hash, options_of(cfg))
-    run = main.train(settings.replace(cfg, run_name=f"compare-{report.label(cfg)}-{options}", resume="auto"))
+    if CodeOptions in cfg and cfg[CodeOptions].rqvae_path is None:
+        methods.train_tokenizer(cfg, data)
+    options = digest(data.hash, settings.counting(cfg))
+    run = main.train(methods.change(cfg, run_name=f"compare-{methods.folder_name(cfg)}-{options}", resume="auto"))
     log_to(None, main=True)
     return run
 
@@ -146,11 +162,11 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) ->
 
 def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str, Any]) -> Row:
     """Ranks of every seed: of a floor, of a run, or of a run's checkpoint decoded in another way."""
-    method, decoding = split_name(name)
+    method, _, decoding = split_name(name)
     if method in methods.FLOORS:
         cfg = configs[0]
         acc = main.accelerator(cfg)
-        found = [evaluate(methods.FLOORS[method](cfg, data).to(acc.device), data.test, cfg, acc, name)]
+        found = [evaluate(methods.FLOORS[method](data).to(acc.device), data.test, cfg, acc, name)]
         return Row(name, found[0].rank[None], [found[0].figures])
     ranks, figures = [], []
     for cfg in configs:
@@ -160,7 +176,7 @@ def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str
             figures.append(run.results())
             continue
         run.look_at_test()
-        other, model, _ = main.restore(str(run.best), [f"--decoding={decoding}"])
+        other, model, _ = methods.restore(run.best, [f"--decoding={decoding}"])
         acc = main.accelerator(other)
         again = evaluate(model.to(acc.device), data.test, other, acc, name)
         ranks.append(again.rank)
@@ -191,11 +207,11 @@ def compare(argv: list[str]) -> dict[str, Any]:
     """Train or find all runs, print and save their table, return it; Problem when they cannot be compared."""
     given, words = main.take(argv, ["seeds", "data_path"])
     names = [w for w in words if not w.startswith("-")]
-    overrides = settings.parse_overrides([w for w in words if w not in names])
+    overrides = methods.parse_overrides([w for w in words if w not in names])
     overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
     if len(names) != 2:
         raise Problem("compare: needs a data set and methods, as in: scientific sasrec,two_stage,frqud --data_path=DIR")
-    dataset, chosen = names[0], list(dict.fromkeys(n for n in names[1].split(",") if n))
+    dataset, chosen = names[0], list(dict.fromkeys(n for n in re.split(r",(?![^\[]*\])", names[1]) if n))
     if not chosen:
         raise Problem(f"{names[1]!r} names no method; for example sasrec,two_stage,frqud")
     seeds = list(dict.fromkeys(given.get("seeds", str(overrides.pop("seed", 2020))).split(",")))
@@ -203,23 +219,23 @@ def compare(argv: list[str]) -> dict[str, Any]:
         raise Problem(f"--seeds: expected whole numbers separated by commas, got {bad[0]!r}")
     configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
     check_protocol({n: c[0] for n, c in configs.items()})
-    if len(seeds) > 1 and configs[chosen[0]][0].data.reference and configs[chosen[0]][0].data.split == "time":
-        raise Problem("reference: its split by time draws other users for each seed; compare with one seed")
+    if len(seeds) > 1 and configs[chosen[0]][0][DataOptions].split == "time_groups":
+        raise Problem("split: time_groups draws other users for each seed; compare with one seed")
     log_to(None, main=True)
     cfg = configs[chosen[0]][0]
-    data = read_dataset(cfg.data)
-    trained_on_content = any(c[0].run.method in methods.CONTENT for n, c in configs.items() if n not in methods.FLOORS)
+    data = read_dataset(cfg[DataOptions])
+    trained_on_content = any(CodeOptions in c[0] for n, c in configs.items() if n not in methods.FLOORS)
     if trained_on_content or "content" in configs:  # else it would stop the table after the others have been trained
         read_embeddings(data)
     rows = [results(n, configs[n], data, overrides) for n in chosen]
-    text, plain = table(rows, cfg.eval.metrics)
+    text, plain = table(rows, cfg[EvalOptions].metrics)
     log.info(
-        f"\n{text}\n\n{len(data.test)} test users, {data.name}, split {cfg.data.split}; ± 95 % over users, z against {chosen[0]}"
+        f"\n{text}\n\n{len(data.test)} test users, {data.name}, split {cfg[DataOptions].split}; ± 95 % over users, z against {chosen[0]}"
     )
     if len(data.test) < FEW:
         log.warning(f"{len(data.test)} test users rank nothing: read the intervals")
-    options = digest(data.hash, chosen, seeds, [options_of(configs[n][0]) for n in chosen])
-    path = Path(cfg.run.output_dir) / cfg.data.dataset / f"compare-{options}.json"  # another question, another file
+    options = digest(data.hash, chosen, seeds, [settings.counting(configs[n][0]) for n in chosen])
+    path = Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset / f"compare-{options}.json"  # another question, another file
     write_json(path, plain)
     log.info(f"as JSON: {path}")
     return plain
@@ -229,6 +245,6 @@ if __name__ == "__main__":
     keep_freed_memory()
     with problems_exit_2():
         if {"--help", "-h"} & set(sys.argv):
-            print(__doc__, settings.help_text(), sep="\n")
+            print(__doc__, methods.help_text(), sep="\n")
         else:
             compare(sys.argv[1:])

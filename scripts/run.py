@@ -15,42 +15,43 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+
 import guard
 import main
 import methods
 import report
 import settings
-from methods.semantic import tokenizer_of
-from pretrain import pretrain
-from readers import Dataset, read_embeddings
-from runs import RunFolder
+from readers import Dataset
+from runs import RunFolder, RunOptions
 from scripts.make_demo import build_demo
 from settings import Config
+from sids.tokenizer import CodeOptions
+from splits import DataOptions
 from utils import Problem, keep_freed_memory, log, log_to, problems_exit_2, read_json, write_json
 
 
 def run(uncertainty: str, argv: list[str]) -> None:
     """Validate both stages in this process before anything is trained, then train."""
     if {"--help", "-h"} & set(argv):
-        print(__doc__, settings.help_text(), sep="\n")
+        print(__doc__, methods.help_text(), sep="\n")
         return
     cfg = configuration(uncertainty, [a for a in argv if a != "--dry_run"])
     processes = processes_wanted()
     log_to(None, main=True)
     if "--dry_run" in argv:
         with tempfile.TemporaryDirectory() as aside:  # a dry run leaves nothing behind, not even demo data
-            there = cfg.data.dataset != "demo" or (Path(cfg.data.data_path) / "demo").exists()
-            check(cfg if there else settings.replace(cfg, data_path=aside), processes)
+            there = cfg[DataOptions].dataset != "demo" or (Path(cfg[DataOptions].data_path) / "demo").exists()
+            check(cfg if there else methods.change(cfg, data_path=aside), processes)
         print(settings.dump(cfg), end="")
         return
     data, folder = check(cfg, processes), RunFolder.of(cfg)
     if not folder.finished:
-        if cfg.joint.rqvae_path is None:
-            pretrain(cfg, data)
-        if cfg.run.with_two_stage:
+        if cfg[CodeOptions].rqvae_path is None:
+            methods.train_tokenizer(cfg, data)
+        if cfg[RunOptions].with_two_stage:
             train(two_stage_of(cfg), processes)
         train(cfg, processes)
-    if cfg.run.with_two_stage and "two_stage" not in (floors := read_json(folder.baselines)):
+    if cfg[RunOptions].with_two_stage and "two_stage" not in (floors := read_json(folder.baselines)):
         write_json(folder.baselines, {"two_stage": RunFolder.of(two_stage_of(cfg)).results(), **floors})
     report.show(folder)
     log.info(f"run folder: {folder.path}")
@@ -58,19 +59,19 @@ def run(uncertainty: str, argv: list[str]) -> None:
 
 def check(cfg: Config, processes: int) -> Dataset:
     """Meet, before anything is trained, whatever would stop one of the stages."""
-    if cfg.data.dataset == "demo":
+    if cfg[DataOptions].dataset == "demo":
         try:
-            build_demo(Path(cfg.data.data_path) / "demo")
+            build_demo(Path(cfg[DataOptions].data_path) / "demo")
         except OSError as e:
             raise Problem(f"the demo data cannot be written: {e}; clear that folder or set data_path") from None
     folder = RunFolder.of(cfg)
     folder.check(cfg)
-    if cfg.run.with_two_stage and not folder.finished:
+    if cfg[RunOptions].with_two_stage and not folder.finished:
         RunFolder.of(two_stage_of(cfg)).check(two_stage_of(cfg))
     main.check_processes(cfg, processes)
     data = main.check_data(cfg)
-    if cfg.joint.rqvae_path is not None:
-        tokenizer_of(cfg, data, read_embeddings(data))
+    if cfg[CodeOptions].rqvae_path is not None:
+        methods.tokenizer_of(cfg, data)
     return data
 
 
@@ -78,7 +79,7 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
     """config/<data set>.yaml, this script's decay, the command line's overrides, a run name."""
     given, words = main.take(argv, ["config"])
     names = [a for a in words if not a.startswith("-")]
-    overrides = settings.parse_overrides([a for a in words if a not in names])
+    overrides = methods.parse_overrides([a for a in words if a not in names])
     if len(names) > 1:
         raise Problem(f"one data set at a time, not {', '.join(names)}; options are written --key=value")
     name = names[0] if names else "demo"
@@ -87,12 +88,11 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
         known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.yaml")))
         raise Problem(f"{path}: no such configuration; there are {known}; copy one for your own data")
     raw = settings.read_yaml(path)
-    raw |= {"uncertainty": uncertainty, "method": "diger"} | overrides
+    raw |= {"uncertainty": uncertainty, "method": "diger"}
     raw.setdefault("dataset", name)
-    cfg = settings.build(raw)
-    methods.check(cfg.run.method)
-    if cfg.run.run_name is None:
-        cfg = settings.replace(cfg, run_name=f"{report.label(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    cfg = methods.build({k: v for k, v in raw.items() if k != "training"}, overrides)
+    if cfg[RunOptions].run_name is None:
+        cfg = methods.change(cfg, run_name=f"{methods.folder_name(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}")
     return cfg
 
 
@@ -105,7 +105,7 @@ def processes_wanted() -> int:
 
 def two_stage_of(cfg: Config) -> Config:
     """The same run on the frozen tokenizer."""
-    return settings.replace(cfg, method="two_stage", run_name=f"{cfg.run.run_name}-two_stage")
+    return methods.change(cfg, method="two_stage", run_name=f"{cfg[RunOptions].run_name}-two_stage")
 
 
 def train(cfg: Config, processes: int) -> None:

@@ -13,11 +13,12 @@ from accelerate import Accelerator
 import main
 import methods
 import settings
-from pretrain import pretrain
 from readers import Catalogue, Dataset, read_dataset
 from runs import RunFolder
-from splits import Split
+from sids.fit import load_state
+from splits import DataOptions, Split
 from trainer import Fit
+from vq import RQVAE
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
@@ -54,6 +55,13 @@ def tiny_overrides(root, name="tiny"):
     }  # fmt: skip
 
 
+def words(options):
+    """A command line of the options that a run has; those of other parts would be refused."""
+    texts = [f"--{k}={v}" for k, v in options.items()]
+    known = settings.flat(methods.build(methods.parse_overrides(texts)))
+    return [f"--{k}={v}" for k, v in options.items() if k in known]
+
+
 def ring(users, n_items=30, longest=12, seed=0):
     """A split with one sample a user, items i -> i + 1 around a ring: history, and the step that closes it."""
     random = np.random.default_rng(seed)
@@ -61,6 +69,13 @@ def ring(users, n_items=30, longest=12, seed=0):
     offsets = np.concatenate([[0], lengths.cumsum()])
     items = np.concatenate([(random.integers(n_items) + np.arange(n)) % n_items + 1 for n in lengths])
     return Split(items.astype(np.int32), offsets, offsets[1:] - 1)
+
+
+def load_rqvae(path, options, width):
+    """The RQ-VAE of a checkpoint."""
+    model = RQVAE(options, width)
+    load_state(Path(path), model, "rqvae")
+    return model
 
 
 @pytest.fixture
@@ -111,9 +126,9 @@ def train_ring(noisy_ring, tmp_path):
         small = {"hidden_units": 32, "num_heads": 2, "max_his_len": 20, "hidden_dropout": 0.1, "weight_decay": 0.0,
                  "output_dir": str(tmp_path), "run_name": "r", "eval_step": 50, "early_stop": 1000, "warmup_steps": 0,
                  "lr_scheduler_type": "constant", "metrics": "recall@1,recall@10,ndcg@10"}  # fmt: skip
-        cfg = settings.build(small | options)
+        cfg = methods.build(small | options)
         torch.manual_seed(0)
-        model, run = methods.TRAINED[cfg.run.method](cfg, noisy_ring), RunFolder.of(cfg)
+        model, run = methods.build_model(cfg, noisy_ring).model, RunFolder.of(cfg)
         run.claim(cfg)
         fit = Fit(
             cfg,
@@ -136,9 +151,9 @@ def ground(tmp_path_factory):
     root = tmp_path_factory.mktemp("ground")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root)
-    cfg = settings.build(options)
-    data = read_dataset(cfg.data)
-    return options | {"rqvae_path": str(pretrain(cfg, data))}, data
+    cfg = methods.build(options)
+    data = read_dataset(cfg[DataOptions])
+    return options | {"rqvae_path": str(methods.train_tokenizer(cfg, data))}, data
 
 
 @pytest.fixture(autouse=True)

@@ -6,26 +6,28 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_overrides, words, write_tiny
 
 from scripts import benchmark
 from scripts.bench import common, plain, search, train, trie
+from splits import DataOptions
+from trainer import TrainOptions
 from utils import Problem
 
 NAMED = ["train.samples_per_s", "train.peak_memory_gb", "search.users_per_s"]  # figures that others rely upon
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory):
+def argv(tmp_path_factory):
     """The command line of a benchmark of a tiny data set."""
     root = tmp_path_factory.mktemp("benchmark")
     write_tiny(root / "dataset" / "tiny")
-    return [f"--{k}={v}" for k, v in tiny_overrides(root).items()]
+    return words(tiny_overrides(root))
 
 
-def test_the_written_figures(words, tmp_path, capsys):
+def test_the_written_figures(argv, tmp_path, capsys):
     path = tmp_path / "figures.json"
-    benchmark.run(["train", "search", "tokenizer", "sasrec", "--quick", "--beams=5,3", f"--json={path}", *words])
+    benchmark.run(["train", "search", "tokenizer", "sasrec", "--quick", "--beams=5,3", f"--json={path}", *argv])
     found = json.loads(path.read_text())
     assert "torch" in found.pop("machine") and list(found) == ["train", "search", "tokenizer", "sasrec"]
     for name in NAMED:
@@ -38,24 +40,24 @@ def test_the_written_figures(words, tmp_path, capsys):
         for name, f in figures.items():
             assert name in shown and f["ours"] > 0
             assert "baseline" not in f or f["ratio"] == pytest.approx(f["ours"] / f["baseline"])
-    job = common.Job(benchmark.configuration(words), True, (5,))
-    length = job.data().train.lengths(job.cfg.data.max_his_len)
-    order, size = np.random.default_rng(job.cfg.data.seed).permutation(len(length)), job.cfg.train.batch_size
+    job = common.Job(benchmark.configuration(argv), True, (5,))
+    length = job.data().train.lengths(job.cfg[DataOptions].max_his_len)
+    order, size = np.random.default_rng(job.cfg[DataOptions].seed).permutation(len(length)), job.cfg[TrainOptions].batch_size
     batches = [length[order[i : i + size]] for i in range(0, len(length), size)]
     random = sum(b.max() * len(b) for b in batches) / length.sum()
     assert found["train"]["padding_factor"]["baseline"] == pytest.approx(random)
     assert found["train"]["padding_factor"]["ours"] < random
 
 
-def test_both_sides_learn_from_the_same_samples(words, tmp_path):
+def test_both_sides_learn_from_the_same_samples(argv, tmp_path):
     """Our parts and the plain batch of the same rows have the same loss, softmax over each level's codes."""
-    job = common.job(benchmark.configuration(words), tmp_path, True, (5,))
+    job = common.job(benchmark.configuration(argv), tmp_path, True, (5,))
     data = job.data()
     ours, theirs = train.OurSteps(job, data), train.PlainSteps(job, data)
     model = ours.fit.raw
     plain.copy_weights(model.recommender, theirs.model)
     rows = ours.steps.plan[0]
-    padded = theirs.tokens.batch(data.train, rows, job.cfg.data.max_his_len)
+    padded = theirs.tokens.batch(data.train, rows, job.cfg[DataOptions].max_his_len)
     model.eval(), theirs.model.eval()
     legal_LV, theirs.model.level_mask = theirs.model.level_mask, None  # `generate` masks one level at a time
     with torch.no_grad():
@@ -66,12 +68,12 @@ def test_both_sides_learn_from_the_same_samples(words, tmp_path):
         )
 
 
-def test_the_plain_search_gets_no_more_beams_than_fit(words):
-    job = common.Job(benchmark.configuration([*words, "--eval_batch_size=256"]), True, (20,))
+def test_the_plain_search_gets_no_more_beams_than_fit(argv):
+    job = common.Job(benchmark.configuration([*argv, "--eval_batch_size=256"]), True, (20,))
     assert [search.users_at_once(job, width) for width in (1, 20, 5000)] == [256, 64, 1]
 
 
-def test_both_tries_allow_the_same(words):
+def test_both_tries_allow_the_same(argv):
     """A walk of random items' prefixes: the children of our rows are the keys of the dictionaries."""
     sid_NL = trie.random_sids(2000)
     ours, theirs = trie.Tensors(sid_NL), trie.Dictionaries(sid_NL)
@@ -79,9 +81,9 @@ def test_both_tries_allow_the_same(words):
     prefix = [plain.START]
     for level, code in enumerate(sid_NL[7].tolist()):
         child = ours.trie.children(level, node)
-        allowed = (child.code[child.there] + 1 + 256 * level).tolist()
+        allowed = (child.token[child.there] + 1 + 256 * level).tolist()
         assert sorted(allowed) == sorted(theirs.trie.allowed(0, torch.tensor(prefix)))
-        node = child.node[0, (child.code[0] == code).nonzero()[0]]
+        node = child.node[0, (child.token[0] == code).nonzero()[0]]
         prefix.append(code + 1 + 256 * level)
 
 

@@ -13,16 +13,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_overrides, write_tiny
+from conftest import load_rqvae, tiny_overrides, write_tiny
 
 import main
-import scripts.pretrain_rqvae
+import methods
+import scripts.pretrain
 import scripts.run
 import settings
 from layers import MLP
-from settings import TokenizerOptions
+from runs import RunOptions
+from sids.tokenizer import CodeOptions
+from splits import DataOptions
+from trainer import TrainOptions
+from uncertainty import UncertaintyOptions
 from utils import Problem, problems_exit_2
-from vq import load_rqvae
+from vq import RQVAEOptions
 
 ROOT = Path(main.__file__).parent
 
@@ -73,7 +78,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli")
     write_tiny(root / "dataset" / "tiny")
     run = Finished(root)
-    scripts.pretrain_rqvae.run([run.config])
+    scripts.pretrain.run([run.config])
     main.main([run.config, "--run_name=first"])
     return run
 
@@ -83,7 +88,7 @@ def test_a_run_leaves_its_files(finished):
         "best_model.pth", "config.yaml", "metrics.jsonl", "test.json", "baselines.json", "environment.json",
         "tiny.index.json", "ranks-test.npy", "ranks-valid.npy", "last", "test_looks.json",
     }  # fmt: skip
-    assert settings.load(finished.folder / "config.yaml").run.run_name == "first"
+    assert methods.load(finished.folder / "config.yaml")[RunOptions].run_name == "first"
     assert set(finished.json("environment.json")) >= {"python", "torch", "numpy", "platform", "commit"}
     assert not list(finished.root.rglob("*.part"))
     assert len(list((finished.root / "logs" / "tiny").glob("*-first.log"))) == 1
@@ -167,7 +172,7 @@ def test_recommending_follows_the_end_of_the_history(finished, capsys):
         main.main(["recommend", f"--checkpoint={finished.best}", f"--history={history}", "--max_his_len=2", "--k=10"])
         return [(line.split()[2], float(line.split()[1])) for line in capsys.readouterr().out.splitlines()]
 
-    _, model, _ = main.restore(str(finished.best), [])
+    _, model, _ = methods.restore(finished.best)
     found = model.recommend(torch.tensor([[4, 5]]), 10)  # numbers from 1: i3, i4
     assert printed("i20,i30,i3,i4") == [
         (f"i{item - 1}", pytest.approx(score, abs=6e-4))
@@ -224,7 +229,7 @@ def test_the_folder_of_another_run_is_refused_and_left_alone(finished, capsys, c
 
 def test_an_equal_tokenizer_is_not_trained_again(finished, capsys):
     before = contents(finished.root)
-    scripts.pretrain_rqvae.run([finished.config])
+    scripts.pretrain.run([finished.config])
     assert "used again" in capsys.readouterr().out
     assert contents(finished.root) == before
 
@@ -312,7 +317,7 @@ def test_the_program_itself_ends_with_status_2(monkeypatch, capsys, tmp_path):
 
 COMMANDS = {
     "main": main.main,
-    "pretrain": scripts.pretrain_rqvae.run,
+    "pretrain": scripts.pretrain.run,
     "run": lambda argv: scripts.run.run("sdud", argv),
 }
 
@@ -348,7 +353,7 @@ def test_data_that_are_not_there(tmp_path, capsys):
 def test_training_without_a_tokenizer_says_how_to_get_one(tiny_data, tmp_path, capsys):
     tiny_data()
     err = fails(capsys, main.main, write_config(tmp_path), "--run_name=x")
-    assert re.search(r"best_collision_model\.pth: no pre-trained tokenizer; run scripts/pretrain_rqvae\.py", err)
+    assert re.search(r"best_collision_model\.pth: no pre-trained tokenizer; run scripts/pretrain\.py", err)
     err = fails(capsys, main.main, write_config(tmp_path), "--run_name=y", "--rqvae_path=gone.pth")
     assert "gone.pth: no pre-trained tokenizer" in err
 
@@ -364,15 +369,15 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(tiny_data, tmp_pa
     except SystemExit as stop:
         assert stop.code == 0
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
-    printed = settings.build(yaml.safe_load(capsys.readouterr().out))
-    assert (printed.train.epochs, printed.tokenizer.num_emb_list) == (7, [8, 8, 8])
+    printed = methods.build(yaml.safe_load(capsys.readouterr().out))
+    assert (printed[TrainOptions].epochs, printed[CodeOptions].num_emb_list) == (7, [8, 8, 8])
 
 
 def test_a_dry_run_of_the_demo_does_not_write_its_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     scripts.run.run("frqud", ["--dry_run"])
     assert list(tmp_path.iterdir()) == []
-    assert settings.build(yaml.safe_load(capsys.readouterr().out)).data.data_path == "./dataset"
+    assert methods.build(yaml.safe_load(capsys.readouterr().out))[DataOptions].data_path == "./dataset"
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
@@ -392,7 +397,7 @@ def test_help_lists_every_option(capsys, command, word):
     except SystemExit as stop:
         assert stop.code == 0
     out = capsys.readouterr().out
-    assert [n for n in settings.flat(settings.load(None)) if f"--{n}=" not in out] == []
+    assert [n for n in settings.flat(methods.load(None)) if f"--{n}=" not in out] == []
 
 
 @pytest.mark.parametrize("command", main.COMMANDS)
@@ -419,8 +424,8 @@ def test_every_run_script_names_a_decay_that_exists(path):
     for config in sorted((ROOT / "config").glob("*.yaml")):
         cfg = scripts.run.configuration(decay, [config.stem, "--epochs=1"])
         name = config.stem.partition("_")[0]  # <data set>_<method>
-        assert (cfg.joint.uncertainty, cfg.data.dataset, cfg.train.epochs) == (decay, name, 1)
-        assert cfg.run.run_name.startswith(decay + "-")
+        assert (cfg[UncertaintyOptions].uncertainty, cfg[DataOptions].dataset, cfg[TrainOptions].epochs) == (decay, name, 1)
+        assert cfg[RunOptions].run_name.startswith(decay + "-")
 
 
 @pytest.mark.parametrize(
@@ -448,7 +453,7 @@ def test_a_wrong_number_of_processes(tiny_data, tmp_path, monkeypatch, capsys, t
 
 # ---------------------------------------------------------------- tokenizer checkpoints
 
-SHAPE = TokenizerOptions(num_emb_list=[8, 6, 8], layers=[16, 12], e_dim=5)
+SHAPE = RQVAEOptions(num_emb_list=[8, 6, 8], layers=[16, 12], e_dim=5)
 WIDTH = 10
 
 
@@ -516,7 +521,7 @@ def test_a_released_tokenizer_gives_the_codes_of_its_weights(tmp_path):
 def test_a_tokenizer_of_another_shape_is_refused(tmp_path, shape, width, message):
     released_checkpoint(tmp_path / "t.pth")
     with pytest.raises(Problem, match=r"t\.pth: .*" + message):
-        load_rqvae(tmp_path / "t.pth", TokenizerOptions(**{**vars(SHAPE), **shape}), width)
+        load_rqvae(tmp_path / "t.pth", RQVAEOptions(**{**vars(SHAPE), **shape}), width)
 
 
 def test_a_tokenizer_with_nan_is_refused(tmp_path):

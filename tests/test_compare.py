@@ -88,7 +88,7 @@ WRONG = {
     ("popularity_multi,sasrec",): "popularity_multi: popularity is not decoded that way",
     ("frqud_autoregressive",): "frqud_autoregressive: frqud is not decoded that way",
     ("sasrec_multi",): "sasrec_multi: sasrec is not decoded that way; diffsasrec, diffsasrec_sft can be",
-    ("sasrec,frqud", "--reference=true", "--split=time", "--seeds=1,2"): "compare with one seed",
+    ("sasrec,frqud", "--split=time_groups", "--seeds=1,2"): "compare with one seed",
 }
 
 

@@ -21,8 +21,7 @@ from data import (
     steps_loader,
 )
 from readers import read_dataset
-from settings import DataOptions
-from splits import Split
+from splits import DataOptions, Split
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 

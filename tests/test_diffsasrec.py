@@ -1,12 +1,11 @@
 """Masked diffusion: the noise by its distribution, the loss by hand, the decoder by a stub and by its rules."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ring, tiny_overrides, write_tiny
+from conftest import ring, tiny_overrides, words, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,8 +13,7 @@ import main
 import methods
 import settings
 from data import make_batch
-from methods.diffsasrec import DiffSASRec, FineTuned, fill, lowered
-from settings import SequenceOptions
+from recommenders.diffusion import DiffusionOptions, fill, lowered
 from splits import Split
 from trainer import evaluate
 from utils import Problem, read_checkpoint, read_json
@@ -23,9 +21,9 @@ from utils import Problem, read_checkpoint, read_json
 SMALL = {"method": "diffsasrec", "hidden_units": 16, "num_heads": 2, "max_his_len": 12, "hidden_dropout": 0.0}
 
 
-def diffusion(n_items=30, kind=DiffSASRec, **options):
+def diffusion(n_items=30, method="diffsasrec", **options):
     torch.manual_seed(0)
-    return kind(settings.build(SMALL | options), n_items).double()
+    return methods.empty_model(methods.build(SMALL | {"method": method} | options), n_items).double()
 
 
 def batch_of(users=200, longest=12):
@@ -160,7 +158,7 @@ def nobody(users, n):
 @pytest.mark.parametrize("renormalise", [True, False])
 def test_the_golden_stub(renormalise):
     """Place 2 may not repeat item 1, and waits until its threshold has fallen."""
-    found = fill(GOLDEN, nobody(1, 4), 3, SequenceOptions(), renormalise=renormalise)
+    found = fill(GOLDEN, nobody(1, 4), 3, DiffusionOptions(), renormalise=renormalise)
     assert found.item_BK.tolist() == [[1, 2, 3]] and found.rounds == 3
 
 
@@ -183,7 +181,7 @@ def test_a_list_holds_distinct_allowed_items_within_k_rounds(chosen, k, seed, re
     score, taken = torch.randn(6, k, 8) * scale, torch.rand(6, 8) < 0.5
     taken[0] = True
     allowed = (~taken).sum(1)
-    found = fill(lambda filled: score, taken.clone(), k, SequenceOptions(**chosen), renormalise=renormalise)
+    found = fill(lambda filled: score, taken.clone(), k, DiffusionOptions(**chosen), renormalise=renormalise)
     assert found.rounds <= k
     for user, row in enumerate(found.item_BK.tolist()):
         real = [i for i in row if i]
@@ -203,14 +201,14 @@ def test_a_fixed_schedule_takes_its_rounds(rounds, seed):
         filled.append(int((now[0] > 0).sum()))
         return score
 
-    found = fill(watch, nobody(2, 6), 6, SequenceOptions(decode_rounds=rounds))
+    found = fill(watch, nobody(2, 6), 6, DiffusionOptions(decode_rounds=rounds))
     assert found.item_BK.tolist() == [[1, 2, 3, 4, 5, 6]] * 2 and found.rounds == rounds
     assert filled == [sum(6 // rounds + (r < 6 % rounds) for r in range(n)) for n in range(rounds)]
 
 
 def test_scores_that_are_not_finite_stop_the_decoder():
     with pytest.raises(Problem, match="not finite"):
-        fill(lambda filled: torch.full((1, 2, 4), math.nan), nobody(1, 4), 2, SequenceOptions())
+        fill(lambda filled: torch.full((1, 2, 4), math.nan), nobody(1, 4), 2, DiffusionOptions())
 
 
 # ---------------------------------------------------------------- recommending
@@ -222,7 +220,7 @@ MODES = {
     "single": {}, "autoregressive": {"decoding": "autoregressive"}, "multi": {"decoding": "multi"},
     "multi, confidence": {"decoding": "multi", "decode_order": "confidence"},
     "multi after single": {"decoding": "multi", "decode_order": "single_then_multi"},
-    "multi, as published": {"decoding": "multi", "reference": True},
+    "multi, as published": {"decoding": "multi", "as_published": True},
 }  # fmt: skip
 
 
@@ -269,7 +267,7 @@ def test_too_many_places_for_the_history():
     with pytest.raises(Problem, match="13 places does not fit into max_his_len 12"):
         diffusion(decoding="multi").recommend(HISTORIES, 13)
     with pytest.raises(Problem, match="max_his_len: 9 places cannot hold lists of 10"):
-        settings.build({"method": "diffsasrec", "decoding": "multi", "max_his_len": 9})
+        methods.build({"method": "diffsasrec", "decoding": "multi", "max_his_len": 9})
 
 
 @pytest.mark.parametrize("order", ["position", "single_then_multi"])
@@ -300,7 +298,7 @@ def test_order_by_confidence_holds_the_same_items():
 
 
 def test_fine_tuning_hides_the_last_item(monkeypatch):
-    model, batch = diffusion(kind=FineTuned), batch_of(30)
+    model, batch = diffusion(method="diffsasrec_sft"), batch_of(30)
     monkeypatch.setattr(model, "cut", lambda item, _: item)
     x = torch.cat([batch.history_BS, torch.full((30, 1), 31)], 1)
     score = model.encoder(x)[:, -1] @ model.encoder.items.weight[1:31].T
@@ -308,7 +306,7 @@ def test_fine_tuning_hides_the_last_item(monkeypatch):
 
 
 def test_half_of_the_sequences_are_cut_at_any_length():
-    model, batch = diffusion(kind=FineTuned), batch_of(500)
+    model, batch = diffusion(method="diffsasrec_sft"), batch_of(500)
     item, cuts = sequences_of(batch), []
     for step in range(10):
         model.step.fill_(step)
@@ -324,14 +322,13 @@ def test_half_of_the_sequences_are_cut_at_any_length():
 @pytest.mark.parametrize("decoding", ["single", "multi", "autoregressive"])
 def test_every_decoding_keeps_to_the_items_asked_for(decoding):
     model, some = diffusion(decoding=decoding).eval(), [2, 9, 11, 29]
-    model.restrict(torch.tensor(some))
-    found = model.recommend(batch_of(50).history_BS, 4).item_BW
+    found = model.recommend(batch_of(50).history_BS, 4, among_M=torch.tensor(some)).item_BW
     assert found.sort(1).values.tolist() == [some] * 50
 
 
 def test_several_masks_are_weighed_like_one():
     """With equal scores the expected loss is again the log of the catalogue."""
-    model = diffusion(kind=FineTuned, sft_masks=3)
+    model = diffusion(method="diffsasrec_sft", sft_masks=3)
     assert mean_loss_of_equal_scores(model, batch_of(512)) == pytest.approx(math.log(30), rel=0.03)
 
 
@@ -340,7 +337,7 @@ def test_fine_tuning_starts_from_a_diffusion_run_only(tmp_path):
     options = tiny_overrides(tmp_path) | {"hidden_units": 16, "epochs": 1}
 
     def run(name, **changes):
-        main.main([f"--{k}={v}" for k, v in (options | {"run_name": name} | changes).items()])
+        main.main(words(options | {"run_name": name} | changes))
         return tmp_path / "out" / "tiny" / name
 
     first = run("first", method="diffsasrec") / "best_model.pth"
@@ -364,9 +361,7 @@ def test_fine_tuning_starts_from_a_diffusion_run_only(tmp_path):
 
 def test_vanilla_knows_no_masks():
     with pytest.raises(Problem, match="decoding: multi fills masks"):
-        methods.TRAINED["sasrec"](
-            settings.build(SMALL | {"decoding": "multi"}), dataclasses.make_dataclass("D", ["n_items"])(5)
-        )
+        methods.build(SMALL | {"method": "sasrec", "decoding": "multi"})
 
 
 # ---------------------------------------------------------------- learning
@@ -379,15 +374,16 @@ def test_learns_the_ring_in_both_directions(train_ring, tmp_path):
     model, data, cfg = fit.raw.eval(), fit.data, fit.cfg
 
     def hit(changes):
-        model.cfg = settings.replace(cfg, **changes)
-        return evaluate(model, data.test, model.cfg, fit.acc, "test").figures["recall@1"]
+        now = methods.change(cfg, **changes)
+        model.cfg = now[DiffusionOptions]
+        return evaluate(model, data.test, now, fit.acc, "test").figures["recall@1"]
 
     assert hit({}) >= 0.90
     rows = torch.randint(0, 100, (500, 1)) + torch.arange(15)
     middle = rows % 100 + 1
     guess = (model.encoder(middle.index_fill(1, torch.tensor([7]), 101))[:, 7] @ model.table().T).argmax(1) + 1
     assert (guess == middle[:, 7]).float().mean() >= 0.95
-    model.cfg = settings.replace(cfg, decoding="multi")
+    model.cfg = methods.change(cfg, decoding="multi")[DiffusionOptions]
     batch = make_batch(data.test, torch.arange(500).numpy(), 20)
     found = model.recommend(batch.history_BS, 5).item_BW
     right = (batch.history_BS[:, -1:] + torch.arange(5)) % 100 + 1

@@ -17,11 +17,10 @@ from killed import free_port, join_group, server
 
 import data as batches
 import methods
-import settings
 from main import portable
-from pretrain import pretrain
 from readers import read_dataset
 from runs import RunFolder
+from splits import DataOptions
 from trainer import Fit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,13 +45,13 @@ def two_epochs(options, rank, processes, port, folder):
     join_group(rank, processes, port)
     acc = Accelerator(cpu=True)
     for case, changes in CASES.items():
-        cfg = settings.build(options | changes | {"output_dir": str(folder), "run_name": case})
-        data, run = read_dataset(cfg.data), RunFolder.of(cfg)
+        cfg = methods.build(options | changes | {"output_dir": str(folder), "run_name": case})
+        data, run = read_dataset(cfg[DataOptions]), RunFolder.of(cfg)
         if rank == 0:
             run.claim(cfg)
         acc.wait_for_everyone()
-        torch.manual_seed(cfg.data.seed)
-        model = methods.TRAINED["diger"](cfg, data).double()
+        torch.manual_seed(cfg[DataOptions].seed)
+        model = methods.build_model(cfg, data).model.double()
         fit = Fit(cfg, model, data, acc, run, portable(cfg, data), lambda row, best: None)
         fit.train()
         assert fit.progress.step >= 20
@@ -76,8 +75,8 @@ def test_processes_and_accumulation_give_the_same_numbers(tmp_path):
         "hot_threshold_ratio": 1.0,
         "warmup_steps": 2,
     }
-    cfg = settings.build(options)
-    options["rqvae_path"] = str(pretrain(cfg, read_dataset(cfg.data)))
+    cfg = methods.build(options)
+    options["rqvae_path"] = str(methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
     cuts = {"whole": (1, 16, 1), "parts": (1, 8, 2), "processes": (2, 8, 1)}
     for name, (processes, batch, parts) in cuts.items():
         (tmp_path / name).mkdir()
@@ -99,7 +98,7 @@ def test_processes_and_accumulation_give_the_same_numbers(tmp_path):
         )
         assert any(k.startswith("gradient/tokenizer") for k in whole) and whole.keys() == parts.keys() == rank_0.keys()
         assert all(torch.equal(value, rank_1[key]) for key, value in rank_0.items())
-        assert torch.equal(whole["sid_NL"], rank_0["sid_NL"]) and torch.equal(whole["sid_NL"], parts["sid_NL"])
+        assert torch.equal(whole["code_NT"], rank_0["code_NT"]) and torch.equal(whole["code_NT"], parts["code_NT"])
         for name, other in (("parts", parts), ("processes", rank_0)):
             apart = {k: float((v.double() - other[k].double()).abs().max()) for k, v in whole.items()}
             grads = max(v for k, v in apart.items() if k.startswith("gradient/"))
@@ -129,7 +128,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     states = [torch.load(f / "best_model.pth", weights_only=True)["model"] for f in folders]
     for key, value in states[0].items():
         assert torch.allclose(value.double(), states[1][key].double(), atol=2e-4), key
-    assert torch.equal(states[0]["sid_NL"], states[1]["sid_NL"])
+    assert torch.equal(states[0]["code_NT"], states[1]["code_NT"])
     results = [json.loads((f / "test.json").read_text()) for f in folders]
     assert results[0]["recall@10"] == results[1]["recall@10"]
     assert results[1]["num_users"] == 60

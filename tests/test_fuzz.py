@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_overrides, write_tiny
+from conftest import load_rqvae, tiny_overrides, write_tiny
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import main
-import settings
-from pretrain import pretrain
+import methods
 from readers import read_dataset, read_embeddings
 from runs import RunFolder
+from splits import DataOptions
 from utils import Problem, read_checkpoint, read_json
-from vq import load_rqvae
+from vq import RQVAEOptions
 
 PIECES = [
     b"", b"\0", b"\xff\xfe", b"\n", b"\r", b"\t", b"\t\t", b"nan", b"inf", b"-1", b"0", b"1e309", b"9" * 30, b"null", b"true", b'"',
@@ -57,7 +57,7 @@ def good(tmp_path_factory):
     base = tiny_overrides(root)
 
     def dataset(name, layout, **more):
-        return lambda path: read_dataset(settings.build(base | {"dataset": name, "data_format": layout} | more).data)
+        return lambda path: read_dataset(methods.build(base | {"dataset": name, "data_format": layout} | more)[DataOptions])
 
     users = {str(u): [(u + i) % 40 for i in range(5)] for u in range(9)}
     other = root / "dataset" / "other"
@@ -70,9 +70,9 @@ def good(tmp_path_factory):
         (other / f"other.{part}.jsonl").write_text("\n".join(rows))
         shutil.copy(folder / "tiny.inter", other / f"other.{part}.inter")
     (root / "c.yaml").write_text(yaml.safe_dump(base, default_flow_style=None))
-    cfg = settings.build(base)
-    data = read_dataset(cfg.data)
-    tokenizer = pretrain(cfg, data)
+    cfg = methods.build(base)
+    data = read_dataset(cfg[DataOptions])
+    tokenizer = methods.train_tokenizer(cfg, data)
     main.main([f"--config={root / 'c.yaml'}", "--run_name=run", "--epochs=1", f"--rqvae_path={tokenizer}"])
     run = root / "out" / "tiny" / "run"
     metrics = RunFolder(run)
@@ -86,10 +86,10 @@ def good(tmp_path_factory):
         ".item.json": (other / "other.item.json", dataset("other", "json")),
         ".npy": (folder / "tiny.emb-test.npy", lambda path: read_embeddings(data).sum()),
         "index.json": (run / "tiny.index.json", read_json),
-        "yaml": (root / "c.yaml", settings.load),
+        "yaml": (root / "c.yaml", methods.load),
         "metrics.jsonl": (run / "metrics.jsonl", lambda path: metrics.forget_from(9)),
-        "tokenizer": (tokenizer, lambda path: load_rqvae(path, cfg.tokenizer, 12)),
-        "checkpoint": (run / "best_model.pth", lambda path: main.restore(str(path), [])),
+        "tokenizer": (tokenizer, lambda path: load_rqvae(path, cfg[RQVAEOptions], 12)),
+        "checkpoint": (run / "best_model.pth", lambda path: methods.restore(path)),
         "state": (next((run / "last").glob("*.pth")), read_checkpoint),
     }
 
@@ -141,19 +141,19 @@ def test_that_was_enough(good):
 
 def test_a_value_that_unfolds_without_end_is_cut_short(tmp_path):
     """Ten lines of YAML that mean a list of 9 ** 9 items."""
-    names = list(settings.FIELDS)[:10]
+    names = list(methods.owners())[:10]
     lines = [f"{names[0]}: &a0 [x, x]"]
     lines += [f"{name}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i, name in enumerate(names[1:], 1)]
     (tmp_path / "c.yaml").write_text("\n".join([*lines, f"epochs: *a{len(lines) - 1}"]))
     with pytest.raises(Problem) as problem:
-        settings.load(tmp_path / "c.yaml")
+        methods.load(tmp_path / "c.yaml")
     assert len(str(problem.value)) < 5000
-    for key in settings.FIELDS:  # the last value, alone
+    for key in methods.owners():  # the last value, alone
         value = ["x"]
         for _ in range(30):
             value = [value] * 9
         with pytest.raises(Problem) as problem:
-            settings.build({key: value})
+            methods.build({key: value})
         assert len(str(problem.value)) < 5000
 
 
@@ -177,13 +177,13 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("key", list(settings.FIELDS))
+@pytest.mark.parametrize("key", list(methods.owners()))
 def test_every_option_takes_or_refuses_any_value(key):
     for value in ODD:
         with suppress(Problem):
-            settings.load(None, [f"--{key}={value}"])
+            methods.load(None, [f"--{key}={value}"])
         with suppress(Problem):
-            settings.build({key: value})
+            methods.build({key: value})
 
 
 JSON = st.recursive(

@@ -21,11 +21,12 @@ from test_trainer import assert_same_state, fit_of, rows
 
 import guard
 import memory
-import settings
-from pretrain import Report, pretrain
+import methods
 from readers import read_dataset
 from runs import RunFolder
-from trainer import evaluate
+from sids.fit import Report
+from splits import DataOptions
+from trainer import TrainOptions, evaluate
 from utils import Problem, Stopped, problems_exit_2, write_checkpoint, write_text
 
 # ---------------------------------------------------------------- one writer
@@ -34,7 +35,7 @@ HOLD = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); f.writ
 
 
 def test_a_second_writer_is_refused_until_the_first_is_dead(ground, tmp_path):
-    cfg = settings.build({**ground[0], "output_dir": str(tmp_path), "run_name": "r"})
+    cfg = methods.build({**ground[0], "output_dir": str(tmp_path), "run_name": "r"})
     folder = RunFolder.of(cfg)
     folder.path.mkdir(parents=True)
     command = [sys.executable, "-c", HOLD, str(folder.path / ".lock")]
@@ -54,7 +55,7 @@ def test_what_a_kill_left_half_written_is_cleared(ground, tmp_path):
     torn = [fit.run.path / ".best_model.pth.1.part", fit.run.states / ".step-00000002.pth.1.part"]
     for path in torn:
         path.write_bytes(b"half")
-    RunFolder.of(fit.cfg).claim(settings.replace(fit.cfg, resume="auto"))
+    RunFolder.of(fit.cfg).claim(methods.change(fit.cfg, resume="auto"))
     assert not any(path.exists() for path in torn)
 
 
@@ -221,7 +222,7 @@ def held(name):
 def measure(options, folder, phase, answer):
     """(estimate, measured) bytes of one phase; in a process of its own, where no freed memory lies about."""
     torch.set_num_threads(1)
-    data = read_dataset(settings.build(options).data)
+    data = read_dataset(methods.build(options)[DataOptions])
     before = held("VmRSS")
     fit = fit_of((options, data), folder)
     need = memory.estimate(fit.cfg, fit.raw, data, fit.shape)
@@ -242,8 +243,8 @@ def test_the_memory_estimate_is_within_a_factor_of_two(tmp_path, phase):
         "d_model": 64, "d_ff": 256, "num_heads": 4, "d_kv": 32, "encoder_layers": 2, "decoder_layers": 2,
         "num_emb_list": [64] * 3, "batch_size": 1000, "eval_batch_size": 300, "num_beams": 60,
     }  # fmt: skip
-    cfg = settings.build(options)
-    options["rqvae_path"] = str(pretrain(cfg, read_dataset(cfg.data)))
+    cfg = methods.build(options)
+    options["rqvae_path"] = str(methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
     answer = server.Queue()
     child = server.Process(target=measure, args=(options, tmp_path / "run", phase, answer))
     child.start()
@@ -334,8 +335,8 @@ def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkey
     fit = fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto", resume_with_changes=True)
     assert "goes on with changed options (epochs: 1 -> 2; lr_rec: 0.001 -> 0.002)" in caplog.text
     fit.train()
-    written = settings.load(fit.run.config)
-    assert (written.train.epochs, written.train.lr_rec) == (2, 2e-3)
+    written = methods.load(fit.run.config)
+    assert (written[TrainOptions].epochs, written[TrainOptions].lr_rec) == (2, 2e-3)
     assert [r["epoch"] for r in rows(fit)] == [0, 1]
     assert fit.schedule.base_lrs[0] == 2e-3 and rows(fit)[1]["lr/rec"] > 1e-3
 
@@ -352,7 +353,7 @@ def test_some_changes_cannot_be_resumed(ground, tmp_path, change, message):
     )
     with pytest.raises(Problem, match=message):
         fit.train()
-    assert settings.load(fit.run.config).train.epochs == 1  # the run can still go on as it was begun
+    assert methods.load(fit.run.config)[TrainOptions].epochs == 1  # the run can still go on as it was begun
 
 
 def test_the_gradient_scaler_goes_on_where_it_was(ground, tmp_path):

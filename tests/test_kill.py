@@ -124,7 +124,7 @@ def test_both_stages_of_diffusion_go_on_where_they_were_killed(ground):
     root, argv, _ = ground
     start = []
     for method, steps in (("diffsasrec", {"step": 11}), ("diffsasrec_sft", {"step": 5, "write": 8})):
-        options = [*argv, f"--method={method}", "--hidden_units=16", "--hidden_dropout=0.1", "--batch_size=16", *start]
+        options = [*(a for a in argv if not a.startswith("--rqvae_path")), f"--method={method}", "--hidden_units=16", "--hidden_dropout=0.1", "--batch_size=16", *start]
         folders = [root / "out" / "tiny" / f"{kind}-{method}" for kind in ("left-alone", "killed")]
         for folder, kills in zip(folders, ([], [[k] for k in steps.items()]), strict=True):
             run = [*options, f"--run_name={folder.name}", "--resume=auto"]

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-import settings
+import methods
 from data import make_batch
-from model import ROADS, GenerativeModel, JointModel
+from model import ROADS
 from splits import Split
 from utils import Problem
-from vq import RQVAE
 
 N, D = 30, 10
 TINY = {
@@ -20,16 +19,17 @@ KINDS = ["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annea
 
 
 def options(**changes):
-    return settings.build({**TINY, **changes})
+    return methods.build({**TINY, **changes})
 
 
 def joint(**changes):
     torch.manual_seed(0)
     cfg = options(**changes)
     content = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
-    tokenizer = RQVAE(cfg.tokenizer, D)
-    tokenizer.init_codebooks(torch.from_numpy(content), 20, 0)
-    return JointModel(cfg, tokenizer, content, N)
+    model = methods.empty_model(cfg, N, D)
+    model.tokenizer.init_codebooks(torch.from_numpy(content), 20, 0)
+    model.attach(content)
+    return model
 
 
 def some_batch(rows=slice(0, 6)):
@@ -86,7 +86,7 @@ def test_the_probe_agrees_with_autograd_and_leaves_no_gradient_behind():
 
 def test_a_severed_road_stops_the_run():
     model, batch = joint(), some_batch()
-    model.scale_L.fill_(1e30)  # a saturated softmax has no gradient
+    model.tokenizer.scale_L.fill_(1e30)  # a saturated softmax has no gradient
     with pytest.raises(Problem, match=r"grad/level_1/\w+ is (0.0|nan)"):
         model.probe(batch)
 
@@ -125,8 +125,7 @@ def test_hard_update_moves_only_selected_codes():
 def test_forward_tokens_are_those_of_the_drawn_codes(kind):
     model, batch = joint(uncertainty=kind), some_batch()
     q = model.quantize(batch)
-    suffix = model.sid_NL[batch.item_U - 1, -1].long()
-    tokens = model.recommender.embed(q, suffix)
+    tokens = model.recommender.embed(q, model.sids.tokens(batch.item_U).token)
     for level in range(3):
         assert torch.equal(tokens[:, level], model.recommender.tables[level][q.index[level]])
         assert torch.equal(
@@ -137,7 +136,7 @@ def test_forward_tokens_are_those_of_the_drawn_codes(kind):
 def test_without_noise_the_drawn_codes_are_the_catalogues():
     model, batch = joint(uncertainty="none"), some_batch()
     q = model.quantize(batch)
-    assert torch.equal(torch.stack(q.index, 1), model.sid_NL[batch.item_U - 1, :-1].long())
+    assert torch.equal(torch.stack(q.index, 1), model.code_NT[batch.item_U - 1].long())
     _, logs = model(batch)
     assert logs["sid_agreement"] == 1 and logs["sampled_differs"] == 0 and logs["stochastic_share"] == 0
 
@@ -152,12 +151,12 @@ def test_sampled_codes_follow_gumbels_theorem():
         model.step.fill_(step)
         q = model.quantize(batch)
         differs.append((q.index[0] != q.nearest[0]).float().mean().item())
-    assert 1 - np.mean(differs) == pytest.approx(model.levels[0].keep, abs=0.02)
+    assert 1 - np.mean(differs) == pytest.approx(model.tokenizer.levels[0].keep, abs=0.02)
 
 
 def test_auto_scale_keeps_most_items_and_the_published_scale_is_one():
-    assert all(0.6 < s.keep < 0.95 for s in joint().levels)
-    assert joint(logit_scale=1.0).scale_L.tolist() == [1, 1, 1]
+    assert all(0.6 < s.keep < 0.95 for s in joint().tokenizer.levels)
+    assert joint(logit_scale=1.0).tokenizer.scale_L.tolist() == [1, 1, 1]
 
 
 def test_loss_terms_by_an_independent_formula():
@@ -167,7 +166,7 @@ def test_loss_terms_by_an_independent_formula():
         target_row_B=batch.target_row_B[[0, 0, 1, 2, 3, 4]], target_B=batch.target_B[[0, 0, 1, 2, 3, 4]]
     )
     _, logs = model(batch)
-    z = model.latents()[batch.target_B - 1]
+    z = model.tokenizer.latents()[batch.target_B - 1]
     books = [c.detach() for c in model.tokenizer.rq.codebooks()]
     r, total, vq = z, torch.zeros_like(z), 0.0
     for book in books:
@@ -177,11 +176,10 @@ def test_loss_terms_by_an_independent_formula():
     assert float(logs["loss/vq"]) == pytest.approx(float((vq / 3).mean()), rel=1e-5)
     assert float(logs["loss/recon"]) == pytest.approx(float(((total - z) ** 2).mean()), rel=1e-5)
 
-    rec, sid = model.recommender, model.sid_NL.long()
-    history = torch.stack([rec.tables[i][sid[batch.history_BS.clamp(min=1) - 1, i]] for i in range(4)], 2)
+    rec, sid = model.recommender, model.sids.token_NP
     target = sid[batch.target_B - 1]
-    prefix = torch.stack([rec.tables[i][target[:, i]] for i in range(3)], 1)
-    logp = [x.log_softmax(-1) for x in rec(history, batch.history_BS, prefix)]
+    tokens = torch.stack([rec.tables[i][sid[batch.item_U - 1, i]] for i in range(4)], 1)
+    logp = [x.log_softmax(-1) for x in rec(tokens, batch, tokens)]
     want = -sum(lp.gather(1, target[:, [i]]).mean() for i, lp in enumerate(logp)) / 4
     assert float(logs["loss/rec"]) == pytest.approx(float(want), rel=1e-5)
 
@@ -219,7 +217,7 @@ def test_the_encoder_rests_as_told(frozen, layers, learning):
     names = {n for n, p in model.tokenizer.encoder.named_parameters() if p.requires_grad}
     assert names == {f"mlp_layers.{i}.{w}" for i in learning for w in ("weight", "bias")}
     assert torch.allclose(
-        model.latents(),
+        model.tokenizer.latents(),
         model.tokenizer.encoder(torch.from_numpy(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32))),
         atol=1e-6,
     )
@@ -239,11 +237,11 @@ def test_refresh_follows_the_codebooks_and_reports_the_change():
         book.copy_(book.roll(1, 0))
     figures = model.refresh()
     assert figures["sid_changed"] == 1 and figures["sid_changed_since_start"] == 1
-    assert torch.equal(model.sid_NL[:, 0], (model.first_NL[:, 0] + 1) % 8)
+    assert torch.equal(model.code_NT[:, 0], (model.first_NP[:, 0] + 1) % 8)
 
 
 def test_too_many_items_in_one_group_are_refused():
-    model = GenerativeModel(options(), N)
+    model = methods.empty_model(options(method="two_stage"), N)
     with pytest.raises(Problem, match="30 items share one code, the suffix can number 8"):
         model.set_codes(torch.zeros(N, 3, dtype=torch.long))
 
@@ -253,12 +251,14 @@ def test_recommend_equals_scoring_every_item():
     model = joint(num_beams=N, metrics=["recall@10", "ndcg@10"]).eval()
     batch = some_batch()
     found = model.recommend(batch.history_BS, N)
-    sid, rec = model.sid_NL.long(), model.recommender
+    sid, rec = model.sids.token_NP, model.recommender
     for b in range(3):
         history = batch.history_BS[[b]].expand(N, -1)
-        tokens = torch.stack([rec.tables[i][sid[history.clamp(min=1) - 1, i]] for i in range(4)], 2)
-        prefix = torch.stack([rec.tables[i][sid[:, i]] for i in range(3)], 1)
-        logits = rec(tokens, history, prefix)
+        every = batch._replace(
+            history_BS=history, history_row_BS=history.clamp(min=1) - 1, target_row_B=torch.arange(N)
+        )
+        tokens = torch.stack([rec.tables[i][sid[:, i]] for i in range(4)], 1)
+        logits = rec(tokens, every, tokens)
         want = sum(x.log_softmax(-1).gather(1, sid[:, [i]])[:, 0] for i, x in enumerate(logits))
         assert torch.allclose(found.score_BW[b], want.sort(descending=True).values, atol=1e-4)
         assert torch.allclose(want[found.item_BW[b] - 1], found.score_BW[b], atol=1e-4)
@@ -271,16 +271,16 @@ def test_a_state_restores_the_same_recommendations():
             p.add_(torch.randn_like(p) * 0.1)
     model.refresh()
     want = model.recommend(batch.history_BS, 10)
-    other = JointModel(model.cfg, RQVAE(model.cfg.tokenizer, D), None, N).eval()
+    other = methods.empty_model(model.cfg, N, D).eval()
     other.load_state_dict(model.state_dict(), strict=True)
     got = other.recommend(batch.history_BS, 10)
     assert torch.equal(got.item_BW, want.item_BW) and torch.equal(got.score_BW, want.score_BW)
 
 
 def test_prefix_groups_are_items_with_equal_codes():
-    model = GenerativeModel(options(), 4)
+    model = methods.empty_model(options(method="two_stage"), 4)
     model.set_codes(torch.tensor([[0, 1, 2], [3, 3, 3], [0, 1, 2], [0, 1, 3]]))
-    groups = model.groups().tolist()
+    groups = model.groups()["prefix"].tolist()
     assert groups[0] == -1 and groups[1] == groups[3] and len(set(groups)) == 4
 
 

@@ -12,7 +12,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from readers import read_dataset, read_embeddings
-from settings import DataOptions
+from splits import DataOptions
 from utils import Problem
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"

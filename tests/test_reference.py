@@ -9,13 +9,15 @@ import torch
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 import layers
-import settings
+import methods
 from data import make_batch
-from model import JointModel
 from readers import read_dataset, read_embeddings
+from recommenders.t5 import T5Options
 from scripts.bench.plain import copy_stacks
 from scripts.make_demo import build_demo
-from vq import RQVAE
+from splits import DataOptions
+from uncertainty import UncertaintyOptions
+from vq import RQVAEOptions
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 SMALL = {
@@ -31,7 +33,7 @@ def real_data(tmp_path):
     else:
         build_demo(tmp_path / "demo")
         names = {"dataset": "demo", "data_path": str(tmp_path)}
-    return settings.build({**SMALL, **names})
+    return methods.build({**SMALL, **names})
 
 
 @pytest.fixture
@@ -39,15 +41,16 @@ def pair(tmp_path, monkeypatch):
     """(our joint model in float64, Hugging Face's T5 with its weights, the data set)."""
     monkeypatch.setattr(T5LayerNorm, "forward", reference.exact_norm)
     cfg = real_data(tmp_path)
-    data = read_dataset(cfg.data)
+    data = read_dataset(cfg[DataOptions])
     content = np.array(read_embeddings(data), np.float32)
     torch.manual_seed(0)
-    tokenizer = RQVAE(cfg.tokenizer, content.shape[1])
-    tokenizer.init_codebooks(torch.from_numpy(content[:2000]), 10, 0)
-    ours = JointModel(settings.replace(cfg, uncertainty="gumbel"), tokenizer, content, data.n_items).double().train()
+    ours = methods.empty_model(methods.change(cfg, uncertainty="gumbel"), data.n_items, content.shape[1])
+    ours.tokenizer.init_codebooks(torch.from_numpy(content[:2000]), 10, 0)
+    ours.attach(content)
+    ours = ours.double().train()
     for p in ours.recommender.parameters():  # large enough that every term matters
         p.data.normal_(0, 0.3)
-    r = cfg.recommender
+    r = cfg[T5Options]
     theirs = reference.t5(width=r.d_model, inner=r.d_ff, heads=r.num_heads, d_kv=r.d_kv, layers=(2, 2))
     copy_stacks(ours.recommender.t5, theirs)
     return ours, theirs, data
@@ -67,7 +70,7 @@ def test_loss_and_gradients_equal_the_padded_reference(pair):
 
     def noise(item):
         number = torch.tensor([item])
-        return [layers.gumbel(layers.counter_uniform(ours.cfg.data.seed, ours.step, number, i, k))[0].double() for i, k in enumerate(sizes)]  # fmt: skip
+        return [layers.gumbel(layers.counter_uniform(ours.cfg[DataOptions].seed, ours.step, number, i, k))[0].double() for i, k in enumerate(sizes)]  # fmt: skip
 
     samples = [
         ([i for i in history if i], target)
@@ -75,8 +78,8 @@ def test_loss_and_gradients_equal_the_padded_reference(pair):
     ]
     assert len({len(h) for h, _ in samples}) > 1  # something is padded
     want = reference.joint_loss(
-        theirs, start, tables, codebooks, ours.input_Nd, ours.sid_NL[:, -1].tolist(), ours.scale_L.tolist(), noise,
-        ours.cfg.joint.gumbel_tau, ours.cfg.tokenizer.beta, samples,
+        theirs, start, tables, codebooks, ours.tokenizer.input_Nd, ours.end_N.tolist(), ours.tokenizer.scale_L.tolist(), noise,
+        ours.cfg[UncertaintyOptions].gumbel_tau, ours.cfg[RQVAEOptions].beta, samples,
     )  # fmt: skip
     want.backward()
     assert loss.item() == pytest.approx(want.item(), rel=1e-9)

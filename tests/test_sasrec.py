@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ring, tiny_overrides, write_tiny
+from conftest import ring, tiny_overrides, words, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 import main
 import methods
-import settings
 from data import make_batch
-from methods import items
-from methods.items import best_items, softmax_loss
-from methods.sasrec import SASRec, absent_items
+from recommenders import items
+from recommenders.items import best_items, softmax_loss
+from recommenders.sasrec import absent_items
 from trainer import evaluate
 from utils import Problem, read_json
 
@@ -24,7 +23,7 @@ from utils import Problem, read_json
 def sasrec(n_items=30, **options):
     torch.manual_seed(0)
     small = {"method": "sasrec", "hidden_units": 16, "num_heads": 2, "max_his_len": 12, **options}
-    return SASRec(settings.build(small), n_items).double()
+    return methods.empty_model(methods.build(small), n_items).double()
 
 
 HISTORY = torch.tensor([[0, 0, 3, 9, 4, 9, 21], [5, 6, 7, 8, 1, 2, 30]])
@@ -134,12 +133,11 @@ def test_recommending_needs_no_batch_mates():
 def test_some_items_alone_come_in_the_order_of_the_whole():
     model, some = sasrec().eval(), [2, 9, 11, 29]
     whole = model.recommend(HISTORY, 30).item_BW.tolist()
-    model.restrict(torch.tensor(some))
-    assert model.recommend(HISTORY, 4).item_BW.tolist() == [[i for i in row if i in some] for row in whole]
-    barred = model.recommend(HISTORY, 4, HISTORY).item_BW
+    among = torch.tensor(some)
+    assert model.recommend(HISTORY, 4, among_M=among).item_BW.tolist() == [[i for i in row if i in some] for row in whole]
+    barred = model.recommend(HISTORY, 4, HISTORY, among).item_BW
     for row, order, seen in zip(barred.tolist(), whole, HISTORY.tolist(), strict=True):
         assert [i for i in row if i] == [i for i in order if i in some and i not in seen]
-    model.restrict(None)
     assert model.recommend(HISTORY, 30).item_BW.tolist() == whole
 
 
@@ -148,7 +146,7 @@ def test_from_the_command_line_to_recommendations(tmp_path, capsys):
     folder = write_tiny(tmp_path / "dataset" / "tiny")
     (folder / "tiny.emb-test.npy").unlink()
     options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 16, "run_name": "r", "mask_seen": True}
-    main.main([f"--{k}={v}" for k, v in options.items()])
+    main.main(words(options))
     run = tmp_path / "out" / "tiny" / "r"
     results = read_json(run / "test.json")
     assert results["method"] == "sasrec" and set(read_json(run / "baselines.json")) == {"popularity"}
@@ -168,7 +166,7 @@ def test_embeddings_that_nobody_needs_stop_nobody(tmp_path, capsys):
     folder = write_tiny(tmp_path / "dataset" / "tiny")
     np.save(folder / "tiny.emb-test.npy", np.full((3, 4), np.nan))
     options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 8, "run_name": "r", "epochs": 1}
-    main.main([f"--{k}={v}" for k, v in options.items()])
+    main.main(words(options))
     assert "goes on without the content floor" in capsys.readouterr().out
     run = tmp_path / "out" / "tiny" / "r"
     assert set(read_json(run / "baselines.json")) == {"popularity"} and read_json(run / "test.json")["data"]
@@ -178,7 +176,7 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained(tmp_path):
     """Neither on a split that it may have learned from, nor as another network of the same sizes."""
     log = write_tiny(tmp_path / "dataset" / "tiny") / "tiny.inter"
     options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 8, "run_name": "r", "epochs": 1}
-    main.main([f"--{k}={v}" for k, v in options.items()])
+    main.main(words(options))
     asked = ["evaluate", "--checkpoint", str(tmp_path / "out" / "tiny" / "r" / "best_model.pth")]
     with pytest.raises(Problem, match=r"num_heads: .* was trained with \d, which cannot be changed now"):
         main.main([*asked, "--num_heads=1"])
@@ -191,13 +189,13 @@ def test_a_table_of_the_metrics_that_were_asked_for(tmp_path, capsys):
     write_tiny(tmp_path / "dataset" / "tiny")
     options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 8, "run_name": "r", "epochs": 1}
     options |= {"metrics": "[hr@10, mrr@10, coverage@10]", "valid_metric": "mrr@10"}
-    main.main([f"--{k}={v}" for k, v in options.items()])
+    main.main(words(options))
     assert re.search(r"method \(test\) +hr@10 +mrr@10 +coverage@10 ", capsys.readouterr().out)
 
 
 def test_a_floor_is_no_method_to_train():
     with pytest.raises(main.Problem, match="sasrec"):
-        methods.check("sasrecc")
+        methods.check_method("sasrecc")
 
 
 # ---------------------------------------------------------------- learning

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_overrides, write_tiny
+from conftest import load_rqvae, tiny_overrides, write_tiny
 
 import main
-import scripts.pretrain_rqvae
-import settings
+import methods
+import scripts.pretrain
 from readers import read_dataset, read_embeddings
 from runs import RunFolder
+from splits import DataOptions
 from utils import Problem, read_checkpoint, read_json
-from vq import load_rqvae
+from vq import RQVAEOptions
 
 
 class Evil:
@@ -60,14 +61,14 @@ def bombs(folder, marker):
 
 
 def test_no_reader_runs_what_is_in_a_checkpoint(tmp_path, marker):
-    shape = settings.build(tiny_overrides(tmp_path)).tokenizer
+    shape = methods.build(tiny_overrides(tmp_path))[RQVAEOptions]
     for path in bombs(tmp_path, marker):
         for read in (
             read_checkpoint,
             read_json,
-            settings.load,
+            methods.load,
             lambda p: load_rqvae(p, shape, 12),
-            lambda p: main.restore(str(p), []),
+            lambda p: methods.restore(p),
         ):
             with pytest.raises(Problem, match=re.escape(path.name)):
                 read(path)
@@ -80,22 +81,22 @@ def test_no_run_executes_a_state_or_a_tokenizer(tmp_path, marker):
         (folder.states / f"step-{i:08d}.pth").write_bytes(path.read_bytes())
     assert folder.load_state() is None
     write_tiny(tmp_path / "dataset" / "tiny")
-    cfg = settings.build(tiny_overrides(tmp_path))
+    cfg = methods.build(tiny_overrides(tmp_path))
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump(tiny_overrides(tmp_path)))
     with pytest.raises(Problem, match="not a readable checkpoint"):
         main.main([f"--config={config}", "--run_name=x", f"--rqvae_path={tmp_path / 'zip.pth'}"])
-    tokenizer = scripts.pretrain_rqvae.pretrain(cfg, read_dataset(cfg.data))
+    tokenizer = methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     tokenizer.with_name("report.json").unlink()
     tokenizer.with_name("last.pth").write_bytes((tmp_path / "zip.pth").read_bytes())
     with pytest.raises(Problem, match=r"last\.pth: not a readable checkpoint"):
-        scripts.pretrain_rqvae.run([f"--config={config}"])
+        scripts.pretrain.run([f"--config={config}"])
 
 
 def test_no_reader_runs_what_is_in_the_data(tmp_path, marker):
     write_tiny(tmp_path / "dataset" / "tiny")
     bomb = bombs(tmp_path, marker)
-    data = read_dataset(settings.build(tiny_overrides(tmp_path)).data)
+    data = read_dataset(methods.build(tiny_overrides(tmp_path))[DataOptions])
     for path in bomb:
         Path(data.embedding_path).write_bytes(path.read_bytes())
         with pytest.raises(Problem, match=r"not readable as \.npy"):
@@ -103,7 +104,7 @@ def test_no_reader_runs_what_is_in_the_data(tmp_path, marker):
     for ending in (".items.jsonl", ".inter"):  # the second stands before the first when they are read
         (tmp_path / "dataset" / "tiny" / f"tiny{ending}").write_bytes(bomb[2].read_bytes())
         with pytest.raises(Problem, match=re.escape(f"tiny{ending}")):
-            read_dataset(settings.build(tiny_overrides(tmp_path)).data)
+            read_dataset(methods.build(tiny_overrides(tmp_path))[DataOptions])
     report = tmp_path / "out.json"
     report.write_bytes(bomb[2].read_bytes())
     with pytest.raises(Problem):
@@ -124,12 +125,12 @@ def test_yaml_tags_build_nothing(tmp_path, marker, tag):
     text = tag.format(marker)
     (tmp_path / "c.yaml").write_text(f"epochs: {text}\n")
     with pytest.raises(Problem, match="not readable as YAML"):
-        settings.load(tmp_path / "c.yaml")
+        methods.load(tmp_path / "c.yaml")
     for value in (text, f"[{text}]", f"__import__('pathlib').Path('{marker}').touch()"):
         with pytest.raises(Problem):
-            settings.load(None, [f"--epochs={value}"])
+            methods.load(None, [f"--epochs={value}"])
         with pytest.raises(Problem):
-            settings.load(None, [f"--num_emb_list={value}"])
+            methods.load(None, [f"--num_emb_list={value}"])
 
 
 OUTSIDE = ["../x", "/x/y", "a/b", "..", ".", "", ".hidden", "a\0b", "x" * 300, "a\nb", "~/x/y"]
@@ -139,7 +140,7 @@ OUTSIDE = ["../x", "/x/y", "a/b", "..", ".", "", ".hidden", "a\0b", "x" * 300, "
 @pytest.mark.parametrize("key", ["run_name", "dataset"])
 def test_a_name_is_no_path(key, name):
     with pytest.raises(Problem, match=key):
-        settings.build({key: name})
+        methods.build({key: name})
 
 
 @pytest.mark.parametrize("key", ["run_name", "dataset"])

@@ -10,6 +10,11 @@ from hypothesis import strategies as st
 
 import methods
 import settings
+from methods import MethodOptions
+from retired import RETIRED
+from runs import RunOptions
+from splits import DataOptions
+from trainer import TrainOptions
 from utils import Problem
 
 ROOT = Path(settings.__file__).parent
@@ -38,7 +43,7 @@ RENAMED = ["use_adaptive_selection", "use_learnable_sigma_gumbel", "noise_type",
 def load_text(tmp_path, text, *overrides):
     path = tmp_path / "c.yaml"
     path.write_text(text)
-    return settings.load(path, overrides)
+    return methods.load(path, overrides)
 
 
 # ---------------------------------------------------------------- wrong values
@@ -105,7 +110,7 @@ WRONG = {
 @pytest.mark.parametrize("given_", WRONG)
 def test_a_wrong_option_is_refused_by_name_and_value(given_):
     with pytest.raises(Problem, match=WRONG[given_]):
-        settings.load(None, [f"--{given_}"])
+        methods.load(None, [f"--{given_}"])
 
 
 @pytest.mark.parametrize("text", ["num_beam: 10", "epochs: ten", "epochs: true", "lr_rec: 0", "code_length: 3"])
@@ -117,12 +122,12 @@ def test_the_file_is_held_to_the_same_rules(tmp_path, text):
 @pytest.mark.parametrize("words", [["--epochs", "3"], ["epochs=3"], ["-epochs=3"], ["--mask_seen"]])
 def test_options_are_written_with_an_equals_sign(words):
     with pytest.raises(Problem, match=rf"{re.escape(repr(words[0]))}: write options as --key=value"):
-        settings.load(None, words)
+        methods.load(None, words)
 
 
 def test_given_twice_on_the_command_line():
     with pytest.raises(Problem, match="--epochs: given twice"):
-        settings.load(None, ["--epochs=3", "--seed=1", "--epochs=3"])
+        methods.load(None, ["--epochs=3", "--seed=1", "--epochs=3"])
 
 
 @pytest.mark.parametrize("text", ["epochs: 3\nseed: 1\nepochs: 3\n", "{seed: 1, epochs: 3, epochs: 4}"])
@@ -138,7 +143,7 @@ def test_yaml_never_builds_python_objects(tmp_path, tag):
     with pytest.raises(Problem, match=r"c\.yaml: not readable as YAML"):
         load_text(tmp_path, f"run_name: {value}")
     with pytest.raises(Problem, match=r"--run_name: .* is not readable"):
-        settings.load(None, [f"--run_name={value}"])
+        methods.load(None, [f"--run_name={value}"])
     assert not marker.exists()
 
 
@@ -151,11 +156,11 @@ def test_a_file_that_is_no_list_of_options(tmp_path, text):
 def test_a_file_that_is_not_text_or_not_there(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"run_name: \xff\xfe")
     with pytest.raises(Problem, match=r"c\.yaml: not readable"):
-        settings.load(tmp_path / "c.yaml")
+        methods.load(tmp_path / "c.yaml")
     with pytest.raises(Problem, match=r"gone\.yaml: no such configuration file"):
-        settings.load(tmp_path / "gone.yaml")
+        methods.load(tmp_path / "gone.yaml")
     with pytest.raises(Problem, match="not readable"):
-        settings.load(tmp_path)
+        methods.load(tmp_path)
 
 
 # ---------------------------------------------------------------- right values
@@ -188,11 +193,11 @@ def test_values_mean_what_they_say(tmp_path, text, name, want):
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_default(tmp_path):
     cfg = load_text(tmp_path, "epochs: 3\nseed: 4\n", "--epochs=5")
-    assert (cfg.train.epochs, cfg.data.seed, cfg.train.early_stop) == (5, 4, 15)
+    assert (cfg[TrainOptions].epochs, cfg[DataOptions].seed, cfg[TrainOptions].early_stop) == (5, 4, 15)
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path):
-    assert load_text(tmp_path, "# nothing\n") == settings.load(None)
+    assert load_text(tmp_path, "# nothing\n") == methods.load(None)
 
 
 names = st.from_regex(r"[A-Za-z0-9_~+-][A-Za-z0-9_.~+: é-]{0,12}", fullmatch=True)
@@ -227,23 +232,23 @@ def options(draw):
 @effort(max_examples=30)
 @given(raw=options())
 def test_a_saved_configuration_loads_equal(tmp_path_factory, raw):
-    cfg = settings.build(raw)
+    cfg = methods.build(raw)
     path = tmp_path_factory.getbasetemp() / "saved.yaml"
     path.write_text(settings.dump(cfg), encoding="utf-8")
-    assert settings.load(path) == cfg
+    assert methods.load(path) == cfg
     assert {k: v for k, v in settings.flat(cfg).items() if k in raw} == raw
 
 
 def test_resuming_needs_a_name():
     with pytest.raises(Problem, match="resume: auto needs the run_name"):
-        settings.load(None, ["--resume=auto"])
+        methods.load(None, ["--resume=auto"])
 
 
 def test_replace_checks_what_it_changes():
-    cfg = settings.load(None)
-    assert settings.replace(cfg, run_name="x").run.run_name == "x"
+    cfg = methods.load(None)
+    assert methods.change(cfg, run_name="x")[RunOptions].run_name == "x"
     with pytest.raises(Problem, match="num_beams: 5"):
-        settings.replace(cfg, num_beams=5)
+        methods.change(cfg, num_beams=5)
 
 
 # ---------------------------------------------------------------- the list of options
@@ -251,37 +256,36 @@ def test_replace_checks_what_it_changes():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_configuration_loads(path):
-    methods.check(settings.load(path).run.method)
+    assert methods.load(path)[MethodOptions].method in methods.METHODS
 
 
 def test_every_option_is_read_somewhere():
     files = [
         p
-        for p in [*ROOT.glob("*.py"), *ROOT.glob("methods/*.py"), *ROOT.glob("scripts/*.py")]
-        if p.name != "settings.py"
+        for folder in (".", "sids", "recommenders", "readers", "runs", "scripts")
+        for p in (ROOT / folder).glob("*.py")
     ]
     source = "\n".join(p.read_text() for p in files)
-    checks = (ROOT / "settings.py").read_text()  # code_num and code_length are only compared, there
-    unread = [n for n in settings.FIELDS if not re.search(rf"\.{n}\b", source) and f"self.{n} " not in checks]
+    unread = [n for n in methods.owners() if not re.search(rf"\.{n}\b|\[\"{n}\"\]", source)]
     assert unread == []
 
 
 @pytest.mark.parametrize("name", KEPT)
 def test_a_published_key_is_kept(name):
-    default = settings.flat(settings.load(None))[name]
-    assert settings.flat(settings.build({name: default}))[name] == default
+    default = settings.flat(methods.load(None))[name]
+    assert settings.flat(methods.build({name: default}))[name] == default
 
 
 @pytest.mark.parametrize("name", IDLE)
 def test_an_idle_published_key_is_refused_with_that_sentence(name):
     with pytest.raises(Problem, match=f"option '{name}' had no effect in the published program"):
-        settings.build({name: 1})
+        methods.build({name: 1})
 
 
 @pytest.mark.parametrize("name", RENAMED)
 def test_an_old_spelling_is_answered_with_the_new_one(name):
     with pytest.raises(Problem, match=f"option '{name}' .*uncertainty="):
-        settings.build({name: True})
+        methods.build({name: True})
 
 
 ANSWERED = [
@@ -296,17 +300,17 @@ ANSWERED = [
 @pytest.mark.parametrize("name", ANSWERED)
 def test_what_replaces_an_old_key_exists(name):
     """Every option and value that the sentence recommends is itself accepted."""
-    sentence = settings.RETIRED[name].replace(name, "")
+    sentence = RETIRED[name].replace(name, "")
     advice = {(k, v) for k, v in re.findall(r"\b(\w+)=(\w+)", sentence)} | {
         (k, None) for k in re.findall(r"\bhot_\w+", sentence)
     }
     assert advice
     for key, value in advice:
-        known = settings.flat(settings.load(None, [f"--{key}={value}"] if value else []))
+        known = settings.flat(methods.load(None, [f"--{key}={value}"] if value else []))
         assert value in (None, known[key])
 
 
 def test_help_shows_every_option_with_its_default():
-    text = settings.help_text()
-    for name, value in settings.flat(settings.load(None)).items():
+    text = methods.help_text()
+    for name, value in settings.flat(methods.load(None)).items():
         assert f"--{name}={'-' if value is None else value}\n" in text

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from test_readers import HEADER, SHARED, samples, table, write
 
 import main
-import settings
+import methods
 from readers import Columns, core, read_dataset, read_rows
-from settings import DataOptions
-from splits import Log, by_time, by_time_as_published
+from splits import DataOptions, Log, by_time, by_time_as_published
 from utils import Problem, read_json
 
 GOLDEN = [
@@ -118,10 +117,10 @@ def test_the_published_split_in_two_groups(rows, seed):
 def test_what_is_left_of_ml_100k(q, rows, users, tested, cold):
     """cold: targets that occur between the two cuts only, hence were not trained on."""
     options = {"dataset": "ml-100k", "data_path": str(SHARED), "split": "time", "time_quantile": q}
-    data = read_dataset(settings.build(options).data)
+    data = read_dataset(methods.build(options)[DataOptions])
     assert (data.facts["rows_before_cut"], data.facts["users_before_cut"], len(data.test)) == (rows, users, tested)
     assert len(data.valid) >= 25 and data.facts["cold_test_targets"] == cold
-    assert data.hash != read_dataset(settings.build(options | {"time_quantile": 0.9}).data).hash
+    assert data.hash != read_dataset(methods.build(options | {"time_quantile": 0.9})[DataOptions]).hash
 
 
 def test_places_in_a_sequence_are_no_times(tmp_path):
@@ -160,8 +159,8 @@ def test_a_csv_gives_the_samples_of_the_same_inter(tmp_path, split):
     (tmp_path / "my.data.csv").write_text(csv_of(SIXTEEN))
     folder = write(tmp_path / "d", inter=table(SIXTEEN))
     options = {"split": split, "time_quantile": 0.7}
-    found = read_dataset(settings.build({"data_path": str(tmp_path / "my.data.csv"), **options}).data)
-    want = read_dataset(settings.build({"dataset": "toy", "data_path": str(folder), **options}).data)
+    found = read_dataset(methods.build({"data_path": str(tmp_path / "my.data.csv"), **options})[DataOptions])
+    want = read_dataset(methods.build({"dataset": "toy", "data_path": str(folder), **options})[DataOptions])
     for part in ("train", "valid", "test"):
         assert samples(found, part) == samples(want, part)
     assert found.name == "my.data" and found.n_items == 6  # z, met by nobody in training, has its number too
@@ -172,7 +171,7 @@ def test_columns_have_the_names_of_the_options(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("the time,who,rating,what\n" + "".join(f"{t}.5,007,5,{i}\n" for t, i in enumerate("4321")))
     options = {"data_path": str(path), "users_col": "who", "items_col": "what", "time_col": "the time"}
-    assert samples(read_dataset(settings.build(options).data), "test") == [(("4", "3", "2"), "1")]
+    assert samples(read_dataset(methods.build(options)[DataOptions]), "test") == [(("4", "3", "2"), "1")]
 
 
 BAD = {
@@ -189,7 +188,7 @@ def test_a_bad_csv_is_named_with_its_line(tmp_path, case):
     text, message = BAD[case]
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(Problem, match=message):
-        read_dataset(settings.build({"data_path": str(tmp_path / "x.csv")}).data)
+        read_dataset(methods.build({"data_path": str(tmp_path / "x.csv")})[DataOptions])
 
 
 @given(some_rows, st.integers(1, 4))
@@ -212,25 +211,25 @@ def test_columns_that_are_one(tmp_path):
     (tmp_path / "x.csv").write_text(csv_of(SIXTEEN))
     options = {"data_path": str(tmp_path / "x.csv"), "users_col": "ProductId"}
     with pytest.raises(Problem, match="ProductId, ProductId, Timestamp are not three different columns"):
-        read_dataset(settings.build(options).data)
+        read_dataset(methods.build(options)[DataOptions])
 
 
 def test_rows_that_no_core_leaves(tmp_path):
     (tmp_path / "x.csv").write_text(csv_of(SIXTEEN))
     with pytest.raises(Problem, match=r"x\.csv: k_core 50 leaves no interactions"):
-        read_dataset(settings.build({"data_path": str(tmp_path / "x.csv"), "k_core": 50, "split": "time"}).data)
+        read_dataset(methods.build({"data_path": str(tmp_path / "x.csv"), "k_core": 50, "split": "time"})[DataOptions])
 
 
 def test_one_moment_cannot_be_cut(tmp_path):
     (tmp_path / "x.csv").write_text(csv_of([(f"u{i % 4}", f"i{i}", 7) for i in range(20)]))
     with pytest.raises(Problem, match="all timestamps are equal"):
-        read_dataset(settings.build({"data_path": str(tmp_path / "x.csv"), "split": "time"}).data)
+        read_dataset(methods.build({"data_path": str(tmp_path / "x.csv"), "split": "time"})[DataOptions])
 
 
 def test_a_core_of_data_that_come_split(tmp_path):
     (tmp_path / "x.inter.json").write_text(json.dumps({"0": [0, 1, 2], "1": [1, 2, 0]}))
     with pytest.raises(Problem, match="k_core: works on one"):
-        read_dataset(settings.build({"data_path": str(tmp_path), "dataset": "x", "k_core": 2}).data)
+        read_dataset(methods.build({"data_path": str(tmp_path), "dataset": "x", "k_core": 2})[DataOptions])
 
 
 def test_from_a_csv_to_figures(tmp_path, capsys):
@@ -240,11 +239,11 @@ def test_from_a_csv_to_figures(tmp_path, capsys):
     (tmp_path / "x.csv").write_text(csv_of([*rows, ("u0", "i-new", 10**6)]))
     options = {"method": "sasrec", "hidden_units": 8, "epochs": 1, "time_quantile": 0.8, "num_heads": 2,
                "output_dir": str(tmp_path / "out"), "log_dir": str(tmp_path / "logs")}  # fmt: skip
-    words = [f"--{k}={v}" for k, v in options.items()]
-    main.main(["--data_path", str(tmp_path / "x.csv"), *words, "--run_name=r"])
+    argv = [f"--{k}={v}" for k, v in options.items()]
+    main.main(["--data_path", str(tmp_path / "x.csv"), *argv, "--run_name=r"])
     assert "1 of 40 test targets never occur" in capsys.readouterr().out
     results = read_json(tmp_path / "out" / "x" / "r" / "test.json")
     assert results["split"]["cold_test_targets"] == 1 and results["num_users"] == 40
-    main.main(["--data_path", str(tmp_path / "x.csv"), *words, "--split=time", "--run_name=s"])
+    main.main(["--data_path", str(tmp_path / "x.csv"), *argv, "--split=time", "--run_name=s"])
     results = read_json(tmp_path / "out" / "x" / "s" / "test.json")
     assert results["num_users"] == results["split"]["test_users"] > 0

@@ -5,7 +5,7 @@ import torch
 from transformers import T5Config, T5Model
 from transformers.models.t5 import modeling_t5
 
-from t5 import T5, relative_bucket
+from recommenders.t5 import T5, relative_bucket
 
 
 @pytest.fixture(autouse=True)

@@ -12,25 +12,24 @@ from conftest import tiny_overrides
 
 import methods
 import report
-import settings
 from main import finish, portable
 from metrics import ndcg, recall
-from pretrain import pretrain
 from readers import Catalogue, Dataset
+from recommenders.protocol import Found
 from report import epoch_line
 from runs import RunFolder
-from splits import leave_one_out
-from trainer import Fit, Progress, evaluate, learning_rate
+from splits import DataOptions, leave_one_out
+from trainer import Fit, Progress, TrainOptions, evaluate, learning_rate
 from utils import Problem
 
 
 def fit_of(ground, tmp_path, **changes):
     options, data = ground
-    cfg = settings.build({**options, "output_dir": str(tmp_path), "run_name": "r", "warmup_steps": 2, **changes})
+    cfg = methods.build({**options, "output_dir": str(tmp_path), "run_name": "r", "warmup_steps": 2, **changes})
     run = RunFolder.of(cfg)
     run.claim(cfg)
-    torch.manual_seed(cfg.data.seed)
-    model = methods.TRAINED[cfg.run.method](cfg, data)
+    torch.manual_seed(cfg[DataOptions].seed)
+    model = methods.build_model(cfg, data).model
     return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data), partial(report.epoch, cfg))
 
 
@@ -150,8 +149,8 @@ def test_learns_a_chain(tmp_path, method):
         "dataset": "chain", "method": method, "epochs": 40, "lr_rec": 5e-3, "lr_id": 1e-4, "eval_step": 40,
         "dropout_rate": 0, "d_model": 32, "rqvae_epochs": 20, "hidden_dropout": 0,
     }  # fmt: skip
-    cfg = settings.build(options)
-    fit = fit_of((options | {"rqvae_path": str(pretrain(cfg, data))}, data), tmp_path / "out")
+    cfg = methods.build(options)
+    fit = fit_of((options | {"rqvae_path": str(methods.train_tokenizer(cfg, data))}, data), tmp_path / "out")
     fit.train()
     assert evaluate(fit.raw, data.test, fit.cfg, fit.acc, "test").figures["recall@1"] > 0.85
 
@@ -164,19 +163,17 @@ class Fixed(torch.nn.Module):
 
     n_items, depth = 40, 10
 
-    def recommend(self, history, k, banned=None):
-        from beam import Found
-
+    def recommend(self, history, k, banned=None, among=None):
         return Found(torch.arange(1, k + 1).expand(len(history), -1), torch.zeros(len(history), k))
 
     def groups(self):
-        return None
+        return {}
 
 
 @pytest.mark.parametrize("size", [1, 7, 60, 1000])
 def test_every_user_is_counted_once_whatever_the_batch(ground, tmp_path, size):
     options, data = ground
-    cfg = settings.build(options | {"eval_batch_size": size, "metrics": ["recall@10", "ndcg@10", "coverage@10"]})
+    cfg = methods.build(options | {"eval_batch_size": size, "metrics": ["recall@10", "ndcg@10", "coverage@10"]})
     found = evaluate(Fixed(), data.test, cfg, Accelerator(cpu=True), "test")
     target = data.test.items[data.test.position]
     assert found.rank.tolist() == np.where(target <= 10, target - 1, 10).tolist()
@@ -186,10 +183,9 @@ def test_every_user_is_counted_once_whatever_the_batch(ground, tmp_path, size):
 
 
 def test_floors_recommend_what_they_say(ground):
-    options, data = ground
-    cfg = settings.build(options)
+    _, data = ground
     history = torch.tensor([[0, 0, 3, 7], [1, 2, 3, 4]])
-    popular = methods.FLOORS["popularity"](cfg, data).recommend(history, 40).item_BW[0]
+    popular = methods.FLOORS["popularity"](data).recommend(history, 40).item_BW[0]
     counts = np.zeros(41)
     for u in range(len(data.test.offsets) - 1):  # all but a user's last two
         np.add.at(counts, data.test.items[data.test.offsets[u] : data.test.offsets[u + 1] - 2], 1)
@@ -198,7 +194,7 @@ def test_floors_recommend_what_they_say(ground):
     x = np.load(data.embedding_path)
     query = x[[2, 6]].mean(0)
     cosine = x @ query / np.linalg.norm(x, axis=1)
-    content = methods.FLOORS["content"](cfg, data)
+    content = methods.FLOORS["content"](data)
     assert content.recommend(history, 5).item_BW[0].tolist() == (np.argsort(-cosine)[:5] + 1).tolist()
     banned = torch.tensor([[3, 7], [1, 2]])
     assert not set(content.recommend(history, 38, banned).item_BW[0].tolist()) & {3, 7}
@@ -219,7 +215,7 @@ def test_the_test_set_is_looked_at_once_and_ranks_give_the_figures_again(ground,
 
 
 def test_learning_rate_by_hand():
-    t = settings.build({"warmup_steps": 4}).train
+    t = methods.build({"warmup_steps": 4})[TrainOptions]
     factor = learning_rate(t, 24, 0, 24)
     assert [factor(s) for s in (0, 1, 3)] == pytest.approx([0.2, 0.4, 0.8])
     assert factor(14) == pytest.approx(0.5)  # half way down the cosine
@@ -256,10 +252,10 @@ def test_the_epoch_line_is_one_line():
 def test_a_miss_stays_a_miss_when_the_list_is_short(ground, tmp_path):
     """Fewer candidates than the cut-off: the rest of the list is empty, not a hit."""
     options, data = ground
-    cfg = settings.build(options | {"num_beams": 10})
+    cfg = methods.build(options | {"num_beams": 10})
 
     class Three(Fixed):
-        def recommend(self, history, k, banned=None):
+        def recommend(self, history, k, banned=None, among=None):
             return super().recommend(history, 3)
 
     target = data.test.items[data.test.position]

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 import layers
-from settings import JointOptions
-from uncertainty import SDUD, STRATEGIES, FrqUD, keep_probability
+from uncertainty import SDUD, STRATEGIES, FrqUD, UncertaintyOptions, keep_probability
 
 
 def options(**changes):
-    return dataclasses.replace(JointOptions(), **changes)
+    return dataclasses.replace(UncertaintyOptions(), **changes)
 
 
 def same(t):

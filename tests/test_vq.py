@@ -5,12 +5,13 @@ import argparse
 import numpy as np
 import pytest
 import torch
+from conftest import load_rqvae
 
-import settings
+import methods
 from utils import Problem
-from vq import RQVAE, load_rqvae, measure_scales
+from vq import RQVAE, RQVAEOptions, measure_scales
 
-CFG = settings.build({"num_emb_list": [6, 5, 4], "layers": [12, 9], "e_dim": 3, "sk_epsilons": [0.01] * 3}).tokenizer
+CFG = methods.build({"num_emb_list": [6, 5, 4], "layers": [12, 9], "e_dim": 3, "sk_epsilons": [0.01] * 3})[RQVAEOptions]
 
 
 def released(path, width=7, **changes):
@@ -130,9 +131,9 @@ def test_gap_is_the_median_distance_between_the_two_nearest_codes():
 
 
 def test_standardized_embeddings_are_centred(tmp_path):
-    cfg = settings.build(
+    cfg = methods.build(
         {"num_emb_list": [4], "sk_epsilons": [0.01], "layers": [5], "standardize_embeddings": True}
-    ).tokenizer
+    )[RQVAEOptions]
     model = RQVAE(cfg, 3)
     x = torch.randn(50, 3) * 4 + 2
     model.get_buffer("shift").copy_(x.mean(0))

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 import methods
-import settings
-from pretrain import pretrain
 from readers import Dataset, read_dataset
 from settings import Config
+from sids.tokenizer import CodeOptions
+from splits import DataOptions
 from utils import peak_memory_gb
 
 Figures = dict[str, dict[str, Any]]
@@ -33,23 +33,23 @@ class Job:
         return 2 if self.quick else 3
 
     def data(self) -> Dataset:
-        return read_dataset(self.cfg.data)
+        return read_dataset(self.cfg[DataOptions])
 
     def model(self, method: str, data: Dataset) -> Any:
         """A fresh model of some method over this job's data, seeded."""
-        torch.manual_seed(self.cfg.data.seed)
-        cfg = settings.replace(self.cfg, method=method)
-        return methods.TRAINED[method](cfg, data).to(device())
+        torch.manual_seed(self.cfg[DataOptions].seed)
+        cfg = methods.change(self.cfg, method=method)
+        return methods.build_model(cfg, data).model.to(device())
 
 
 def job(cfg: Config, folder: Path, quick: bool, beams: tuple[int, ...]) -> Job:
     """The job, with a tokenizer of few epochs unless one is named or none can be: its codes are real, not good."""
-    if cfg.joint.rqvae_path is None and read_dataset(cfg.data).embedding_path is not None:
+    if cfg[CodeOptions].rqvae_path is None and read_dataset(cfg[DataOptions]).embedding_path is not None:
         epochs = 5 if quick else 20
-        short = settings.replace(
+        short = methods.change(
             cfg, output_dir=str(folder), rqvae_epochs=epochs, rqvae_eval_step=epochs, rqvae_warmup_epochs=0
         )
-        cfg = settings.replace(cfg, rqvae_path=str(pretrain(short, read_dataset(cfg.data))))
+        cfg = methods.change(cfg, rqvae_path=str(methods.train_tokenizer(short, read_dataset(cfg[DataOptions]))))
     return Job(cfg, quick, beams)
 
 

@@ -10,7 +10,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.cache_utils import Cache
 
 from data import histories
-from model import GenerativeModel, Recommender
+from model import GenerativeModel
+from recommenders.t5 import T5Network, T5Options
 from settings import Config
 from splits import Split
 
@@ -30,9 +31,9 @@ class LeveledT5(T5ForConditionalGeneration):  # type: ignore[misc]
         return out
 
 
-def build(cfg: Config, sizes: list[int], *, attention: str = "sdpa") -> LeveledT5:
+def build(cfg: Config, sizes: tuple[int, ...], *, attention: str = "sdpa") -> LeveledT5:
     """T5 of the configured dimensions; token ids: START, then the codes of each level."""
-    r = cfg.recommender
+    r = cfg[T5Options]
     return LeveledT5._from_config(  # type: ignore[no-any-return]
         T5Config(
             d_model=r.d_model, d_kv=r.d_kv, d_ff=r.d_ff, num_heads=r.num_heads, num_layers=r.encoder_layers,
@@ -45,14 +46,14 @@ def build(cfg: Config, sizes: list[int], *, attention: str = "sdpa") -> LeveledT
 
 
 @torch.no_grad()
-def copy_weights(ours: Recommender, theirs: LeveledT5) -> None:
+def copy_weights(ours: T5Network, theirs: LeveledT5) -> None:
     """Make Hugging Face's model compute what ours does."""
     table = torch.cat([ours.start[None], *ours.tables])
     theirs.shared.weight.copy_(table)
     theirs.lm_head.weight.copy_(table)
     copy_stacks(ours.t5, theirs)
-    begin = 1 + np.cumsum([0, *ours.sizes])
-    mask = torch.full((len(ours.sizes), len(table)), -torch.inf)
+    begin = 1 + np.cumsum([0, *ours.vocabulary])
+    mask = torch.full((len(ours.vocabulary), len(table)), -torch.inf)
     for level, (a, b) in enumerate(pairwise(begin)):
         mask[level, a:b] = 0
     theirs.level_mask = mask.to(table)
@@ -88,9 +89,10 @@ class Tokens:
     """Samples as token ids: the SIDs of a history in a row, padded on the left."""
 
     def __init__(self, model: GenerativeModel) -> None:
-        offset = 1 + np.cumsum([0, *model.sizes[:-1]])
-        sid_NL = model.sid_NL.cpu().numpy().astype(np.int64) + offset
-        self.sid_NL = np.concatenate([np.full((1, len(model.sizes)), START), sid_NL])
+        vocabulary = model.sids.vocabulary
+        offset = 1 + np.cumsum([0, *vocabulary[:-1]])
+        sid_NL = model.sids.token_NP.cpu().numpy() + offset
+        self.sid_NL = np.concatenate([np.full((1, len(vocabulary)), START), sid_NL])
 
     def batch(self, split: Split, rows: np.ndarray, longest: int) -> dict[str, Tensor]:
         """input_ids, attention_mask, labels of some samples, padded to the longest among them."""

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import settings
+import methods
 from data import Shape, Steps, epoch_plan, sequences
+from recommenders.items import ItemOptions
 from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
 from settings import Config
-from splits import Split
-from trainer import optimizer_for
+from splits import DataOptions, Split
+from trainer import TrainOptions, optimizer_for, with_defaults
 
 
 class Plain(nn.Module):
@@ -24,11 +25,11 @@ class Plain(nn.Module):
 
     def __init__(self, cfg: Config, n_items: int) -> None:
         super().__init__()
-        s, d = cfg.sequence, cfg.sequence.hidden_units
+        s, d = cfg[ItemOptions], cfg[ItemOptions].hidden_units
         self.items = nn.Embedding(n_items + 1, d, padding_idx=0)
-        self.positions = nn.Embedding(cfg.data.max_his_len, d)
+        self.positions = nn.Embedding(cfg[DataOptions].max_his_len, d)
         layer = nn.TransformerEncoderLayer(
-            d, cfg.recommender.num_heads, d, s.hidden_dropout, batch_first=True, norm_first=True
+            d, s.num_heads, d, s.hidden_dropout, batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerEncoder(layer, s.num_blocks, nn.LayerNorm(d), enable_nested_tensor=False)
         self.dropout = nn.Dropout(s.hidden_dropout)
@@ -52,15 +53,15 @@ def padded(split: Split, longest: int) -> Tensor:
 
 def plain_step(cfg: Config, split: Split, n_items: int, batch: int) -> Callable[[int], None]:
     """step(i): one optimizer step of the plain loop."""
-    model, whole = Plain(cfg, n_items).to(device()).train(), padded(split, cfg.data.max_his_len).to(device())
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.train.lr_rec)
+    model, whole = Plain(cfg, n_items).to(device()).train(), padded(split, cfg[DataOptions].max_his_len).to(device())
+    optimizer = torch.optim.AdamW(model.parameters(), cfg[TrainOptions].lr_rec)
 
     def step(_: int) -> None:
         rows = whole[torch.randint(len(whole), (batch,), device=device())]
         rows = rows[:, : int((rows > 0).sum(1).max())]
         optimizer.zero_grad()
         F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten(), ignore_index=0).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), cfg.train.max_grad_norm)
+        nn.utils.clip_grad_norm_(model.parameters(), cfg[TrainOptions].max_grad_norm)
         optimizer.step()
 
     return step
@@ -69,15 +70,15 @@ def plain_step(cfg: Config, split: Split, n_items: int, batch: int) -> Callable[
 def our_step(cfg: Config, job: Job, split: Split, batch: int) -> Callable[[int], None]:
     """The same over the trainer's own batches; they come in random order of length."""
     model = job.model("sasrec", job.data()).train()
-    optimizer = optimizer_for(model.param_groups(), cfg.train)
-    shape = Shape(batch, longest=cfg.data.max_his_len, tokens_per_item=1, targets="next")
-    steps = Steps(split, epoch_plan(split, shape, cfg.data.seed, 0), shape)
+    optimizer = optimizer_for(with_defaults(model.param_groups(), cfg[TrainOptions]), cfg[TrainOptions])
+    shape = Shape(batch, longest=cfg[DataOptions].max_his_len, tokens_per_item=1, targets="next")
+    steps = Steps(split, epoch_plan(split, shape, cfg[DataOptions].seed, 0), shape)
 
     def step(i: int) -> None:
         (part,) = steps[i % len(steps)]
         optimizer.zero_grad()
         model(part.to(device()))[0].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), cfg.train.max_grad_norm)
+        nn.utils.clip_grad_norm_(model.parameters(), cfg[TrainOptions].max_grad_norm)
         optimizer.step()
 
     return step
@@ -85,9 +86,9 @@ def our_step(cfg: Config, job: Job, split: Split, batch: int) -> Callable[[int],
 
 def measure(job: Job) -> Figures:
     """users/s of both, in turns of the same number of steps."""
-    cfg, data = settings.replace(job.cfg, method="sasrec"), job.data()
-    split = sequences(data.train, cfg.data.max_his_len)
-    batch = max(1, round(cfg.train.batch_size * len(split) / len(data.train)))
+    cfg, data = methods.change(job.cfg, method="sasrec"), job.data()
+    split = sequences(data.train, cfg[DataOptions].max_his_len)
+    batch = max(1, round(cfg[TrainOptions].batch_size * len(split) / len(data.train)))
     ours, plain = our_step(cfg, job, split, batch), plain_step(cfg, split, data.n_items, batch)
     each = 10 if job.quick else 30
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+import methods
 import settings
 from data import Batch
 from model import GenerativeModel
@@ -17,6 +18,10 @@ from scripts import run
 from scripts.bench import common
 from scripts.bench.common import HOST, Figures, Job, device, figure, growth, peak_memory_of, seconds
 from scripts.make_demo import build_demo
+from sids.search import SearchOptions
+from sids.tokenizer import CodeOptions
+from splits import DataOptions
+from trainer import TrainOptions
 
 
 def measure(job: Job) -> Figures:
@@ -39,7 +44,7 @@ def random_model(job: Job, n_items: int) -> GenerativeModel:
     """The configured recommender over distinct random codes."""
     torch.manual_seed(0)
     model = GenerativeModel(job.cfg, n_items)
-    sizes = torch.tensor(job.cfg.tokenizer.num_emb_list)
+    sizes = torch.tensor(job.cfg[CodeOptions].num_emb_list)
     model.set_codes((torch.rand(n_items, len(sizes)) * sizes).long())
     return model.to(device())
 
@@ -60,10 +65,10 @@ def _sweep(name, sizes, case) -> Figures:  # type: ignore[no-untyped-def]
     for size in sizes:
         model, samples, length = case(size)
         batch = random_batch(model.n_items, samples, length)
-        model.trie  # noqa: B018  built outside the clock
+        model.trie()  # built outside the clock
         train.append(_median_ms(lambda m=model, b=batch: m.train()(b)[0].backward()))
         search.append(
-            _median_ms(lambda m=model, b=batch: m.eval().recommend(b.history_BS, m.cfg.recommender.num_beams))
+            _median_ms(lambda m=model, b=batch: m.eval().recommend(b.history_BS, m.cfg[SearchOptions].num_beams))
         )
         found[f"{name}_{size}_train_ms"] = figure(train[-1])
         found[f"{name}_{size}_search_ms"] = figure(search[-1])
@@ -83,13 +88,13 @@ def _processes() -> Figures:
     gpus = torch.cuda.device_count()
     wanted = [1, 2] if gpus < 2 else [n for n in (1, 2, 4, 8) if n <= gpus]
     with TemporaryDirectory() as folder:
-        demo = settings.build(settings.read_yaml(run.ROOT / "config" / "demo.yaml") | {"data_path": folder})
+        demo = methods.build(settings.read_yaml(run.ROOT / "config" / "demo.yaml") | {"data_path": folder})
         build_demo(Path(folder) / "demo")
-        tokenizer = common.job(demo, Path(folder), True, ()).cfg.joint.rqvae_path
+        tokenizer = common.job(demo, Path(folder), True, ()).cfg[CodeOptions].rqvae_path
         for n in wanted:
-            cfg = settings.replace(
+            cfg = methods.change(
                 demo, method="two_stage", rqvae_path=tokenizer, epochs=1, eval_step=1, output_dir=folder, log_dir=folder,
-                run_name=f"p{n}", batch_size=max(1, demo.train.batch_size // n), resume="no",
+                run_name=f"p{n}", batch_size=max(1, demo[TrainOptions].batch_size // n), resume="no",
             )  # fmt: skip
             threads = os.environ.get("OMP_NUM_THREADS")
             os.environ["OMP_NUM_THREADS"] = "1"  # one core a process, so that processes are what is compared
@@ -97,7 +102,7 @@ def _processes() -> Figures:
                 run.launch(cfg, n)
             finally:
                 os.environ.pop("OMP_NUM_THREADS") if threads is None else os.environ.update(OMP_NUM_THREADS=threads)
-            row = json.loads((Path(folder) / cfg.data.dataset / f"p{n}" / "metrics.jsonl").read_text().splitlines()[0])
+            row = json.loads((Path(folder) / cfg[DataOptions].dataset / f"p{n}" / "metrics.jsonl").read_text().splitlines()[0])
             found[f"processes_{n}_samples_per_s"] = figure(row["samples_per_s"])
     return found
 
@@ -107,7 +112,7 @@ def _interactions(n: int) -> Figures:
     exponent = len(str(n)) - 1
     with TemporaryDirectory() as folder:
         write_log(Path(folder) / "big.inter", n)
-        cfg = settings.build({"dataset": "big", "data_path": folder, "short_users": "drop"}).data
+        cfg = methods.build({"dataset": "big", "data_path": folder, "short_users": "drop"})[DataOptions]
         begin = time.perf_counter()
         data = read_dataset(cfg)
         took = time.perf_counter() - begin

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from data import evaluation_plan, make_batch
+from metrics import EvalOptions
 from readers import Dataset
 from scripts.bench import plain
 from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
+from splits import DataOptions
 
 ROWS = {"cpu": 1280, "cuda": 25_600}  # beams of one batch; `generate` at 5,120 of Beauty's takes over 24 GB
 
@@ -31,7 +33,7 @@ def measure(job: Job) -> Figures:
 
 def users_at_once(job: Job, width: int) -> int:
     """Users of a batch: as configured, fewer where their beams would not fit in memory on the plain side."""
-    return max(1, min(job.cfg.eval.eval_batch_size, ROWS[device().type] // width))
+    return max(1, min(job.cfg[EvalOptions].eval_batch_size, ROWS[device().type] // width))
 
 
 def _widest(job: Job, side: Callable[[Job, Dataset], Any]) -> None:
@@ -43,7 +45,7 @@ class OurSearch:
     """`recommend` on batches spread evenly over the evaluation's plan, which is sorted by length."""
 
     def __init__(self, job: Job, data: Dataset) -> None:
-        self.job, self.longest, self.split = job, job.cfg.data.max_his_len, data.test
+        self.job, self.longest, self.split = job, job.cfg[DataOptions].max_his_len, data.test
         self.model = job.model("two_stage", data).eval()
 
     def plan(self, width: int) -> list[np.ndarray]:
@@ -71,14 +73,14 @@ class PlainSearch:
 
     def __init__(self, job: Job, data: Dataset) -> None:
         cfg, ours = job.cfg, job.model("two_stage", data)
-        self.job, self.longest, self.split = job, cfg.data.max_his_len, data.test
-        self.tokens, self.levels = plain.Tokens(ours), len(ours.sizes)
-        self.model = plain.build(cfg, ours.sizes).eval()
+        self.job, self.longest, self.split = job, cfg[DataOptions].max_his_len, data.test
+        self.tokens, self.levels = plain.Tokens(ours), ours.tokens_per_item
+        self.model = plain.build(cfg, ours.sids.vocabulary).eval()
         plain.copy_weights(ours.recommender.cpu(), self.model)
         self.model.to(device())
         self.model.level_mask = self.model.level_mask.to(device())  # type: ignore[union-attr]
         self.trie = plain.NestedTrie(self.tokens.sid_NL[1:])
-        self.order = np.random.default_rng(cfg.data.seed).permutation(len(data.test))
+        self.order = np.random.default_rng(cfg[DataOptions].seed).permutation(len(data.test))
 
     def longest_rows(self, width: int) -> np.ndarray:
         lengths = self.split.lengths(self.longest, self.order)

@@ -10,20 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import pretrain
 from readers import read_embeddings
 from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
-from settings import TokenizerOptions
-from vq import RQVAE, in_chunks
+from sids.fit import FitOptions, _Loop
+from sids.tokenizer import Source
+from vq import RQVAE, RQVAEOptions
 
 
 def measure(job: Job) -> Figures:
     """Epochs/s beside a straightforward loop; items/s of assignment from a memory-mapped file."""
-    content_ND = torch.from_numpy(np.array(read_embeddings(job.data()), np.float32))
+    data = job.data()
+    content_ND = torch.from_numpy(np.array(read_embeddings(data), np.float32))
     with TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        model = RQVAE(job.cfg.tokenizer, content_ND.shape[1])
-        ours = pretrain._Training(job.cfg, model, model.prepare(content_ND), Path(folder) / "x.pth")
+        source = Source.of(data)
+        model = RQVAE(job.cfg[RQVAEOptions], content_ND.shape[1])
+        ours = _Loop(job.cfg, "rqvae", model, source, Path(folder) / "x.pth")
+        model.begin(source, job.cfg[FitOptions].rqvae_batch_size, 0, fresh=True)
         theirs = PlainLoop(job, content_ND)
         ours._epoch(0)
         speed = interleave(
@@ -46,11 +49,8 @@ def _assign(model: RQVAE, n: int, width: int, folder: Path) -> float:
         out[i : i + 50_000] = random.standard_normal((min(50_000, n - i), width), np.float32)
     out.flush()
     del out
-    model.eval()
     begin = time.perf_counter()
-    rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    pieces = (model.prepare(torch.from_numpy(np.array(rows[i : i + 8192])).to(device())) for i in range(0, n, 8192))
-    model.rq.assign(in_chunks(pieces, model.encoder, device()))
+    model.encode(np.load(path, mmap_mode="r", allow_pickle=False))
     return n / (time.perf_counter() - begin)
 
 
@@ -58,7 +58,7 @@ class PlainLoop:
     """The network by the book: a shuffling DataLoader, Sinkhorn as published on the whole plan."""
 
     def __init__(self, job: Job, content_ND: Tensor) -> None:
-        self.t, self.p = job.cfg.tokenizer, job.cfg.pretrain
+        self.t, self.p = job.cfg[RQVAEOptions], job.cfg[FitOptions]
         torch.manual_seed(0)
         self.encoder = _mlp([content_ND.shape[1], *self.t.layers, self.t.e_dim]).to(device())
         self.decoder = _mlp([self.t.e_dim, *self.t.layers[::-1], content_ND.shape[1]]).to(device())
@@ -80,7 +80,7 @@ class PlainLoop:
                 vq = vq + ((q - residual.detach()) ** 2).mean() + self.t.beta * ((residual - q.detach()) ** 2).mean()
                 q = residual + (q - residual).detach()
                 residual, total = residual - q, total + q
-            loss = ((self.decoder(total) - x) ** 2).mean() + self.p.quant_loss_weight * vq / len(self.books)
+            loss = ((self.decoder(total) - x) ** 2).mean() + self.t.quant_loss_weight * vq / len(self.books)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -88,12 +88,12 @@ class PlainLoop:
 
     def _codes(self, residual: Tensor, book: Tensor, epsilon: float) -> Tensor:
         d = (residual**2).sum(1, keepdim=True) + (book**2).sum(1) - 2 * residual @ book.T
-        if self.p.rqvae_assignment != "sinkhorn" or epsilon <= 0:
+        if self.t.rqvae_assignment != "sinkhorn" or epsilon <= 0:
             return d.argmin(1)
         return plain_sinkhorn(d.detach(), epsilon, self.t)
 
 
-def plain_sinkhorn(d: Tensor, epsilon: float, t: TokenizerOptions) -> Tensor:
+def plain_sinkhorn(d: Tensor, epsilon: float, t: RQVAEOptions) -> Tensor:
     """The whole transport plan, rescaled by rows and columns in turn."""
     middle, half = (d.max() + d.min()) / 2, (d.max() - d.min()) / 2 + 1e-5
     plan = torch.exp(-((d - middle) / half).double() / epsilon)

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+import methods
 from data import Steps, padding_factor
 from model import GenerativeModel
 from readers import Dataset
 from runs import RunFolder
 from scripts.bench import plain
 from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
-from settings import Config, replace
-from trainer import Fit
+from settings import Config
+from splits import DataOptions
+from trainer import Fit, TrainOptions
 
 
 def measure(job: Job) -> Figures:
@@ -49,11 +51,11 @@ class OurSteps:
     """The trainer's own optimizer step, on batches spread evenly over the lengths of an epoch."""
 
     def __init__(self, job: Job, data: Dataset, method: str = "two_stage") -> None:
-        cfg = replace(job.cfg, method=method, run_name="benchmark")
+        cfg = methods.change(job.cfg, method=method, run_name="benchmark")
         self.fit = trainer_of(cfg, job.model(method, data), data)
         plan = self.fit.plan(0)
-        self.padding = padding_factor(data.train, plan, cfg.data.max_his_len)
-        by_length = sorted(plan, key=lambda rows: int(data.train.lengths(cfg.data.max_his_len, rows).max()))
+        self.padding = padding_factor(data.train, plan, cfg[DataOptions].max_his_len)
+        by_length = sorted(plan, key=lambda rows: int(data.train.lengths(cfg[DataOptions].max_his_len, rows).max()))
         self.steps = Steps(data.train, by_length, self.fit.shape)
         self.each = 4 if job.quick else 8
 
@@ -84,7 +86,7 @@ class OurSteps:
 
 def trainer_of(cfg: Config, model: GenerativeModel, data: Dataset) -> Fit:
     """The product's trainer over a model; nothing is written."""
-    acc = Accelerator(mixed_precision=cfg.train.mixed_precision, cpu=not torch.cuda.is_available())
+    acc = Accelerator(mixed_precision=cfg[TrainOptions].mixed_precision, cpu=not torch.cuda.is_available())
     with TemporaryDirectory() as folder:
         return Fit(cfg, model, data, acc, RunFolder(Path(folder) / "run"), {}, lambda row, best: None)
 
@@ -96,28 +98,28 @@ class PlainSteps:
         cfg = self.cfg = job.cfg
         ours = job.model("two_stage", data)
         self.tokens, self.split = plain.Tokens(ours), data.train
-        torch.manual_seed(cfg.data.seed)
-        self.model = plain.build(cfg, ours.sizes).to(device()).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=cfg.train.lr_rec, fused=True)
-        self.order = np.random.default_rng(cfg.data.seed).permutation(len(data.train))
-        size, longest = cfg.train.batch_size, cfg.data.max_his_len
+        torch.manual_seed(cfg[DataOptions].seed)
+        self.model = plain.build(cfg, ours.sids.vocabulary).to(device()).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=cfg[TrainOptions].lr_rec, fused=True)
+        self.order = np.random.default_rng(cfg[DataOptions].seed).permutation(len(data.train))
+        size, longest = cfg[TrainOptions].batch_size, cfg[DataOptions].max_his_len
         self.padding = padding_factor(
             data.train, [self.order[i : i + size] for i in range(0, len(self.order), size)], longest
         )
         self.each = 1 if job.quick else 2
 
     def step(self, rows: np.ndarray) -> None:
-        batch = self.tokens.batch(self.split, rows, self.cfg.data.max_his_len)
-        kind = self.cfg.train.mixed_precision
+        batch = self.tokens.batch(self.split, rows, self.cfg[DataOptions].max_his_len)
+        kind = self.cfg[TrainOptions].mixed_precision
         with torch.autocast(device().type, torch.bfloat16, enabled=kind == "bf16"):
             loss = self.model(**{k: v.to(device()) for k, v in batch.items()}).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.train.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg[TrainOptions].max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def run(self, turn: int) -> int:
-        size, samples = self.cfg.train.batch_size, 0
+        size, samples = self.cfg[TrainOptions].batch_size, 0
         for i in range(self.each):
             first = (turn * self.each + i) * size
             rows = self.order.take(range(first, first + size), mode="wrap")
@@ -134,7 +136,7 @@ class PlainSteps:
         self.step(self.order[:8])
 
     def widest(self) -> None:
-        lengths = self.split.lengths(self.cfg.data.max_his_len, self.order)
+        lengths = self.split.lengths(self.cfg[DataOptions].max_his_len, self.order)
         first = int(np.argmax(lengths))
-        size = self.cfg.train.batch_size
+        size = self.cfg[TrainOptions].batch_size
         self.step(np.concatenate([self.order[first : first + 1], self.order[: size - 1]]))

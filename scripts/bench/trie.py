@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from beam import Trie
 from scripts.bench.common import HOST, Figures, Job, device, figure, peak_memory_of, seconds
 from scripts.bench.plain import START, NestedTrie
+from sids.search import Trie
 
 CODES = [256, 256, 256, 256]
 ROWS = 640  # 32 users of 20 beams
@@ -56,7 +56,7 @@ class Tensors:
         self.build_s = time.perf_counter() - begin
 
     def bytes(self) -> int:
-        held = [*self.trie.begin, *self.trie.code, self.trie.item_N, self.trie.key_N]
+        held = [*self.trie.begin, *self.trie.token, self.trie.item_N, self.trie.key_M]
         return sum(t.numel() * t.element_size() for t in held)
 
     def masks(self, row_RL: Tensor) -> Callable[[], None]:
@@ -66,7 +66,7 @@ class Tensors:
         chosen, node_R = [], top_R  # what a search knows from its topk
         for level in range(row_RL.shape[1]):
             child = self.trie.children(level, node_R)
-            match = (child.code == row_RL[:, level, None]) & child.there
+            match = (child.token == row_RL[:, level, None]) & child.there
             chosen.append(match.int().argmax(1, keepdim=True))
             node_R = child.node.gather(1, chosen[-1])[:, 0]
 

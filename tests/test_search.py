@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam import AllCodes, Trie, beam_search
+from sids.search import AllTokens, Trie, beam_search
 
 
 def random_sids(n, sizes, seed):
@@ -97,7 +97,7 @@ def test_unconstrained_search_finds_the_best_tuples_and_marks_invalid_ones():
     model = Table(sizes, 1)
     every = torch.cartesian_prod(*[torch.arange(k) for k in sizes])
     want = torch.tensor([model.score(0, s) for s in every]).sort(descending=True)
-    found = beam_search(model, AllCodes(Trie(sids, sizes)), 1, 18, torch.device("cpu"))
+    found = beam_search(model, AllTokens(Trie(sids, sizes)), 1, 18, torch.device("cpu"))
     assert torch.allclose(found.score_BW[0], want.values, atol=1e-5)
     number = {tuple(s): i for i, s in enumerate(sids.tolist(), 1)}
     assert found.item_BW[0].tolist() == [number.get(tuple(every[i].tolist()), 0) for i in want.indices]
@@ -114,11 +114,11 @@ def test_children_are_exactly_the_continuations_that_exist(n, seed):
         following = {}
         for prefix, node in nodes.items():
             child = trie.children(level, torch.tensor([node]))
-            got = {int(c): int(m) for c, m, t in zip(child.code[0], child.node[0], child.there[0], strict=True) if t}
+            got = {int(c): int(m) for c, m, t in zip(child.token[0], child.node[0], child.there[0], strict=True) if t}
             assert set(got) == {s[level] for s in sids.tolist() if tuple(s[:level]) == prefix}
             following |= {(*prefix, c): m for c, m in got.items()}
         nodes = following
-    assert {p: int(trie.items(torch.tensor(m))) for p, m in nodes.items()} == {
+    assert {p: int(trie.items_of(torch.tensor(m))) for p, m in nodes.items()} == {
         tuple(s): i for i, s in enumerate(sids.tolist(), 1)
     }
 
@@ -134,7 +134,7 @@ def test_a_trie_costs_at_most_32_bytes_an_item():
         [torch.randint(0, 256, (20000,)) for _ in range(3)] + [torch.zeros(20000, dtype=torch.long)], 1
     ).unique(dim=0)
     trie = Trie(sids, sizes)
-    tensors = [trie.item_N, *trie.begin, *trie.code]
+    tensors = [trie.item_N, *trie.begin, *trie.token]
     assert sum(t.numel() * t.element_size() for t in tensors) <= 32 * len(sids)
 
 
@@ -142,7 +142,7 @@ def test_unconstrained_search_bans_items_and_not_invalid_codes():
     """Padding of the banned list is 0, and so is the number of a SID that no item has."""
     sizes = [3, 3, 2]
     sids = random_sids(9, sizes, 5)
-    model, tree = Table(sizes, 2), AllCodes(Trie(sids, sizes))
+    model, tree = Table(sizes, 2), AllTokens(Trie(sids, sizes))
     free = beam_search(model, tree, 2, 18, torch.device("cpu")).item_BW
     banned = torch.tensor([[int(free[0].max()), 0], [1, 2]])
     found = beam_search(model, tree, 2, 18, torch.device("cpu"), banned)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beam import Found
+from recommenders.items import with_others
+from recommenders.protocol import Found
 
 RECENT = 5  # items of the history that make up the content query
 
@@ -25,13 +26,16 @@ class Floor(nn.Module):
     def scores(self, history_BS: Tensor) -> Tensor:
         raise AssertionError("a floor says how it scores")
 
-    def groups(self) -> None:
-        """No SIDs, hence no groups of them."""
+    def groups(self) -> dict[str, Tensor]:
+        return {}
 
     @torch.inference_mode()
-    def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+    def recommend(
+        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
+    ) -> Found:
         """The k best items, best first; equal scores in catalogue order."""
         score_BN = self.scores(history_BS)
+        banned_BS = with_others(banned_BS, among_M, len(score_BN), self.n_items)
         if banned_BS is not None:
             score_BN = F.pad(score_BN, (1, 0)).scatter(1, banned_BS, -torch.inf)[:, 1:]
         score_BK, place_BK = score_BN.sort(dim=1, descending=True, stable=True)

@@ -1,21 +1,44 @@
-"""The T5 encoder-decoder (arXiv:1910.10683) over embeddings, with caches for beam search.
+"""The T5 encoder-decoder (arXiv:1910.10683) over the tokens of semantic IDs, with caches for beam search.
 
 Same definition as Hugging Face's T5 (pre-norm RMS, no biases, unscaled attention, one table of
 relative position biases per stack), laid out for speed: fused projections, scaled_dot_product_attention,
 cross-attention keys computed once per user and shared by all beams.
 
-Shape letters: B users, W beams, T source tokens, S target tokens, h width, H heads, k width of a head.
+Shape letters: B users, W beams, T source tokens, S target tokens, h width, H heads, k width of a head; in
+the network over SIDs also U distinct items of a batch, P places of a SID, V tokens of a place.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data import Batch
 from layers import Dropout, attention
+from recommenders.protocol import Scorer
+from settings import option
+from sids.tokenizer import Quantized
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Options:
+    encoder_layers: int = option(6, "layers of the encoder", ge=1)
+    decoder_layers: int = option(6, "layers of the decoder", ge=1)
+    d_model: int = option(128, "width h", ge=1)
+    d_ff: int = option(512, "width of the feed-forward layers", ge=1)
+    num_heads: int = option(4, "attention heads", ge=1, sizeless=True)
+    d_kv: int = option(64, "width of one head", ge=1, sizeless=True)
+    dropout_rate: float = option(0.1, "dropout of the recommender", ge=0, le=0.9)
+    recency_embedding: bool = option(
+        False,
+        "add a learned vector for an item's place counted from the newest (not in the paper: T5 sees relative "
+        "places only)",
+    )
+
 
 BUCKETS, FAR = 32, 128  # relative positions: buckets, and the distance from which all share the last
 
@@ -212,3 +235,88 @@ class T5(nn.Module):
             x, cache.own[i] = layer(x, bias, cache.own[i], cache.source[i], cache.source_mask)
         out: Tensor = self.dropout(self.decoder_norm(x))
         return out
+
+
+# ---------------------------------------------------------------- over the tokens of semantic IDs
+
+
+class T5Network(nn.Module):
+    """T5 over the tokens of semantic IDs; one token table per place, tied with the logits."""
+
+    Options: ClassVar[type[T5Options]] = T5Options
+    targets: Literal["one", "next"] = "one"
+
+    def __init__(self, cfg: T5Options, vocabulary: tuple[int, ...], longest: int) -> None:
+        """vocabulary: tokens of each place; longest: items of a history at most."""
+        super().__init__()
+        self.cfg, self.vocabulary, self.tokens_per_item = cfg, vocabulary, len(vocabulary)
+        self.t5 = T5(
+            width=cfg.d_model, inner=cfg.d_ff, heads=cfg.num_heads, d_kv=cfg.d_kv, dropout=cfg.dropout_rate,
+            encoder_layers=cfg.encoder_layers, decoder_layers=cfg.decoder_layers,
+        )  # fmt: skip
+        self.tables = nn.ParameterList(torch.randn(v, cfg.d_model) * 0.02 for v in vocabulary)
+        self.start = nn.Parameter(torch.randn(cfg.d_model) * 0.02)
+        self.recency = nn.Embedding(longest, cfg.d_model) if cfg.recency_embedding else None
+        if self.recency is not None:
+            nn.init.normal_(self.recency.weight, 0, 0.02)
+
+    def embed(self, codes: Quantized, token_UP: Tensor) -> Tensor:
+        """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others."""
+        learned = [codes.lookup(place, self.tables[place]) for place in range(len(codes.index))]
+        plain = [F.embedding(token_UP[:, p], self.tables[p]) for p in range(len(learned), len(self.tables))]
+        return torch.stack([*learned, *plain], 1)
+
+    def encode(self, token_BSPh: Tensor, history_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """(hidden states [B, T, h], mask [B, T])."""
+        keep_BT = (history_BS > 0).repeat_interleave(token_BSPh.shape[2], 1)
+        if self.recency is not None:  # histories are padded on the left, the newest item stands last
+            age_S = torch.arange(history_BS.shape[1] - 1, -1, -1, device=history_BS.device)
+            token_BSPh = token_BSPh + self.recency(age_S)[:, None]
+        return self.t5.encode(token_BSPh.flatten(1, 2), keep_BT), keep_BT
+
+    def logits(self, place: int, hidden: Tensor) -> Tensor:
+        """Scores of a place's tokens, tied with its table."""
+        return F.linear(hidden, self.tables[place]).to(self.tables[place].dtype)
+
+    def forward(self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor) -> Iterator[Tensor]:
+        """Teacher-forced logits [B, V] of each sample's target, place by place."""
+        cache = self.t5.start(*self.encode(history_UPh[batch.history_row_BS], batch.history_BS))
+        before_BPh = teacher_UPh[batch.target_row_B, :-1]  # of the place after it
+        start_B1h = self.start.expand(len(before_BPh), 1, -1)
+        hidden = self.t5.decode(torch.cat([start_B1h, before_BPh], 1), cache)
+        return (self.logits(place, hidden[:, place]) for place in range(len(self.tables)))
+
+    def scorer(self, token_BSP: Tensor, history_BS: Tensor) -> Scorer:
+        """The scorer that `beam_search` asks; encoder and source keys run once per user."""
+        token_BSPh = torch.stack([t[token_BSP[..., i]] for i, t in enumerate(self.tables)], 2)
+        cache = self.t5.start(*self.encode(token_BSPh, history_BS))
+        users = len(history_BS)
+
+        def score(place: int, token_R: Tensor | None, parent_R: Tensor | None) -> Tensor:
+            if token_R is None or parent_R is None:
+                x = self.start.expand(users, 1, -1)
+            else:
+                cache.reorder(parent_R)
+                x = self.tables[place - 1][token_R][:, None]
+            return self.logits(place, self.t5.decode(x, cache)[:, 0]).log_softmax(-1)
+
+        return score
+
+    def training_numbers(self, B: int, S: int) -> int:
+        """Numbers kept for the backward pass of B samples: per layer, streams, keys and values, attention."""
+        r, places, T = self.cfg, len(self.vocabulary), S * len(self.vocabulary)
+        inner = r.num_heads * r.d_kv
+        encoder = r.encoder_layers * (B * T * (8 * r.d_model + 4 * inner + 3 * r.d_ff) + 3 * B * r.num_heads * T * T)
+        cross = r.decoder_layers * (2 * B * T * inner + 3 * B * r.num_heads * places * T)
+        decoder = r.decoder_layers * B * places * (12 * r.d_model + 8 * inner + 3 * r.d_ff)
+        return encoder + cross + decoder + 4 * B * T * r.d_model + 6 * B * sum(self.vocabulary)
+
+    def search_numbers(self, B: int, S: int, beams: int) -> int:
+        """Numbers held at the widest moment of a search for B users: in the encoder, or at the last place."""
+        r, T, R = self.cfg, S * len(self.vocabulary), B * beams
+        inner = r.num_heads * r.d_kv
+        source = r.decoder_layers * 2 * B * T * inner
+        encoder = B * T * (4 * r.d_model + max(4 * inner, 2 * r.d_ff)) + 2 * B * r.num_heads * T * T
+        rows = R * (4 * r.d_model + 4 * inner + 2 * r.d_ff + 2 * r.num_heads * T)
+        own = 2 * r.decoder_layers * 2 * R * len(self.vocabulary) * inner  # twice while the beams are re-ordered
+        return max(encoder, source + rows + own + 8 * R * max(self.vocabulary))

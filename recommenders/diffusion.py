@@ -7,33 +7,67 @@ Shape letters: B users, S positions, N items, d width, K masks to fill, R hidden
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-import settings
-from beam import Found
 from data import Batch
 from layers import counter_uniform
-from methods.items import LOGITS, ItemEncoder, SequenceModel, best_items, one_by_one, softmax_loss
-from readers import Dataset
-from settings import Config, SequenceOptions
-from utils import Problem, read_checkpoint
+from recommenders.items import (
+    LOGITS,
+    ItemEncoder,
+    ItemOptions,
+    SequenceModel,
+    best_items,
+    one_by_one,
+    softmax_loss,
+)
+from recommenders.protocol import AllReduce, Found
+from settings import option
+from utils import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions(ItemOptions):
+    time_weight: bool = option(
+        True, "weigh the loss by 1 / t; false: all hidden items alike (BERT4Rec with a random rate)"
+    )
+    decode_threshold: float = option(0.9, "multi: probability from which a place is filled", ge=0, le=1)
+    decode_decay: float = option(0.9, "multi: factor on that threshold until a place reaches it", ge=0, le=1)
+    decode_order: Literal["position", "confidence", "single_then_multi"] = option(
+        "position", "multi: order of the list; the last: the best next item, then masks after it"
+    )
+    decode_rounds: int | None = option(
+        None, "multi: fill an equal share of the places in each of so many rounds, instead of by threshold", ge=1
+    )
+    remasking: Literal["low_confidence", "random"] = option(
+        "low_confidence", "multi: which places are filled first"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningOptions(DiffusionOptions):
+    sft_from: str | None = option(None, "best_model.pth of the diffsasrec run that diffsasrec_sft fine-tunes")
+    sft_masks: int = option(1, "fine-tuning: how many of the last items may be hidden", ge=1)
+
 
 EPSILON = 1e-3  # smallest probability of a mask
 
 
 class DiffSASRec(SequenceModel):
+    Options: ClassVar[type[DiffusionOptions]] = DiffusionOptions
     step: Tensor
 
-    def __init__(self, cfg: Config, n_items: int) -> None:
-        super().__init__(cfg, n_items)
+    def __init__(self, cfg: DiffusionOptions, n_items: int, longest: int, seed: int) -> None:
+        super().__init__(cfg, n_items, longest)
+        self.cfg, self.seed = cfg, seed
         self.mask = n_items + 1
-        self.longest = cfg.data.max_his_len + 1  # a history and one more
+        self.longest = longest + 1  # a history and one more
         self.encoder = ItemEncoder(cfg, n_items + 2, self.longest, causal=False)
-        self.targets: Literal["one", "next", "all"] = "next" if cfg.data.reference else "all"
+        self.targets = "next" if cfg.as_published else "all"
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     # ---- training
@@ -44,7 +78,7 @@ class DiffSASRec(SequenceModel):
         if self.targets == "all":  # as published, the last item of a history is left to fine-tuning
             item_BS = torch.cat([item_BS, batch.target_B[:, None]], 1)
         hidden_BS, t_B1 = self.noise(batch, item_BS)
-        weight_BS = (1 / t_B1).expand_as(item_BS) if self.cfg.sequence.time_weight else torch.ones_like(item_BS)
+        weight_BS = (1 / t_B1).expand_as(item_BS) if self.cfg.time_weight else torch.ones_like(item_BS)
         loss = self.masked_loss(item_BS, hidden_BS, weight_BS / (item_BS > 0).sum())
         return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
 
@@ -54,7 +88,7 @@ class DiffSASRec(SequenceModel):
         Positions count from the newest, so that padding changes nothing.
         """
         sample_B = batch.user_B * 7919 + batch.target_B
-        seed = self.cfg.data.seed
+        seed = self.seed
         u_B1 = counter_uniform(seed, self.step, sample_B, 1, 1)
         t_B1 = EPSILON + (1 - EPSILON) * u_B1
         u_BS = counter_uniform(seed, self.step, sample_B, 0, item_BS.shape[1]).flip(1)
@@ -69,14 +103,14 @@ class DiffSASRec(SequenceModel):
         """Embeddings of the real items, [N, d]: neither padding nor MASK is ever scored."""
         return self.encoder.items.weight[1 : self.mask]
 
-    def after_step(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+    def after_step(self, all_reduce: AllReduce) -> None:
         self.step += 1
 
     # ---- recommending
 
     def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
         """k items, as `decoding` says: by score of the next item, as the next k in order, or one by one."""
-        how = self.cfg.sequence.decoding
+        how = self.cfg.decoding
         if how == "single":
             return best_items(self.next_scores(history_BS), k, banned_BS)
         if how == "autoregressive":
@@ -104,7 +138,7 @@ class DiffSASRec(SequenceModel):
 
     def _multi(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
         """Fill k masks; with `single_then_multi` the first of them alone."""
-        s, first_B1 = self.cfg.sequence, history_BS.new_zeros(len(history_BS), 0)
+        s, first_B1 = self.cfg, history_BS.new_zeros(len(history_BS), 0)
         first_score_B1 = first_B1.float()
         taken = torch.zeros(len(history_BS), self.n_items + 1, dtype=torch.bool, device=history_BS.device)
         if banned_BS is not None:
@@ -115,7 +149,7 @@ class DiffSASRec(SequenceModel):
             taken.scatter_(1, first_B1, True)
         done = fill(
             lambda filled: self.masked_scores(history_BS, filled), taken[:, 1:], k - first_B1.shape[1], s,
-            renormalise=not self.cfg.data.reference, random=partial(self._keys, history_BS, k - first_B1.shape[1]),
+            renormalise=not self.cfg.as_published, random=partial(self._keys, history_BS, k - first_B1.shape[1]),
         )  # fmt: skip
         item_BK, score_BK = done.item_BK, done.confidence_BK
         if s.decode_order == "confidence":
@@ -126,7 +160,7 @@ class DiffSASRec(SequenceModel):
     def _keys(self, history_BS: Tensor, k: int, rounds: int) -> Tensor:
         """Uniform numbers [B, K] of a round, a function of seed and history alone."""
         odd_S = 2 * torch.arange(history_BS.shape[1], device=history_BS.device).flip(0) + 1  # counted from the newest
-        return counter_uniform(self.cfg.data.seed, torch.tensor(rounds), (history_BS * odd_S).sum(1), 3, k)
+        return counter_uniform(self.seed, torch.tensor(rounds), (history_BS * odd_S).sum(1), 3, k)
 
 
 # ---------------------------------------------------------------- multi-step decoding
@@ -139,7 +173,7 @@ class Filled(NamedTuple):
 
 
 def fill(
-    score: Callable[[Tensor], Tensor], taken_BN: Tensor, k: int, s: SequenceOptions, *, renormalise: bool = True,
+    score: Callable[[Tensor], Tensor], taken_BN: Tensor, k: int, s: DiffusionOptions, *, renormalise: bool = True,
     random: Callable[[int], Tensor] | None = None,
 ) -> Filled:  # fmt: skip
     """Fill k places in at most k rounds, each user on their own: nobody's list depends on the batch.
@@ -216,16 +250,18 @@ class FineTuned(DiffSASRec):
     t and weighed by 1 / t, as LLaDA fine-tunes.
     """
 
+    Options: ClassVar[type[FineTuningOptions]] = FineTuningOptions
     pretrained = True
 
-    def __init__(self, cfg: Config, n_items: int) -> None:
-        super().__init__(cfg, n_items)
+    def __init__(self, cfg: FineTuningOptions, n_items: int, longest: int, seed: int) -> None:
+        super().__init__(cfg, n_items, longest, seed)
+        self.sft_masks = cfg.sft_masks
         self.targets = "one"
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over sequences of the loss of their last items, each sequence cut at random every other time."""
         item_BS = self.cut(torch.cat([batch.history_BS, batch.target_B[:, None]], 1), batch)
-        count = self.cfg.sequence.sft_masks
+        count = self.sft_masks
         hidden_BS, t_B1 = self.noise(batch, item_BS)
         last_S = torch.arange(item_BS.shape[1], device=item_BS.device) >= item_BS.shape[1] - count
         possible_B1 = (last_S & (item_BS > 0)).sum(1, keepdim=True)
@@ -237,42 +273,9 @@ class FineTuned(DiffSASRec):
 
     def cut(self, item_BS: Tensor, batch: Batch) -> Tensor:
         """Beginnings of random length, at least two items, of about half of the sequences; the rest whole."""
-        u_B2 = counter_uniform(self.cfg.data.seed, self.step, batch.user_B * 7919 + batch.target_B, 2, 2)
+        u_B2 = counter_uniform(self.seed, self.step, batch.user_B * 7919 + batch.target_B, 2, 2)
         length_B = (item_BS > 0).sum(1)
         short_B = 2 + (u_B2[:, 0] * (length_B - 1)).long()
         drop_B1 = torch.where(u_B2[:, 1] < 0.5, length_B - short_B, 0)[:, None]
         place_BS = torch.arange(item_BS.shape[1], device=item_BS.device) - drop_B1
         return item_BS.gather(1, place_BS.clamp(min=0)).masked_fill(place_BS < 0, 0)
-
-
-def finetuned(cfg: Config, data: Dataset) -> FineTuned:
-    """The second stage's model with the weights of the first; Problem when that is none of these."""
-    items = data.catalogue.ids
-    path = cfg.sequence.sft_from
-    if path is None:
-        raise Problem("sft_from: name the best_model.pth of a diffsasrec run to fine-tune")
-    state = read_checkpoint(path)
-    kind = state.get("config", {}).get("method")
-    if kind not in ("diffsasrec", "diffsasrec_sft"):
-        raise Problem(f"sft_from: {path} is of {kind!r}; only a diffusion model (diffsasrec) can be fine-tuned")
-    if state["items"] != items:
-        raise Problem(f"sft_from: {path} was trained on another catalogue")
-    if state.get("split", data.split_hash) != data.split_hash:
-        raise Problem(f"sft_from: {path} was trained on other interactions or another split; it may know the targets")
-    ours = settings.flat(cfg)
-    for key in settings.SIZELESS:
-        if state["config"].get(key) != ours[key]:
-            raise Problem(f"sft_from: {path} was trained with {key} {state['config'].get(key)!r}; set --{key} so")
-    model = FineTuned(cfg, len(items))
-    _load(model, state["model"], path)
-    return model
-
-
-def _load(model: FineTuned, state: dict[str, Any], path: str) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as e:
-        reason = " ".join(str(e).split())[:200]
-        raise Problem(
-            f"sft_from: {path} has other sizes; use its hidden_units, num_blocks, max_his_len ({reason})"
-        ) from None

@@ -6,17 +6,41 @@ Shape letters: B users, S positions, N items, d width, R rows (real positions of
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beam import Found
 from data import Batch
 from layers import Dropout
-from settings import Config
+from recommenders.protocol import AllReduce, Autocast, Found, Targets
+from settings import option
 from utils import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemOptions:
+    """What every network over items is asked."""
+
+    hidden_units: int = option(128, "width d of the item embeddings", ge=1)
+    num_blocks: int = option(2, "transformer blocks", ge=1)
+    num_heads: int = option(4, "attention heads", ge=1, sizeless=True)
+    hidden_dropout: float = option(0.5, "dropout of embeddings, attention and feed-forward", ge=0, le=0.9)
+    decoding: Literal["single", "multi", "autoregressive"] = option(
+        "single",
+        "rank the next item; fill as many masks as there are places in the list (diffusion); add the best next "
+        "item again and again",
+    )
+    as_published: bool = option(
+        False, "as DiffSASRec's program: its transformer block, its targets, its multi-step decoder", sizeless=True
+    )
+
+    def __post_init__(self) -> None:
+        if self.hidden_units % self.num_heads:
+            raise Problem(f"hidden_units: {self.hidden_units} is not divisible by num_heads {self.num_heads}")
+
 
 LOGITS = 1 << 24  # most scores held at a time by the loss (64 MiB)
 
@@ -63,17 +87,14 @@ class ItemEncoder(nn.Module):
     SASRec, arXiv:1808.09781: x = E[item] sqrt(d) + P[position], blocks, a last norm.
     """
 
-    def __init__(self, cfg: Config, rows: int, positions: int, *, causal: bool) -> None:
+    def __init__(self, s: ItemOptions, rows: int, positions: int, *, causal: bool) -> None:
         """rows: of the item table, padding included."""
         super().__init__()
-        s, heads = cfg.sequence, cfg.recommender.num_heads
-        if s.hidden_units % heads:
-            raise Problem(f"hidden_units: {s.hidden_units} is not divisible by num_heads {heads}")
-        self.causal, self.original = causal, cfg.data.reference
+        self.causal, self.original = causal, s.as_published
         self.items = nn.Embedding(rows, s.hidden_units, padding_idx=0)
         self.positions = nn.Embedding(positions, s.hidden_units)
         self.blocks = nn.ModuleList(
-            Block(s.hidden_units, heads, s.hidden_dropout, original=self.original) for _ in range(s.num_blocks)
+            Block(s.hidden_units, s.num_heads, s.hidden_dropout, original=self.original) for _ in range(s.num_blocks)
         )
         self.norm = nn.LayerNorm(s.hidden_units, 1e-8)
         self.dropout = Dropout(s.hidden_dropout)
@@ -175,48 +196,45 @@ def one_by_one(score: Callable[[Tensor], Tensor], history_BS: Tensor, k: int, ba
 # ---------------------------------------------------------------- what the trainer asks for
 
 
+def with_others(banned_BS: Tensor | None, among_M: Tensor | None, users: int, n_items: int) -> Tensor | None:
+    """The banned items [B, S], and with them all that are not among some item numbers."""
+    if among_M is None:
+        return banned_BS
+    every_N = torch.arange(1, n_items + 1, device=among_M.device)
+    outside_BM = every_N[~torch.isin(every_N, among_M)].expand(users, -1)
+    return outside_BM if banned_BS is None else torch.cat([banned_BS, outside_BM], 1)
+
+
 class SequenceModel(nn.Module, ABC):
     """A model of item sequences as the trainer wants it; subclasses say how it learns and recommends."""
 
     sequences, pretrained, tokens_per_item = True, False, 1
-    targets: Literal["one", "next", "all"]
+    targets: Targets
 
-    def __init__(self, cfg: Config, n_items: int) -> None:
+    def __init__(self, cfg: ItemOptions, n_items: int, longest: int) -> None:
+        """longest: items of a history at most."""
         super().__init__()
-        self.cfg, self.n_items = cfg, n_items
-        self._outside: Tensor | None = None
-
-    def restrict(self, item_M: Tensor | None) -> None:
-        """Recommend only these item numbers from now on (None: the catalogue)."""
-        every_N = torch.arange(1, self.n_items + 1)
-        self._outside = None if item_M is None else every_N[~torch.isin(every_N, item_M)]
+        self.n_items, self.max_his_len = n_items, longest
+        self.depth = 100 if cfg.decoding == "single" else 0  # one pass ranks everything; elsewhere each place costs
 
     @torch.inference_mode()
-    def recommend(self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+    def recommend(
+        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
+    ) -> Found:
         """k items for each history, best first; 0 where there are fewer."""
-        if self._outside is not None:
-            outside_BM = self._outside.to(history_BS.device).expand(len(history_BS), -1)
-            banned_BS = outside_BM if banned_BS is None else torch.cat([banned_BS, outside_BM], 1)
-        return self.choose(history_BS, k, banned_BS)
+        return self.choose(history_BS, k, with_others(banned_BS, among_M, len(history_BS), self.n_items))
 
     @abstractmethod
     def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
         """How the method ranks or decodes; items in banned_BS are left out."""
 
-    @property
-    def depth(self) -> int:
-        """Longer lists are free where one forward pass ranks everything; elsewhere each place costs."""
-        return 100 if self.cfg.sequence.decoding == "single" else 0
-
     def param_groups(self) -> list[dict[str, Any]]:
-        t = self.cfg.train
-        return [{"name": "rec", "params": list(self.parameters()), "lr": t.lr_rec,
-                 "weight_decay": t.weight_decay, "clip": t.max_grad_norm}]  # fmt: skip
+        return [{"name": "rec", "params": list(self.parameters())}]
 
-    def probe(self, batch: Batch, autocast: Callable[[], Any] = contextlib.nullcontext) -> dict[str, float]:
+    def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
         return {}
 
-    def after_step(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+    def after_step(self, all_reduce: AllReduce) -> None:
         """Nothing is kept from step to step."""
 
     def refresh(self) -> dict[str, float]:
@@ -225,8 +243,8 @@ class SequenceModel(nn.Module, ABC):
     def figures(self) -> dict[str, float]:
         return {}
 
-    def groups(self) -> None:
-        """No SIDs, hence no groups of them."""
+    def groups(self) -> dict[str, Tensor]:
+        return {}
 
 
 def n_items(state: dict[str, Any], extra: int = 1) -> int:

@@ -3,17 +3,32 @@
 Shape letters: B users, S positions, N items, d width, R real positions of a batch.
 """
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beam import Found
 from data import Batch
-from methods.items import ItemEncoder, SequenceModel, best_items, one_by_one, softmax_loss
-from settings import Config
+from recommenders.items import ItemEncoder, ItemOptions, SequenceModel, best_items, one_by_one, softmax_loss
+from recommenders.protocol import Found
+from settings import option
 from utils import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASRecOptions(ItemOptions):
+    sasrec_loss: Literal["ce_all", "bce", "ce_last"] = option(
+        "ce_all",
+        "softmax over the catalogue at every position; one random negative at every position; softmax at the last "
+        "position",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoding == "multi":
+            raise Problem("decoding: multi fills masks, which sasrec does not know; use single or autoregressive")
 
 
 class SASRec(SequenceModel):
@@ -23,12 +38,13 @@ class SASRec(SequenceModel):
     random negative a position (the paper); `ce_last`, softmax at the last position only.
     """
 
-    def __init__(self, cfg: Config, n_items: int) -> None:
-        super().__init__(cfg, n_items)
-        if cfg.sequence.decoding == "multi":
-            raise Problem("decoding: multi fills masks, which sasrec does not know; use single or autoregressive")
-        self.encoder = ItemEncoder(cfg, n_items + 1, cfg.data.max_his_len, causal=True)
-        self.targets: Literal["one", "next", "all"] = "one" if cfg.sequence.sasrec_loss == "ce_last" else "next"
+    Options: ClassVar[type[SASRecOptions]] = SASRecOptions
+
+    def __init__(self, cfg: SASRecOptions, n_items: int, longest: int, seed: int) -> None:
+        super().__init__(cfg, n_items, longest)
+        self.cfg = cfg
+        self.encoder = ItemEncoder(cfg, n_items + 1, longest, causal=True)
+        self.targets = "one" if cfg.sasrec_loss == "ce_last" else "next"
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the batch's targets."""
@@ -38,7 +54,7 @@ class SASRec(SequenceModel):
         if self.targets == "one":
             chosen_BS = torch.zeros_like(chosen_BS).index_fill(1, chosen_BS.new_tensor([-1], dtype=torch.long), True)
         h_Rd, next_R = h_BSd[chosen_BS], next_BS[chosen_BS]
-        if self.cfg.sequence.sasrec_loss == "bce":
+        if self.cfg.sasrec_loss == "bce":
             sequence = torch.cat([batch.history_BS, batch.target_B[:, None]], 1)
             negative_R = absent_items(sequence, batch.history_BS.shape[1], self.n_items)[chosen_BS]
             loss = self._binary(h_Rd, next_R, negative_R)
@@ -54,13 +70,13 @@ class SASRec(SequenceModel):
 
     def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
         """The k best next items, best first, or (`decoding: autoregressive`) a continuation by k items."""
-        if self.cfg.sequence.decoding == "autoregressive":
+        if self.cfg.decoding == "autoregressive":
             return one_by_one(self.next_scores, history_BS, k, banned_BS)
         return best_items(self.next_scores(history_BS), k, banned_BS)
 
     def next_scores(self, history_BS: Tensor) -> Tensor:
         """Log-probabilities of the next item, [B, N]."""
-        h_Bd = self.encoder(history_BS[:, -self.cfg.data.max_his_len :])[:, -1]
+        h_Bd = self.encoder(history_BS[:, -self.max_his_len :])[:, -1]
         return (h_Bd @ self.encoder.items.weight[1:].T).float().log_softmax(1)
 
 

@@ -1,0 +1,467 @@
+"""The one place that knows every part by name: a new tokenizer, network or model is a file and a line here.
+
+A run is composed of a tokenizer, a recommender and the way they are trained, or of a recommender over items
+alone; `method` names such compositions. Parts are imported when a run first needs them.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import settings
+from metrics import EvalOptions, cutoff
+from model import GenerativeModel, JointModel, JointOptions
+from readers import DataOptions, Dataset, read_embeddings
+from recommenders.protocol import Ranker
+from retired import RETIRED, upgraded
+from runs import RunOptions
+from settings import Config, option
+from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
+from sids.search import SearchOptions
+from sids.tokenizer import CodeOptions
+from trainer import TrainOptions
+from uncertainty import UncertaintyOptions
+from utils import Problem, log, read_checkpoint
+from vq import QuantizerOptions, RQVAEOptions
+
+# ---------------------------------------------------------------- the parts, by name
+
+TOKENIZERS = {
+    "rqvae": "vq:RQVAE",
+    "rq_kmeans": "sids.rq_kmeans:RQKMeans",
+    "random_codes": "sids.random_codes:RandomCodes",
+}
+JOINT = {"rqvae": "vq:JointRQVAE"}  # the form of a tokenizer that learns together with a recommender
+NETWORKS = {
+    "t5": "recommenders.t5:T5Network",
+}
+ITEM_MODELS = {
+    "sasrec": "recommenders.sasrec:SASRec",
+    "diffsasrec": "recommenders.diffusion:DiffSASRec",
+    "diffsasrec_sft": "recommenders.diffusion:FineTuned",
+}
+TRAINING = {"diger": "joint", "two_stage": "frozen"}  # methods over semantic IDs
+METHODS = [*TRAINING, *ITEM_MODELS]
+FLOORS: dict[str, Callable[[Dataset], Ranker]] = {  # need no training
+    "popularity": lambda data: part("recommenders.floors:Popularity")(data.popularity),
+    "content": lambda data: part("recommenders.floors:Content")(read_embeddings(data)),
+}
+
+
+def part(place: str) -> Any:
+    """The class at `module:Class`."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    method: str = option("diger", f"{', '.join(METHODS)}; the first two recommend by semantic IDs, the others by items")
+    tokenizer: str | None = option("rqvae", f"what makes the semantic IDs: {', '.join(TOKENIZERS)}")
+    recommender: str | None = option("t5", f"network over semantic IDs: {', '.join(NETWORKS)}")
+    training: Literal["joint", "frozen"] | None = option("joint", "tokenizer trained with the recommender or frozen")
+
+
+# ---------------------------------------------------------------- which parts a run is made of
+
+
+def composition(preset: Mapping[str, Any], given: Mapping[str, Any]) -> MethodOptions:
+    """The parts that a file's options and a command line ask for; the command line wins.
+
+    Problem when a name is unknown, or when two of them contradict each other.
+    """
+    names = settings.fields_of(MethodOptions)
+    preset, given = ({k: v for k, v in source.items() if k in names and v is not None} for source in (preset, given))
+    for key, value in [*preset.items(), *given.items()]:
+        settings.check_value(MethodOptions, key, value)
+    method = given.get("method")
+    if method is None and "training" not in given:
+        method = preset.get("method")
+        given = {**{k: v for k, v in preset.items() if k == "training" and method}, **given}  # must agree with it
+    method = method or _implied({**preset, **given})
+    check_method(method)
+    if method in ITEM_MODELS:
+        if wrong := [k for k in given if k != "method" and (k, given[k]) != ("recommender", method)]:
+            raise Problem(f"--{wrong[0]}: {method} recommends by items, it has no {wrong[0]} to choose")
+        return MethodOptions(method=method, tokenizer=None, recommender=None, training=None)
+    if "training" in given and given["training"] != TRAINING[method]:
+        raise Problem(f"training: {given['training']} contradicts method: {method}, which is {TRAINING[method]}")
+    both = {**preset, **given}
+    tokenizer, network = both.get("tokenizer", "rqvae"), both.get("recommender", "t5")
+    check_known("tokenizer", tokenizer, TOKENIZERS)
+    check_known("recommender", network, NETWORKS)
+    if TRAINING[method] == "joint" and tokenizer not in JOINT:
+        raise Problem(
+            f"tokenizer: {tokenizer} cannot be trained jointly with a recommender (only {', '.join(JOINT)} can); "
+            "use method: two_stage"
+        )
+    return MethodOptions(method=method, tokenizer=tokenizer, recommender=network, training=TRAINING[method])
+
+
+def _implied(names: Mapping[str, Any]) -> str:
+    """The method that parts stand for where none is named."""
+    if names.get("recommender") in ITEM_MODELS:
+        return str(names["recommender"])
+    by_training = {v: k for k, v in TRAINING.items()}
+    return by_training.get(names.get("training", "joint"), "diger")
+
+
+def sections(m: MethodOptions) -> dict[str, type]:
+    """Title -> options of each part of a run, those that tell runs apart first."""
+    kinds: dict[str, type] = {"method": MethodOptions}
+    if m.method in ITEM_MODELS:
+        kinds[f"recommender {m.method}"] = part(ITEM_MODELS[m.method]).Options
+    else:
+        kinds |= tokenizer_sections(str(m.tokenizer))
+        kinds[f"recommender {m.recommender}"] = part(NETWORKS[str(m.recommender)]).Options
+        kinds["search"] = SearchOptions
+    if m.training == "joint":
+        kinds |= {"uncertainty": UncertaintyOptions, "joint quantizer": QuantizerOptions, "joint training": JointOptions}
+    return kinds | {"data": DataOptions, "training": TrainOptions, "evaluation": EvalOptions, "run": RunOptions}
+
+
+def tokenizer_sections(name: str) -> dict[str, type]:
+    kind = part(TOKENIZERS[name])
+    learned = {"pre-training": FitOptions} if hasattr(kind, "batches") else {}
+    return {f"tokenizer {name}": kind.Options, **learned}
+
+
+def all_sections() -> dict[str, type]:
+    """Title -> options of every part there is."""
+    kinds = sections(MethodOptions())
+    for name in TOKENIZERS:
+        kinds |= tokenizer_sections(name)
+    for name, place in {**NETWORKS, **ITEM_MODELS}.items():
+        kinds[f"recommender {name}"] = part(place).Options
+    return kinds
+
+
+def owners() -> dict[str, dict[str, type]]:
+    """Option -> the parts that have it: title -> options."""
+    found: dict[str, dict[str, type]] = {}
+    for title, kind in all_sections().items():
+        for key in settings.fields_of(kind):
+            found.setdefault(key, {})[title] = kind
+    return found
+
+
+# ---------------------------------------------------------------- configuration
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read one YAML file (None: all defaults) and apply `--key=value` overrides.
+
+    Raises Problem for whatever is wrong, quoting the key and the value.
+    """
+    return build({} if path is None else settings.read_yaml(Path(path)), parse_overrides(overrides))
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    return settings.parse_overrides(overrides, [k for kind in all_sections().values() for k in settings.takes_text(kind)])
+
+
+def build(preset: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Config:
+    """Typed options of a run's parts. preset: as a file has them, those of other parts are left aside;
+    given: as a command line has them, those of other parts are refused.
+    """
+    given = given or {}
+    source = {**preset, **given}.get("data_path")
+    if isinstance(source, str) and source.lower().endswith(".csv"):  # names the data set too
+        preset = {"dataset": Path(source).stem, **preset}
+    m = composition(preset, given)
+    kinds, known = sections(m), owners()
+    own = {key for kind in kinds.values() for key in settings.fields_of(kind)}
+    for key in [*preset, *given]:
+        if key not in known:
+            raise unknown(str(key), known)
+    if foreign := [key for key in given if key not in own]:
+        raise Problem(
+            f"--{foreign[0]} belongs to {' and '.join(known[foreign[0]])}, which this run does not have "
+            f"({', '.join(title for title in kinds if ' ' in title)})"
+        )
+    raw = {**preset, **given}
+    aside = {k: v for k, v in raw.items() if k not in own}
+    for key, value in aside.items():  # a wrong value is refused, whoever it is for
+        settings.check_value(next(iter(known[key].values())), key, value)
+    chosen = {k: getattr(m, k) for k in settings.fields_of(MethodOptions)}
+    cfg = settings.compose(kinds, {**{k: v for k, v in raw.items() if k in own}, **chosen})
+    check_together(cfg)
+    return replace(cfg, aside=aside)
+
+
+def change(cfg: Config, **changes: Any) -> Config:
+    """A copy with some options (flat names) changed, checked like any other."""
+    names = settings.fields_of(MethodOptions)
+    kept = {k: v for k, v in settings.flat(cfg).items() if k not in names or "method" not in changes}
+    parts = {k: getattr(cfg[MethodOptions], k) for k in ("tokenizer", "recommender") if k not in changes}
+    return build({**cfg.aside, **parts, **kept, **changes})
+
+
+def unknown(key: str, known: Mapping[str, Any]) -> Problem:
+    return Problem(f"option {key!r} {RETIRED[key]}") if key in RETIRED else settings.unknown(key, known)
+
+
+def help_text(preset: Mapping[str, Any] | None = None, given: Mapping[str, Any] | None = None) -> str:
+    """Every option, those of the chosen parts first."""
+    own = sections(composition(preset or {}, given or {}))
+    others = {f"{title} (not in this run)": kind for title, kind in all_sections().items() if title not in own}
+    return settings.help_text(own | others)
+
+
+def label(cfg: Config) -> str:
+    """Name of a run in tables: the decay for DIGER, else the method; parts that are not the usual ones in brackets."""
+    m = cfg[MethodOptions]
+    name = cfg[UncertaintyOptions].uncertainty if m.method == "diger" else m.method
+    usual = MethodOptions()
+    unusual = [v for k in ("tokenizer", "recommender") if (v := getattr(m, k)) not in (None, getattr(usual, k))]
+    return f"{name}[{'+'.join(unusual)}]" if unusual else name
+
+
+def folder_name(cfg: Config) -> str:
+    """The label without what a shell would take for a pattern."""
+    return label(cfg).replace("[", "-").replace("]", "")
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def check_known(key: str, name: Any, known: Mapping[str, Any]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise Problem(f"{key}: {settings.shown(name)} is not one of {', '.join(known)}{hint}")
+
+
+def check_method(name: Any) -> None:
+    """Problem when there is no such method to train."""
+    if name in FLOORS:
+        raise Problem(f"method: {name!r} has nothing to train; every run prints its figures beside its own")
+    if name not in METHODS:
+        raise Problem(f"method: {settings.shown(name)} is not one of {', '.join(METHODS)}")
+
+
+def check_together(cfg: Config) -> None:
+    """Problem when options of different parts contradict each other."""
+    check_lists(cfg)
+    check_joint(cfg)
+    run, data = cfg[RunOptions], cfg[DataOptions]
+    if run.resume == "auto" and run.run_name is None:
+        raise Problem("resume: auto needs the run_name to go on with")
+    for key, name in (("run_name", run.run_name), ("dataset", data.dataset)):
+        if name is not None and not settings.plain_name(name):
+            raise Problem(f"{key}: {name!r} is not a plain name; folders go to output_dir and data_path")
+
+
+def check_lists(cfg: Config) -> None:
+    """Problem when the lists that metrics ask for are longer than what a method can make."""
+    longest, m = max(cutoff(name) for name in cfg[EvalOptions].metrics), cfg[MethodOptions]
+    if SearchOptions in cfg and longest > cfg[SearchOptions].num_beams:
+        raise Problem(
+            f"num_beams: {cfg[SearchOptions].num_beams} is below the largest cut-off of metrics, {longest}; raise it"
+        )
+    places = cfg[DataOptions].max_his_len
+    multi = m.method.startswith("diffsasrec") and settings.flat(cfg)["decoding"] == "multi"
+    if multi and longest > places:
+        raise Problem(
+            f"max_his_len: {places} places cannot hold lists of {longest}, which metrics asks of decoding: multi"
+        )
+
+
+def check_joint(cfg: Config) -> None:
+    """Problem when joint training cannot be had as asked."""
+    if QuantizerOptions not in cfg:
+        return
+    q, linears = cfg[QuantizerOptions], len(cfg[RQVAEOptions].layers) + 1
+    if q.deterministic_assignment == "sinkhorn" and cfg[TrainOptions].gradient_accumulation_steps > 1:
+        raise Problem(
+            "deterministic_assignment: sinkhorn balances whole batches; set gradient_accumulation_steps: 1 or "
+            "deterministic_assignment: argmax"
+        )
+    if q.freeze_id_encoder_layers > linears:
+        raise Problem(
+            f"freeze_id_encoder_layers: {q.freeze_id_encoder_layers}, but the encoder has {linears} linear layers"
+        )
+
+
+# ---------------------------------------------------------------- models from data
+
+
+def reads_content(cfg: Config) -> bool:
+    """Does the method need content embeddings?"""
+    return CodeOptions in cfg
+
+
+def check_content(cfg: Config, data: Dataset) -> Dataset:
+    """The data as the method may use them: content embeddings that it needs must be what the options say
+    (Problem); unusable ones beside a method that needs none are left out with a warning.
+    """
+    if reads_content(cfg):
+        width, content_ND = cfg[CodeOptions].semantic_hidden_size, read_embeddings(data)
+        if width is not None and width != content_ND.shape[1]:
+            raise Problem(f"semantic_hidden_size: {width}, but {data.embedding_path} has width {content_ND.shape[1]}")
+    elif data.embedding_path is not None:
+        try:
+            read_embeddings(data)
+        except Problem as e:
+            log.warning(f"{e}; {cfg[MethodOptions].method} needs no embeddings and goes on without the content floor")
+            return replace(data, embedding_path=None)
+    return data
+
+
+def floors_of(data: Dataset) -> list[str]:
+    """The floors that the data allow: content neighbours need embeddings."""
+    return [name for name in FLOORS if name != "content" or data.embedding_path is not None]
+
+
+def train_tokenizer(cfg: Config, data: Dataset) -> Path:
+    """Pre-train the tokenizer of a run unless it is there; its checkpoint."""
+    name = str(cfg[MethodOptions].tokenizer)
+    return pretrain(cfg, name, part(TOKENIZERS[name]), data)
+
+
+def tokenizer_of(cfg: Config, data: Dataset) -> Any:
+    """The pre-trained tokenizer: `rqvae_path`, or what pre-training left for these options."""
+    name, c = str(cfg[MethodOptions].tokenizer), cfg[CodeOptions]
+    path = Path(c.rqvae_path) if c.rqvae_path else checkpoint_path(cfg, name, data)
+    if not path.is_file():
+        raise Problem(
+            f"{path}: no pre-trained tokenizer; run scripts/pretrain.py with the same options, or set rqvae_path"
+        )
+    model = empty_tokenizer(cfg, check_content(cfg, data) and read_embeddings(data).shape[1])
+    load_state(path, model, name)
+    return model
+
+
+def empty_tokenizer(cfg: Config, n_input: int) -> Any:
+    """The tokenizer of a run before it has learned anything, in the form that the training needs."""
+    name, c = str(cfg[MethodOptions].tokenizer), cfg[CodeOptions]
+    if cfg[MethodOptions].training == "joint":
+        return part(JOINT[name])(c, cfg[QuantizerOptions], n_input, cfg[DataOptions].seed)
+    return part(TOKENIZERS[name])(c, n_input)
+
+
+def network_of(cfg: Config) -> Any:
+    """The network over semantic IDs, untrained."""
+    kind, sizes = part(NETWORKS[str(cfg[MethodOptions].recommender)]), cfg[CodeOptions].num_emb_list
+    return kind(cfg[kind.Options], (*sizes, sizes[-1]), cfg[DataOptions].max_his_len)
+
+
+class Built(NamedTuple):
+    """A model to train, and the tokenizer behind its fixed SIDs where it has one."""
+
+    model: Any
+    tokenizer: Any = None
+
+
+def build_model(cfg: Config, data: Dataset) -> Built:
+    """The untrained model of a run, with the SIDs of its pre-trained tokenizer where it has one."""
+    m = cfg[MethodOptions]
+    if m.method == "diffsasrec_sft":
+        return Built(finetuned(cfg, data))
+    if m.method in ITEM_MODELS:
+        return Built(empty_model(cfg, data.n_items))
+    tokenizer = tokenizer_of(cfg, data)
+    if m.training == "joint":
+        joint = JointModel(cfg, tokenizer, network_of(cfg), data.n_items)
+        joint.attach(read_embeddings(data))
+        return Built(joint)
+    model = GenerativeModel(cfg, network_of(cfg), data.n_items)
+    model.set_codes(tokenizer.eval().encode(read_embeddings(data)))
+    return Built(model, tokenizer)
+
+
+def empty_model(cfg: Config, n_items: int, n_input: int = 0) -> Any:
+    """A model that only waits for a state; n_input: width of the content embeddings, for joint models."""
+    m = cfg[MethodOptions]
+    if m.method in ITEM_MODELS:
+        kind = part(ITEM_MODELS[m.method])
+        return kind(cfg[kind.Options], n_items, cfg[DataOptions].max_his_len, cfg[DataOptions].seed)
+    if m.training == "joint":
+        return JointModel(cfg, empty_tokenizer(cfg, n_input), network_of(cfg), n_items)
+    return GenerativeModel(cfg, network_of(cfg), n_items)
+
+
+def finetuned(cfg: Config, data: Dataset) -> Any:
+    """The second stage's model with the weights of the first; Problem when that is none of these."""
+    path = settings.flat(cfg)["sft_from"]
+    if path is None:
+        raise Problem("sft_from: name the best_model.pth of a diffsasrec run to fine-tune")
+    state = read_checkpoint(path)
+    saved = upgraded(state.get("config", {}))
+    if saved.get("method") not in ("diffsasrec", "diffsasrec_sft"):
+        kind = saved.get("method")
+        raise Problem(f"sft_from: {path} is of {kind!r}; only a diffusion model (diffsasrec) can be fine-tuned")
+    if state["items"] != data.catalogue.ids:
+        raise Problem(f"sft_from: {path} was trained on another catalogue")
+    if state.get("split", data.split_hash) != data.split_hash:
+        raise Problem(f"sft_from: {path} was trained on other interactions or another split; it may know the targets")
+    theirs = settings.sizeless(build(saved))
+    for key, ours in settings.sizeless(cfg).items():
+        if theirs[key] != ours:
+            raise Problem(f"sft_from: {path} was trained with {key} {theirs[key]!r}; set --{key} so")
+    model = empty_model(cfg, data.n_items)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as e:
+        reason = " ".join(str(e).split())[:200]
+        raise Problem(
+            f"sft_from: {path} has other sizes; use its hidden_units, num_blocks, max_his_len ({reason})"
+        ) from None
+    return model
+
+
+# ---------------------------------------------------------------- models from checkpoints
+
+
+class Restored(NamedTuple):
+    cfg: Config
+    model: Any
+    state: dict[str, Any]  # the whole checkpoint
+
+
+def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
+    """The model of a `best_model.pth` as it was trained; overrides: options that may differ from then."""
+    state = read_checkpoint(path)
+    check_checkpoint(path, state)
+    saved = upgraded(state["config"])
+    try:
+        trained = build(saved)
+    except Problem as e:
+        raise Problem(f"{path}: holds a wrong configuration: {e}") from None
+    given = parse_overrides(overrides)
+    cfg = build({**trained.aside, **settings.flat(trained)}, given)
+    for key, before in settings.sizeless(trained).items():
+        if settings.sizeless(cfg).get(key) != before:
+            raise Problem(f"{key}: {path} was trained with {before!r}, which cannot be changed now")
+    try:
+        n_items, n_input = _sizes_of(cfg, state["model"])
+        model = empty_model(cfg, n_items, n_input)
+        model.load_state_dict(state["model"])
+    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
+        raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
+    if model.n_items != len(state["items"]):
+        raise Problem(f"{path}: its model knows {model.n_items} items, its list {len(state['items'])}")
+    return Restored(cfg, model.eval(), state)
+
+
+def _sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
+    """(items, width of the content embeddings) of a saved model; 0 where it holds none."""
+    if cfg[MethodOptions].method in ITEM_MODELS:
+        return len(model["encoder.items.weight"]) - (1 if cfg[MethodOptions].method == "sasrec" else 2), 0
+    first = model.get("tokenizer.encoder.mlp_layers.1.weight")
+    return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), 0 if first is None else first.shape[1]
+
+
+def check_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Problem when a file is not a checkpoint of a training."""
+    if missing := [k for k in ("model", "config", "items", "titles") if k not in state]:
+        raise Problem(f"{path}: not a checkpoint of main.py, {missing[0]!r} is missing")
+    ids, titles = state["items"], state["titles"]
+    lists = isinstance(ids, list) and isinstance(titles, list) and len(ids) == len(titles)
+    if not lists or not all(isinstance(text, str) for text in [*ids, *titles]):
+        raise Problem(f"{path}: not a checkpoint of main.py, its items are not a list of names")
+    if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
+        raise Problem(f"{path}: not a checkpoint of main.py, its config or model is not a dictionary")

@@ -1,0 +1,1 @@
+"""What ranks items: networks over semantic IDs, networks over items, floors."""

@@ -1,0 +1,113 @@
+"""What training, evaluation and search ask of whatever ranks items.
+
+Shape letters: B users, S history length, k list length, N items, R rows that a step predicts, P places of
+a SID, V tokens of a place, U distinct items of a batch, h width.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from data import Batch
+
+Logs = dict[str, Tensor]
+AllReduce = Callable[[Tensor], Tensor]  # sums a tensor over all processes
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
+Targets = Literal["one", "next", "all"]
+
+
+class Found(NamedTuple):
+    """Lists of items for B users, best first."""
+
+    item_BW: Tensor  # item numbers from 1; 0 = no item
+    score_BW: Tensor  # log-probability or score; -inf where there is no item
+
+
+class Ranker(Protocol):
+    """Recommends items; all that evaluation asks for."""
+
+    n_items: int
+    depth: int  # length of the lists that cost no more than shorter ones
+
+    def recommend(
+        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
+    ) -> Found:
+        """k items for each history (item numbers, 0 pads on the left), best first.
+
+        banned_BS: items never returned, 0 bans nothing; among_M: the only items that may be returned,
+        None for the whole catalogue.
+        """
+
+    def groups(self) -> dict[str, Tensor]:
+        """Further ways to count a hit: name -> group of each item, [N + 1], -1 for none (and for padding)."""
+
+    def eval(self) -> Any: ...
+
+
+class Recommender(Ranker, Protocol):
+    """A Ranker that learns; all that the trainer asks for."""
+
+    sequences: bool  # learns from whole sequences, not from a sample a position
+    targets: Targets  # what it predicts of a sample: its target, every next item, every item
+    tokens_per_item: int  # of a history, for the token budget
+    pretrained: bool  # comes trained: validated before the first epoch, and kept unless training helps
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Logs]:
+        """(loss of a batch, figures to average over the epoch)."""
+
+    def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
+        """Figures of an epoch's first batch; may refuse to go on (Problem)."""
+
+    def after_step(self, all_reduce: AllReduce) -> None:
+        """Once per optimizer step, on every process alike."""
+
+    def refresh(self) -> dict[str, float]:
+        """After each epoch: bring up to date whatever depends on the weights; figures to report."""
+
+    def figures(self) -> dict[str, float]:
+        """Figures of the model as it is, for the results."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters by owner, each in one group: name and params; where they differ from the trainer's own also
+        lr, weight_decay, clip (false: not clipped), epochs (first and last in which they move).
+        """
+
+    def train(self, mode: bool = True) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class Scorer(Protocol):
+    """Scores the tokens of the next place for rows of a search, [R, V], as log-probabilities.
+
+    token_R is what was just appended and parent_R the row it was appended to (both None at place 0, where
+    there is a row a user).
+    """
+
+    def __call__(self, place: int, token_R: Tensor | None, parent_R: Tensor | None) -> Tensor: ...
+
+
+class TokenNetwork(Protocol):
+    """Reads the tokens of a history and spells those of an item; knows nothing of where tokens come from."""
+
+    targets: Literal["one", "next"]
+    tokens_per_item: int
+
+    def embed(self, codes: Any, token_UP: Tensor) -> Tensor:
+        """Embedded tokens of U items, [U, P, h]: learned places from `codes`, the others from token_UP."""
+
+    def __call__(self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor) -> Iterator[Tensor]:
+        """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh."""
+
+    def scorer(self, token_BSP: Tensor, history_BS: Tensor) -> Scorer:
+        """The scorer of a search; what does not depend on beams runs once per user."""
+
+    def training_numbers(self, B: int, S: int) -> int:
+        """Numbers that a step over B histories of S items keeps for its backward pass, at the most."""
+
+    def search_numbers(self, B: int, S: int, beams: int) -> int:
+        """Numbers that a search for B users holds at its widest moment."""
+
+    def parameters(self) -> Iterator[Any]: ...

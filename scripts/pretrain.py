@@ -1,0 +1,38 @@
+"""Pre-train a tokenizer: python scripts/pretrain.py --config config/beauty.yaml [--tokenizer=rq_kmeans] [--key=value ...]
+
+Options of the loop of a learned tokenizer begin with rqvae_ (rqvae_epochs, rqvae_lr, ...); those of data and
+tokenizer concern the later stages too.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import main
+import methods
+from readers import read_dataset
+from splits import DataOptions
+from utils import Problem, log_to, problems_exit_2
+
+
+def run(argv: list[str]) -> None:
+    cfg = main.configuration(argv, __doc__, main.check_data, composed=without_training)
+    if not methods.reads_content(cfg):
+        raise Problem("method: has no tokenizer to pre-train; use --method=two_stage")
+    log_to(None, main=True)
+    path = methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    print(f"tokenizer: {path}")
+
+
+def without_training(preset: dict[str, object], given: dict[str, object]) -> methods.Config:
+    """A tokenizer that cannot be trained jointly can be pre-trained all the same: take it as a frozen one."""
+    tokenizer = {**preset, **given}.get("tokenizer") or "rqvae"
+    if tokenizer not in methods.JOINT and "method" not in given and "training" not in given:
+        preset = {k: v for k, v in preset.items() if k != "training"} | {"method": "two_stage"}
+    return methods.build(preset, given)
+
+
+if __name__ == "__main__":
+    with problems_exit_2():
+        run(sys.argv[1:])

@@ -1,0 +1,284 @@
+"""Pre-training: from a data set to a tokenizer's checkpoint, whatever its kind; one loop for those that learn."""
+
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import guard
+import settings
+from layers import collision_rate, perplexity
+from readers import Dataset
+from runs import RunOptions
+from settings import Config, option
+from sids.tokenizer import ROWS, CodeOptions, Fitted, Source, in_pieces
+from splits import DataOptions
+from utils import Problem, digest, log, read_checkpoint, write_checkpoint, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    rqvae_epochs: int = option(10000, "most epochs of pre-training", ge=1)
+    rqvae_patience: int = option(500, "stop after so many epochs without a lower collision rate", ge=1)
+    rqvae_eval_step: int = option(50, "epochs between two looks at the collision rate", ge=1)
+    rqvae_batch_size: int = option(1024, "items per step", ge=1)
+    rqvae_lr: float = option(1e-3, "learning rate of pre-training", gt=0)
+    rqvae_weight_decay: float = option(1e-4, "weight decay of pre-training", ge=0)
+    rqvae_warmup_epochs: int = option(50, "epochs of linear warm-up", ge=0)
+
+
+# ---------------------------------------------------------------- how good it is
+
+
+@dataclass
+class Report:
+    """How good a tokenizer is, over the whole catalogue."""
+
+    epoch: int
+    collision_rate: float
+    reconstruction_error: float  # |x_hat - x|^2 / |x - mean|^2, relative
+    codes_used: list[int]
+    perplexity: list[float]
+
+    def beats(self, other: "Report", lowest: float) -> bool:
+        """Fewer collisions at a reconstruction error within 10 % of the lowest that any epoch reached.
+
+        The collision rate alone, as published, prefers an untrained tokenizer: codes that mean
+        nothing spread best. Held against the lowest error, many small losses cannot add up.
+        """
+        good, other_good = (r.reconstruction_error <= 1.1 * lowest for r in (self, other))
+        return good and (not other_good or self.collision_rate < other.collision_rate)
+
+    def lines(self) -> list[str]:
+        levels = zip(self.codes_used, self.perplexity, strict=True)
+        error = f"relative reconstruction error {self.reconstruction_error:.4f}"
+        return [
+            *(f"level {i}: {used} codes used, perplexity {p:.1f}" for i, (used, p) in enumerate(levels, 1)),
+            f"collision rate {self.collision_rate:.4f}, {error} (epoch {self.epoch})",
+        ]
+
+
+@torch.no_grad()
+def measure(model: Any, content_ND: np.ndarray, epoch: int) -> Report:
+    """Measure a tokenizer on a catalogue's embeddings."""
+    code_NT = model.encode(content_ND)
+    mean_D = torch.cat([x.double().sum(0, keepdim=True) for x in in_pieces(content_ND)]).sum(0) / len(content_ND)
+    error = spread = 0.0
+    for code, x in zip(code_NT.split(ROWS), in_pieces(content_ND), strict=True):
+        error += float((model.decode(code)[:, -1].cpu() - x).square().sum())
+        spread += float((x - mean_D.float()).square().sum())
+    usage = [perplexity(code, k) for code, k in zip(code_NT.unbind(1), model.cfg.num_emb_list, strict=True)]
+    rate, relative = collision_rate(code_NT), error / max(spread, 1e-12)
+    return Report(epoch, rate, relative, [u for u, _ in usage], [p for _, p in usage])
+
+
+# ---------------------------------------------------------------- where it lies
+
+
+def checkpoint_path(cfg: Config, name: str, data: Dataset) -> Path:
+    """Where the tokenizer of these options, seed and data lies: equal ones share it.
+
+    Only options that differ from their default count, so that an option that comes later moves nothing.
+    """
+    parts = [settings.changed(cfg[kind]) for kind in (CodeOptions, FitOptions) if kind in cfg]
+    folder = Path(cfg[RunOptions].output_dir) / data.name
+    new = folder / f"{name}-{digest(*parts, cfg[DataOptions].seed, data.hash)}" / "best_collision_model.pth"
+    old = folder / f"rqvae-{_all_options_hash(cfg, data)}" / new.name if name == "rqvae" else new
+    return old if old.is_file() and not new.is_file() else new
+
+
+def _all_options_hash(cfg: Config, data: Dataset) -> str:
+    """The name that folders had when every option of tokenizer and pre-training counted."""
+    values = settings.flat(cfg)
+    tokenizer = ("num_emb_list code_num code_length semantic_hidden_size e_dim layers beta dist dropout_prob "
+                 "sk_epsilons sk_iters standardize_embeddings")  # fmt: skip
+    training = ("rqvae_epochs rqvae_patience rqvae_eval_step rqvae_batch_size rqvae_lr rqvae_weight_decay "
+                "rqvae_warmup_epochs rqvae_assignment quant_loss_weight kmeans_init kmeans_iters")  # fmt: skip
+    parts = [{k: values[k] for k in names.split()} for names in (tokenizer, training)]
+    return digest(*parts, values["seed"], values["catalogue_assignment"], data.hash)
+
+
+def load_state(path: Path, model: nn.Module, name: str) -> None:
+    """Fill a tokenizer from a checkpoint, ours or a released `best_collision_model.pth`.
+
+    Nothing in the file is executed. Problem when its shapes disagree with the configuration.
+    """
+    found = read_checkpoint(path, allow=(argparse.Namespace,))
+    state, kind = found.get("state_dict"), found.get("tokenizer", "rqvae")
+    if not isinstance(state, dict):
+        raise Problem(f"{path}: holds no 'state_dict'; expected a tokenizer's checkpoint")
+    if kind != name:
+        raise Problem(f"{path}: holds a tokenizer of the kind {kind!r}, this run has {name!r}; set --tokenizer={kind}")
+    own = {k: v for k, v in model.state_dict().items() if k in state or k != "scale_L"}  # made when joint training begins
+    check_state(path, state, own)
+    model.load_state_dict({k: state[k] for k in own}, strict=False)
+
+
+def check_state(path: Path, state: dict[str, Any], own: dict[str, Tensor]) -> None:
+    """Problem when a tokenizer's saved tensors are not those that the configuration asks for."""
+    first = "encoder.mlp_layers.1.weight"
+    if first in own and isinstance(state.get(first), Tensor) and state[first].shape[1] != own[first].shape[1]:
+        raise Problem(
+            f"{path}: was trained on embeddings of width {state[first].shape[1]}, yours have {own[first].shape[1]}; "
+            "use the embeddings of that checkpoint or pre-train again"
+        )
+    ours = {k: tuple(v.shape) for k, v in own.items()}
+    theirs = {str(k): tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor)}
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise Problem(
+                f"{path}: {key} has shape {theirs.get(key, 'none')}, the configuration wants "
+                f"{ours.get(key, 'none')}; check num_emb_list, e_dim, layers, standardize_embeddings"
+            )
+    if bad := [k for k in ours if not torch.isfinite(state[k]).all()]:
+        raise Problem(f"{path}: {bad[0]} holds NaN or infinity; pre-train again")
+
+
+# ---------------------------------------------------------------- making it
+
+
+def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
+    """Make the tokenizer unless its checkpoint is there; print its report; return its path.
+
+    kind: the tokenizer's class, known by `name`.
+    """
+    path = checkpoint_path(cfg, name, data)
+    done = path.with_name("report.json")
+    if done.is_file() and path.is_file():
+        log.info(f"tokenizer: {path} has these options, seed and data already; used again")
+        return path
+    torch.manual_seed(cfg[DataOptions].seed)
+    source = Source.of(data)
+    model = kind(cfg[CodeOptions], source.content_ND.shape[1])
+    guard.lock(path.parent)
+    if isinstance(model, Fitted):
+        model.fit(source, cfg[DataOptions].seed)
+        best = measure(model, source.content_ND, 0)
+        write_checkpoint(path, portable(cfg, name, model, best))
+    else:
+        with guard.orderly_stop("the tokenizer so far is saved; the same command goes on with it"):
+            best = _Loop(cfg, name, model, source, path).run()
+    for line in best.lines():
+        log.info(f"tokenizer: {line}")
+    write_json(done, dataclasses.asdict(best))
+    path.with_name("last.pth").unlink(missing_ok=True)
+    return path
+
+
+def portable(cfg: Config, name: str, model: nn.Module, best: Report) -> dict[str, Any]:
+    """A tokenizer's checkpoint in the layout of the released ones, with plain values in `args`."""
+    parts = [dataclasses.asdict(cfg[kind]) for kind in (CodeOptions, FitOptions) if kind in cfg]
+    return {
+        "tokenizer": name, "args": {k: v for part in parts for k, v in part.items()}, "epoch": best.epoch,
+        "best_loss": best.reconstruction_error, "best_collision_rate": best.collision_rate,
+        "state_dict": model.state_dict(),
+    }  # fmt: skip
+
+
+class _Loop:
+    """Epochs over what the tokenizer calls its batches, until the collision rate stops falling."""
+
+    def __init__(self, cfg: Config, name: str, model: Any, source: Source, path: Path) -> None:
+        self.cfg, self.p, self.name, self.source, self.path = cfg, cfg[FitOptions], name, source, path
+        self.seed = cfg[DataOptions].seed
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: Any = model.to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=self.p.rqvae_lr, weight_decay=self.p.rqvae_weight_decay, fused=True
+        )
+        self.per_epoch = len(self._batches(0))
+        self.best: Report | None = None
+        self.lowest, self.looked = math.inf, -1  # reconstruction error, epoch of the last look
+
+    def run(self) -> Report:
+        """Train to the end; the best checkpoint is on disk afterwards."""
+        p, first = self.p, self._resume()
+        self.model.begin(self.source, p.rqvae_batch_size, self.seed, fresh=first == 0)
+        progress = tqdm(
+            range(first, p.rqvae_epochs), "tokenizer", initial=first, total=p.rqvae_epochs, leave=False, disable=None
+        )
+        for epoch in progress:
+            if self.best is not None and self.looked - self.best.epoch >= p.rqvae_patience:
+                break
+            parts = self._epoch(epoch)
+            collisions = f"{self.best.collision_rate:.3f}" if self.best else "-"
+            progress.set_postfix({k: f"{v:.4g}" for k, v in parts.items()} | {"collisions": collisions})
+            if not math.isfinite(sum(parts.values())):
+                raise Problem(
+                    f"rqvae_lr: the tokenizer's loss is not finite in epoch {epoch}; lower it from {p.rqvae_lr}"
+                )
+            if (epoch + 1) % p.rqvae_eval_step == 0 or epoch + 1 == p.rqvae_epochs:
+                self._look(epoch, parts)
+            if guard.asked():
+                self._save(epoch)
+                guard.stop_if_asked()
+        assert self.best is not None
+        return self.best
+
+    def _batches(self, epoch: int) -> list[Any]:
+        found: list[Any] = self.model.batches(self.source, self.p.rqvae_batch_size, self.seed, epoch)
+        return found
+
+    def _epoch(self, epoch: int) -> dict[str, float]:
+        """One pass; the means of the loss's parts."""
+        sums: dict[str, Tensor] = {}
+        torch.manual_seed(self.seed * 1_000_003 + epoch)
+        self.model.train()
+        for i, batch in enumerate(self._batches(epoch)):
+            step = epoch * self.per_epoch + i
+            loss, parts = self.model.loss(batch, step)
+            self.optimizer.param_groups[0]["lr"] = self.p.rqvae_lr * self._factor(step)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            for key, value in parts.items():
+                sums[key] = sums.get(key, 0.0) + value.detach()
+        return {k: float(v) / self.per_epoch for k, v in sums.items()}
+
+    def _factor(self, step: int) -> float:
+        """Linear warm-up, then linear fall to zero."""
+        warm, total = self.p.rqvae_warmup_epochs * self.per_epoch, self.p.rqvae_epochs * self.per_epoch
+        return min((step + 1) / (warm + 1), (total - step) / max(1, total - warm), 1.0)
+
+    def _look(self, epoch: int, parts: dict[str, float]) -> None:
+        now = measure(self.model, self.source.content_ND, epoch)
+        log.info(
+            f"tokenizer epoch {epoch + 1} | {' | '.join(f'{k} {v:.5f}' for k, v in parts.items())} | "
+            f"collisions {now.collision_rate:.4f} | codes {' '.join(map(str, now.codes_used))} | "
+            f"perplexity {' '.join(f'{x:.0f}' for x in now.perplexity)}"
+        )
+        self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
+        if self.best is None or now.beats(self.best, self.lowest):
+            self.best = now
+            state = portable(self.cfg, self.name, self.model, now) | {"optimizer": self.optimizer.state_dict()}
+            write_checkpoint(self.path, state)
+        self._save(epoch)
+
+    def _save(self, epoch: int) -> None:
+        write_checkpoint(self.path.with_name("last.pth"), {
+            "epoch": epoch, "looked": self.looked, "lowest": self.lowest,
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "best": dataclasses.asdict(self.best) if self.best else None,
+        })  # fmt: skip
+
+    def _resume(self) -> int:
+        last = self.path.with_name("last.pth")
+        if not last.is_file():
+            return 0
+        state = read_checkpoint(last)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best = Report(**state["best"]) if state["best"] else None
+            self.looked, self.lowest, epoch = int(state["looked"]), float(state["lowest"]), int(state["epoch"])
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as e:
+            raise Problem(f"{last}: not a state of this pre-training ({type(e).__name__}); delete it") from None
+        log.info(f"tokenizer: going on after epoch {epoch + 1}")
+        return epoch + 1

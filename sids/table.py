@@ -1,0 +1,103 @@
+"""The table of semantic IDs: which tokens spell an item, and which item a row of tokens is.
+
+A SID is a row of learned codes, perhaps with an end token behind them that tells items of equal codes
+apart. Places count from 0; T is the most codes a SID has, P the most tokens.
+
+Shape letters: N items, T code places, P token places, G items of a leaf.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from layers import collision_rate, perplexity
+from sids.search import Trie
+
+
+class Tokens(NamedTuple):
+    """Tokens of some items: number within its place [..., P], and whether the item has that place [..., P]."""
+
+    token: Tensor
+    real: Tensor
+
+
+@dataclass(frozen=True)
+class SidTable:
+    """All that trie, search, batches, exchange and reports know of SIDs.
+
+    Items of one length have their end token at a place of its own, behind the codes. Where lengths differ,
+    an end token stands wherever an item ends: then a place has tokens 0 ... size - 1 for its codes, `ends`
+    more for end tokens, and one for "behind the end", which every finished item goes on with.
+    """
+
+    code_NT: Tensor  # learned codes, -1 after an item's end
+    end_N: Tensor | None  # end token; None: items may share a SID
+    sizes: tuple[int, ...]  # codes of each place
+    ends: int = 0  # end tokens there may be
+
+    @property
+    def n_items(self) -> int:
+        return len(self.code_NT)
+
+    @cached_property
+    def length_N(self) -> Tensor:
+        """Codes of each item, [N]."""
+        return (self.code_NT >= 0).sum(1)
+
+    @cached_property
+    def even(self) -> bool:
+        """Have all items the same number of codes?"""
+        return bool((self.code_NT >= 0).all())
+
+    @property
+    def vocabulary(self) -> tuple[int, ...]:
+        """Tokens of each place, P numbers."""
+        if self.even:
+            return (*self.sizes, self.ends) if self.end_N is not None else self.sizes
+        return tuple(size + self.ends + 1 for size in (*self.sizes, 0))
+
+    @cached_property
+    def token_NP(self) -> Tensor:
+        """Tokens of every item, behind-the-end tokens included, int64."""
+        code_NT = self.code_NT.long()
+        if self.even:
+            return code_NT if self.end_N is None else torch.cat([code_NT, self.end_N.long()[:, None]], 1)
+        if self.end_N is None:
+            raise ValueError("codes of unlike length need end tokens: a code may begin another one")
+        size_P = code_NT.new_tensor((*self.sizes, 0))
+        place_P = torch.arange(len(size_P), device=code_NT.device)
+        end_NP = torch.where(place_P == self.length_N[:, None], self.end_N.long()[:, None], self.ends)
+        return torch.where(place_P < self.length_N[:, None], F.pad(code_NT, (0, 1)), size_P + end_NP)
+
+    @cached_property
+    def real_NP(self) -> Tensor:
+        """Which places each item has, [N, P] bool."""
+        place_P = torch.arange(len(self.vocabulary), device=self.code_NT.device)
+        return place_P < (self.length_N + (self.end_N is not None))[:, None]
+
+    def tokens(self, item: Tensor) -> Tokens:
+        """Tokens of item numbers [...]; those of 0, padding, mean nothing."""
+        row = item.clamp(min=1) - 1
+        return Tokens(self.token_NP[row], self.real_NP[row])
+
+    def trie(self, among_M: Tensor | None = None) -> Trie:
+        """The prefix tree of the catalogue, or of some item numbers."""
+        token_NP = self.token_NP if among_M is None else self.token_NP[among_M - 1]
+        return Trie(token_NP, list(self.vocabulary), among_M, shared=self.end_N is None)
+
+    def groups(self) -> Tensor:
+        """Group of items with equal codes, [N + 1]; -1 for padding."""
+        _, group_N = self.code_NT.unique(dim=0, return_inverse=True)
+        return F.pad(group_N, (1, 0), value=-1)
+
+    def figures(self) -> dict[str, float]:
+        """Codes used and perplexity per level among the items that have it, and the collision rate."""
+        figures = {"collision_rate": collision_rate(self.code_NT)}
+        for level, code_N in enumerate(self.code_NT.long().unbind(1)):
+            used, spread = perplexity(code_N[code_N >= 0], self.sizes[level])
+            figures |= {f"codes_used/level_{level + 1}": used, f"perplexity/level_{level + 1}": spread}
+        return figures

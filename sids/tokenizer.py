@@ -1,0 +1,168 @@
+"""What a tokenizer is: content embeddings to codes and back, fitted once, learned, or learned with a recommender.
+
+Shape letters: N items of the catalogue, U distinct items of a batch, D embedding width, T code places,
+K codes of a place, h recommender width.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layers import straight_through_lookup
+from readers import Dataset, read_embeddings
+from settings import option
+from splits import Split
+from uncertainty import Uncertainty
+from utils import Problem
+
+ROWS = 8192  # rows of a catalogue that go through a network at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeOptions:
+    """What every tokenizer is asked: how many codes, from which embeddings, made already or not."""
+
+    num_emb_list: list[int] = option([256, 256, 256], "codes per level (K), one number a level (L)", ge=2)
+    code_num: int | None = option(None, "K, where all levels are alike; must agree with num_emb_list", ge=2)
+    code_length: int | None = option(None, "L + 1: learned levels and the suffix; must agree with num_emb_list", ge=2)
+    semantic_hidden_size: int | None = option(
+        None, "width D of the content embeddings; must agree with the file", ge=1
+    )
+    rqvae_path: str | None = option(
+        None, "checkpoint of the pre-trained tokenizer (ours or a released best_collision_model.pth)", free=True
+    )
+
+    def __post_init__(self) -> None:
+        k, n = self.num_emb_list, len(self.num_emb_list)
+        if not n:
+            raise Problem("num_emb_list: needs at least one level")
+        if self.code_num is not None and set(k) != {self.code_num}:
+            raise Problem(f"code_num: {self.code_num} disagrees with num_emb_list {k}; drop one of the two")
+        if self.code_length is not None and self.code_length != n + 1:
+            raise Problem(
+                f"code_length: {self.code_length} disagrees with num_emb_list {k} (levels + 1 suffix = {n + 1}); "
+                "drop one of the two"
+            )
+
+
+class Source(NamedTuple):
+    """All that a tokenizer may see of a data set: nothing of validation or test can be reached from it."""
+
+    content_ND: np.ndarray  # embeddings, any float type, perhaps memory-mapped
+    count_N: np.ndarray  # how often each item occurs in the training part
+    train: Split
+
+    @classmethod
+    def of(cls, data: Dataset) -> "Source":
+        return cls(read_embeddings(data), data.popularity[1:], data.train)
+
+
+class Tokenizer(Protocol):
+    """Content to codes and back; an nn.Module whose state is all that it has learned."""
+
+    Options: type[CodeOptions]
+
+    def encode(self, content_ND: np.ndarray) -> Tensor:
+        """Codes [N, T] of a whole catalogue, int64."""
+
+    def decode(self, code_NT: Tensor) -> Tensor:
+        """Reconstruction of the content from every prefix of the codes, [N, T, D]."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class Fitted(Tokenizer, Protocol):
+    """Made in one go."""
+
+    def fit(self, source: Source, seed: int) -> None: ...
+
+
+@runtime_checkable
+class Learned(Tokenizer, Protocol):
+    """Learned step by step, in the loop of sids/fit.py."""
+
+    def begin(self, source: Source, seed: int) -> None:
+        """Before the first step: what starts from the data."""
+
+    def batches(self, source: Source, seed: int, epoch: int) -> list[Any]:
+        """The batches of an epoch, a function of seed and epoch."""
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss to minimise, its parts for the log)."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+@runtime_checkable
+class Joint(Learned, Protocol):
+    """Learned further, together with a recommender."""
+
+    def quantize(self, item_U: Tensor, step: Tensor, decay: Uncertainty) -> "Quantized": ...
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The learned codes of U items, level by level.
+
+    soft: p_l [U, K], or None where no gradient is wanted; index: the forward pass's codes i_l [U];
+    nearest: the deterministic codes [U]; vq, recon: loss terms per item [U]; stochastic: whether an item
+    received noise [U]; drawn: the codes under noise [U], whether the forward pass uses them or not.
+    """
+
+    index: list[Tensor]
+    soft: list[Tensor] | None = None
+    nearest: list[Tensor] = dataclasses.field(default_factory=list)
+    vq: Tensor | None = None
+    recon: Tensor | None = None
+    stochastic: list[Tensor] = dataclasses.field(default_factory=list)
+    drawn: list[Tensor] = dataclasses.field(default_factory=list)
+    blend: bool = False  # assignment_forward: soft
+    goal_index: list[Tensor] | None = None  # codes as a target, where they differ from those as history
+
+    def lookup(self, level: int, table_Kh: Tensor) -> Tensor:
+        """m_l @ table, [U, h]."""
+        p = self.soft[level] if self.soft is not None else None
+        if self.blend and p is not None:
+            return p @ table_Kh
+        return straight_through_lookup(p, self.index[level], table_Kh)
+
+    def label(self, level: int, rows: Tensor, n_codes: int, weight: float) -> Tensor:
+        """m_l of the items at `rows`, [R, K]: one-hot forward, `weight` times the soft gradient back."""
+        hard = F.one_hot(self.index[level][rows], n_codes)
+        if self.soft is None:
+            return hard
+        p = self.soft[level][rows]
+        soft = weight * (p - p.detach())
+        return p.detach() + soft if self.blend else hard + soft
+
+    def goal(self) -> "Quantized":
+        """The items as targets: with assignment_forward `history` their codes are the catalogue's."""
+        return self if self.goal_index is None else dataclasses.replace(self, index=self.goal_index, goal_index=None)
+
+    def detached(self) -> "Quantized":
+        """The same codes without the road back to the codebooks."""
+        soft = [p.detach() for p in self.soft] if self.blend and self.soft else None
+        return dataclasses.replace(self, soft=soft)
+
+
+def in_pieces(content_ND: np.ndarray) -> Iterator[Tensor]:
+    """A catalogue's embeddings in float32, some rows at a time."""
+    for begin in range(0, len(content_ND), ROWS):
+        yield torch.from_numpy(np.array(content_ND[begin : begin + ROWS], np.float32))
+
+
+def through(network: nn.Module, rows: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Apply a network in evaluation mode to a catalogue that comes in pieces, without gradient, [N, ...]."""
+    was, _ = network.training, network.eval()
+    with torch.no_grad():
+        found = torch.cat([network(piece.to(device)) for piece in rows])
+    network.train(was)
+    return found

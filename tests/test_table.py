@@ -1,0 +1,142 @@
+"""The table of SIDs: tokens by hand, unlike lengths, items that share a SID, search against brute force."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sids.search import beam_search
+from sids.table import SidTable
+
+
+def table(codes, end=None, sizes=(4, 4, 4), ends=0):
+    longest = max(map(len, codes))
+    code_NT = torch.tensor([[*c, *[-1] * (longest - len(c))] for c in codes], dtype=torch.int32)
+    return SidTable(code_NT, None if end is None else torch.tensor(end), tuple(sizes[:longest]), ends)
+
+
+class Table:
+    """Log-probabilities that depend on place, last token and user, over what the table's vocabulary has."""
+
+    def __init__(self, sids, users, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        widest = max(sids.vocabulary)
+        self.logits = [torch.randn(users, widest, v, generator=generator) for v in sids.vocabulary]
+        self.sids, self.users = sids, users
+
+    def log_probs(self, place):
+        """What is behind an item's end costs nothing: a finished item goes on with probability one."""
+        logits = self.logits[place].clone()
+        if self.sids.even:
+            return logits.log_softmax(-1)
+        return torch.cat([logits[..., :-1].log_softmax(-1), torch.zeros_like(logits[..., :1])], -1)
+
+    def __call__(self, place, token_R, parent_R):
+        rows = self.users if token_R is None else len(token_R)
+        user = torch.arange(self.users).repeat_interleave(rows // self.users)
+        last = torch.zeros(rows, dtype=torch.long) if token_R is None else token_R
+        return self.log_probs(place)[user, last]
+
+    def score(self, user, item):
+        total, last = 0.0, 0
+        for place, token in enumerate(self.sids.token_NP[item - 1].tolist()):
+            total += float(self.log_probs(place)[user, last, token])
+            last = token
+        return total
+
+
+def brute_force(model, sids, user):
+    """Item numbers by score, equal scores in catalogue order."""
+    return sorted(range(1, sids.n_items + 1), key=lambda item: (-round(model.score(user, item), 4), item))
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_equal_lengths_put_the_end_token_last():
+    sids = table([(0, 1), (3, 2), (0, 1)], [0, 0, 1], ends=4)
+    assert sids.even and sids.vocabulary == (4, 4, 4)
+    assert sids.token_NP.tolist() == [[0, 1, 0], [3, 2, 0], [0, 1, 1]]
+    assert sids.real_NP.all() and sids.length_N.tolist() == [2, 2, 2]
+    assert sids.tokens(torch.tensor([[3, 0]])).token[0, 0].tolist() == [0, 1, 1]
+
+
+def test_unlike_lengths_end_where_the_code_ends():
+    """Golden example: A (1, 4), B (1, 2, 4), C (1, 2, 5) ... as codes with end tokens 0 and 1."""
+    sids = table([(1,), (1, 2), (1, 2), (2, 3, 1), (3,)], [0, 0, 1, 0, 0], ends=2)
+    assert not sids.even and sids.vocabulary == (7, 7, 7, 3)
+    assert sids.length_N.tolist() == [1, 2, 2, 3, 1]
+    behind = [4 + 2, 4 + 2, 4 + 2, 0 + 2]
+    assert sids.token_NP.tolist() == [
+        [1, 4, behind[2], behind[3]],
+        [1, 2, 4, behind[3]],
+        [1, 2, 5, behind[3]],
+        [2, 3, 1, 0],
+        [3, 4, behind[2], behind[3]],
+    ]
+    assert sids.real_NP.sum(1).tolist() == [2, 3, 3, 4, 2]
+
+
+def test_unlike_lengths_need_end_tokens():
+    with pytest.raises(ValueError, match="need end tokens"):
+        _ = table([(1,), (1, 2)]).token_NP
+
+
+def test_figures_count_only_the_codes_that_are_there():
+    figures = table([(3, 1), (3,), (2, 1), (3, 2)], [0, 0, 0, 0], ends=1).figures()
+    assert figures["codes_used/level_1"] == 2 and figures["codes_used/level_2"] == 2
+    assert figures["perplexity/level_1"] == pytest.approx(1.7547654)
+    assert figures["perplexity/level_2"] == pytest.approx(1.8898816)
+
+
+# ---------------------------------------------------------------- search
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_a_wide_beam_over_unlike_lengths_equals_brute_force(seed):
+    random = torch.Generator().manual_seed(seed)
+    every = [c for n in (1, 2, 3) for c in itertools.product(range(4), repeat=n)]
+    codes = [every[i] for i in torch.randint(len(every), (12,), generator=random)]  # some are shared
+    seen: dict[tuple, int] = {}
+    ends = []
+    for code in codes:
+        ends.append(seen.get(code, 0))
+        seen[code] = ends[-1] + 1
+    sids = table(codes, ends, ends=max(ends) + 1)
+    model = Table(sids, 2, seed)
+    found = beam_search(model, sids.trie(), 2, 200, torch.device("cpu"))
+    for user in range(2):
+        assert [i for i in found.item_BW[user].tolist() if i] == brute_force(model, sids, user)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 40))
+def test_items_of_one_sid_come_together_in_catalogue_order(seed, n):
+    random = torch.Generator().manual_seed(seed)
+    sids = table([tuple(c) for c in torch.randint(4, (n, 2), generator=random).tolist()])
+    model = Table(sids, 2, seed)
+    trie = sids.trie()
+    found = beam_search(model, trie, 2, 16, torch.device("cpu"))
+    for user in range(2):
+        got = [i for i in found.item_BW[user].tolist() if i]
+        assert got == brute_force(model, sids, user)
+    banned = torch.tensor([[1, 0], [2, min(3, n)]])
+    barred = beam_search(model, trie, 2, 16, torch.device("cpu"), banned)
+    for user in range(2):
+        want = [i for i in brute_force(model, sids, user) if i not in banned[user].tolist()]
+        assert [i for i in barred.item_BW[user].tolist() if i] == want
+
+
+def test_a_tree_of_some_items_holds_those_of_a_shared_sid_that_were_asked_for():
+    sids = table([(0, 1), (0, 1), (0, 1), (2, 2)])
+    some = torch.tensor([3, 1, 4])
+    found = beam_search(Table(sids, 1), sids.trie(some), 1, 4, torch.device("cpu"))
+    assert sorted(i for i in found.item_BW[0].tolist() if i) == [1, 3, 4]
+
+
+def test_a_leaf_lists_its_items_and_pads_with_none():
+    trie = table([(0, 1), (2, 2), (0, 1), (0, 1)]).trie()
+    assert trie.items_of(torch.tensor([0, 1, -1])).tolist() == [[1, 3, 4], [2, 0, 0], [0, 0, 0]]
