@@ -150,6 +150,14 @@ class Progress:
     step: int = 0  # in the run
     best: float = -math.inf
     best_epoch: int = -1
+    looked: int = -1  # epoch of the last validation
+
+    def out_of_patience(self, early_stop: int) -> bool:
+        """Was the epoch that ended last validated, not the best, and `early_stop` epochs or more after the best?
+
+        Only a look can end a run: epochs that were never validated say nothing, however many they are.
+        """
+        return self.best > -math.inf and self.looked == self.epoch - 1 and self.looked - self.best_epoch >= early_stop
 
 
 AT_START = ("grad/", "lr/")  # figures of an epoch's first batch, not means
@@ -236,7 +244,7 @@ class Fit:
         self._announce()
         if self.raw.pretrained and not p.step:
             self._validate_start()
-        while p.epoch < t.epochs and p.epoch - 1 - p.best_epoch < t.early_stop:
+        while p.epoch < t.epochs and not p.out_of_patience(t.early_stop):
             begin = time.perf_counter()
             row = self._epoch()
             row |= self.raw.refresh()
@@ -357,7 +365,7 @@ class Fit:
     def _validate(self) -> dict[str, float]:
         p = self.progress
         found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}")
-        score = found.figures[self.cfg.eval.valid_metric]
+        score, p.looked = found.figures[self.cfg.eval.valid_metric], p.epoch
         if score > p.best:
             p.best, p.best_epoch = score, p.epoch
             with guard.alike(self.acc):
@@ -422,6 +430,8 @@ class Fit:
     def _restore(self, state: dict[str, Any]) -> None:
         """Take everything that training has changed; rates and decays come from the configuration."""
         self.progress = p = Progress(**state["progress"])
+        if "looked" not in state["progress"] and p.next_step == 0 and p.epoch % self.cfg.eval.eval_step == 0:
+            p.looked = p.epoch - 1  # a state of a run begun before looks were noted: where it stopped, it stays stopped
         self.raw.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
