@@ -66,7 +66,7 @@ class Trainable(Protocol):
 class Evaluation:
     """Ranks of all users of a split, in the split's order, and what follows from them."""
 
-    rank: np.ndarray  # int16 [users]; the list's length where the target is missing
+    rank: np.ndarray  # int32 [users], as saved; the list's length where the target is missing
     figures: dict[str, float]
 
 
@@ -114,7 +114,7 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
         figures |= {f"prefix/{m}": v for m, v in metrics.summarise(rank[1], plain).items()}
     figures["invalid_share"] = float(invalid[0] / invalid[1].clamp(min=1))
     figures |= {"num_users": len(split), "users_per_s": len(split) / seconds}
-    return Evaluation(rank[0].numpy().astype(np.int16), figures)
+    return Evaluation(rank[0].numpy().astype(np.int32), figures)
 
 
 def fitting(rows: np.ndarray, work: Callable[[np.ndarray], None]) -> None:

@@ -156,7 +156,7 @@ def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str
     for cfg in configs:
         run = trained(name, cfg, data, overrides)
         if decoding is None:
-            ranks.append(np.load(run.path / "ranks-test.npy")[1])
+            ranks.append(saved_ranks(run))
             figures.append(run.results())
             continue
         run.look_at_test()
@@ -166,6 +166,23 @@ def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str
         ranks.append(again.rank)
         figures.append(again.figures)
     return Row(name, np.stack(ranks), figures)
+
+
+def saved_ranks(run: RunFolder) -> np.ndarray:
+    """Ranks [users] of a finished run; Problem where they are not those that its test.json was made of."""
+    path, told = run.path / "ranks-test.npy", run.results()
+    try:
+        rank: np.ndarray = np.load(path, allow_pickle=False)[1]
+    except (OSError, ValueError, EOFError, IndexError) as e:
+        raise Problem(f"{path}: not readable ({' '.join(str(e).split())[:160]}); train that run again") from None
+    for metric in (m for m in told if "@" in m and is_per_user(m)):
+        found = float(per_user(metric, torch.from_numpy(rank)).mean())
+        if abs(found - told[metric]) > 1e-9:  # for one: ranks above 32,767 that an earlier version cut to 16 bits
+            raise Problem(
+                f"{path}: gives {metric} {found:.6f}, {run.test.name} says {told[metric]:.6f}; train that run again "
+                "(delete its folder, or choose other options)"
+            )
+    return rank
 
 
 def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
