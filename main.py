@@ -29,9 +29,10 @@ import settings
 from readers import Dataset, read_dataset
 from runs import RunFolder
 from settings import Config
-from trainer import Fit, evaluate, save_ranks
+from trainer import Fit, evaluate, save_ranks, unsound
 from utils import (
     Problem,
+    check_weights,
     environment,
     keep_freed_memory,
     log,
@@ -183,6 +184,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     acc, model = fit.acc, fit.raw
     acc.wait_for_everyone()
     best = read_checkpoint(run.best)
+    check_weights(run.best, best["model"])
     model.load_state_dict(best["model"])
     looks = run.look_at_test() if acc.is_main_process else 0
     found = evaluate(model, data.test, cfg, acc, "test")
@@ -232,6 +234,7 @@ def restore(path: str, overrides: list[str]) -> tuple[Config, Any, dict[str, Any
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
+    check_weights(path, model.state_dict())
     if model.n_items != len(ids):
         raise Problem(f"{path}: its model knows {model.n_items} items, its list {len(ids)}")
     return cfg, model.eval(), state
@@ -290,6 +293,11 @@ def command_recommend(argv: list[str]) -> None:
     history = torch.tensor([wanted[-cfg.data.max_his_len :]])
     banned = torch.tensor([wanted]) if cfg.eval.mask_seen else None
     found = model.recommend(history, min(int(k), most), banned)
+    if unsound(found.score_BW, banned=banned is not None).any():
+        raise Problem(
+            f"{given['checkpoint']}: its scores are not finite, its training diverged; use another checkpoint, or "
+            "train it again with lower learning rates"
+        )
     if not found.item_BW.any():
         raise Problem("recommend: nothing is left, all items that were asked for are in the history (mask_seen)")
     report.show_items(found.item_BW[0].tolist(), found.score_BW[0].tolist(), state["items"], state["titles"])

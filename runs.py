@@ -8,7 +8,7 @@ from typing import Any
 import guard
 import settings
 from settings import Config
-from utils import Problem, log, read_checkpoint, read_json, write_checkpoint, write_json, write_text
+from utils import Problem, check_weights, log, read_checkpoint, read_json, write_checkpoint, write_json, write_text
 
 KEPT = 2  # newest resumable states
 
@@ -105,13 +105,19 @@ class RunFolder:
             old.unlink()
 
     def load_state(self) -> dict[str, Any] | None:
-        """The newest readable state; a torn one is passed over, and the log says so."""
+        """The newest readable state; one that is torn or not finite is passed over, and the log says so."""
         for path in self._states():
             try:
-                return read_checkpoint(path)
+                state = read_checkpoint(path)
+                check_weights(path, state["model"] if isinstance(state.get("model"), dict) else {})
+                return state
             except Problem as e:
                 log.warning(f"{e}; trying the one before")
         return None
+
+    def drop_state(self, step: int) -> None:
+        """Remove the state of a step, from which nobody should go on."""
+        (self.states / f"step-{step:08d}.pth").unlink(missing_ok=True)
 
     def _states(self) -> list[Path]:
         found = self.states.glob("step-*.pth") if self.states.is_dir() else []

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from readers import Dataset
 from runs import RunFolder
 from settings import Config, TrainOptions, cutoff, token_budget
 from splits import Split
-from utils import Problem, Stopped, log, peak_memory_gb, write_array, write_checkpoint
+from utils import Problem, Stopped, log, not_finite, peak_memory_gb, write_array, write_checkpoint
 
 
 class Trainable(Protocol):
@@ -70,15 +70,28 @@ class Evaluation:
     figures: dict[str, float]
 
 
+class NotFinite(Problem):
+    """Scores that rank nothing; met by all processes alike."""
+
+
+def unsound(score_BW: Tensor, *, banned: bool) -> Tensor:
+    """Users [B] whose list means nothing: a score is NaN or +inf, which sorting puts first, or all are -inf.
+
+    -inf alone marks a place that found no item; a whole list of them is sound only where items were banned.
+    """
+    lost_B = (score_BW.isnan() | (score_BW == torch.inf)).any(1)
+    return lost_B if banned else lost_B | (score_BW == -torch.inf).all(1)
+
+
 @torch.inference_mode()
 def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str) -> Evaluation:
-    """Rank every user of a split once, over all processes."""
+    """Rank every user of a split once, over all processes; NotFinite, on all of them, when scores are not finite."""
     model.eval()
     e, longest = cfg.eval, cfg.data.max_his_len
     top = max(cutoff(m) for m in e.metrics)
     k = max(top, model.depth)
     plan = evaluation_plan(split, e.eval_batch_size, longest)
-    rank_M = torch.zeros(2, len(split), dtype=torch.long, device=acc.device)
+    rank_M = torch.zeros(3, len(split), dtype=torch.long, device=acc.device)  # of items, of groups, is it unsound?
     group_N = model.groups()
     shown = torch.zeros(k, model.n_items + 1, dtype=torch.bool, device=acc.device)
     invalid = torch.zeros(2, dtype=torch.double, device=acc.device)
@@ -87,9 +100,10 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
         batch = make_batch(split, rows, longest).to(acc.device)
         banned = seen_items(split, rows).to(acc.device) if e.mask_seen else None
         with acc.autocast():
-            item_BK = model.recommend(batch.history_BS, k, banned).item_BW
-        item_BK = F.pad(item_BK, (0, k - item_BK.shape[1]))  # fewer than k candidates
+            found = model.recommend(batch.history_BS, k, banned)
+        item_BK = F.pad(found.item_BW, (0, k - found.item_BW.shape[1]))  # fewer than k candidates
         place = torch.from_numpy(rows).to(acc.device)
+        rank_M[2, place] = unsound(found.score_BW, banned=banned is not None).long()
         rank_M[0, place] = metrics.target_rank(item_BK, batch.target_B)
         if group_N is not None:
             rank_M[1, place] = metrics.group_rank(item_BK, batch.target_B, group_N)
@@ -107,6 +121,11 @@ def evaluate(model: Any, split: Split, cfg: Config, acc: Accelerator, title: str
     covered = (shown[:, 1:] > 0).int().cummax(0).values.double().mean(1)
     coverage = {i + 1: float(c) for i, c in enumerate(covered)}
     rank = rank_M.long().cpu()
+    if lost := int(rank[2].sum()):
+        raise NotFinite(
+            f"{title}: the scores of {lost} of {len(split)} users are not finite: weights or embeddings are too large; "
+            "lower the learning rates"
+        )
     figures = metrics.summarise(rank[0], e.metrics, coverage)
     figures[f"coverage@{top}"] = coverage[top]
     if group_N is not None:
@@ -352,8 +371,31 @@ class Fit:
                 f"step {self.progress.step} of epoch {self.progress.epoch}: {', '.join(terms)} is not finite; users of "
                 f"the batch (counted from 0): {', '.join(map(str, batch[:SHOWN]))}{more}; nothing of the step was "
                 f"applied, the state before it is in {self.run.states}; lower the learning rates, then "
-                f"--run_name={self.cfg.run.run_name} --resume=auto --resume_with_changes=true"
+                f"--run_name={self.cfg.run.run_name} --resume=auto --resume_with_changes=true, or, where it stops "
+                "there again, another run_name"
             )
+
+    def _check_weights(self) -> None:
+        """Problem when the last update left a weight that is not finite; nothing of it is to be saved."""
+        if bad := not_finite(self.raw.state_dict()):
+            self._diverged(f"{bad[0]} is" if len(bad) == 1 else f"{bad[0]} and {len(bad) - 1} more are")
+
+    def _diverged(self, what: str) -> NoReturn:
+        """Take back what would be gone on from; Problem with `what` (and its verb) is not finite and what to do."""
+        p, groups = self.progress, self.optimizer.param_groups
+        rates = [f"lr_{g['name']} {rate:g}" for g, rate in zip(groups, self.schedule.base_lrs, strict=True)]
+        remedy = (
+            f"lower the learning rates ({', '.join(rates)}), then --run_name={self.cfg.run.run_name} --resume=auto "
+            "--resume_with_changes=true goes on from the newest whole state, or another run_name begins again"
+        )
+        if not p.step:
+            remedy = "the model that it starts from is not whole; name another checkpoint"
+        with guard.alike(self.acc):
+            if self.acc.is_main_process:
+                self.run.drop_state(p.step)
+            when = f"epoch {max(p.epoch, 0)}, after step {p.step}"
+            raise Problem(f"{when}: {what} not finite; nothing of it was saved; {remedy}")
+        raise AssertionError("alike lets nobody pass")
 
     def _means(self) -> dict[str, float]:
         """Epoch means over samples and processes; figures of the first batch stay as they are."""
@@ -363,8 +405,13 @@ class Fit:
         return self.totals | dict(zip(local, sums, strict=True))
 
     def _validate(self) -> dict[str, float]:
+        """Figures of the validation users; the best model so far is written. Problem when a number is not finite."""
         p = self.progress
-        found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}")
+        self._check_weights()
+        try:
+            found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}")
+        except NotFinite as e:
+            self._diverged(str(e).partition(": ")[2].partition(" not finite")[0])
         score, p.looked = found.figures[self.cfg.eval.valid_metric], p.epoch
         if score > p.best:
             p.best, p.best_epoch = score, p.epoch
@@ -387,6 +434,7 @@ class Fit:
         return {"model": self.raw.state_dict(), "epoch": self.progress.epoch, "valid": scores, **self.extras}
 
     def _save(self) -> None:
+        self._check_weights()  # what is saved can be gone on from
         totals = gather_object([{k: float(v) for k, v in self.totals.items()}])
         with guard.alike(self.acc):
             if self.acc.is_main_process:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -151,6 +151,22 @@ def read_checkpoint(path: str | Path, allow: tuple[type, ...] = ()) -> dict[str,
     if not isinstance(state, dict):
         raise Problem(f"{path}: a checkpoint holds a dictionary, this file a {type(state).__name__}")
     return state
+
+
+def not_finite(state: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors in a state that hold NaN or infinity."""
+    numbers = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    return [str(k) for k, v in numbers.items() if not torch.isfinite(v).all()]
+
+
+def check_weights(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Problem when the weights of a checkpoint cannot rank anything."""
+    if bad := not_finite(state):
+        what = f"{bad[0]} holds" if len(bad) == 1 else f"{bad[0]} and {len(bad) - 1} more hold"
+        raise Problem(
+            f"{path}: {what} NaN or infinity, its training diverged; use another checkpoint, or train it "
+            "again with lower learning rates"
+        )
 
 
 def digest(*parts: object) -> str:
