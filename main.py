@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
 import guard
 import memory
@@ -29,7 +29,7 @@ import settings
 from readers import Dataset, read_dataset
 from runs import RunFolder
 from settings import Config
-from trainer import Fit, evaluate, save_ranks, unsound
+from trainer import Fit, NotFinite, evaluate, save_ranks, unsound
 from utils import (
     Problem,
     check_weights,
@@ -188,9 +188,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     model.load_state_dict(best["model"])
     looks = run.look_at_test() if acc.is_main_process else 0
     found = evaluate(model, data.test, cfg, acc, "test")
-    floors = {}
-    for name in methods.floors_of(data):
-        floors[name] = evaluate(methods.FLOORS[name](cfg, data).to(acc.device), data.test, cfg, acc, name).figures
+    floors = floor_figures(cfg, data, acc)
     if not acc.is_main_process:
         return
     save_ranks(run, "test", found, data.test.users())
@@ -204,6 +202,26 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
         "split": {"kind": cfg.data.split, **data.facts},
     }  # fmt: skip
     run.save_results(results)
+
+
+def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dict[str, float]]:
+    """Test figures of the floors. One that can no longer be had costs its own row, not the run's results."""
+    figures = {}
+    for name in methods.floors_of(data):
+        floor, mine = None, None
+        try:
+            floor = methods.FLOORS[name](cfg, data).to(acc.device)
+        except (Problem, MemoryError) as e:  # the embeddings have changed or gone, or do not fit as float64
+            mine = str(e) or "out of memory"
+        lost = [text for text in gather_object([mine]) if text is not None]  # all processes leave out the same
+        try:
+            if floor is not None and not lost:
+                figures[name] = evaluate(floor, data.test, cfg, acc, name).figures
+        except NotFinite as e:
+            lost = [str(e)]
+        if lost:
+            log.warning(f"{lost[0]}; the floor {name!r} is left out")
+    return figures
 
 
 # ---------------------------------------------------------------- from a checkpoint

@@ -58,6 +58,27 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
+class Stamp:
+    """A file as it was when it was read: its hash, and by what a change shows without hashing again."""
+
+    digest: str
+    size: int  # bytes
+    times: tuple[int, int]  # of its content and of its entry, ns
+
+    @classmethod
+    def of(cls, path: Path) -> "Stamp":
+        found = path.stat()  # before the hash: a change in between is noticed later
+        return cls(digest(path), found.st_size, (found.st_mtime_ns, found.st_ctime_ns))
+
+    def holds(self, path: Path) -> bool:
+        """Is the file's content still the same?"""
+        found = path.stat()
+        if (found.st_size, (found.st_mtime_ns, found.st_ctime_ns)) == (self.size, self.times):
+            return True
+        return found.st_size == self.size and digest(path) == self.digest
+
+
+@dataclass(frozen=True)
 class Dataset:
     name: str
     catalogue: Catalogue
@@ -69,6 +90,7 @@ class Dataset:
     split_hash: str  # of the interactions and of how they were split
     hash: str  # of these and of every other file that was read
     facts: dict[str, float] = field(default_factory=dict)  # of the split, for log and results
+    embedding_stamp: Stamp | None = None  # whoever reads the embeddings later must find those that were hashed
 
     @property
     def n_items(self) -> int:
@@ -463,7 +485,7 @@ def _dataset(
     report(parts, cfg)
     return Dataset(
         stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding, split_hash,
-        digest(split_hash, *others), parts.facts,
+        digest(split_hash, *others), parts.facts, Stamp.of(embedding) if embedding else None,
     )  # fmt: skip
 
 
@@ -492,7 +514,8 @@ def _find_embedding(folder: Path, stem: str) -> Path | None:
 def read_embeddings(data: Dataset) -> np.ndarray:
     """Content embeddings [N, D], memory-mapped; row i belongs to item i + 1.
 
-    Problem when there are none, a row is missing, or a value is not finite.
+    Problem when there are none, they have changed since the data were read, a row is missing, or a value is not
+    finite.
     """
     path = data.embedding_path
     if path is None:
@@ -506,6 +529,8 @@ def read_embeddings(data: Dataset) -> np.ndarray:
     except Exception as e:  # numpy raises many kinds for a damaged header
         reason = " ".join(str(e).split())[:160] or type(e).__name__
         raise Problem(f"{path}: not readable as .npy ({reason})") from None
+    if data.embedding_stamp is not None and not data.embedding_stamp.holds(path):
+        raise Problem(f"{path}: has changed since this command read it; put the old file back or begin again")
     if found.ndim != 2 or found.dtype.kind != "f" or found.shape[1] < 1:
         raise Problem(f"{path}: expected floating-point [items, D], found {found.dtype} {list(found.shape)}")
     if len(found) != data.n_items:

@@ -138,6 +138,11 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) ->
     options = digest(data.hash, options_of(cfg))
     run = main.train(settings.replace(cfg, run_name=f"compare-{report.label(cfg)}-{options}", resume="auto"))
     log_to(None, main=True)
+    if run.results().get("data") != data.hash:
+        raise Problem(
+            f"{run.path}: was trained on other data than this table began with; a file of {data.name!r} has changed "
+            "meanwhile; the same command begins again"
+        )
     return run
 
 

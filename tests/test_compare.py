@@ -150,3 +150,19 @@ def test_ranks_that_cannot_be_read(tmp_path, content):
         (tmp_path / "ranks-test.npy").write_bytes(content)
     with pytest.raises(Problem, match=r"ranks-test\.npy: not readable"):
         compare.saved_ranks(run)
+
+
+@pytest.mark.parametrize("ending", [".emb-test.npy", ".inter", ".items.jsonl"])
+def test_data_that_change_while_a_table_is_made(shop, tmp_path, monkeypatch, ending):
+    """The second method would be trained on other data than the first."""
+    path, inner = tmp_path / "dataset" / "tiny" / f"tiny{ending}", compare.main.train
+
+    def train(cfg):
+        run = inner(cfg)
+        other = write_tiny(tmp_path / "other", seed=1) / path.name
+        path.write_bytes(other.read_bytes() if ending != ".items.jsonl" else path.read_bytes().replace(b"Item", b"Thing"))
+        return run
+
+    monkeypatch.setattr(compare.main, "train", train)
+    with pytest.raises(Problem, match="was trained on other data than this table began with"):
+        shop("sasrec,diffsasrec")

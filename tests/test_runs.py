@@ -1,10 +1,19 @@
 """The life of a run: when it stops, what it may go on from, what it leaves behind when something breaks."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
+from conftest import write_tiny
 from test_trainer import fit_of
 
+import settings
+from guard import log
+from main import finish
+from readers import read_dataset, read_embeddings
 from trainer import Evaluation, Progress
+from utils import Problem, read_json
 
 # ---------------------------------------------------------------- patience
 
@@ -69,3 +78,65 @@ def test_a_state_without_a_note_of_its_looks_stays_stopped(ground, tmp_path, mon
 
 def test_nothing_is_out_of_patience_before_the_first_look():
     assert not any(Progress(epoch=e).out_of_patience(1) for e in range(50))
+
+
+# ---------------------------------------------------------------- embeddings that change during a run
+
+
+def rewrite(path, change):
+    np.save(path, change(np.load(path)))
+
+
+def replace(path):
+    """As a program does that writes aside and renames, with the times of the old file."""
+    other, times = path.with_name("aside.npy"), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    np.save(other, -np.load(path))
+    os.utime(other, ns=times)
+    other.replace(path)
+
+
+def infinite(path):
+    rewrite(path, lambda x: x * np.float32(np.inf))
+
+
+# what happens to the file -> is the floor still its own?
+CHANGES = {
+    "nothing": (lambda path: None, True),
+    "touched": (lambda path: path.touch(), True),
+    "written again": (lambda path: path.write_bytes(path.read_bytes()), True),
+    "copied back": (lambda path: shutil.copy2(shutil.move(path, path.with_name("old")), path), True),
+    "other values": (lambda path: rewrite(path, np.negative), False),
+    "one value": (lambda path: rewrite(path, lambda x: np.where(np.arange(x.size).reshape(x.shape), x, 9)), False),
+    "other width": (lambda path: rewrite(path, lambda x: x[:, :-1]), False),
+    "fewer rows": (lambda path: rewrite(path, lambda x: x[:-1]), False),
+    "rows in another order": (lambda path: rewrite(path, lambda x: x[::-1]), False),
+    "other type": (lambda path: rewrite(path, lambda x: x.astype(np.float64)), False),
+    "not finite": (infinite, False),
+    "replaced with old times": (replace, False),
+    "deleted": (lambda path: path.unlink(), False),
+    "emptied": (lambda path: path.write_bytes(b""), False),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), False),
+    "a folder now": (lambda path: (path.unlink(), path.mkdir()), False),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_the_end_of_a_run_uses_the_embeddings_that_its_start_hashed(ground, tmp_path, monkeypatch, caplog, kind):
+    change, same = CHANGES[kind]
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = ground[0] | {"data_path": str(tmp_path / "dataset")}
+    data = read_dataset(settings.build(options).data)
+    fit = fit_of((options, data), tmp_path, method="sasrec", hidden_units=4, epochs=1)
+    fit.train()
+    change(data.embedding_path)
+    monkeypatch.setattr(log, "propagate", True)
+    finish(fit.cfg, data, fit, fit.run)
+    found = read_json(fit.run.baselines)
+    assert fit.run.results()["recall@10"] >= 0 and (fit.run.path / "ranks-test.npy").is_file()
+    assert set(found) == ({"popularity", "content"} if same else {"popularity"})
+    assert ("the floor 'content' is left out" in caplog.text) == (not same)
+    if same:
+        assert np.array_equal(read_embeddings(data), np.load(data.embedding_path))
+    else:
+        with pytest.raises(Problem, match=r"tiny\.emb-test\.npy"):
+            read_embeddings(data)
