@@ -68,6 +68,11 @@ class RunFolder:
         free = {"resume", "resume_with_changes", "log_dir", "num_workers", "with_two_stage", "data_path", "output_dir"}
         old, new = settings.read_yaml(self.config), settings.flat(cfg)
         differ = [f"{k}: {old.get(k)!r} -> {v!r}" for k, v in new.items() if k not in free and old.get(k) != v]
+        if differ and self.finished:  # whatever is trained now would be chosen by somebody who knows its test figures
+            raise Problem(
+                f"{self.path}: is finished and was begun with other options ({'; '.join(differ)}); its test set has been "
+                "looked at, so it is not trained on: choose a new run_name (the old options print it again)"
+            )
         if differ and not cfg.run.resume_with_changes:
             raise Problem(
                 f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again, another run_name, or "

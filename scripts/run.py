@@ -43,15 +43,16 @@ def run(uncertainty: str, argv: list[str]) -> None:
             check(cfg if there else settings.replace(cfg, data_path=aside), processes)
         print(settings.dump(cfg), end="")
         return
-    data, folder = check(cfg, processes), RunFolder.of(cfg)
-    if not folder.finished:
-        if cfg.joint.rqvae_path is None:
-            pretrain(cfg, data)
-        if cfg.run.with_two_stage:
-            train(two_stage_of(cfg), processes)
-        train(cfg, processes)
-    if cfg.run.with_two_stage and "two_stage" not in (floors := read_json(folder.baselines)):
-        write_json(folder.baselines, {"two_stage": RunFolder.of(two_stage_of(cfg)).results(), **floors})
+    data, folder, beside = check(cfg, processes), RunFolder.of(cfg), beside_of(cfg)
+    lacking = [c for c in (beside, cfg) if c is not None and not RunFolder.of(c).finished]
+    if lacking and cfg.joint.rqvae_path is None:
+        pretrain(cfg, data)
+    for each in lacking:
+        train(each, processes)
+    if beside is not None:
+        write_json(
+            folder.baselines, {"two_stage": RunFolder.of(beside).results(), **read_json(folder.baselines)}
+        )
     report.show(folder)
     log.info(f"run folder: {folder.path}")
 
@@ -63,10 +64,12 @@ def check(cfg: Config, processes: int) -> Dataset:
             build_demo(Path(cfg.data.data_path) / "demo")
         except OSError as e:
             raise Problem(f"the demo data cannot be written: {e}; clear that folder or set data_path") from None
-    folder = RunFolder.of(cfg)
-    folder.check(cfg)
-    if cfg.run.with_two_stage and not folder.finished:
-        RunFolder.of(two_stage_of(cfg)).check(two_stage_of(cfg))
+    RunFolder.of(cfg).check(cfg)
+    if (beside := beside_of(cfg)) is not None:
+        try:
+            RunFolder.of(beside).check(beside)
+        except Problem as e:
+            raise Problem(f"{e}; or leave the baseline out: --with_two_stage=false") from None
     main.check_processes(cfg, processes)
     data = main.check_data(cfg)
     if cfg.joint.rqvae_path is not None:
@@ -106,6 +109,13 @@ def processes_wanted() -> int:
 def two_stage_of(cfg: Config) -> Config:
     """The same run on the frozen tokenizer."""
     return settings.replace(cfg, method="two_stage", run_name=f"{cfg.run.run_name}-two_stage")
+
+
+def beside_of(cfg: Config) -> Config | None:
+    """The two-stage run whose figures are asked for and do not stand beside this run's own yet."""
+    folder = RunFolder.of(cfg)
+    has = folder.finished and folder.baselines.is_file() and "two_stage" in read_json(folder.baselines)
+    return two_stage_of(cfg) if cfg.run.with_two_stage and not has else None
 
 
 def train(cfg: Config, processes: int) -> None:

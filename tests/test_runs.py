@@ -1,19 +1,24 @@
 """The life of a run: when it stops, what it may go on from, what it leaves behind when something breaks."""
 
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
-from conftest import write_tiny
+import yaml
+from conftest import tiny_overrides, write_tiny
+from test_cli import contents, fails
 from test_trainer import fit_of
 
+import main
+import scripts.run
 import settings
 from guard import log
 from main import finish
 from readers import read_dataset, read_embeddings
 from trainer import Evaluation, Progress
-from utils import Problem, read_json
+from utils import Problem, read_json, write_json
 
 # ---------------------------------------------------------------- patience
 
@@ -140,3 +145,79 @@ def test_the_end_of_a_run_uses_the_embeddings_that_its_start_hashed(ground, tmp_
     else:
         with pytest.raises(Problem, match=r"tiny\.emb-test\.npy"):
             read_embeddings(data)
+
+
+# ---------------------------------------------------------------- a finished run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(options, folder) of a finished pair of runs: DIGER and the two-stage baseline beside it."""
+    root = tmp_path_factory.mktemp("finished")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root) | {"run_name": "r", "epochs": 1, "with_two_stage": True}
+    (root / "config.yaml").write_text(yaml.safe_dump(options))
+    scripts.run.run("frqud", [f"--config={root / 'config.yaml'}"])
+    return root / "config.yaml", root / "out" / "tiny" / "r"
+
+
+COMMANDS = {"main": main.main, "run": lambda argv: scripts.run.run("frqud", argv)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("told", [[], ["--resume_with_changes=true"]], ids=["", "with changes"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--epochs=9"], "epochs: 1 -> 9"),
+        (["--epochs=9", "--early_stop=3"], "early_stop: 15 -> 3"),
+        (["--lr_rec=1e-4"], "lr_rec: 0.001 -> 0.0001"),
+        (["--seed=3"], "seed: 2020 -> 3"),
+        (["--metrics=recall@5,ndcg@10"], "metrics: .*recall@5"),
+        (["--mask_seen=true"], "mask_seen: False -> True"),
+        (["--num_beams=11"], "num_beams: 10 -> 11"),
+        (["--save_steps=3"], "save_steps: 0 -> 3"),
+    ],
+    ids="".join,
+)
+def test_a_finished_run_is_not_trained_on(finished, capsys, command, told, changes, said):
+    config, folder = finished
+    before = contents(folder.parent)
+    err = fails(capsys, COMMANDS[command], f"--config={config}", "--resume=auto", *changes, *told)
+    assert re.search(rf"tiny/r: is finished .*other options \(.*{said}.*choose a new run_name", err)
+    assert contents(folder.parent) == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("free", [[], ["--resume_with_changes=true"], ["--num_workers=1", "--log_dir=elsewhere"]])
+def test_a_finished_run_is_printed_again(finished, capsys, monkeypatch, tmp_path, command, free):
+    config, folder = finished
+    monkeypatch.chdir(tmp_path)
+    before = contents(folder.parent)
+    COMMANDS[command]([f"--config={config}", "--resume=auto", *free])
+    assert contents(folder.parent) == before
+    assert f"{read_json(folder / 'test.json')['ndcg@10']:.4f}" in capsys.readouterr().out
+
+
+def test_a_baseline_with_other_options_is_refused_with_its_remedy(finished, capsys, tmp_path):
+    """The run itself is not finished, its two-stage twin is."""
+    config, folder = finished
+    for name in ("r", "r-two_stage"):
+        shutil.copytree(folder.parent / name, tmp_path / "tiny" / name)
+    (tmp_path / "tiny" / "r" / "test.json").unlink()
+    argv = [f"--config={config}", "--resume=auto", "--resume_with_changes=true", f"--output_dir={tmp_path}", "--epochs=9"]
+    err = fails(capsys, COMMANDS["run"], *argv, "--dry_run")
+    assert re.search(r"r-two_stage: is finished .*new run_name .*--with_two_stage=false", err)
+    COMMANDS["run"]([*argv, "--dry_run", "--with_two_stage=false"])
+
+
+def test_a_baseline_that_was_not_asked_for_at_first_is_trained_later(finished, capsys, tmp_path):
+    config, folder = finished
+    shutil.copytree(folder.parent, tmp_path / "tiny")
+    shutil.rmtree(tmp_path / "tiny" / "r-two_stage")
+    rows = read_json(tmp_path / "tiny" / "r" / "baselines.json")
+    want = rows.pop("two_stage")
+    write_json(tmp_path / "tiny" / "r" / "baselines.json", rows)
+    COMMANDS["run"]([f"--config={config}", "--resume=auto", f"--output_dir={tmp_path}"])
+    found = read_json(tmp_path / "tiny" / "r" / "baselines.json")["two_stage"]
+    assert found["ndcg@10"] == want["ndcg@10"]
