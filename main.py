@@ -183,8 +183,12 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     """Load the checkpoint that validation chose, look at the test set once, write the results."""
     acc, model = fit.acc, fit.raw
     acc.wait_for_everyone()
-    best = read_checkpoint(run.best)
-    check_weights(run.best, best["model"])
+    best = run.read_best()
+    if best["epoch"] != fit.progress.best_epoch:
+        raise Problem(
+            f"{run.best}: is of epoch {best['epoch']}, the best of this run was epoch {fit.progress.best_epoch}; put "
+            "that file back, or choose another run_name"
+        )
     model.load_state_dict(best["model"])
     looks = run.look_at_test() if acc.is_main_process else 0
     found = evaluate(model, data.test, cfg, acc, "test")

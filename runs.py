@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class RunFolder:
         self.baselines = path / "baselines.json"
         self.states = path / "last"
         self.looks = path / "test_looks.json"
+        self.identity = path / "run.json"
+        self.id: str | None = None  # of the run that this process has claimed
 
     @classmethod
     def of(cls, cfg: Config) -> "RunFolder":
@@ -57,6 +60,39 @@ class RunFolder:
             torn.unlink(missing_ok=True)
         if not self.config.is_file():
             self.keep(cfg)
+        if not self.identity.is_file():
+            older = self.best.is_file() or bool(self._states())  # written before runs had an identity
+            write_json(self.identity, {"run": secrets.token_hex(8), "older": older})
+        self.id, _ = self._identity()
+
+    def _identity(self) -> tuple[str | None, bool]:
+        """(the run's random name, may files without one be its own?); the name is None where nobody has claimed it."""
+        if not self.identity.is_file():
+            return None, True
+        found = read_json(self.identity)
+        if not isinstance(found, dict) or not isinstance(found.get("run"), str):
+            raise Problem(f"{self.identity}: not a run's identity; put the old file back or choose another run_name")
+        return found["run"], found.get("older") is True
+
+    def check_own(self, path: Path, state: dict[str, Any]) -> None:
+        """Problem when a file of this folder was written by another run."""
+        mine, older = self._identity()
+        theirs = state.get("run")
+        if mine is None or theirs == mine or (theirs is None and older):
+            return
+        raise Problem(
+            f"{path}: was written by another run ({theirs or 'of an earlier version'}) than the one that lives here "
+            f"({mine}); put its own file back, or choose another run_name"
+        )
+
+    def read_best(self) -> dict[str, Any]:
+        """The best model so far; Problem when it is missing, of another run, or not finite."""
+        best = read_checkpoint(self.best)
+        self.check_own(self.best, best)
+        if not isinstance(best.get("model"), dict) or not isinstance(best.get("epoch"), int):
+            raise Problem(f"{self.best}: not a checkpoint of main.py")
+        check_weights(self.best, best["model"])
+        return best
 
     def keep(self, cfg: Config) -> None:
         """Write the configuration; on resume only once the state has proved to fit it."""
@@ -70,8 +106,8 @@ class RunFolder:
         differ = [f"{k}: {old.get(k)!r} -> {v!r}" for k, v in new.items() if k not in free and old.get(k) != v]
         if differ and self.finished:  # whatever is trained now would be chosen by somebody who knows its test figures
             raise Problem(
-                f"{self.path}: is finished and was begun with other options ({'; '.join(differ)}); its test set has been "
-                "looked at, so it is not trained on: choose a new run_name (the old options print it again)"
+                f"{self.path}: is finished and was begun with other options ({'; '.join(differ)}); its test set has "
+                "been looked at, so it is not trained on: choose a new run_name (the old options print it again)"
             )
         if differ and not cfg.run.resume_with_changes:
             raise Problem(
@@ -115,9 +151,11 @@ class RunFolder:
             try:
                 state = read_checkpoint(path)
                 check_weights(path, state["model"] if isinstance(state.get("model"), dict) else {})
-                return state
             except Problem as e:
                 log.warning(f"{e}; trying the one before")
+                continue
+            self.check_own(path, state)
+            return state
         return None
 
     def drop_state(self, step: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
@@ -431,7 +431,7 @@ class Fit:
     # ---- what is written
 
     def _portable(self, scores: dict[str, float]) -> dict[str, Any]:
-        return {"model": self.raw.state_dict(), "epoch": self.progress.epoch, "valid": scores, **self.extras}
+        return {"model": self.raw.state_dict(), "epoch": self.progress.epoch, "valid": scores, "run": self.run.id, **self.extras}
 
     def _save(self) -> None:
         self._check_weights()  # what is saved can be gone on from
@@ -442,7 +442,7 @@ class Fit:
                 state = {
                     "model": self.raw.state_dict(), "optimizer": self.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler else None, "progress": vars(self.progress),
-                    "totals": totals, "world": self._world(),
+                    "totals": totals, "world": self._world(), "run": self.run.id,
                 }  # fmt: skip
                 self.run.save_state(state, self.progress.step)
 
@@ -459,11 +459,32 @@ class Fit:
             except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as e:
                 reason = " ".join(str(e).split())[:300]
                 raise Problem(f"{self.run.states}: the state does not fit this configuration ({reason})") from None
+            self._check_best()
             log.info(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
         with guard.alike(self.acc):
             if self.acc.is_main_process:
                 self.run.forget_from(self.progress.epoch)
                 self.run.keep(self.cfg)
+
+    def _check_best(self) -> None:
+        """Is the best model on disk the one that the state speaks of?
+
+        A run killed between a look and the state after it has left a newer one: that epoch is trained and looked at
+        again, perhaps with other options. What it was better than is gone, so it competes with nobody.
+        """
+        p, found = self.progress, [0]
+        if p.best == -math.inf:
+            return
+        with guard.alike(self.acc):
+            if self.acc.is_main_process:
+                found = [self.run.read_best()["epoch"]]
+                if found[0] < p.best_epoch:
+                    raise Problem(
+                        f"{self.run.best}: is of epoch {found[0]}, the best of this run was epoch {p.best_epoch}; put "
+                        "that file back, or choose another run_name"
+                    )
+        if broadcast_object_list(found)[0] > p.best_epoch:
+            p.best, p.best_epoch = -math.inf, -1
 
     def _check_world(self, state: dict[str, Any]) -> None:
         begun, now = state.get("world"), self._world()

@@ -50,9 +50,7 @@ def run(uncertainty: str, argv: list[str]) -> None:
     for each in lacking:
         train(each, processes)
     if beside is not None:
-        write_json(
-            folder.baselines, {"two_stage": RunFolder.of(beside).results(), **read_json(folder.baselines)}
-        )
+        write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **read_json(folder.baselines)})
     report.show(folder)
     log.info(f"run folder: {folder.path}")
 

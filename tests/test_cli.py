@@ -81,7 +81,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_its_files(finished):
     assert {p.name for p in finished.folder.iterdir() if p.name != ".lock"} == {
         "best_model.pth", "config.yaml", "metrics.jsonl", "test.json", "baselines.json", "environment.json",
-        "tiny.index.json", "ranks-test.npy", "ranks-valid.npy", "last", "test_looks.json",
+        "tiny.index.json", "ranks-test.npy", "ranks-valid.npy", "last", "test_looks.json", "run.json",
     }  # fmt: skip
     assert settings.load(finished.folder / "config.yaml").run.run_name == "first"
     assert set(finished.json("environment.json")) >= {"python", "torch", "numpy", "platform", "commit"}

@@ -6,10 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import tiny_overrides, write_tiny
 from test_cli import contents, fails
-from test_trainer import fit_of
+from test_trainer import assert_same_state, fit_of
 
 import main
 import scripts.run
@@ -46,8 +47,12 @@ def without_training(fit, monkeypatch, scores):
         users = len(fit.data.valid)
         return Evaluation(np.zeros(users, np.int32), {"ndcg@10": next(found)})
 
+    def epoch():
+        fit.progress.step += 1
+        return {"loss": 0.0}
+
     monkeypatch.setattr("trainer.evaluate", look)
-    monkeypatch.setattr(fit, "_epoch", lambda: {"loss": 0.0})
+    monkeypatch.setattr(fit, "_epoch", epoch)
     monkeypatch.setattr(fit, "say", lambda row, best: None)
     return looks
 
@@ -205,7 +210,13 @@ def test_a_baseline_with_other_options_is_refused_with_its_remedy(finished, caps
     for name in ("r", "r-two_stage"):
         shutil.copytree(folder.parent / name, tmp_path / "tiny" / name)
     (tmp_path / "tiny" / "r" / "test.json").unlink()
-    argv = [f"--config={config}", "--resume=auto", "--resume_with_changes=true", f"--output_dir={tmp_path}", "--epochs=9"]
+    argv = [
+        f"--config={config}",
+        "--resume=auto",
+        "--resume_with_changes=true",
+        f"--output_dir={tmp_path}",
+        "--epochs=9",
+    ]
     err = fails(capsys, COMMANDS["run"], *argv, "--dry_run")
     assert re.search(r"r-two_stage: is finished .*new run_name .*--with_two_stage=false", err)
     COMMANDS["run"]([*argv, "--dry_run", "--with_two_stage=false"])
@@ -221,3 +232,142 @@ def test_a_baseline_that_was_not_asked_for_at_first_is_trained_later(finished, c
     COMMANDS["run"]([f"--config={config}", "--resume=auto", f"--output_dir={tmp_path}"])
     found = read_json(tmp_path / "tiny" / "r" / "baselines.json")["two_stage"]
     assert found["ndcg@10"] == want["ndcg@10"]
+
+
+# ---------------------------------------------------------------- whose files these are
+
+SAME = {"method": "sasrec", "hidden_units": 4, "epochs": 3}
+
+
+def interrupted(ground, root, monkeypatch, **changes):
+    """A run stopped in its second epoch: one look, a best model, states."""
+    fit = fit_of(ground, root, **SAME, save_steps=1, **changes)
+    step = fit._step
+
+    def stops(parts):
+        if fit.progress.step == fit.steps_per_epoch + 2:
+            raise KeyboardInterrupt
+        return step(parts)
+
+    monkeypatch.setattr(fit, "_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        fit.train()
+    return fit.run
+
+
+def go_on(ground, root):
+    fit = fit_of(ground, root, **SAME, save_steps=1, resume="auto")
+    fit.train()
+    finish(fit.cfg, fit.data, fit, fit.run)
+    return fit
+
+
+def take(name):
+    def move(ours, theirs):
+        shutil.copytree(theirs / name, ours / name, dirs_exist_ok=True) if (theirs / name).is_dir() else shutil.copy2(
+            theirs / name, ours / name
+        )
+
+    return move
+
+
+def newest_state_only(ours, theirs):
+    newest = max((theirs / "last").glob("*.pth"))
+    shutil.copy2(newest, ours / "last" / newest.name)
+
+
+def forget_names(folder):
+    """As an earlier version left it."""
+    (folder / "run.json").unlink(missing_ok=True)
+    for path in [*folder.glob("last/*.pth"), folder / "best_model.pth"]:
+        state = torch.load(path, weights_only=True)
+        state.pop("run", None)
+        torch.save(state, path)
+
+
+def nameless(name):
+    def move(ours, theirs):
+        forget_names(theirs)
+        take(name)(ours, theirs)
+
+    return move
+
+
+def without_best(ours, theirs):
+    (ours / "best_model.pth").unlink()
+
+
+def older_best(ours, theirs):
+    """The file of an earlier look of the same run, as a backup may hold it."""
+    state = torch.load(ours / "best_model.pth", weights_only=True)
+    torch.save(state | {"epoch": -1}, ours / "best_model.pth")
+
+
+MIXED = {
+    "its states": (take("last"), r"last/step-\d+\.pth: was written by another run \(\w+\) than"),
+    "its newest state": (newest_state_only, r"last/step-\d+\.pth: was written by another run"),
+    "its best model": (take("best_model.pth"), r"best_model\.pth: was written by another run"),
+    "its states, without names": (
+        nameless("last"),
+        r"step-\d+\.pth: was written by another run \(of an earlier version",
+    ),
+    "its best model, without a name": (
+        nameless("best_model.pth"),
+        r"best_model\.pth: was written by another run \(of an",
+    ),
+    "its name": (take("run.json"), r"last/step-\d+\.pth: was written by another run"),
+    "no best model": (without_best, r"best_model\.pth: no such checkpoint"),
+    "an older best model": (older_best, r"best_model\.pth: is of epoch -1, the best of this run was epoch 0"),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_files_of_another_run_are_refused_before_anything_is_trained(ground, tmp_path, monkeypatch, kind):
+    mix, said = MIXED[kind]
+    ours = interrupted(ground, tmp_path / "a", monkeypatch)
+    theirs = interrupted(ground, tmp_path / "b", monkeypatch)
+    mix(ours.path, theirs.path)
+    before = contents(ours.path)
+    with pytest.raises(Problem, match=said):
+        go_on(ground, tmp_path / "a")
+    assert contents(ours.path) == before
+
+
+def test_a_best_model_swapped_at_the_very_end_is_refused(ground, tmp_path):
+    fits = [fit_of(ground, tmp_path / n, **SAME) for n in "ab"]
+    for fit in fits:
+        fit.train()
+    shutil.copy2(fits[1].run.best, fits[0].run.best)
+    with pytest.raises(Problem, match=r"best_model\.pth: was written by another run"):
+        finish(fits[0].cfg, fits[0].data, fits[0], fits[0].run)
+    assert not fits[0].run.looks.exists()
+
+
+@pytest.mark.parametrize("kind", ["interrupted", "interrupted again after it went on", "renamed"])
+def test_a_run_begun_before_goes_on(ground, tmp_path, monkeypatch, kind):
+    whole = go_on(ground, tmp_path / "whole")
+    run = interrupted(ground, tmp_path / "a", monkeypatch)
+    forget_names(run.path)
+    if kind == "renamed":  # the folder of a run may be moved
+        (tmp_path / "a").rename(tmp_path / "c")
+        (tmp_path / "c").rename(tmp_path / "a")
+    if kind == "interrupted again after it went on":  # a name for the folder, none in its files yet
+        fit_of(ground, tmp_path / "a", **SAME, save_steps=1, resume="auto")
+    fit = go_on(ground, tmp_path / "a")
+    assert_same_state(fit, whole)
+    assert fit.run.id == torch.load(max(fit.run.states.glob("*")), weights_only=True)["run"]
+
+
+@pytest.mark.parametrize(("again", "best"), [([0.3], (0.3, 2)), ([0.15], (0.15, 2))])
+def test_a_best_model_newer_than_the_state_competes_with_nobody(ground, tmp_path, monkeypatch, again, best):
+    """Killed after a look and before the state that tells of it: what epoch 1 had is overwritten, whatever comes."""
+    fit = fit_of(ground, tmp_path, **SAME)
+    without_training(fit, monkeypatch, [0.1, 0.2, 0.3])
+    fit.train()
+    max(fit.run.states.glob("*.pth")).unlink()
+    assert fit.run.load_state()["progress"]["best_epoch"] == 1 < fit.progress.best_epoch
+    resumed = fit_of(ground, tmp_path, **SAME, lr_rec=1e-4, resume="auto", resume_with_changes=True)
+    without_training(resumed, monkeypatch, again)
+    resumed.train()
+    assert (resumed.progress.best, resumed.progress.best_epoch) == best
+    assert torch.load(resumed.run.best, weights_only=True)["epoch"] == 2
