@@ -34,6 +34,7 @@ from utils import (
     Problem,
     check_weights,
     environment,
+    fingerprint,
     keep_freed_memory,
     log,
     log_to,
@@ -180,32 +181,39 @@ def portable(cfg: Config, data: Dataset) -> dict[str, Any]:
 
 
 def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
-    """Load the checkpoint that validation chose, look at the test set once, write the results."""
+    """Load the checkpoint that validation chose, look at the test set once, write the results.
+
+    The look comes last, after all else that can fail, and only its own figures are written after it: an end that
+    failed is repeated by resuming, without a second look.
+    """
     acc, model = fit.acc, fit.raw
     acc.wait_for_everyone()
-    best = run.read_best()
-    if best["epoch"] != fit.progress.best_epoch:
-        raise Problem(
-            f"{run.best}: is of epoch {best['epoch']}, the best of this run was epoch {fit.progress.best_epoch}; put "
-            "that file back, or choose another run_name"
-        )
+    with guard.alike(acc):
+        best = run.read_best()
+        if best["epoch"] != fit.progress.best_epoch:
+            raise Problem(
+                f"{run.best}: is of epoch {best['epoch']}, the best of this run was epoch {fit.progress.best_epoch}; put "
+                "that file back, or choose another run_name"
+            )
     model.load_state_dict(best["model"])
-    looks = run.look_at_test() if acc.is_main_process else 0
+    floors, figures, looks = floor_figures(cfg, data, acc), model.figures(), 0
+    with guard.alike(acc):
+        if acc.is_main_process:
+            report.write_index(run, cfg, model)
+            write_json(run.baselines, floors)
+            write_json(run.path / "environment.json", environment())
+            looks = run.look_once(fingerprint(best["model"]))
     found = evaluate(model, data.test, cfg, acc, "test")
-    floors = floor_figures(cfg, data, acc)
-    if not acc.is_main_process:
-        return
-    save_ranks(run, "test", found, data.test.users())
-    report.write_index(run, cfg, model, data)
-    write_json(run.baselines, floors)
-    write_json(run.path / "environment.json", environment())
     results = {
-        "method": report.label(cfg), "dataset": data.name, "seed": cfg.data.seed, "best_epoch": best["epoch"],
+        "method": report.label(cfg), "dataset": cfg.data.dataset, "seed": cfg.data.seed, "best_epoch": best["epoch"],
         "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
-        **model.figures(), "test_evaluations": looks, "data": data.hash,
+        **figures, "test_evaluations": looks, "data": data.hash,
         "split": {"kind": cfg.data.split, **data.facts},
     }  # fmt: skip
-    run.save_results(results)
+    with guard.alike(acc):
+        if acc.is_main_process:
+            save_ranks(run, "test", found, data.test.users())
+            run.save_results(results)
 
 
 def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dict[str, float]]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import settings
 from model import GenerativeModel, JointModel
-from readers import Dataset
 from runs import RunFolder
 from settings import Config
 from utils import log, read_json, write_json
@@ -120,13 +119,20 @@ def show(run: RunFolder) -> None:
         log.info(f"SIDs:       {sids}")
 
 
-def write_index(run: RunFolder, cfg: Config, model: Any, data: Dataset) -> None:
+def letters(level: int) -> str:
+    """Name of a level, from 0: a ... z, aa, ab, ..."""
+    before = letters(level // 26 - 1) if level >= 26 else ""
+    return before + "abcdefghijklmnopqrstuvwxyz"[level % 26]
+
+
+def write_index(run: RunFolder, cfg: Config, model: Any) -> None:
     """<dataset>.index.json: item index -> ["<a_12>", "<b_3>", ...], the field's exchange format."""
     if not isinstance(model, GenerativeModel):
         return
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    sids = {str(i): [f"<{letters[j]}_{c}>" for j, c in enumerate(row)] for i, row in enumerate(model.sid_NL.tolist())}
-    write_json(run.path / f"{data.name}.index.json", sids)
+    names = [letters(level) for level in range(model.sid_NL.shape[1])]
+    rows = enumerate(model.sid_NL.tolist())
+    sids = {str(i): [f"<{name}_{c}>" for name, c in zip(names, row, strict=True)] for i, row in rows}
+    write_json(run.path / f"{cfg.data.dataset}.index.json", sids)
 
 
 def show_items(items: list[int], scores: list[float], ids: list[str], titles: list[str]) -> None:

@@ -166,12 +166,28 @@ class RunFolder:
         found = self.states.glob("step-*.pth") if self.states.is_dir() else []
         return sorted((p for p in found if re.fullmatch(r"step-\d+\.pth", p.name)), reverse=True)
 
-    def look_at_test(self) -> int:
-        """Count a look at the test set, before it happens; returns how many there were with it."""
-        before = read_json(self.looks) if self.looks.is_file() else 0
-        if not isinstance(before, int):
+    def _looked(self) -> int:
+        found = read_json(self.looks) if self.looks.is_file() else 0
+        if not isinstance(found, int):
             raise Problem(f"{self.looks}: expected a number, how often this run looked at its test set")
-        count = 1 + before
+        return found
+
+    def look_once(self, result: str) -> int:
+        """Count the run's own look at the test set, before it happens; returns how many there were with it.
+
+        result: fingerprint of what was trained. Its look counts once, however often the end of the run is repeated.
+        """
+        who = read_json(self.identity)
+        if who.get("tested") != result:
+            who |= {"tested": result, "look": self._looked() + 1}
+            write_json(self.identity, who)  # first: a kill between the two counts neither twice nor not at all
+        count = max(self._looked(), int(who["look"]))
+        write_json(self.looks, count)
+        return count
+
+    def look_at_test(self) -> int:
+        """Count another look at the test set, before it happens; returns how many there were with it."""
+        count = 1 + self._looked()
         write_json(self.looks, count)
         if self.finished:
             self.save_results(self.results() | {"test_evaluations": count})

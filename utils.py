@@ -169,6 +169,15 @@ def check_weights(path: str | Path, state: Mapping[str, Any]) -> None:
         )
 
 
+def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """Short hash of a model's tensors: equal for equal values, whatever file they come from."""
+    h = hashlib.sha256()
+    for name in sorted(state):
+        h.update(f"{name} {state[name].dtype} {list(state[name].shape)}".encode())
+        h.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()[:16]
+
+
 def digest(*parts: object) -> str:
     """Short stable hash of files (Path) and plain values."""
     h = hashlib.sha256()

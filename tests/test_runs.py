@@ -13,13 +13,17 @@ from test_cli import contents, fails
 from test_trainer import assert_same_state, fit_of
 
 import main
+import report
 import scripts.run
 import settings
+import utils
 from guard import log
 from main import finish
+from model import GenerativeModel
 from readers import read_dataset, read_embeddings
+from runs import RunFolder
 from trainer import Evaluation, Progress
-from utils import Problem, read_json, write_json
+from utils import Problem, Stopped, fingerprint, read_json, write_json
 
 # ---------------------------------------------------------------- patience
 
@@ -371,3 +375,116 @@ def test_a_best_model_newer_than_the_state_competes_with_nobody(ground, tmp_path
     resumed.train()
     assert (resumed.progress.best, resumed.progress.best_epoch) == best
     assert torch.load(resumed.run.best, weights_only=True)["epoch"] == 2
+
+
+# ---------------------------------------------------------------- an end that fails
+
+
+def breaking(name):
+    """Let one thing of the end fail in a way that nobody foresaw."""
+
+    def arm(monkeypatch):
+        def fail(*args, **kwargs):
+            raise RuntimeError("a fault of our own")
+
+        monkeypatch.setattr(name, fail)
+
+    return arm
+
+
+def full_disk(ending):
+    def arm(monkeypatch):
+        inner = utils.write_atomic
+
+        def write(path, content):
+            if path.name.endswith(ending):
+                raise Problem(f"{path}: cannot be written (No space left on device)")
+            inner(path, content)
+
+        monkeypatch.setattr("utils.write_atomic", write)
+
+    return arm
+
+
+def evaluation_fails(title, error):
+    def arm(monkeypatch):
+        inner = main.evaluate
+
+        def look(model, split, cfg, acc, name):
+            found = inner(model, split, cfg, acc, name)
+            if name == title:
+                raise error
+            return found
+
+        monkeypatch.setattr("main.evaluate", look)
+
+    return arm
+
+
+ENDS = {
+    "SIDs": breaking("report.write_index"),
+    "versions": breaking("main.environment"),
+    "floors": breaking("main.floor_figures"),
+    "figures of the codes": breaking("model.GenerativeModel.figures"),
+    "no room for the SIDs": full_disk("tiny.index.json"),
+    "no room for the floors": full_disk("baselines.json"),
+    "no room for the count": full_disk("test_looks.json"),
+    "no room for its name": full_disk("run.json"),
+    "no room for the ranks": full_disk("ranks-test.npy"),
+    "no room for the results": full_disk("test.json"),
+    "stopped in a floor": evaluation_fails("popularity", Stopped(15)),
+    "stopped in the test": evaluation_fails("test", Stopped(15)),
+    "out of memory in the test": evaluation_fails("test", Problem("out of memory on a single user")),
+    "a fault in the test": evaluation_fails("test", RuntimeError("a fault")),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_an_end_that_failed_is_repeated_without_a_second_look(ground, tmp_path, monkeypatch, kind):
+    same = {"method": "two_stage", "epochs": 1}
+    fit = fit_of(ground, tmp_path, **same)
+    fit.train()
+    for _ in range(2):  # it fails again when it is resumed
+        with monkeypatch.context() as patch:
+            ENDS[kind](patch)
+            with pytest.raises((RuntimeError, Problem, Stopped)):
+                finish(fit.cfg, fit.data, fit, fit.run)
+        assert not fit.run.finished
+        fit = fit_of(ground, tmp_path, **same, resume="auto")
+        fit.train()
+    finish(fit.cfg, fit.data, fit, fit.run)
+    assert fit.run.results()["test_evaluations"] == read_json(fit.run.looks) == 1
+    named = {"tiny.index.json", "baselines.json", "environment.json", "ranks-test.npy", "test.json", "config.yaml"}
+    assert named <= {p.name for p in fit.run.path.iterdir()}
+
+
+def test_other_looks_and_other_results_count(ground, tmp_path):
+    run = fit_of(ground, tmp_path, method="sasrec", hidden_units=4).run
+    assert [run.look_once("a"), run.look_once("a"), run.look_at_test(), run.look_once("a")] == [1, 1, 2, 2]
+    assert [run.look_once("b"), run.look_once("b"), run.look_at_test()] == [3, 3, 4]
+
+
+def test_levels_have_names_however_many():
+    names = [report.letters(i) for i in range(1000)]
+    assert names[:3] + names[25:29] + names[701:703] == ["a", "b", "c", "z", "aa", "ab", "ac", "zz", "aaa"]
+    assert len(set(names)) == 1000
+
+
+@pytest.mark.parametrize("levels", [25, 26, 27, 40])
+def test_the_index_of_many_levels(tmp_path, levels):
+    cfg = settings.build({"num_emb_list": [2] * levels, "sk_epsilons": [0.0] * levels, "d_model": 4, "num_heads": 1,
+                          "d_kv": 4, "d_ff": 4, "encoder_layers": 1, "decoder_layers": 1, "dataset": "deep"})  # fmt: skip
+    model = GenerativeModel(cfg, 3)
+    model.set_codes(torch.arange(3)[:, None] >> torch.arange(levels) & 1)
+    report.write_index(RunFolder(tmp_path), cfg, model)
+    sids = read_json(tmp_path / "deep.index.json")
+    assert {len(set(sid)) for sid in sids.values()} == {levels + 1}
+    assert [int(x.strip("<>").split("_")[1]) for x in sids["2"]] == model.sid_NL[2].tolist()
+
+
+def test_equal_weights_have_equal_fingerprints():
+    a = {"x": torch.arange(4.0), "n": torch.tensor(3), "h": torch.ones(2, 2, dtype=torch.bfloat16)}
+    b = {k: a[k].clone() for k in reversed(a)}
+    assert fingerprint(a) == fingerprint(b)
+    changed = [b | {"x": torch.arange(4)}, b | {"x": torch.arange(4.0).view(2, 2)}, b | {"n": torch.tensor(4)}]
+    assert len({fingerprint(x) for x in [a, *changed]}) == 4
