@@ -40,7 +40,6 @@ from utils import (
     log_to,
     problems_exit_2,
     read_checkpoint,
-    write_json,
 )
 
 
@@ -200,8 +199,8 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     with guard.alike(acc):
         if acc.is_main_process:
             report.write_index(run, cfg, model)
-            write_json(run.baselines, floors)
-            write_json(run.path / "environment.json", environment())
+            run.save_json(run.baselines.name, floors)
+            run.save_json("environment.json", environment())
             looks = run.look_once(fingerprint(best["model"]))
     found = evaluate(model, data.test, cfg, acc, "test")
     results = {

@@ -7,7 +7,7 @@ import settings
 from model import GenerativeModel, JointModel
 from runs import RunFolder
 from settings import Config
-from utils import log, read_json, write_json
+from utils import log, read_json
 
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0
@@ -132,7 +132,7 @@ def write_index(run: RunFolder, cfg: Config, model: Any) -> None:
     names = [letters(level) for level in range(model.sid_NL.shape[1])]
     rows = enumerate(model.sid_NL.tolist())
     sids = {str(i): [f"<{name}_{c}>" for name, c in zip(names, row, strict=True)] for i, row in rows}
-    write_json(run.path / f"{cfg.data.dataset}.index.json", sids)
+    run.save_json(f"{cfg.data.dataset}.index.json", sids)
 
 
 def show_items(items: list[int], scores: list[float], ids: list[str], titles: list[str]) -> None:

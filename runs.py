@@ -1,15 +1,28 @@
 """The folder of one run: what is written, where, and what is found there again."""
 
+import contextlib
 import json
 import re
 import secrets
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import guard
 import settings
 from settings import Config
-from utils import Problem, check_weights, log, read_checkpoint, read_json, write_checkpoint, write_json, write_text
+from utils import (
+    Problem,
+    check_weights,
+    log,
+    read_checkpoint,
+    read_json,
+    write_array,
+    write_checkpoint,
+    write_json,
+    write_text,
+)
 
 KEPT = 2  # newest resumable states
 
@@ -74,6 +87,20 @@ class RunFolder:
             raise Problem(f"{self.identity}: not a run's identity; put the old file back or choose another run_name")
         return found["run"], found.get("older") is True
 
+    def _still_ours(self) -> None:
+        """Problem when the claimed folder has been removed, emptied or replaced; before every write."""
+        if self.id is None:
+            return
+        try:
+            there = self.config.is_file() and self._identity()[0] == self.id
+        except Problem:
+            there = False
+        if not there:
+            raise Problem(
+                f"{self.path}: the run folder was removed or replaced while this run was writing to it; nothing more is "
+                "written, what was trained is lost; begin again under another run_name"
+            )
+
     def check_own(self, path: Path, state: dict[str, Any]) -> None:
         """Problem when a file of this folder was written by another run."""
         mine, older = self._identity()
@@ -96,6 +123,7 @@ class RunFolder:
 
     def keep(self, cfg: Config) -> None:
         """Write the configuration; on resume only once the state has proved to fit it."""
+        self._still_ours()
         write_text(self.config, settings.dump(cfg))
 
     def _same(self, cfg: Config) -> None:
@@ -120,6 +148,7 @@ class RunFolder:
     # ---- metrics
 
     def record(self, row: dict[str, Any]) -> None:
+        self._still_ours()
         write_text(self.metrics, self._rows() + json.dumps(row) + "\n")
 
     def _rows(self) -> str:
@@ -141,6 +170,9 @@ class RunFolder:
     # ---- resumable state
 
     def save_state(self, state: dict[str, Any], step: int) -> None:
+        self._still_ours()
+        with contextlib.suppress(OSError):  # what is wrong with it is said by the write
+            self.states.mkdir(exist_ok=True)
         write_checkpoint(self.states / f"step-{step:08d}.pth", state)
         for old in self._states()[KEPT:]:
             old.unlink()
@@ -177,6 +209,7 @@ class RunFolder:
 
         result: fingerprint of what was trained. Its look counts once, however often the end of the run is repeated.
         """
+        self._still_ours()
         who = read_json(self.identity)
         if who.get("tested") != result:
             who |= {"tested": result, "look": self._looked() + 1}
@@ -194,7 +227,19 @@ class RunFolder:
         return count
 
     def save_results(self, results: dict[str, Any]) -> None:
-        write_json(self.test, results)
+        self.save_json(self.test.name, results)
+
+    def save_json(self, name: str, value: Any) -> None:
+        self._still_ours()
+        write_json(self.path / name, value)
+
+    def save_array(self, name: str, array: np.ndarray) -> None:
+        self._still_ours()
+        write_array(self.path / name, array)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        self._still_ours()
+        write_checkpoint(self.best, state)
 
 
 def epoch_of(line: str) -> float:

@@ -35,7 +35,7 @@ from readers import Dataset
 from runs import RunFolder
 from settings import Config, TrainOptions, cutoff, token_budget
 from splits import Split
-from utils import Problem, Stopped, log, not_finite, peak_memory_gb, write_array, write_checkpoint
+from utils import Problem, Stopped, log, not_finite, peak_memory_gb
 
 
 class Trainable(Protocol):
@@ -418,7 +418,7 @@ class Fit:
             with guard.alike(self.acc):
                 if self.acc.is_main_process:
                     save_ranks(self.run, "valid", found, self.data.valid.users())
-                    write_checkpoint(self.run.best, self._portable(found.figures))
+                    self.run.save_best(self._portable(found.figures))
         return {f"valid/{k}": v for k, v in found.figures.items()}
 
     def _validate_start(self) -> None:
@@ -544,4 +544,4 @@ class Fit:
 
 def save_ranks(run: RunFolder, name: str, found: Evaluation, users: np.ndarray) -> None:
     """Per-user ranks [2, users]: user number, rank; new cut-offs and tests need no second run."""
-    write_array(run.path / f"ranks-{name}.npy", np.stack([users, found.rank]).astype(np.int32))
+    run.save_array(f"ranks-{name}.npy", np.stack([users, found.rank]).astype(np.int32))

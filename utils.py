@@ -62,10 +62,12 @@ def colored(text: str, color: str, stream: IO[str]) -> str:
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Write a file aside, flush it to disk, then rename: `path` is the old file or the whole new one."""
+    """Write a file aside, flush it to disk, then rename: `path` is the old file or the whole new one.
+
+    Makes no folder: one that went away while a command runs is not to come back half empty.
+    """
     aside, failed = path.with_name(f".{path.name}.{os.getpid()}.part"), None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as f:
             f.write(content)
             f.flush()
@@ -74,6 +76,8 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         _flush_folder(path.parent)
     except OSError as e:
         failed = e.strerror
+        if not path.parent.is_dir():
+            raise Problem(f"{path}: cannot be written, the folder {path.parent} is not there (any more)") from None
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)

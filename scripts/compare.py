@@ -242,6 +242,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
         log.warning(f"{len(data.test)} test users rank nothing: read the intervals")
     options = digest(data.hash, chosen, seeds, [options_of(configs[n][0]) for n in chosen])
     path = Path(cfg.run.output_dir) / cfg.data.dataset / f"compare-{options}.json"  # another question, another file
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, plain)
     log.info(f"as JSON: {path}")
     return plain

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -488,3 +489,77 @@ def test_equal_weights_have_equal_fingerprints():
     assert fingerprint(a) == fingerprint(b)
     changed = [b | {"x": torch.arange(4)}, b | {"x": torch.arange(4.0).view(2, 2)}, b | {"n": torch.tensor(4)}]
     assert len({fingerprint(x) for x in [a, *changed]}) == 4
+
+
+# ---------------------------------------------------------------- a folder that goes away
+
+
+def emptied(folder):
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def another_run_instead(folder):
+    """Removed, and begun again by somebody who knows nothing of this process."""
+    options = settings.load(folder / "config.yaml")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(settings.dump(options))
+    write_json(folder / "run.json", {"run": "0123456789abcdef", "older": False})
+
+
+GONE = {
+    "removed": shutil.rmtree,
+    "removed with all runs": lambda folder: shutil.rmtree(folder.parent),
+    "moved away": lambda folder: folder.rename(folder.with_name("elsewhere")),
+    "emptied": emptied,
+    "a file now": lambda folder: (shutil.rmtree(folder), folder.write_text("")),
+    "another run's": another_run_instead,
+    "without its configuration": lambda folder: (folder / "config.yaml").unlink(),
+    "without its name": lambda folder: (folder / "run.json").unlink(),
+}
+# where in the run: the function before which it happens
+WHEN = {
+    "in a step": "trainer.Fit._step",
+    "before a look": "trainer.Fit._validate",
+    "before the best model": "runs.RunFolder.save_best",
+    "before a row": "trainer.Fit._record",
+    "before the end": "main.finish",
+    "before the floors": "main.floor_figures",
+    "before the SIDs": "report.write_index",
+    "before the ranks": "main.save_ranks",
+    "before the results": "runs.RunFolder.save_results",
+}
+
+
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("kind", GONE)
+def test_a_folder_that_goes_away_ends_the_run_with_one_line(tiny_data, tmp_path, monkeypatch, capsys, kind, when):
+    tiny_data()
+    options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 4, "run_name": "r", "epochs": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
+    folder = tmp_path / "out" / "tiny" / "r"
+    owner, name = WHEN[when].rsplit(".", 1)
+    module, *classes = owner.split(".")
+    place = getattr(sys.modules[module], classes[0]) if classes else sys.modules[module]
+    inner, left = getattr(place, name), []
+
+    def gone(*args):
+        if not left:
+            GONE[kind](folder)
+            left.append(contents(tmp_path / "out"))
+        return inner(*args)
+
+    monkeypatch.setattr(place, name, gone)
+    err = fails(capsys, main.main, f"--config={tmp_path / 'config.yaml'}")
+    assert re.search(r"tiny/r(/best_model\.pth)?: (the run folder was removed or replaced|no such checkpoint)", err), (
+        err
+    )
+    assert contents(tmp_path / "out") == left[0]  # nothing was made again
+
+
+def test_nothing_makes_a_folder_again(tmp_path):
+    with pytest.raises(Problem, match=r"b/c: cannot be written, the folder .*b is not there \(any more\)"):
+        utils.write_text(tmp_path / "b" / "c", "text")
+    assert not list(tmp_path.iterdir())
