@@ -50,13 +50,41 @@ def configuration(argv: list[str], usage: str | None, check: Callable[[Config], 
         raise SystemExit(0)
     given, overrides = take(argv, ["config", "data_path"])
     overrides += [f"--data_path={given['data_path']}"] if "data_path" in given else []
-    cfg = settings.load(given.get("config"), [a for a in overrides if a != "--dry_run"])
+    words = [a for a in overrides if a != "--dry_run"]
+    if "config" in given:
+        path = Path(given["config"])
+        options_of(path, settings.read_yaml(path), settings.parse_overrides(words))
+    cfg = settings.load(given.get("config"), words)
     methods.check(cfg.run.method)
     if "--dry_run" in overrides:
         check(cfg)
         print(settings.dump(cfg), end="")
         raise SystemExit(0)
     return cfg
+
+
+def options_of(path: Path, raw: dict[str, Any], overrides: dict[str, Any], typed: str | None = None) -> dict[str, Any]:
+    """The options of a file and of a command line together, with the data set that they mean.
+
+    typed: its name as a word of the command line. A file need not repeat it. Problem where the two name different data
+    sets, as a copied preset does until its line is changed, or none: the default is for commands without a file.
+    """
+    if typed is not None:
+        said = raw.get("dataset")
+        if said is not None and str(said) != typed:
+            raise Problem(
+                f"{path}: says dataset: {said}, but {typed} was asked for; write dataset: {typed} there, or, if the file "
+                f"is a preset for {said}, ask for {said} with --config={path}"
+            )
+        if str(overrides.get("dataset", typed)) != typed:
+            raise Problem(
+                f"--dataset={overrides['dataset']}: {typed} was asked for; drop one of the two, --config=FILE names a preset"
+            )
+        return {**raw, **overrides, "dataset": typed}
+    both = {**raw, **overrides}
+    if both.get("dataset") is None and not str(both.get("data_path")).lower().endswith(".csv"):
+        raise Problem(f"{path}: names no data set; write dataset: NAME there, or add --dataset=NAME")
+    return both
 
 
 def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -92,7 +92,7 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
         kind = {}  # nothing to train; the protocol is that of the preset
     else:
         methods.check(kind["method"])
-    return settings.build({"dataset": dataset, **settings.read_yaml(found[0]), **overrides, **kind})
+    return settings.build(main.options_of(found[0], settings.read_yaml(found[0]), overrides, dataset) | kind)
 
 
 def check_protocol(configs: dict[str, Config]) -> None:

@@ -2,7 +2,8 @@
 
   bash run_FrqUD.sh [data set] [--key=value ...]      NPROC=2 for two processes
 
-The data set is a file in config/ (demo when none is named). Options that begin with rqvae_ go to the
+The data set is a file in config/ (demo when none is named), which need not repeat its name and may not say another;
+--config=FILE takes another file. Options that begin with rqvae_ go to the
 pre-training, the rest to the joint training; --dry_run checks everything and prints the configuration.
 """
 
@@ -87,10 +88,8 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.yaml")))
         raise Problem(f"{path}: no such configuration; there are {known}; copy one for your own data")
-    raw = settings.read_yaml(path)
-    raw |= {"uncertainty": uncertainty, "method": "diger"} | overrides
-    raw.setdefault("dataset", name)
-    cfg = settings.build(raw)
+    kind = {"uncertainty": uncertainty, "method": "diger"}
+    cfg = settings.build(main.options_of(path, settings.read_yaml(path) | kind, overrides, names[0] if names else None))
     methods.check(cfg.run.method)
     if cfg.run.run_name is None:
         cfg = settings.replace(cfg, run_name=f"{report.label(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}")
