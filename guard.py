@@ -22,16 +22,19 @@ _held: list[IO[str]] = []  # an open file keeps its lock, the kernel drops it wh
 
 
 def lock(folder: Path) -> None:
-    """Make this process the only writer in a folder until it ends; Problem when there is another.
+    """Make this process the only writer in a folder, new or old, until it ends; Problem when there is another.
 
     A record lock, which forked data workers do not inherit: it never outlives its owner.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise Problem(f"{folder}: cannot be written ({e.strerror}); choose another folder") from None
     try:
         import fcntl
     except ImportError:  # Windows
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         f = (folder / ".lock").open("a+")
         fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:

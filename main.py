@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
 import guard
 import memory
@@ -31,16 +31,15 @@ from readers import DataOptions, Dataset, read_dataset
 from runs import RunFolder, RunOptions
 from settings import Config
 from sids.tokenizer import CodeOptions
-from trainer import Fit, TrainOptions, evaluate, save_ranks, token_budget
+from trainer import Fit, NotFinite, TrainOptions, evaluate, save_ranks, token_budget
 from utils import (
     Problem,
     environment,
+    fingerprint,
     keep_freed_memory,
     log,
     log_to,
     problems_exit_2,
-    read_checkpoint,
-    write_json,
 )
 from vq import QuantizerOptions
 
@@ -58,8 +57,9 @@ def configuration(
         raise SystemExit(0)
     given, overrides = take(argv, ["config", "data_path"])
     overrides += [f"--data_path={given['data_path']}"] if "data_path" in given else []
-    preset = settings.read_yaml(Path(given["config"])) if "config" in given else {}
-    cfg = composed(preset, methods.parse_overrides([a for a in overrides if a != "--dry_run"]))
+    given_options = methods.parse_overrides([a for a in overrides if a != "--dry_run"])
+    preset = preset_of(Path(given["config"]), given_options) if "config" in given else {}
+    cfg = composed(preset, given_options)
     if "--dry_run" in overrides:
         check(cfg)
         print(settings.dump(cfg), end="")
@@ -75,6 +75,31 @@ def help_of(argv: list[str]) -> str:
         return methods.help_text(preset, methods.parse_overrides([w for w in words if "=" in w]))
     except Problem:
         return methods.help_text()
+
+
+def preset_of(path: Path, overrides: dict[str, Any], typed: str | None = None) -> dict[str, Any]:
+    """The options of a file, with the data set that is meant.
+
+    typed: its name as a word of the command line. A file need not repeat it. Problem where the two name different data
+    sets, as a copied preset does until its line is changed, or none: the default is for commands without a file.
+    """
+    raw = settings.read_yaml(path)
+    if typed is None:
+        both = {**raw, **overrides}
+        if both.get("dataset") is None and not str(both.get("data_path")).lower().endswith(".csv"):
+            raise Problem(f"{path}: names no data set; write dataset: NAME there, or add --dataset=NAME")
+        return raw
+    said = raw.get("dataset")
+    if said is not None and str(said) != typed:
+        raise Problem(
+            f"{path}: says dataset: {said}, but {typed} was asked for; write dataset: {typed} there, or, if the file "
+            f"is a preset for {said}, ask for {said} with --config={path}"
+        )
+    if str(overrides.get("dataset", typed)) != typed:
+        raise Problem(
+            f"--dataset={overrides['dataset']}: {typed} was asked for; drop one of the two, --config=FILE names a preset"
+        )
+    return {**raw, "dataset": typed}
 
 
 def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -198,29 +223,59 @@ def portable(cfg: Config, data: Dataset, tokenizer: Any = None) -> dict[str, Any
 
 
 def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
-    """Load the checkpoint that validation chose, look at the test set once, write the results."""
+    """Load the checkpoint that validation chose, look at the test set once, write the results.
+
+    The look comes last, after all else that can fail, and only its own figures are written after it: an end that
+    failed is repeated by resuming, without a second look.
+    """
     acc, model = fit.acc, fit.raw
     acc.wait_for_everyone()
-    best = read_checkpoint(run.best)
+    with guard.alike(acc):
+        best = run.read_best()
+        if best["epoch"] != fit.progress.best_epoch:
+            raise Problem(
+                f"{run.best}: is of epoch {best['epoch']}, the best of this run was epoch {fit.progress.best_epoch}; put "
+                "that file back, or choose another run_name"
+            )
     model.load_state_dict(best["model"])
-    looks = run.look_at_test() if acc.is_main_process else 0
+    floors, figures, looks = floor_figures(cfg, data, acc), model.figures(), 0
+    with guard.alike(acc):
+        if acc.is_main_process:
+            report.write_index(run, cfg, model)
+            run.save_json(run.baselines.name, floors)
+            run.save_json("environment.json", environment())
+            looks = run.look_once(fingerprint(best["model"]))
     found = evaluate(model, data.test, cfg, acc, "test")
-    floors = {}
-    for name in methods.floors_of(data):
-        floors[name] = evaluate(methods.FLOORS[name](data).to(acc.device), data.test, cfg, acc, name).figures
-    if not acc.is_main_process:
-        return
-    save_ranks(run, "test", found, data.test.users())
-    report.write_index(run, cfg, model, data)
-    write_json(run.baselines, floors)
-    write_json(run.path / "environment.json", environment())
     results = {
-        "method": methods.label(cfg), "dataset": data.name, "seed": cfg[DataOptions].seed, "best_epoch": best["epoch"],
-        "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
-        **model.figures(), "test_evaluations": looks, "data": data.hash,
+        "method": methods.label(cfg), "dataset": cfg[DataOptions].dataset, "seed": cfg[DataOptions].seed,
+        "best_epoch": best["epoch"], "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
+        **figures, "test_evaluations": looks, "data": data.hash,
         "split": {"kind": cfg[DataOptions].split, **data.facts},
     }  # fmt: skip
-    run.save_results(results)
+    with guard.alike(acc):
+        if acc.is_main_process:
+            save_ranks(run, "test", found, data.test.users())
+            run.save_results(results)
+
+
+def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dict[str, float]]:
+    """Test figures of the floors. One that can no longer be had costs its own row, not the run's results."""
+    figures = {}
+    for name in methods.floors_of(data):
+        floor, mine = None, None
+        try:
+            floor = methods.FLOORS[name](data).to(acc.device)
+        except (Problem, MemoryError) as e:  # the embeddings have changed or gone, or do not fit as float64
+            mine = str(e) or "out of memory"
+        lost = [text for text in gather_object([mine]) if text is not None]  # all processes leave out the same
+        try:
+            if floor is not None and not lost:
+                figures[name] = evaluate(floor, data.test, cfg, acc, name).figures
+        except NotFinite as e:
+            lost = [str(e)]
+        if lost:
+            log.warning(f"{lost[0]}; the floor {name!r} is left out")
+    return figures
 
 
 # ---------------------------------------------------------------- from a checkpoint

@@ -24,7 +24,7 @@ from sids.search import SearchOptions
 from sids.tokenizer import CodeOptions
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
-from utils import Problem, log, read_checkpoint
+from utils import Problem, check_weights, log, read_checkpoint
 from vq import QuantizerOptions, RQVAEOptions
 
 # ---------------------------------------------------------------- the parts, by name
@@ -442,6 +442,7 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
+    check_weights(path, model.state_dict())
     if model.n_items != len(state["items"]):
         raise Problem(f"{path}: its model knows {model.n_items} items, its list {len(state['items'])}")
     return Restored(cfg, model.eval(), state)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data import Batch
 from layers import suffixes
 from metrics import EvalOptions
-from recommenders.protocol import AllReduce, Autocast, Found, Logs, TokenNetwork
+from recommenders.protocol import AllReduce, Autocast, Found, Logs, TokenNetwork, unsound
 from settings import Config, option
 from sids.search import AllTokens, SearchOptions, Trie, beam_search
 from sids.table import SidTable
@@ -331,10 +331,11 @@ class Loaded:
 
     cfg: Config
     model: Any
+    number: dict[str, int]  # item number of an id, from 1
     items: list[str]  # ids in catalogue order
     titles: list[str]
     split_hash: str | None  # of the data it was trained on
-    number: dict[str, int]
+    source: str  # the file it came from
 
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int = 10, *, allow: Iterable[str] | None = None,
@@ -367,7 +368,11 @@ class Loaded:
         device = next(self.model.parameters()).device
         among_M = None if among_M is None else among_M.to(device)
         found = self.model.recommend(history_BS.to(device), k, banned_BS.to(device), among_M)
-        check_scores(found)
+        if bool(unsound(found.score_BW, banned=bool(banned_BS.any()) or among_M is not None).any()):
+            raise Problem(
+                f"{self.source}: its scores are not finite, its training diverged; use another checkpoint, or train it "
+                "again with lower learning rates"
+            )
         rows = zip(found.item_BW.tolist(), found.score_BW.tolist(), strict=True)
         return [
             [Hit(self.items[i - 1], self.titles[i - 1], s) for i, s in zip(*row, strict=True) if i > 0] for row in rows
@@ -381,7 +386,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -
 
     cfg, model, state = methods.restore(path, overrides)
     number = {token: i for i, token in enumerate(state["items"], 1)}
-    return Loaded(cfg, model.to(device), state["items"], state["titles"], state.get("split"), number)
+    return Loaded(cfg, model.to(device), number, state["items"], state["titles"], state.get("split"), str(path))
 
 
 def numbers(ids: Iterable[str], number: dict[str, int], source: str) -> list[int]:
@@ -404,9 +409,3 @@ def left_padded(rows: list[list[int]]) -> Tensor:
     """Item numbers [B, S] of lists of unlike length, 0 in front."""
     width = max(1, *map(len, rows))
     return torch.tensor([[0] * (width - len(row)) + row for row in rows])
-
-
-def check_scores(found: Found) -> None:
-    """Problem when a score is no number: such a model ranks nothing."""
-    if bool(torch.isnan(found.score_BW).any()):
-        raise Problem("the model's scores are not finite; its training has diverged")

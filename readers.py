@@ -57,6 +57,27 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
+class Stamp:
+    """A file as it was when it was read: its hash, and by what a change shows without hashing again."""
+
+    digest: str
+    size: int  # bytes
+    times: tuple[int, int]  # of its content and of its entry, ns
+
+    @classmethod
+    def of(cls, path: Path) -> "Stamp":
+        found = path.stat()  # before the hash: a change in between is noticed later
+        return cls(digest(path), found.st_size, (found.st_mtime_ns, found.st_ctime_ns))
+
+    def holds(self, path: Path) -> bool:
+        """Is the file's content still the same?"""
+        found = path.stat()
+        if (found.st_size, (found.st_mtime_ns, found.st_ctime_ns)) == (self.size, self.times):
+            return True
+        return found.st_size == self.size and digest(path) == self.digest
+
+
+@dataclass(frozen=True)
 class Dataset:
     name: str
     catalogue: Catalogue
@@ -68,6 +89,7 @@ class Dataset:
     split_hash: str  # of the interactions and of how they were split
     hash: str  # of these and of every other file that was read
     facts: dict[str, float] = field(default_factory=dict)  # of the split, for log and results
+    embedding_stamp: Stamp | None = None  # whoever reads the embeddings later must find those that were hashed
 
     @property
     def n_items(self) -> int:
@@ -98,37 +120,78 @@ def read_dataset(cfg: DataOptions) -> Dataset:
 
 
 def _locate(cfg: DataOptions) -> tuple[Path, str]:
-    """(folder, stem of the file names); case of the name does not matter."""
-    root, wanted = Path(cfg.data_path), cfg.dataset.lower()
+    """(folder, stem of the file names): the data set as it was spelled, else the only one that differs in case."""
+    root, stem = Path(cfg.data_path), cfg.dataset
     if root.is_file() and root.suffix.lower() == ".csv":
         return root.parent, root.stem
     if not root.is_dir():
         raise Problem(f"data_path: {root} is not a folder, nor a .csv file")
-    inner = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() == wanted]
-    folder = inner[0] if inner else root
-    stems = {p.name.split(".")[0] for p in folder.iterdir() if p.name.lower().startswith(wanted + ".")}
-    if not stems:
-        raise Problem(f"data_path: neither {root / cfg.dataset} nor {root} holds files called {cfg.dataset}.*")
-    return folder, cfg.dataset
+    inner = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() == stem.lower()]
+    here = _spelled_alike(root, stem)
+    folder = root
+    if root / stem in inner or not any(p.name.startswith(f"{stem}.") for p in here):
+        if inner and here and root / stem not in inner:  # another spelling as a folder, and one beside it
+            inner.append(here[0])
+        folder = _one_of(inner, root / stem) or root
+    if not _spelled_alike(folder, stem):
+        raise Problem(f"data_path: neither {root / stem} nor {root} holds files called {stem}.*")
+    return folder, stem
 
 
-def _file(folder: Path, stem: str, ending: str) -> Path | None:
-    """The file `<stem><ending>`, whatever the case of its stem."""
-    name = f"{stem}{ending}".lower()
-    found = [p for p in sorted(folder.iterdir()) if p.name.lower() == name]
+def _spelled_alike(folder: Path, stem: str) -> list[Path]:
+    """The files `<stem>.*` of a folder, whatever the case of their stem, in the order of their names."""
+    return [p for p in sorted(folder.iterdir()) if p.is_file() and p.name.lower().startswith(f"{stem.lower()}.")]
+
+
+def _one_of(found: list[Path], wanted: Path, *, say: bool = True) -> Path | None:
+    """`wanted` itself where it is among the found, else the only one found, and the log says so (once: `say`).
+
+    Problem when there are several others: which of them is meant only the user knows.
+    """
+    if wanted in found:
+        return wanted
+    if len(found) > 1:
+        names = " and ".join(str(p) for p in found)
+        raise Problem(f"{wanted}: not there, but {names}; write the name as it is spelled or rename one of them")
+    if found and say:
+        log.info(f"{wanted}: not there, {found[0]} is read in its place")
     return found[0] if found else None
 
 
+def _files(folder: Path, stem: str) -> list[Path]:
+    """The files of a data set: those of its own spelling alone where another spelling is a data set as well.
+
+    So `T.items.jsonl` may complete `t.inter`, but not where it stands beside `T.inter`. Problem when there are
+    several data sets in other spellings.
+    """
+    found = _spelled_alike(folder, stem)
+    sets = {p.name[: len(stem)]: p for p in found if p.name.lower()[len(stem) :] in INTERACTIONS.values()}
+    if len(sets) > 1 and stem in sets:
+        return [p for p in found if p.name.startswith(f"{stem}.")]
+    _one_of(list(sets.values()), folder / stem, say=False)
+    return found
+
+
+def _file(folder: Path, stem: str, ending: str, *, say: bool = True) -> Path | None:
+    """The file `<stem><ending>`, or the only one whose name differs from it in case."""
+    name = f"{stem}{ending}"
+    return _one_of([p for p in _files(folder, stem) if p.name.lower() == name.lower()], folder / name, say=say)
+
+
+# layout -> what the name of its first file ends with, in the order in which layouts are looked for
+INTERACTIONS = {
+    "inter": ".inter", "inter_splits": ".train.inter", "jsonl": ".train.jsonl", "json": ".inter.json", "csv": ".csv",
+}  # fmt: skip
+
+
 def _detect(folder: Path, stem: str) -> str:
-    endings = {
-        "inter": ".inter", "inter_splits": ".train.inter", "jsonl": ".train.jsonl", "json": ".inter.json",
-        "csv": ".csv",
-    }  # fmt: skip
-    for layout, ending in endings.items():
-        if _file(folder, stem, ending):
-            return layout
-    wanted = ", ".join(stem + e for e in endings.values())
-    raise Problem(f"{folder}: found none of {wanted}; set data_format or add the file")
+    names = {layout: f"{stem}{ending}" for layout, ending in INTERACTIONS.items()}
+    there = _files(folder, stem)
+    for exact in (True, False):  # an exact name of any layout goes before an inexact one
+        for layout, name in names.items():
+            if any(p.name == name or (not exact and p.name.lower() == name.lower()) for p in there):
+                return layout
+    raise Problem(f"{folder}: found none of {', '.join(names.values())}; set data_format or add the file")
 
 
 def _need(folder: Path, stem: str, ending: str) -> Path:
@@ -149,7 +212,8 @@ def _read_inter(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
 
 def _read_csv(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
     """One comma-separated file whose columns the options name, split here."""
-    path = _need(folder, stem, ".csv")
+    named = Path(cfg.data_path)
+    path = named if named.is_file() else _need(folder, stem, ".csv")
     columns = Columns(cfg.users_col, cfg.items_col, cfg.time_col, ",")
     return _from_rows([path], [read_rows(path, columns)], folder, stem, cfg)
 
@@ -409,7 +473,7 @@ def _dataset(
         if not beside.is_file():
             raise Problem(f"semantic_emb_path: {embedding}: no such file")
         embedding = beside
-    items = _file(folder, stem, ".items.jsonl")
+    items = _file(folder, stem, ".items.jsonl", say=False)
     popularity = np.bincount(parts.training, minlength=len(catalogue) + 1)
     others = [*([items] if items else []), *([embedding] if embedding else [])]
     rules: list[object] = ["time", cfg.time_quantile] if cfg.split != "leave_one_out" else []
@@ -420,7 +484,7 @@ def _dataset(
     report(parts, cfg)
     return Dataset(
         stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding, split_hash,
-        digest(split_hash, *others), parts.facts,
+        digest(split_hash, *others), parts.facts, Stamp.of(embedding) if embedding else None,
     )  # fmt: skip
 
 
@@ -437,17 +501,20 @@ def report(parts: Parts, cfg: DataOptions) -> None:
 
 def _find_embedding(folder: Path, stem: str) -> Path | None:
     pattern = re.compile(re.escape(stem) + r"\.emb.*\.npy", re.IGNORECASE)
-    found = [p for p in sorted(folder.iterdir()) if pattern.fullmatch(p.name)]
+    found = [p for p in _files(folder, stem) if pattern.fullmatch(p.name)]
+    own = {p.name.lower(): p for p in found if p.name.startswith(f"{stem}.")}
+    found = [p for p in found if own.get(p.name.lower(), p) == p]  # an exact name goes before its twin
     if len(found) > 1:
         names = ", ".join(p.name for p in found)
         raise Problem(f"{folder}: several embeddings ({names}); choose one with semantic_emb_path")
-    return found[0] if found else None
+    return found[0] if own else _one_of(found, folder / f"{stem}.emb*.npy")
 
 
 def read_embeddings(data: Dataset) -> np.ndarray:
     """Content embeddings [N, D], memory-mapped; row i belongs to item i + 1.
 
-    Problem when there are none, a row is missing, or a value is not finite.
+    Problem when there are none, they have changed since the data were read, a row is missing, or a value is not
+    finite.
     """
     path = data.embedding_path
     if path is None:
@@ -461,6 +528,8 @@ def read_embeddings(data: Dataset) -> np.ndarray:
     except Exception as e:  # numpy raises many kinds for a damaged header
         reason = " ".join(str(e).split())[:160] or type(e).__name__
         raise Problem(f"{path}: not readable as .npy ({reason})") from None
+    if data.embedding_stamp is not None and not data.embedding_stamp.holds(path):
+        raise Problem(f"{path}: has changed since this command read it; put the old file back or begin again")
     if found.ndim != 2 or found.dtype.kind != "f" or found.shape[1] < 1:
         raise Problem(f"{path}: expected floating-point [items, D], found {found.dtype} {list(found.shape)}")
     if len(found) != data.n_items:

@@ -4,12 +4,12 @@ from typing import Any
 
 import settings
 from model import GenerativeModel, Hit, JointModel, JointOptions
-from readers import Dataset
 from runs import RunFolder
 from settings import Config
 from sids.tokenizer import CodeOptions
+from splits import DataOptions
 from uncertainty import UncertaintyOptions
-from utils import log, read_json, write_json
+from utils import log, read_json
 from vq import QuantizerOptions
 
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
@@ -117,13 +117,20 @@ def show(run: RunFolder) -> None:
         log.info(f"SIDs:       {sids}")
 
 
-def write_index(run: RunFolder, cfg: Config, model: Any, data: Dataset) -> None:
+def letters(level: int) -> str:
+    """Name of a level, from 0: a ... z, aa, ab, ..."""
+    before = letters(level // 26 - 1) if level >= 26 else ""
+    return before + "abcdefghijklmnopqrstuvwxyz"[level % 26]
+
+
+def write_index(run: RunFolder, cfg: Config, model: Any) -> None:
     """<dataset>.index.json: item index -> ["<a_12>", "<b_3>", ...], the field's exchange format."""
     if not isinstance(model, GenerativeModel):
         return
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    sids = {str(i): [f"<{letters[j]}_{c}>" for j, c in enumerate(row)] for i, row in enumerate(model.sids.token_NP.tolist())}
-    write_json(run.path / f"{data.name}.index.json", sids)
+    names = [letters(place) for place in range(len(model.sids.vocabulary))]
+    rows = enumerate(model.sids.token_NP.tolist())
+    sids = {str(i): [f"<{name}_{c}>" for name, c in zip(names, row, strict=True)] for i, row in rows}
+    run.save_json(f"{cfg[DataOptions].dataset}.index.json", sids)
 
 
 def show_items(hits: list[Hit]) -> None:

@@ -1,17 +1,31 @@
 """The folder of one run: what is written, where, and what is found there again."""
 
+import contextlib
 import json
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 import guard
 import settings
 from retired import upgraded
 from settings import Config, option
 from splits import DataOptions
-from utils import Problem, log, read_checkpoint, read_json, write_checkpoint, write_json, write_text
+from utils import (
+    Problem,
+    check_weights,
+    log,
+    read_checkpoint,
+    read_json,
+    write_array,
+    write_checkpoint,
+    write_json,
+    write_text,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +54,8 @@ class RunFolder:
         self.baselines = path / "baselines.json"
         self.states = path / "last"
         self.looks = path / "test_looks.json"
+        self.identity = path / "run.json"
+        self.id: str | None = None  # of the run that this process has claimed
 
     @classmethod
     def of(cls, cfg: Config) -> "RunFolder":
@@ -72,15 +88,68 @@ class RunFolder:
             torn.unlink(missing_ok=True)
         if not self.config.is_file():
             self.keep(cfg)
+        if not self.identity.is_file():
+            older = self.best.is_file() or bool(self._states())  # written before runs had an identity
+            write_json(self.identity, {"run": secrets.token_hex(8), "older": older})
+        self.id, _ = self._identity()
+
+    def _identity(self) -> tuple[str | None, bool]:
+        """(the run's random name, may files without one be its own?); the name is None where nobody has claimed it."""
+        if not self.identity.is_file():
+            return None, True
+        found = read_json(self.identity)
+        if not isinstance(found, dict) or not isinstance(found.get("run"), str):
+            raise Problem(f"{self.identity}: not a run's identity; put the old file back or choose another run_name")
+        return found["run"], found.get("older") is True
+
+    def _still_ours(self) -> None:
+        """Problem when the claimed folder has been removed, emptied or replaced; before every write."""
+        if self.id is None:
+            return
+        try:
+            there = self.config.is_file() and self._identity()[0] == self.id
+        except Problem:
+            there = False
+        if not there:
+            raise Problem(
+                f"{self.path}: the run folder was removed or replaced while this run was writing to it; nothing more is "
+                "written, what was trained is lost; begin again under another run_name"
+            )
+
+    def check_own(self, path: Path, state: dict[str, Any]) -> None:
+        """Problem when a file of this folder was written by another run."""
+        mine, older = self._identity()
+        theirs = state.get("run")
+        if mine is None or theirs == mine or (theirs is None and older):
+            return
+        raise Problem(
+            f"{path}: was written by another run ({theirs or 'of an earlier version'}) than the one that lives here "
+            f"({mine}); put its own file back, or choose another run_name"
+        )
+
+    def read_best(self) -> dict[str, Any]:
+        """The best model so far; Problem when it is missing, of another run, or not finite."""
+        best = read_checkpoint(self.best)
+        self.check_own(self.best, best)
+        if not isinstance(best.get("model"), dict) or not isinstance(best.get("epoch"), int):
+            raise Problem(f"{self.best}: not a checkpoint of main.py")
+        check_weights(self.best, best["model"])
+        return best
 
     def keep(self, cfg: Config) -> None:
         """Write the configuration; on resume only once the state has proved to fit it."""
+        self._still_ours()
         write_text(self.config, settings.dump(cfg))
 
     def _same(self, cfg: Config) -> None:
         if not self.config.is_file():
             raise Problem(f"{self.path}: is not empty and holds no config.yaml; choose another run_name")
         differ = settings.differences(upgraded(settings.read_yaml(self.config)), cfg)
+        if differ and self.finished:  # whatever is trained now would be chosen by somebody who knows its test figures
+            raise Problem(
+                f"{self.path}: is finished and was begun with other options ({'; '.join(differ)}); its test set has "
+                "been looked at, so it is not trained on: choose a new run_name (the old options print it again)"
+            )
         if differ and not cfg[RunOptions].resume_with_changes:
             raise Problem(
                 f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again, another run_name, or "
@@ -92,6 +161,7 @@ class RunFolder:
     # ---- metrics
 
     def record(self, row: dict[str, Any]) -> None:
+        self._still_ours()
         write_text(self.metrics, self._rows() + json.dumps(row) + "\n")
 
     def _rows(self) -> str:
@@ -113,36 +183,76 @@ class RunFolder:
     # ---- resumable state
 
     def save_state(self, state: dict[str, Any], step: int) -> None:
+        self._still_ours()
+        with contextlib.suppress(OSError):  # what is wrong with it is said by the write
+            self.states.mkdir(exist_ok=True)
         write_checkpoint(self.states / f"step-{step:08d}.pth", state)
         for old in self._states()[KEPT:]:
             old.unlink()
 
     def load_state(self) -> dict[str, Any] | None:
-        """The newest readable state; a torn one is passed over, and the log says so."""
+        """The newest readable state; one that is torn or not finite is passed over, and the log says so."""
         for path in self._states():
             try:
-                return read_checkpoint(path)
+                state = read_checkpoint(path)
+                check_weights(path, state["model"] if isinstance(state.get("model"), dict) else {})
             except Problem as e:
                 log.warning(f"{e}; trying the one before")
+                continue
+            self.check_own(path, state)
+            return state
         return None
+
+    def drop_state(self, step: int) -> None:
+        """Remove the state of a step, from which nobody should go on."""
+        (self.states / f"step-{step:08d}.pth").unlink(missing_ok=True)
 
     def _states(self) -> list[Path]:
         found = self.states.glob("step-*.pth") if self.states.is_dir() else []
         return sorted((p for p in found if re.fullmatch(r"step-\d+\.pth", p.name)), reverse=True)
 
-    def look_at_test(self) -> int:
-        """Count a look at the test set, before it happens; returns how many there were with it."""
-        before = read_json(self.looks) if self.looks.is_file() else 0
-        if not isinstance(before, int):
+    def _looked(self) -> int:
+        found = read_json(self.looks) if self.looks.is_file() else 0
+        if not isinstance(found, int):
             raise Problem(f"{self.looks}: expected a number, how often this run looked at its test set")
-        count = 1 + before
+        return found
+
+    def look_once(self, result: str) -> int:
+        """Count the run's own look at the test set, before it happens; returns how many there were with it.
+
+        result: fingerprint of what was trained. Its look counts once, however often the end of the run is repeated.
+        """
+        self._still_ours()
+        who = read_json(self.identity)
+        if who.get("tested") != result:
+            who |= {"tested": result, "look": self._looked() + 1}
+            write_json(self.identity, who)  # first: a kill between the two counts neither twice nor not at all
+        count = max(self._looked(), int(who["look"]))
+        write_json(self.looks, count)
+        return count
+
+    def look_at_test(self) -> int:
+        """Count another look at the test set, before it happens; returns how many there were with it."""
+        count = 1 + self._looked()
         write_json(self.looks, count)
         if self.finished:
             self.save_results(self.results() | {"test_evaluations": count})
         return count
 
     def save_results(self, results: dict[str, Any]) -> None:
-        write_json(self.test, results)
+        self.save_json(self.test.name, results)
+
+    def save_json(self, name: str, value: Any) -> None:
+        self._still_ours()
+        write_json(self.path / name, value)
+
+    def save_array(self, name: str, array: np.ndarray) -> None:
+        self._still_ours()
+        write_array(self.path / name, array)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        self._still_ours()
+        write_checkpoint(self.best, state)
 
 
 def epoch_of(line: str) -> float:

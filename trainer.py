@@ -6,13 +6,13 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
@@ -33,11 +33,11 @@ from data import (
 )
 from metrics import EvalOptions, cutoff
 from readers import Dataset
-from recommenders.protocol import Ranker, Recommender
+from recommenders.protocol import Ranker, Recommender, unsound
 from runs import RunFolder, RunOptions
 from settings import Config, option
 from splits import DataOptions, Split
-from utils import Problem, Stopped, log, peak_memory_gb, write_array, write_checkpoint
+from utils import Problem, Stopped, log, not_finite, peak_memory_gb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +69,24 @@ def token_budget(t: TrainOptions, device: str) -> int:
 class Evaluation:
     """Ranks of all users of a split, in the split's order, and what follows from them."""
 
-    rank: np.ndarray  # int16 [users]; the list's length where the target is missing
+    rank: np.ndarray  # int32 [users], as saved; the list's length where the target is missing
     figures: dict[str, float]
+
+
+class NotFinite(Problem):
+    """Scores that rank nothing; met by all processes alike."""
 
 
 @torch.inference_mode()
 def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: str) -> Evaluation:
-    """Rank every user of a split once, over all processes."""
+    """Rank every user of a split once, over all processes; NotFinite, on all of them, when scores are not finite."""
     model.eval()
     e, longest = cfg[EvalOptions], cfg[DataOptions].max_his_len
     top = max(cutoff(m) for m in e.metrics)
     k = max(top, model.depth)
     plan = evaluation_plan(split, e.eval_batch_size, longest)
     groups = model.groups()
-    rank_M = torch.zeros(1 + len(groups), len(split), dtype=torch.long, device=acc.device)
+    rank_M = torch.zeros(2 + len(groups), len(split), dtype=torch.long, device=acc.device)  # of items, unsound?, groups
     shown = torch.zeros(k, model.n_items + 1, dtype=torch.bool, device=acc.device)
     invalid = torch.zeros(2, dtype=torch.double, device=acc.device)
 
@@ -90,11 +94,12 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
         batch = make_batch(split, rows, longest).to(acc.device)
         banned = seen_items(split, rows).to(acc.device) if e.mask_seen else None
         with acc.autocast():
-            item_BK = model.recommend(batch.history_BS, k, banned).item_BW
-        item_BK = F.pad(item_BK, (0, k - item_BK.shape[1]))  # fewer than k candidates
+            found = model.recommend(batch.history_BS, k, banned)
+        item_BK = F.pad(found.item_BW, (0, k - found.item_BW.shape[1]))  # fewer than k candidates
         place = torch.from_numpy(rows).to(acc.device)
+        rank_M[1, place] = unsound(found.score_BW, banned=banned is not None).long()
         rank_M[0, place] = metrics.target_rank(item_BK, batch.target_B)
-        for row, group_N in enumerate(groups.values(), 1):
+        for row, group_N in enumerate(groups.values(), 2):
             rank_M[row, place] = metrics.group_rank(item_BK, batch.target_B, group_N)
         for i in range(item_BK.shape[1]):
             shown[i, item_BK[:, i]] = True
@@ -110,13 +115,18 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
     covered = (shown[:, 1:] > 0).int().cummax(0).values.double().mean(1)
     coverage = {i + 1: float(c) for i, c in enumerate(covered)}
     rank = rank_M.long().cpu()
+    if lost := int(rank[1].sum()):
+        raise NotFinite(
+            f"{title}: the scores of {lost} of {len(split)} users are not finite: weights or embeddings are too large; "
+            "lower the learning rates"
+        )
     figures = metrics.summarise(rank[0], e.metrics, coverage)
     figures[f"coverage@{top}"] = coverage[top]
-    for name, of_group in zip(groups, rank[1:], strict=True):
+    for name, of_group in zip(groups, rank[2:], strict=True):
         figures |= {f"{name}/{m}": v for m, v in metrics.summarise(of_group, e.metrics).items()}
     figures["invalid_share"] = float(invalid[0] / invalid[1].clamp(min=1))
     figures |= {"num_users": len(split), "users_per_s": len(split) / seconds}
-    return Evaluation(rank[0].numpy().astype(np.int16), figures)
+    return Evaluation(rank[0].numpy().astype(np.int32), figures)
 
 
 def fitting(rows: np.ndarray, work: Callable[[np.ndarray], None]) -> None:
@@ -152,6 +162,14 @@ class Progress:
     step: int = 0  # in the run
     best: float = -math.inf
     best_epoch: int = -1
+    looked: int = -1  # epoch of the last validation
+
+    def out_of_patience(self, early_stop: int) -> bool:
+        """Was the epoch that ended last validated, not the best, and `early_stop` epochs or more after the best?
+
+        Only a look can end a run: epochs that were never validated say nothing, however many they are.
+        """
+        return self.best > -math.inf and self.looked == self.epoch - 1 and self.looked - self.best_epoch >= early_stop
 
 
 AT_START = ("grad/", "lr/")  # figures of an epoch's first batch, not means
@@ -243,7 +261,7 @@ class Fit:
         self._announce()
         if self.raw.pretrained and not p.step:
             self._validate_start()
-        while p.epoch < t.epochs and p.epoch - 1 - p.best_epoch < t.early_stop:
+        while p.epoch < t.epochs and not p.out_of_patience(t.early_stop):
             begin = time.perf_counter()
             row = self._epoch()
             row |= self.raw.refresh()
@@ -351,8 +369,31 @@ class Fit:
                 f"step {self.progress.step} of epoch {self.progress.epoch}: {', '.join(terms)} is not finite; users of "
                 f"the batch (counted from 0): {', '.join(map(str, batch[:SHOWN]))}{more}; nothing of the step was "
                 f"applied, the state before it is in {self.run.states}; lower the learning rates, then "
-                f"--run_name={self.cfg[RunOptions].run_name} --resume=auto --resume_with_changes=true"
+                f"--run_name={self.cfg[RunOptions].run_name} --resume=auto --resume_with_changes=true, or, where it stops "
+                "there again, another run_name"
             )
+
+    def _check_weights(self) -> None:
+        """Problem when the last update left a weight that is not finite; nothing of it is to be saved."""
+        if bad := not_finite(self.raw.state_dict()):
+            self._diverged(f"{bad[0]} is" if len(bad) == 1 else f"{bad[0]} and {len(bad) - 1} more are")
+
+    def _diverged(self, what: str) -> NoReturn:
+        """Take back what would be gone on from; Problem with `what` (and its verb) is not finite and what to do."""
+        p, groups = self.progress, self.optimizer.param_groups
+        rates = [f"lr_{g['name']} {rate:g}" for g, rate in zip(groups, self.schedule.base_lrs, strict=True)]
+        remedy = (
+            f"lower the learning rates ({', '.join(rates)}), then --run_name={self.cfg[RunOptions].run_name} --resume=auto "
+            "--resume_with_changes=true goes on from the newest whole state, or another run_name begins again"
+        )
+        if not p.step:
+            remedy = "the model that it starts from is not whole; name another checkpoint"
+        with guard.alike(self.acc):
+            if self.acc.is_main_process:
+                self.run.drop_state(p.step)
+            when = f"epoch {max(p.epoch, 0)}, after step {p.step}"
+            raise Problem(f"{when}: {what} not finite; nothing of it was saved; {remedy}")
+        raise AssertionError("alike lets nobody pass")
 
     def _means(self) -> dict[str, float]:
         """Epoch means over samples and processes; figures of the first batch stay as they are."""
@@ -362,15 +403,20 @@ class Fit:
         return self.totals | dict(zip(local, sums, strict=True))
 
     def _validate(self) -> dict[str, float]:
+        """Figures of the validation users; the best model so far is written. Problem when a number is not finite."""
         p = self.progress
-        found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}")
-        score = found.figures[self.cfg[EvalOptions].valid_metric]
+        self._check_weights()
+        try:
+            found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}")
+        except NotFinite as e:
+            self._diverged(str(e).partition(": ")[2].partition(" not finite")[0])
+        score, p.looked = found.figures[self.cfg[EvalOptions].valid_metric], p.epoch
         if score > p.best:
             p.best, p.best_epoch = score, p.epoch
             with guard.alike(self.acc):
                 if self.acc.is_main_process:
                     save_ranks(self.run, "valid", found, self.data.valid.users())
-                    write_checkpoint(self.run.best, self._portable(found.figures))
+                    self.run.save_best(self._portable(found.figures))
         return {f"valid/{k}": v for k, v in found.figures.items()}
 
     def _validate_start(self) -> None:
@@ -383,9 +429,10 @@ class Fit:
     # ---- what is written
 
     def _portable(self, scores: dict[str, float]) -> dict[str, Any]:
-        return {"model": self.raw.state_dict(), "epoch": self.progress.epoch, "valid": scores, **self.extras}
+        return {"model": self.raw.state_dict(), "epoch": self.progress.epoch, "valid": scores, "run": self.run.id, **self.extras}
 
     def _save(self) -> None:
+        self._check_weights()  # what is saved can be gone on from
         totals = gather_object([{k: float(v) for k, v in self.totals.items()}])
         with guard.alike(self.acc):
             if self.acc.is_main_process:
@@ -393,7 +440,7 @@ class Fit:
                 state = {
                     "model": self.raw.state_dict(), "optimizer": self.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler else None, "progress": vars(self.progress),
-                    "totals": totals, "world": self._world(),
+                    "totals": totals, "world": self._world(), "run": self.run.id,
                 }  # fmt: skip
                 self.run.save_state(state, self.progress.step)
 
@@ -410,11 +457,32 @@ class Fit:
             except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as e:
                 reason = " ".join(str(e).split())[:300]
                 raise Problem(f"{self.run.states}: the state does not fit this configuration ({reason})") from None
+            self._check_best()
             log.info(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
         with guard.alike(self.acc):
             if self.acc.is_main_process:
                 self.run.forget_from(self.progress.epoch)
                 self.run.keep(self.cfg)
+
+    def _check_best(self) -> None:
+        """Is the best model on disk the one that the state speaks of?
+
+        A run killed between a look and the state after it has left a newer one: that epoch is trained and looked at
+        again, perhaps with other options. What it was better than is gone, so it competes with nobody.
+        """
+        p, found = self.progress, [0]
+        if p.best == -math.inf:
+            return
+        with guard.alike(self.acc):
+            if self.acc.is_main_process:
+                found = [self.run.read_best()["epoch"]]
+                if found[0] < p.best_epoch:
+                    raise Problem(
+                        f"{self.run.best}: is of epoch {found[0]}, the best of this run was epoch {p.best_epoch}; put "
+                        "that file back, or choose another run_name"
+                    )
+        if broadcast_object_list(found)[0] > p.best_epoch:
+            p.best, p.best_epoch = -math.inf, -1
 
     def _check_world(self, state: dict[str, Any]) -> None:
         begun, now = state.get("world"), self._world()
@@ -429,6 +497,8 @@ class Fit:
     def _restore(self, state: dict[str, Any]) -> None:
         """Take everything that training has changed; rates and decays come from the configuration."""
         self.progress = p = Progress(**state["progress"])
+        if "looked" not in state["progress"] and p.next_step == 0 and p.epoch % self.cfg[EvalOptions].eval_step == 0:
+            p.looked = p.epoch - 1  # a state of a run begun before looks were noted: where it stopped, it stays stopped
         self.raw.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
@@ -472,4 +542,4 @@ class Fit:
 
 def save_ranks(run: RunFolder, name: str, found: Evaluation, users: np.ndarray) -> None:
     """Per-user ranks [2, users]: user number, rank; new cut-offs and tests need no second run."""
-    write_array(run.path / f"ranks-{name}.npy", np.stack([users, found.rank]).astype(np.int32))
+    run.save_array(f"ranks-{name}.npy", np.stack([users, found.rank]).astype(np.int32))

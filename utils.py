@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,10 +62,12 @@ def colored(text: str, color: str, stream: IO[str]) -> str:
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Write a file aside, flush it to disk, then rename: `path` is the old file or the whole new one."""
+    """Write a file aside, flush it to disk, then rename: `path` is the old file or the whole new one.
+
+    Makes no folder: one that went away while a command runs is not to come back half empty.
+    """
     aside, failed = path.with_name(f".{path.name}.{os.getpid()}.part"), None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as f:
             f.write(content)
             f.flush()
@@ -74,6 +76,8 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         _flush_folder(path.parent)
     except OSError as e:
         failed = e.strerror
+        if not path.parent.is_dir():
+            raise Problem(f"{path}: cannot be written, the folder {path.parent} is not there (any more)") from None
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -151,6 +155,31 @@ def read_checkpoint(path: str | Path, allow: tuple[type, ...] = ()) -> dict[str,
     if not isinstance(state, dict):
         raise Problem(f"{path}: a checkpoint holds a dictionary, this file a {type(state).__name__}")
     return state
+
+
+def not_finite(state: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors in a state that hold NaN or infinity."""
+    numbers = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    return [str(k) for k, v in numbers.items() if not torch.isfinite(v).all()]
+
+
+def check_weights(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Problem when the weights of a checkpoint cannot rank anything."""
+    if bad := not_finite(state):
+        what = f"{bad[0]} holds" if len(bad) == 1 else f"{bad[0]} and {len(bad) - 1} more hold"
+        raise Problem(
+            f"{path}: {what} NaN or infinity, its training diverged; use another checkpoint, or train it "
+            "again with lower learning rates"
+        )
+
+
+def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """Short hash of a model's tensors: equal for equal values, whatever file they come from."""
+    h = hashlib.sha256()
+    for name in sorted(state):
+        h.update(f"{name} {state[name].dtype} {list(state[name].shape)}".encode())
+        h.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()[:16]
 
 
 def digest(*parts: object) -> str:

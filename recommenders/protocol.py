@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from data import Batch
@@ -23,6 +24,15 @@ class Found(NamedTuple):
 
     item_BW: Tensor  # item numbers from 1; 0 = no item
     score_BW: Tensor  # log-probability or score; -inf where there is no item
+
+
+def unsound(score_BW: Tensor, *, banned: bool) -> Tensor:
+    """Users [B] whose list means nothing: a score is NaN or +inf, which sorting puts first, or all are -inf.
+
+    -inf alone marks a place that found no item; a whole list of them is sound only where items were banned.
+    """
+    lost_B = (score_BW.isnan() | (score_BW == torch.inf)).any(1)
+    return lost_B if banned else lost_B | (score_BW == -torch.inf).all(1)
 
 
 class Ranker(Protocol):

@@ -110,10 +110,10 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
     kind = {"method": "diger", "uncertainty": method} if method in STRATEGIES else {"method": method}
     if method in methods.FLOORS:
         kind = {}  # nothing to train; the protocol is that of the preset
-    preset = {"dataset": dataset, **settings.read_yaml(found[0]), **overrides}
+    preset = main.preset_of(found[0], overrides, dataset)
     for key in ("training", *([] if method in (*STRATEGIES, *methods.TRAINING) else ["tokenizer", "recommender"])):
         preset.pop(key, None)  # of a preset for other methods
-    return methods.build(preset | kind | parts)
+    return methods.build({**preset, **overrides, **kind, **parts})
 
 
 def check_protocol(configs: dict[str, Config]) -> None:
@@ -154,6 +154,11 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) ->
     options = digest(data.hash, settings.counting(cfg))
     run = main.train(methods.change(cfg, run_name=f"compare-{methods.folder_name(cfg)}-{options}", resume="auto"))
     log_to(None, main=True)
+    if run.results().get("data") != data.hash:
+        raise Problem(
+            f"{run.path}: was trained on other data than this table began with; a file of {data.name!r} has changed "
+            "meanwhile; the same command begins again"
+        )
     return run
 
 
@@ -172,7 +177,7 @@ def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str
     for cfg in configs:
         run = trained(name, cfg, data, overrides)
         if decoding is None:
-            ranks.append(np.load(run.path / "ranks-test.npy")[1])
+            ranks.append(saved_ranks(run))
             figures.append(run.results())
             continue
         run.look_at_test()
@@ -182,6 +187,23 @@ def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str
         ranks.append(again.rank)
         figures.append(again.figures)
     return Row(name, np.stack(ranks), figures)
+
+
+def saved_ranks(run: RunFolder) -> np.ndarray:
+    """Ranks [users] of a finished run; Problem where they are not those that its test.json was made of."""
+    path, told = run.path / "ranks-test.npy", run.results()
+    try:
+        rank: np.ndarray = np.load(path, allow_pickle=False)[1]
+    except (OSError, ValueError, EOFError, IndexError) as e:
+        raise Problem(f"{path}: not readable ({' '.join(str(e).split())[:160]}); train that run again") from None
+    for metric in (m for m in told if "@" in m and is_per_user(m)):
+        found = float(per_user(metric, torch.from_numpy(rank)).mean())
+        if abs(found - told[metric]) > 1e-9:  # for one: ranks above 32,767 that an earlier version cut to 16 bits
+            raise Problem(
+                f"{path}: gives {metric} {found:.6f}, {run.test.name} says {told[metric]:.6f}; train that run again "
+                "(delete its folder, or choose other options)"
+            )
+    return rank
 
 
 def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
@@ -235,7 +257,9 @@ def compare(argv: list[str]) -> dict[str, Any]:
     if len(data.test) < FEW:
         log.warning(f"{len(data.test)} test users rank nothing: read the intervals")
     options = digest(data.hash, chosen, seeds, [settings.counting(configs[n][0]) for n in chosen])
-    path = Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset / f"compare-{options}.json"  # another question, another file
+    folder = Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset
+    path = folder / f"compare-{options}.json"  # another question, another file
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, plain)
     log.info(f"as JSON: {path}")
     return plain

@@ -2,7 +2,8 @@
 
   bash run_FrqUD.sh [data set] [--key=value ...]      NPROC=2 for two processes
 
-The data set is a file in config/ (demo when none is named). Options that begin with rqvae_ go to the
+The data set is a file in config/ (demo when none is named), which need not repeat its name and may not say another;
+--config=FILE takes another file. Options that begin with rqvae_ go to the
 pre-training, the rest to the joint training; --dry_run checks everything and prints the configuration.
 """
 
@@ -44,15 +45,14 @@ def run(uncertainty: str, argv: list[str]) -> None:
             check(cfg if there else methods.change(cfg, data_path=aside), processes)
         print(settings.dump(cfg), end="")
         return
-    data, folder = check(cfg, processes), RunFolder.of(cfg)
-    if not folder.finished:
-        if cfg[CodeOptions].rqvae_path is None:
-            methods.train_tokenizer(cfg, data)
-        if cfg[RunOptions].with_two_stage:
-            train(two_stage_of(cfg), processes)
-        train(cfg, processes)
-    if cfg[RunOptions].with_two_stage and "two_stage" not in (floors := read_json(folder.baselines)):
-        write_json(folder.baselines, {"two_stage": RunFolder.of(two_stage_of(cfg)).results(), **floors})
+    data, folder, beside = check(cfg, processes), RunFolder.of(cfg), beside_of(cfg)
+    lacking = [c for c in (beside, cfg) if c is not None and not RunFolder.of(c).finished]
+    if lacking and cfg[CodeOptions].rqvae_path is None:
+        methods.train_tokenizer(cfg, data)
+    for each in lacking:
+        train(each, processes)
+    if beside is not None:
+        write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **read_json(folder.baselines)})
     report.show(folder)
     log.info(f"run folder: {folder.path}")
 
@@ -64,10 +64,12 @@ def check(cfg: Config, processes: int) -> Dataset:
             build_demo(Path(cfg[DataOptions].data_path) / "demo")
         except OSError as e:
             raise Problem(f"the demo data cannot be written: {e}; clear that folder or set data_path") from None
-    folder = RunFolder.of(cfg)
-    folder.check(cfg)
-    if cfg[RunOptions].with_two_stage and not folder.finished:
-        RunFolder.of(two_stage_of(cfg)).check(two_stage_of(cfg))
+    RunFolder.of(cfg).check(cfg)
+    if (beside := beside_of(cfg)) is not None:
+        try:
+            RunFolder.of(beside).check(beside)
+        except Problem as e:
+            raise Problem(f"{e}; or leave the baseline out: --with_two_stage=false") from None
     main.check_processes(cfg, processes)
     data = main.check_data(cfg)
     if cfg[CodeOptions].rqvae_path is not None:
@@ -87,10 +89,9 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.yaml")))
         raise Problem(f"{path}: no such configuration; there are {known}; copy one for your own data")
-    raw = settings.read_yaml(path)
-    raw |= {"uncertainty": uncertainty, "method": "diger"}
-    raw.setdefault("dataset", name)
-    cfg = methods.build({k: v for k, v in raw.items() if k != "training"}, overrides)
+    preset = main.preset_of(path, overrides, names[0] if names else None)
+    preset |= {"uncertainty": uncertainty, "method": "diger"}
+    cfg = methods.build({k: v for k, v in preset.items() if k != "training"}, overrides)
     if cfg[RunOptions].run_name is None:
         cfg = methods.change(cfg, run_name=f"{methods.folder_name(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}")
     return cfg
@@ -106,6 +107,13 @@ def processes_wanted() -> int:
 def two_stage_of(cfg: Config) -> Config:
     """The same run on the frozen tokenizer."""
     return methods.change(cfg, method="two_stage", run_name=f"{cfg[RunOptions].run_name}-two_stage")
+
+
+def beside_of(cfg: Config) -> Config | None:
+    """The two-stage run whose figures are asked for and do not stand beside this run's own yet."""
+    folder = RunFolder.of(cfg)
+    has = folder.finished and folder.baselines.is_file() and "two_stage" in read_json(folder.baselines)
+    return two_stage_of(cfg) if cfg[RunOptions].with_two_stage and not has else None
 
 
 def train(cfg: Config, processes: int) -> None:

@@ -17,6 +17,7 @@ from conftest import load_rqvae, tiny_overrides, write_tiny
 
 import main
 import methods
+import scripts.compare
 import scripts.pretrain
 import scripts.run
 import settings
@@ -86,7 +87,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_its_files(finished):
     assert {p.name for p in finished.folder.iterdir() if p.name != ".lock"} == {
         "best_model.pth", "config.yaml", "metrics.jsonl", "test.json", "baselines.json", "environment.json",
-        "tiny.index.json", "ranks-test.npy", "ranks-valid.npy", "last", "test_looks.json",
+        "tiny.index.json", "ranks-test.npy", "ranks-valid.npy", "last", "test_looks.json", "run.json",
     }  # fmt: skip
     assert methods.load(finished.folder / "config.yaml")[RunOptions].run_name == "first"
     assert set(finished.json("environment.json")) >= {"python", "torch", "numpy", "platform", "commit"}
@@ -422,8 +423,9 @@ def test_a_floor_is_no_method_to_train(tiny_data, tmp_path, capsys, method):
 def test_every_run_script_names_a_decay_that_exists(path):
     decay = re.search(r'scripts/run\.py" (\w+) "\$@"\n', path.read_text())[1]
     for config in sorted((ROOT / "config").glob("*.yaml")):
-        cfg = scripts.run.configuration(decay, [config.stem, "--epochs=1"])
         name = config.stem.partition("_")[0]  # <data set>_<method>
+        preset = [f"--config={config}"] if name != config.stem else []
+        cfg = scripts.run.configuration(decay, [name, *preset, "--epochs=1"])
         assert (cfg[UncertaintyOptions].uncertainty, cfg[DataOptions].dataset, cfg[TrainOptions].epochs) == (decay, name, 1)
         assert cfg[RunOptions].run_name.startswith(decay + "-")
 
@@ -439,6 +441,60 @@ def test_every_run_script_names_a_decay_that_exists(path):
 )
 def test_a_wrong_command_line_of_a_run_script(capsys, argv, message):
     assert re.search(message, fails(capsys, COMMANDS["run"], *argv))
+
+
+# the name that was typed, what config/toys.yaml says of the data set (None: nothing), more words
+#   -> the data set that is used, or what is refused
+NAMED = [
+    ("toys", "dataset: toys", [], "toys"),
+    ("toys", None, [], "toys"),  # the file need not repeat it
+    ("toys", "dataset:", [], "toys"),
+    ("toys", "dataset: toys", ["--dataset=toys"], "toys"),
+    ("toys", "dataset: demo", [], r"toys\.yaml: says dataset: demo, but toys was asked for; write dataset: toys there"),
+    ("toys", "dataset: Toys", [], r"says dataset: Toys, but toys was asked for"),
+    ("toys", "dataset: 2014", [], r"says dataset: 2014, but toys was asked for"),
+    ("toys", "dataset: demo", ["--dataset=toys"], r"says dataset: demo, but toys was asked for"),
+    ("toys", "dataset: toys", ["--dataset=demo"], r"--dataset=demo: toys was asked for"),
+    ("toys", None, ["--dataset=demo"], r"--dataset=demo: toys was asked for"),
+    (
+        "toys",
+        "dataset: beauty",
+        ["--config={}"],
+        r"says dataset: beauty, but toys was asked for.*ask for beauty with --config",
+    ),
+    ("beauty", "dataset: beauty", ["--config={}"], "beauty"),  # a preset under a name of its own
+    (None, "dataset: beauty", ["--config={}"], "beauty"),
+    (None, "dataset: beauty", ["--config={}", "--dataset=toys"], "toys"),
+    (None, None, ["--config={}", "--dataset=toys"], "toys"),
+    (None, None, ["--config={}"], r"toys\.yaml: names no data set; write dataset: NAME there"),
+    (None, "dataset:", ["--config={}"], r"toys\.yaml: names no data set"),
+    (None, None, ["--config={}", "--data_path=shop.csv"], "shop"),
+]
+
+
+@pytest.mark.parametrize("command", ["run", "main", "compare"])
+@pytest.mark.parametrize(("typed", "says", "more", "want"), NAMED)
+def test_the_data_set_that_was_named_is_the_one_that_is_used(monkeypatch, tmp_path, command, typed, says, more, want):
+    path = tmp_path / "config" / "toys.yaml"
+    path.parent.mkdir()
+    path.write_text("epochs: 3\n" + (f"{says}\n" if says else ""))
+    for module in (scripts.run, scripts.compare):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    words = [w.format(path) for w in more]
+    configures = {
+        "run": lambda: scripts.run.configuration("frqud", [*([typed] if typed else []), *words]),
+        "main": lambda: main.configuration(words, None, lambda cfg: None),
+        "compare": lambda: scripts.compare.recipe("sasrec", typed, methods.parse_overrides(words)),
+    }
+    if (command == "main" and typed) or (command == "compare" and (not typed or any("--config" in w for w in words))):
+        pytest.skip("cannot be said to this command")
+    if want.isalpha():
+        cfg = configures[command]()
+        assert (cfg[DataOptions].dataset, cfg[TrainOptions].epochs) == (want, 3)
+    else:
+        with pytest.raises(Problem, match=want) as problem:
+            configures[command]()
+        assert "\n" not in str(problem.value)
 
 
 @pytest.mark.parametrize("text", ["0", "two", "-1", ""])

@@ -118,3 +118,51 @@ def test_few_users_are_called_few(shop, capsys):
     shop("popularity,content")
     assert "60 test users rank nothing" in capsys.readouterr().out
     assert torch.get_num_threads() == 1
+
+
+# ranks as they may lie in a run of 4 users whose true ranks are 0, 9, 40000 (missed), 70000 (missed): are they its own?
+RANKS = {
+    "whole": ([0, 9, 40_000, 70_000], True),
+    "cut to 16 bits": (np.array([0, 9, 40_000, 70_000]).astype(np.int16), False),
+    "of other users": ([0, 1], False),
+    "of another run": ([5, 9, 40_000, 3], False),
+}
+
+
+@pytest.mark.parametrize("kind", RANKS)
+def test_ranks_must_give_the_figures_of_the_run(tmp_path, kind):
+    rank, own = RANKS[kind]
+    run = compare.RunFolder(tmp_path)
+    run.save_results({"recall@5": 0.25, "recall@10": 0.5, "coverage@10": 0.7, "num_users": 4})
+    np.save(tmp_path / "ranks-test.npy", np.stack([np.arange(len(rank)), rank]).astype(np.int32))
+    if own:
+        assert compare.saved_ranks(run).tolist() == rank
+    else:
+        with pytest.raises(Problem, match=r"ranks-test\.npy: gives recall@\d+ .* says 0"):
+            compare.saved_ranks(run)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", b"\x93NUMPY"])
+def test_ranks_that_cannot_be_read(tmp_path, content):
+    run = compare.RunFolder(tmp_path)
+    run.save_results({"recall@5": 0.25})
+    if content is not None:
+        (tmp_path / "ranks-test.npy").write_bytes(content)
+    with pytest.raises(Problem, match=r"ranks-test\.npy: not readable"):
+        compare.saved_ranks(run)
+
+
+@pytest.mark.parametrize("ending", [".emb-test.npy", ".inter", ".items.jsonl"])
+def test_data_that_change_while_a_table_is_made(shop, tmp_path, monkeypatch, ending):
+    """The second method would be trained on other data than the first."""
+    path, inner = tmp_path / "dataset" / "tiny" / f"tiny{ending}", compare.main.train
+
+    def train(cfg):
+        run = inner(cfg)
+        other = write_tiny(tmp_path / "other", seed=1) / path.name
+        path.write_bytes(other.read_bytes() if ending != ".items.jsonl" else path.read_bytes().replace(b"Item", b"Thing"))
+        return run
+
+    monkeypatch.setattr(compare.main, "train", train)
+    with pytest.raises(Problem, match="was trained on other data than this table began with"):
+        shop("sasrec,diffsasrec")

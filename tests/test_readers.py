@@ -1,6 +1,7 @@
 """What is on disk against the samples a naive reading gives, and every way for a file to be wrong."""
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -503,3 +504,97 @@ def test_which_embedding(logs_inter):
         assert np.array_equal(read_embeddings(read(logs_inter, semantic_emb_path=chosen)), -FIVE)
     with pytest.raises(Problem, match=r"semantic_emb_path: c\.npy: no such file"):
         read(logs_inter, semantic_emb_path="c.npy")
+
+
+# ---------------------------------------------------------------- names that differ in case
+
+# what lies in the folder; which data set is asked for -> whose interactions are read, or what is refused.
+# A file's content tells whose it is: "t/t.inter" holds the users of "t/t".
+SPELLED = {
+    "both folders": (["t/t.inter", "T/T.inter"], {"t": "t/t", "T": "T/T"}),
+    "both folders, other file names": (["t/T.inter", "T/t.inter"], {"t": "t/T", "T": "T/t"}),
+    "only the other folder": (["T/T.inter"], {"t": "T/T", "T": "T/T"}),
+    "three folders": (["Tt/Tt.inter", "tT/tT.inter", "TT/TT.inter"], {"TT": "TT/TT", "tt": "TT and .*Tt and .*tT"}),
+    "both files": (["t.inter", "T.inter"], {"t": "t", "T": "T"}),
+    "only the other file": (["T.inter"], {"t": "T", "T": "T"}),
+    "several other files": (["TT.inter", "Tt.inter"], {"Tt": "Tt", "tt": r"TT\.inter and .*Tt\.inter"}),
+    "other files of two layouts": (["TT.inter", "Tt.csv"], {"tt": r"tt: not there, but .*TT\.inter and .*Tt\.csv"}),
+    "an exact name of a later layout": (["T.inter", "t.csv"], {"t": "t", "T": "T"}),
+    "an ending in capitals": (["t.INTER", "T.inter"], {"t": "t", "T": "T"}),
+    "endings that differ": (["t.INTER", "t.Inter"], {"t": r"t\.INTER and .*t\.Inter"}),
+    "a file beside the other folder": (["t.inter", "T/T.inter"], {"t": "t", "T": "T/T"}),
+    "another folder and another file": (["TT/TT.inter", "Tt.inter"], {"tt": r"TT and .*Tt\.inter", "Tt": "Tt"}),
+}
+
+
+@pytest.mark.parametrize("kind", SPELLED)
+def test_an_exact_name_wins_and_an_inexact_one_must_be_the_only_one(tmp_path, caplog, monkeypatch, kind):
+    monkeypatch.setattr(logging.getLogger("diger"), "propagate", True)
+    caplog.set_level("INFO", "diger")
+    paths, asked = SPELLED[kind]
+    for path in paths:
+        owner, ending = path.rsplit(".", 1)
+        rows = [(owner, f"{owner}{i}", i) for i in range(4)]
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        comma = ending == "csv"
+        text = table(rows, "UserId\tProductId\tTimestamp" if comma else HEADER)
+        (tmp_path / path).write_text(text.replace("\t", ",") if comma else text)
+    if len({p.lower() for p in paths}) > len({p.name.lower() for p in tmp_path.rglob("*")}):
+        pytest.skip("a file system that does not tell cases apart")
+    for name, want in asked.items():
+        caplog.clear()
+        options = DataOptions(dataset=name, data_path=str(tmp_path))
+        if any(want == path.rsplit(".", 1)[0] for path in paths):
+            assert read_dataset(options).catalogue.ids == [f"{want}{i}" for i in range(4)]
+            inexact = {*want.split("/")} != {name} or (kind == "an ending in capitals" and name == "t")
+            assert ("is read in its place" in caplog.text) == inexact
+        else:
+            with pytest.raises(Problem, match=want):
+                read_dataset(options)
+
+
+# files of a folder; asked for toy -> files taken for items and embeddings (None: none), or what is refused
+COMPANIONS = {
+    "all exact": (["toy.items.jsonl", "toy.emb-a.npy"], "toy.items.jsonl", "toy.emb-a.npy"),
+    "all inexact": (["Toy.items.jsonl", "Toy.emb-a.npy"], "Toy.items.jsonl", "Toy.emb-a.npy"),
+    "of another data set": (["Toy.inter", "Toy.items.jsonl", "Toy.emb-a.npy"], None, None),
+    "of both": (
+        ["Toy.inter", "Toy.items.jsonl", "Toy.emb-a.npy", "toy.items.jsonl", "toy.emb-a.npy"],
+        "toy.items.jsonl",
+        "toy.emb-a.npy",
+    ),
+    "twins": (["Toy.emb-a.npy", "toy.emb-a.npy"], None, "toy.emb-a.npy"),
+    "twins of another spelling": (["Toy.emb-a.npy", "TOY.emb-a.npy"], "several embeddings", None),
+    "two models": (["Toy.emb-a.npy", "toy.emb-b.npy"], "several embeddings", None),
+    "two lists": (["Toy.items.jsonl", "TOY.items.jsonl"], r"TOY\.items\.jsonl and .*Toy\.items\.jsonl", None),
+}
+
+
+@pytest.mark.parametrize("kind", COMPANIONS)
+def test_which_items_and_embeddings_belong_to_a_data_set(logs_inter, kind):
+    names, items, embedding = COMPANIONS[kind]
+    ids = dict.fromkeys(row.split("\t")[1] for row in (logs_inter / "toy.inter").read_text().splitlines()[1:])
+    for name in names:
+        path = logs_inter / name
+        if name.endswith(".npy"):
+            np.save(path, FIVE)
+        elif name.endswith(".inter"):
+            path.write_text((logs_inter / "toy.inter").read_text())
+        else:
+            path.write_text(lines(*({"item_id": i, "title": name} for i in ids)))
+    if items is not None and items not in names:
+        with pytest.raises(Problem, match=items):
+            read(logs_inter)
+        return
+    data = read(logs_inter)
+    assert set(data.catalogue.titles) == {items or ""}
+    assert (data.embedding_path and data.embedding_path.name) == embedding
+
+
+def test_a_csv_file_that_is_named_is_the_one_that_is_read(tmp_path):
+    for name in ("a.csv", "a.CSV", "A.csv"):
+        rows = [("u", f"{name}{i}", i) for i in range(4)]
+        (tmp_path / name).write_text(table(rows, "UserId\tProductId\tTimestamp").replace("\t", ","))
+    for name in ("a.csv", "a.CSV", "A.csv"):
+        data = read_dataset(DataOptions(dataset="a", data_path=str(tmp_path / name)))
+        assert data.catalogue.ids == [f"{name}{i}" for i in range(4)]

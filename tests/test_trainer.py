@@ -19,7 +19,7 @@ from recommenders.protocol import Found
 from report import epoch_line
 from runs import RunFolder
 from splits import DataOptions, leave_one_out
-from trainer import Fit, Progress, TrainOptions, evaluate, learning_rate
+from trainer import Fit, Progress, TrainOptions, evaluate, learning_rate, save_ranks
 from utils import Problem
 
 
@@ -180,6 +180,25 @@ def test_every_user_is_counted_once_whatever_the_batch(ground, tmp_path, size):
     assert found.figures["recall@10"] == pytest.approx((target <= 10).mean())
     assert found.figures["coverage@10"] == 10 / 40
     assert found.figures["num_users"] == 60
+
+
+@pytest.mark.parametrize("k", [127, 128, 32_767, 32_768, 40_000, 65_535, 65_536, 70_000])
+def test_a_miss_stays_a_miss_at_any_cut_off(ground, tmp_path, k):
+    """Ranks keep their value in memory and on disk, whatever the length of the list."""
+    options, data = ground
+    cfg = methods.build(options | {"num_beams": k, "metrics": [f"recall@{k}"], "valid_metric": f"recall@{k}"})
+
+    class Ten(Fixed):
+        def recommend(self, history, k, banned=None, among=None):
+            return super().recommend(history, 10)
+
+    found = evaluate(Ten(), data.test, cfg, Accelerator(cpu=True), "test")
+    target = data.test.items[data.test.position]
+    run = RunFolder(tmp_path)
+    save_ranks(run, "test", found, data.test.users())
+    saved = np.load(tmp_path / "ranks-test.npy")[1]
+    assert found.rank.tolist() == saved.tolist() == np.where(target <= 10, target - 1, k).tolist()
+    assert float(recall(torch.from_numpy(saved), k).mean()) == found.figures[f"recall@{k}"] < 1
 
 
 def test_floors_recommend_what_they_say(ground):

@@ -1,0 +1,566 @@
+"""The life of a run: when it stops, what it may go on from, what it leaves behind when something breaks."""
+
+import os
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import tiny_overrides, write_tiny
+from test_cli import contents, fails
+from test_trainer import assert_same_state, fit_of
+
+import main
+import methods
+import report
+import scripts.run
+import settings
+import utils
+from guard import log
+from main import finish
+from readers import read_dataset, read_embeddings
+from runs import RunFolder
+from splits import DataOptions
+from trainer import Evaluation, Progress
+from utils import Problem, Stopped, fingerprint, read_json, write_json
+
+# ---------------------------------------------------------------- patience
+
+# epochs, eval_step, early_stop, scores of the looks -> epochs of the looks (the last one ends the training)
+PATIENCE = [
+    (30, 20, 15, [0.1, 0.2], [19, 29]),  # patience is shorter than the way to the first look
+    (30, 20, 1, [0.2, 0.1], [19, 29]),
+    (60, 20, 15, [0.2, 0.1], [19, 39]),
+    (60, 20, 21, [0.2, 0.1, 0.1], [19, 39, 59]),
+    (5, 7, 1, [0.1], [4]),  # the last epoch is always looked at
+    (12, 3, 1, [0.1, 0.1], [2, 5]),
+    (20, 5, 5, [0.1, 0.2, 0.2], [4, 9, 14]),
+    (40, 2, 3, [0.3, 0.2, 0.1], [1, 3, 5]),  # three epochs after the best none is looked at
+    (10, 1, 2, [0.1, 0.3, 0.2, 0.3], [0, 1, 2, 3]),
+    (10, 1, 3, [0.0, 0.0, 0.0, 0.0], [0, 1, 2, 3]),  # a score of nought is a score
+]
+
+
+def without_training(fit, monkeypatch, scores):
+    """Let a run's epochs pass without a step and its looks find `scores`; returns the list of epochs looked at."""
+    looks, found = [], iter(scores)
+
+    def look(*args):
+        looks.append(fit.progress.epoch)
+        users = len(fit.data.valid)
+        return Evaluation(np.zeros(users, np.int32), {"ndcg@10": next(found)})
+
+    def epoch():
+        fit.progress.step += 1
+        return {"loss": 0.0}
+
+    monkeypatch.setattr("trainer.evaluate", look)
+    monkeypatch.setattr(fit, "_epoch", epoch)
+    monkeypatch.setattr(fit, "say", lambda row, best: None)
+    return looks
+
+
+@pytest.mark.parametrize(("epochs", "eval_step", "early_stop", "scores", "looked"), PATIENCE)
+def test_patience_ends_a_run_only_after_a_look(
+    ground, tmp_path, monkeypatch, epochs, eval_step, early_stop, scores, looked
+):
+    changes = {"method": "sasrec", "hidden_units": 4, "epochs": epochs, "eval_step": eval_step}
+    fit = fit_of(ground, tmp_path, **changes, early_stop=early_stop)
+    looks = without_training(fit, monkeypatch, scores)
+    fit.train()
+    assert looks == looked and fit.progress.epoch == looked[-1] + 1 and fit.run.best.is_file()
+    again = fit_of(ground, tmp_path, **changes, early_stop=early_stop, resume="auto")
+    more = without_training(again, monkeypatch, [])
+    again.train()
+    assert more == [] and again.progress == fit.progress
+
+
+def test_a_state_without_a_note_of_its_looks_stays_stopped(ground, tmp_path, monkeypatch):
+    changes = {"method": "sasrec", "hidden_units": 4, "epochs": 12, "eval_step": 3, "early_stop": 1}
+    fit = fit_of(ground, tmp_path, **changes)
+    without_training(fit, monkeypatch, [0.1, 0.1])
+    fit.train()
+    state = fit.run.load_state()
+    del state["progress"]["looked"]
+    fit.run.save_state(state, fit.progress.step)
+    again = fit_of(ground, tmp_path, **changes, resume="auto")
+    more = without_training(again, monkeypatch, [])
+    again.train()
+    assert more == [] and again.progress.epoch == 6
+
+
+def test_nothing_is_out_of_patience_before_the_first_look():
+    assert not any(Progress(epoch=e).out_of_patience(1) for e in range(50))
+
+
+# ---------------------------------------------------------------- embeddings that change during a run
+
+
+def rewrite(path, change):
+    np.save(path, change(np.load(path)))
+
+
+def replace(path):
+    """As a program does that writes aside and renames, with the times of the old file."""
+    other, times = path.with_name("aside.npy"), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    np.save(other, -np.load(path))
+    os.utime(other, ns=times)
+    other.replace(path)
+
+
+def infinite(path):
+    rewrite(path, lambda x: x * np.float32(np.inf))
+
+
+# what happens to the file -> is the floor still its own?
+CHANGES = {
+    "nothing": (lambda path: None, True),
+    "touched": (lambda path: path.touch(), True),
+    "written again": (lambda path: path.write_bytes(path.read_bytes()), True),
+    "copied back": (lambda path: shutil.copy2(shutil.move(path, path.with_name("old")), path), True),
+    "other values": (lambda path: rewrite(path, np.negative), False),
+    "one value": (lambda path: rewrite(path, lambda x: np.where(np.arange(x.size).reshape(x.shape), x, 9)), False),
+    "other width": (lambda path: rewrite(path, lambda x: x[:, :-1]), False),
+    "fewer rows": (lambda path: rewrite(path, lambda x: x[:-1]), False),
+    "rows in another order": (lambda path: rewrite(path, lambda x: x[::-1]), False),
+    "other type": (lambda path: rewrite(path, lambda x: x.astype(np.float64)), False),
+    "not finite": (infinite, False),
+    "replaced with old times": (replace, False),
+    "deleted": (lambda path: path.unlink(), False),
+    "emptied": (lambda path: path.write_bytes(b""), False),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), False),
+    "a folder now": (lambda path: (path.unlink(), path.mkdir()), False),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_the_end_of_a_run_uses_the_embeddings_that_its_start_hashed(ground, tmp_path, monkeypatch, caplog, kind):
+    change, same = CHANGES[kind]
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = ground[0] | {"data_path": str(tmp_path / "dataset")}
+    data = read_dataset(methods.build(options)[DataOptions])
+    fit = fit_of((options, data), tmp_path, method="sasrec", hidden_units=4, epochs=1)
+    fit.train()
+    change(data.embedding_path)
+    monkeypatch.setattr(log, "propagate", True)
+    finish(fit.cfg, data, fit, fit.run)
+    found = read_json(fit.run.baselines)
+    assert fit.run.results()["recall@10"] >= 0 and (fit.run.path / "ranks-test.npy").is_file()
+    assert set(found) == ({"popularity", "content"} if same else {"popularity"})
+    assert ("the floor 'content' is left out" in caplog.text) == (not same)
+    if same:
+        assert np.array_equal(read_embeddings(data), np.load(data.embedding_path))
+    else:
+        with pytest.raises(Problem, match=r"tiny\.emb-test\.npy"):
+            read_embeddings(data)
+
+
+# ---------------------------------------------------------------- a finished run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(options, folder) of a finished pair of runs: DIGER and the two-stage baseline beside it."""
+    root = tmp_path_factory.mktemp("finished")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root) | {"run_name": "r", "epochs": 1, "with_two_stage": True}
+    (root / "config.yaml").write_text(yaml.safe_dump(options))
+    scripts.run.run("frqud", [f"--config={root / 'config.yaml'}"])
+    return root / "config.yaml", root / "out" / "tiny" / "r"
+
+
+COMMANDS = {"main": main.main, "run": lambda argv: scripts.run.run("frqud", argv)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("told", [[], ["--resume_with_changes=true"]], ids=["", "with changes"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--epochs=9"], "epochs: 1 -> 9"),
+        (["--epochs=9", "--early_stop=3"], "early_stop: 15 -> 3"),
+        (["--lr_rec=1e-4"], "lr_rec: 0.001 -> 0.0001"),
+        (["--seed=3"], "seed: 2020 -> 3"),
+        (["--metrics=recall@5,ndcg@10"], "metrics: .*recall@5"),
+        (["--mask_seen=true"], "mask_seen: False -> True"),
+        (["--num_beams=11"], "num_beams: 10 -> 11"),
+        (["--save_steps=3"], "save_steps: 0 -> 3"),
+    ],
+    ids="".join,
+)
+def test_a_finished_run_is_not_trained_on(finished, capsys, command, told, changes, said):
+    config, folder = finished
+    before = contents(folder.parent)
+    err = fails(capsys, COMMANDS[command], f"--config={config}", "--resume=auto", *changes, *told)
+    assert re.search(rf"tiny/r: is finished .*other options \(.*{said}.*choose a new run_name", err)
+    assert contents(folder.parent) == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("free", [[], ["--resume_with_changes=true"], ["--num_workers=1", "--log_dir=elsewhere"]])
+def test_a_finished_run_is_printed_again(finished, capsys, monkeypatch, tmp_path, command, free):
+    config, folder = finished
+    monkeypatch.chdir(tmp_path)
+    before = contents(folder.parent)
+    COMMANDS[command]([f"--config={config}", "--resume=auto", *free])
+    assert contents(folder.parent) == before
+    assert f"{read_json(folder / 'test.json')['ndcg@10']:.4f}" in capsys.readouterr().out
+
+
+def test_a_baseline_with_other_options_is_refused_with_its_remedy(finished, capsys, tmp_path):
+    """The run itself is not finished, its two-stage twin is."""
+    config, folder = finished
+    for name in ("r", "r-two_stage"):
+        shutil.copytree(folder.parent / name, tmp_path / "tiny" / name)
+    (tmp_path / "tiny" / "r" / "test.json").unlink()
+    argv = [
+        f"--config={config}",
+        "--resume=auto",
+        "--resume_with_changes=true",
+        f"--output_dir={tmp_path}",
+        "--epochs=9",
+    ]
+    err = fails(capsys, COMMANDS["run"], *argv, "--dry_run")
+    assert re.search(r"r-two_stage: is finished .*new run_name .*--with_two_stage=false", err)
+    COMMANDS["run"]([*argv, "--dry_run", "--with_two_stage=false"])
+
+
+def test_a_baseline_that_was_not_asked_for_at_first_is_trained_later(finished, capsys, tmp_path):
+    config, folder = finished
+    shutil.copytree(folder.parent, tmp_path / "tiny")
+    shutil.rmtree(tmp_path / "tiny" / "r-two_stage")
+    rows = read_json(tmp_path / "tiny" / "r" / "baselines.json")
+    want = rows.pop("two_stage")
+    write_json(tmp_path / "tiny" / "r" / "baselines.json", rows)
+    COMMANDS["run"]([f"--config={config}", "--resume=auto", f"--output_dir={tmp_path}"])
+    found = read_json(tmp_path / "tiny" / "r" / "baselines.json")["two_stage"]
+    assert found["ndcg@10"] == want["ndcg@10"]
+
+
+# ---------------------------------------------------------------- whose files these are
+
+SAME = {"method": "sasrec", "hidden_units": 4, "epochs": 3}
+
+
+def interrupted(ground, root, monkeypatch, **changes):
+    """A run stopped in its second epoch: one look, a best model, states."""
+    fit = fit_of(ground, root, **SAME, save_steps=1, **changes)
+    step = fit._step
+
+    def stops(parts):
+        if fit.progress.step == fit.steps_per_epoch + 2:
+            raise KeyboardInterrupt
+        return step(parts)
+
+    monkeypatch.setattr(fit, "_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        fit.train()
+    return fit.run
+
+
+def go_on(ground, root):
+    fit = fit_of(ground, root, **SAME, save_steps=1, resume="auto")
+    fit.train()
+    finish(fit.cfg, fit.data, fit, fit.run)
+    return fit
+
+
+def take(name):
+    def move(ours, theirs):
+        shutil.copytree(theirs / name, ours / name, dirs_exist_ok=True) if (theirs / name).is_dir() else shutil.copy2(
+            theirs / name, ours / name
+        )
+
+    return move
+
+
+def newest_state_only(ours, theirs):
+    newest = max((theirs / "last").glob("*.pth"))
+    shutil.copy2(newest, ours / "last" / newest.name)
+
+
+def forget_names(folder):
+    """As an earlier version left it."""
+    (folder / "run.json").unlink(missing_ok=True)
+    for path in [*folder.glob("last/*.pth"), folder / "best_model.pth"]:
+        state = torch.load(path, weights_only=True)
+        state.pop("run", None)
+        torch.save(state, path)
+
+
+def nameless(name):
+    def move(ours, theirs):
+        forget_names(theirs)
+        take(name)(ours, theirs)
+
+    return move
+
+
+def without_best(ours, theirs):
+    (ours / "best_model.pth").unlink()
+
+
+def older_best(ours, theirs):
+    """The file of an earlier look of the same run, as a backup may hold it."""
+    state = torch.load(ours / "best_model.pth", weights_only=True)
+    torch.save(state | {"epoch": -1}, ours / "best_model.pth")
+
+
+MIXED = {
+    "its states": (take("last"), r"last/step-\d+\.pth: was written by another run \(\w+\) than"),
+    "its newest state": (newest_state_only, r"last/step-\d+\.pth: was written by another run"),
+    "its best model": (take("best_model.pth"), r"best_model\.pth: was written by another run"),
+    "its states, without names": (
+        nameless("last"),
+        r"step-\d+\.pth: was written by another run \(of an earlier version",
+    ),
+    "its best model, without a name": (
+        nameless("best_model.pth"),
+        r"best_model\.pth: was written by another run \(of an",
+    ),
+    "its name": (take("run.json"), r"last/step-\d+\.pth: was written by another run"),
+    "no best model": (without_best, r"best_model\.pth: no such checkpoint"),
+    "an older best model": (older_best, r"best_model\.pth: is of epoch -1, the best of this run was epoch 0"),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_files_of_another_run_are_refused_before_anything_is_trained(ground, tmp_path, monkeypatch, kind):
+    mix, said = MIXED[kind]
+    ours = interrupted(ground, tmp_path / "a", monkeypatch)
+    theirs = interrupted(ground, tmp_path / "b", monkeypatch)
+    mix(ours.path, theirs.path)
+    before = contents(ours.path)
+    with pytest.raises(Problem, match=said):
+        go_on(ground, tmp_path / "a")
+    assert contents(ours.path) == before
+
+
+def test_a_best_model_swapped_at_the_very_end_is_refused(ground, tmp_path):
+    fits = [fit_of(ground, tmp_path / n, **SAME) for n in "ab"]
+    for fit in fits:
+        fit.train()
+    shutil.copy2(fits[1].run.best, fits[0].run.best)
+    with pytest.raises(Problem, match=r"best_model\.pth: was written by another run"):
+        finish(fits[0].cfg, fits[0].data, fits[0], fits[0].run)
+    assert not fits[0].run.looks.exists()
+
+
+@pytest.mark.parametrize("kind", ["interrupted", "interrupted again after it went on", "renamed"])
+def test_a_run_begun_before_goes_on(ground, tmp_path, monkeypatch, kind):
+    whole = go_on(ground, tmp_path / "whole")
+    run = interrupted(ground, tmp_path / "a", monkeypatch)
+    forget_names(run.path)
+    if kind == "renamed":  # the folder of a run may be moved
+        (tmp_path / "a").rename(tmp_path / "c")
+        (tmp_path / "c").rename(tmp_path / "a")
+    if kind == "interrupted again after it went on":  # a name for the folder, none in its files yet
+        fit_of(ground, tmp_path / "a", **SAME, save_steps=1, resume="auto")
+    fit = go_on(ground, tmp_path / "a")
+    assert_same_state(fit, whole)
+    assert fit.run.id == torch.load(max(fit.run.states.glob("*")), weights_only=True)["run"]
+
+
+@pytest.mark.parametrize(("again", "best"), [([0.3], (0.3, 2)), ([0.15], (0.15, 2))])
+def test_a_best_model_newer_than_the_state_competes_with_nobody(ground, tmp_path, monkeypatch, again, best):
+    """Killed after a look and before the state that tells of it: what epoch 1 had is overwritten, whatever comes."""
+    fit = fit_of(ground, tmp_path, **SAME)
+    without_training(fit, monkeypatch, [0.1, 0.2, 0.3])
+    fit.train()
+    max(fit.run.states.glob("*.pth")).unlink()
+    assert fit.run.load_state()["progress"]["best_epoch"] == 1 < fit.progress.best_epoch
+    resumed = fit_of(ground, tmp_path, **SAME, lr_rec=1e-4, resume="auto", resume_with_changes=True)
+    without_training(resumed, monkeypatch, again)
+    resumed.train()
+    assert (resumed.progress.best, resumed.progress.best_epoch) == best
+    assert torch.load(resumed.run.best, weights_only=True)["epoch"] == 2
+
+
+# ---------------------------------------------------------------- an end that fails
+
+
+def breaking(name):
+    """Let one thing of the end fail in a way that nobody foresaw."""
+
+    def arm(monkeypatch):
+        def fail(*args, **kwargs):
+            raise RuntimeError("a fault of our own")
+
+        monkeypatch.setattr(name, fail)
+
+    return arm
+
+
+def full_disk(ending):
+    def arm(monkeypatch):
+        inner = utils.write_atomic
+
+        def write(path, content):
+            if path.name.endswith(ending):
+                raise Problem(f"{path}: cannot be written (No space left on device)")
+            inner(path, content)
+
+        monkeypatch.setattr("utils.write_atomic", write)
+
+    return arm
+
+
+def evaluation_fails(title, error):
+    def arm(monkeypatch):
+        inner = main.evaluate
+
+        def look(model, split, cfg, acc, name):
+            found = inner(model, split, cfg, acc, name)
+            if name == title:
+                raise error
+            return found
+
+        monkeypatch.setattr("main.evaluate", look)
+
+    return arm
+
+
+ENDS = {
+    "SIDs": breaking("report.write_index"),
+    "versions": breaking("main.environment"),
+    "floors": breaking("main.floor_figures"),
+    "figures of the codes": breaking("model.GenerativeModel.figures"),
+    "no room for the SIDs": full_disk("tiny.index.json"),
+    "no room for the floors": full_disk("baselines.json"),
+    "no room for the count": full_disk("test_looks.json"),
+    "no room for its name": full_disk("run.json"),
+    "no room for the ranks": full_disk("ranks-test.npy"),
+    "no room for the results": full_disk("test.json"),
+    "stopped in a floor": evaluation_fails("popularity", Stopped(15)),
+    "stopped in the test": evaluation_fails("test", Stopped(15)),
+    "out of memory in the test": evaluation_fails("test", Problem("out of memory on a single user")),
+    "a fault in the test": evaluation_fails("test", RuntimeError("a fault")),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_an_end_that_failed_is_repeated_without_a_second_look(ground, tmp_path, monkeypatch, kind):
+    same = {"method": "two_stage", "epochs": 1}
+    fit = fit_of(ground, tmp_path, **same)
+    fit.train()
+    for _ in range(2):  # it fails again when it is resumed
+        with monkeypatch.context() as patch:
+            ENDS[kind](patch)
+            with pytest.raises((RuntimeError, Problem, Stopped)):
+                finish(fit.cfg, fit.data, fit, fit.run)
+        assert not fit.run.finished
+        fit = fit_of(ground, tmp_path, **same, resume="auto")
+        fit.train()
+    finish(fit.cfg, fit.data, fit, fit.run)
+    assert fit.run.results()["test_evaluations"] == read_json(fit.run.looks) == 1
+    named = {"tiny.index.json", "baselines.json", "environment.json", "ranks-test.npy", "test.json", "config.yaml"}
+    assert named <= {p.name for p in fit.run.path.iterdir()}
+
+
+def test_other_looks_and_other_results_count(ground, tmp_path):
+    run = fit_of(ground, tmp_path, method="sasrec", hidden_units=4).run
+    assert [run.look_once("a"), run.look_once("a"), run.look_at_test(), run.look_once("a")] == [1, 1, 2, 2]
+    assert [run.look_once("b"), run.look_once("b"), run.look_at_test()] == [3, 3, 4]
+
+
+def test_levels_have_names_however_many():
+    names = [report.letters(i) for i in range(1000)]
+    assert names[:3] + names[25:29] + names[701:703] == ["a", "b", "c", "z", "aa", "ab", "ac", "zz", "aaa"]
+    assert len(set(names)) == 1000
+
+
+@pytest.mark.parametrize("levels", [25, 26, 27, 40])
+def test_the_index_of_many_levels(tmp_path, levels):
+    cfg = methods.build({"num_emb_list": [2] * levels, "sk_epsilons": [0.0] * levels, "d_model": 4, "num_heads": 1,
+                          "d_kv": 4, "d_ff": 4, "encoder_layers": 1, "decoder_layers": 1, "dataset": "deep", "method": "two_stage"})  # fmt: skip
+    model = methods.empty_model(cfg, 3)
+    model.set_codes(torch.arange(3)[:, None] >> torch.arange(levels) & 1)
+    report.write_index(RunFolder(tmp_path), cfg, model)
+    sids = read_json(tmp_path / "deep.index.json")
+    assert {len(set(sid)) for sid in sids.values()} == {levels + 1}
+    assert [int(x.strip("<>").split("_")[1]) for x in sids["2"]] == model.sids.token_NP[2].tolist()
+
+
+def test_equal_weights_have_equal_fingerprints():
+    a = {"x": torch.arange(4.0), "n": torch.tensor(3), "h": torch.ones(2, 2, dtype=torch.bfloat16)}
+    b = {k: a[k].clone() for k in reversed(a)}
+    assert fingerprint(a) == fingerprint(b)
+    changed = [b | {"x": torch.arange(4)}, b | {"x": torch.arange(4.0).view(2, 2)}, b | {"n": torch.tensor(4)}]
+    assert len({fingerprint(x) for x in [a, *changed]}) == 4
+
+
+# ---------------------------------------------------------------- a folder that goes away
+
+
+def emptied(folder):
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def another_run_instead(folder):
+    """Removed, and begun again by somebody who knows nothing of this process."""
+    options = methods.load(folder / "config.yaml")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(settings.dump(options))
+    write_json(folder / "run.json", {"run": "0123456789abcdef", "older": False})
+
+
+GONE = {
+    "removed": shutil.rmtree,
+    "removed with all runs": lambda folder: shutil.rmtree(folder.parent),
+    "moved away": lambda folder: folder.rename(folder.with_name("elsewhere")),
+    "emptied": emptied,
+    "a file now": lambda folder: (shutil.rmtree(folder), folder.write_text("")),
+    "another run's": another_run_instead,
+    "without its configuration": lambda folder: (folder / "config.yaml").unlink(),
+    "without its name": lambda folder: (folder / "run.json").unlink(),
+}
+# where in the run: the function before which it happens
+WHEN = {
+    "in a step": "trainer.Fit._step",
+    "before a look": "trainer.Fit._validate",
+    "before the best model": "runs.RunFolder.save_best",
+    "before a row": "trainer.Fit._record",
+    "before the end": "main.finish",
+    "before the floors": "main.floor_figures",
+    "before the SIDs": "report.write_index",
+    "before the ranks": "main.save_ranks",
+    "before the results": "runs.RunFolder.save_results",
+}
+
+
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("kind", GONE)
+def test_a_folder_that_goes_away_ends_the_run_with_one_line(tiny_data, tmp_path, monkeypatch, capsys, kind, when):
+    tiny_data()
+    options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 4, "run_name": "r", "epochs": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
+    folder = tmp_path / "out" / "tiny" / "r"
+    owner, name = WHEN[when].rsplit(".", 1)
+    module, *classes = owner.split(".")
+    place = getattr(sys.modules[module], classes[0]) if classes else sys.modules[module]
+    inner, left = getattr(place, name), []
+
+    def gone(*args):
+        if not left:
+            GONE[kind](folder)
+            left.append(contents(tmp_path / "out"))
+        return inner(*args)
+
+    monkeypatch.setattr(place, name, gone)
+    err = fails(capsys, main.main, f"--config={tmp_path / 'config.yaml'}")
+    assert re.search(r"tiny/r(/best_model\.pth)?: (the run folder was removed or replaced|no such checkpoint)", err), (
+        err
+    )
+    assert contents(tmp_path / "out") == left[0]  # nothing was made again
+
+
+def test_nothing_makes_a_folder_again(tmp_path):
+    with pytest.raises(Problem, match=r"b/c: cannot be written, the folder .*b is not there \(any more\)"):
+        utils.write_text(tmp_path / "b" / "c", "text")
+    assert not list(tmp_path.iterdir())
