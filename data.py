@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from splits import Split
+from readers.splits import Split
 
 
 class Batch(NamedTuple):

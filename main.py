@@ -21,14 +21,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
-import guard
-import memory
 import methods
-import report
 import settings
 from model import load, numbers
-from readers import DataOptions, Dataset, read_dataset
-from runs import RunFolder, RunOptions
+from readers.dataset import DataOptions, Dataset, read_dataset
+from runs import guard, memory, report
+from runs.folder import RunFolder, RunOptions
 from settings import Config
 from sids.tokenizer import CodeOptions
 from trainer import Fit, NotFinite, TrainOptions, evaluate, save_ranks, token_budget

@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 import settings
 from metrics import EvalOptions, cutoff
 from model import GenerativeModel, JointModel, JointOptions
-from readers import DataOptions, Dataset, read_embeddings
+from readers.dataset import DataOptions, Dataset, read_embeddings
 from recommenders.protocol import Ranker
 from retired import RETIRED, upgraded
-from runs import RunOptions
+from runs.folder import RunOptions
 from settings import Config, option
 from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
 from sids.search import SearchOptions

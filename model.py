@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from data import Batch
 from layers import suffixes
 from metrics import EvalOptions
+from readers.splits import DataOptions
 from recommenders.protocol import AllReduce, Autocast, Found, Logs, TokenNetwork, unsound
 from settings import Config, option
 from sids.search import AllTokens, SearchOptions, Trie, beam_search
 from sids.table import SidTable
 from sids.tokenizer import CodeOptions, Quantized
-from splits import DataOptions
 from uncertainty import STRATEGIES, UncertaintyOptions
 from utils import Problem
 from vq import JointRQVAE

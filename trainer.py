@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
-import guard
 import metrics
 from data import (
     Batch,
@@ -32,11 +31,12 @@ from data import (
     steps_loader,
 )
 from metrics import EvalOptions, cutoff
-from readers import Dataset
+from readers.dataset import Dataset
+from readers.splits import DataOptions, Split
 from recommenders.protocol import Ranker, Recommender, unsound
-from runs import RunFolder, RunOptions
+from runs import guard
+from runs.folder import RunFolder, RunOptions
 from settings import Config, option
-from splits import DataOptions, Split
 from utils import Problem, Stopped, log, not_finite, peak_memory_gb
 
 

@@ -25,12 +25,12 @@ import torch
 import main
 import methods
 import settings
+from readers.splits import DataOptions
 from scripts.bench import profile, sasrec, scale, search, tokenizer, train, trie
 from scripts.bench.common import Figures, job
 from scripts.make_demo import build_demo
 from settings import Config
 from sids.search import SearchOptions
-from splits import DataOptions
 from trainer import TrainOptions
 from utils import Problem, keep_freed_memory, log_to, problems_exit_2, write_json
 

@@ -25,13 +25,13 @@ import main
 import methods
 import settings
 from metrics import EvalOptions, is_per_user, paired_difference, per_user
-from readers import Dataset, read_dataset, read_embeddings
+from readers.dataset import Dataset, read_dataset, read_embeddings
+from readers.splits import DataOptions
 from recommenders.diffusion import FineTuningOptions
 from retired import upgraded
-from runs import RunFolder, RunOptions
+from runs.folder import RunFolder, RunOptions
 from settings import Config
 from sids.tokenizer import CodeOptions
-from splits import DataOptions
 from trainer import evaluate
 from uncertainty import STRATEGIES
 from utils import Problem, digest, keep_freed_memory, log, log_to, problems_exit_2, write_json

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import main
 import methods
-from readers import read_dataset
-from splits import DataOptions
+from readers.dataset import read_dataset
+from readers.splits import DataOptions
 from utils import Problem, log_to, problems_exit_2
 
 

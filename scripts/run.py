@@ -17,17 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-import guard
 import main
 import methods
-import report
 import settings
-from readers import Dataset
-from runs import RunFolder, RunOptions
+from readers.dataset import Dataset
+from readers.splits import DataOptions
+from runs import guard, report
+from runs.folder import RunFolder, RunOptions
 from scripts.make_demo import build_demo
 from settings import Config
 from sids.tokenizer import CodeOptions
-from splits import DataOptions
 from utils import Problem, keep_freed_memory, log, log_to, problems_exit_2, read_json, write_json
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import guard
 import settings
 from layers import collision_rate, perplexity
-from readers import Dataset
-from runs import RunOptions
+from readers.dataset import Dataset
+from readers.splits import DataOptions
+from runs import guard
+from runs.folder import RunOptions
 from settings import Config, option
 from sids.tokenizer import ROWS, CodeOptions, Fitted, Source, in_pieces
-from splits import DataOptions
 from utils import Problem, digest, log, read_checkpoint, write_checkpoint, write_json
 
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import straight_through_lookup
-from readers import Dataset, read_embeddings
+from readers.dataset import Dataset, read_embeddings
+from readers.splits import Split
 from settings import option
-from splits import Split
 from uncertainty import Uncertainty
 from utils import Problem
 

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 import main
 import methods
 import settings
-from readers import Catalogue, Dataset, read_dataset
-from runs import RunFolder
+from readers.dataset import Catalogue, Dataset, read_dataset
+from readers.splits import DataOptions, Split
+from runs.folder import RunFolder
 from sids.fit import load_state
-from splits import DataOptions, Split
 from trainer import Fit
 from vq import RQVAE
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 import main
-import runs
 import trainer
 import utils
 
@@ -97,5 +96,5 @@ def _arm(kill):
             die("evaluation", 0)
         real_fitting(rows, work)
 
-    real_norms, real_write, real_fitting = trainer.Fit._norms, runs.write_checkpoint, trainer.fitting
-    trainer.Fit._norms, runs.write_checkpoint, trainer.fitting = norms, write, fitting
+    real_norms, real_write, real_fitting = trainer.Fit._norms, folder.write_checkpoint, trainer.fitting
+    trainer.Fit._norms, folder.write_checkpoint, trainer.fitting = norms, write, fitting

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_overrides, words, write_tiny
 
+from readers.splits import DataOptions
 from scripts import benchmark
 from scripts.bench import common, plain, search, train, trie
-from splits import DataOptions
 from trainer import TrainOptions
 from utils import Problem
 

@@ -22,9 +22,9 @@ import scripts.pretrain
 import scripts.run
 import settings
 from layers import MLP
-from runs import RunOptions
+from readers.splits import DataOptions
+from runs.folder import RunOptions
 from sids.tokenizer import CodeOptions
-from splits import DataOptions
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
 from utils import Problem, problems_exit_2

@@ -20,8 +20,8 @@ from data import (
     sequences,
     steps_loader,
 )
-from readers import read_dataset
-from splits import DataOptions, Split
+from readers.dataset import read_dataset
+from readers.splits import DataOptions, Split
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 

@@ -13,8 +13,8 @@ import main
 import methods
 import settings
 from data import make_batch
+from readers.splits import Split
 from recommenders.diffusion import DiffusionOptions, fill, lowered
-from splits import Split
 from trainer import evaluate
 from utils import Problem, read_checkpoint, read_json
 

@@ -18,9 +18,9 @@ from killed import free_port, join_group, server
 import data as batches
 import methods
 from main import portable
-from readers import read_dataset
-from runs import RunFolder
-from splits import DataOptions
+from readers.dataset import read_dataset
+from readers.splits import DataOptions
+from runs.folder import RunFolder
 from trainer import Fit
 
 ROOT = Path(__file__).resolve().parent.parent

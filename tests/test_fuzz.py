@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import main
 import methods
-from readers import read_dataset, read_embeddings
-from runs import RunFolder
-from splits import DataOptions
+from readers.dataset import read_dataset, read_embeddings
+from readers.splits import DataOptions
+from runs.folder import RunFolder
 from utils import Problem, read_checkpoint, read_json
 from vq import RQVAEOptions
 

@@ -8,9 +8,9 @@ from conftest import tiny_overrides, write_tiny
 import main
 import methods
 from data import make_batch
-from readers import read_dataset
+from readers.dataset import read_dataset
+from readers.splits import DataOptions
 from scripts.bench import plain
-from splits import DataOptions
 
 
 @pytest.fixture(scope="module")

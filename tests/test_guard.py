@@ -19,13 +19,12 @@ from conftest import tiny_overrides, write_tiny
 from killed import server
 from test_trainer import assert_same_state, fit_of, rows
 
-import guard
-import memory
 import methods
-from readers import read_dataset
-from runs import RunFolder
+from readers.dataset import read_dataset
+from readers.splits import DataOptions
+from runs import guard, memory
+from runs.folder import RunFolder
 from sids.fit import Report
-from splits import DataOptions
 from trainer import TrainOptions, evaluate
 from utils import Problem, Stopped, problems_exit_2, write_checkpoint, write_text
 

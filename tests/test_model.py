@@ -7,7 +7,7 @@ import torch
 import methods
 from data import make_batch
 from model import ROADS
-from splits import Split
+from readers.splits import Split
 from utils import Problem
 
 N, D = 30, 10

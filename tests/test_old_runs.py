@@ -16,9 +16,9 @@ import main
 import methods
 import settings
 from data import make_batch
-from readers import read_dataset
-from runs import RunFolder
-from splits import DataOptions
+from readers.dataset import read_dataset
+from readers.splits import DataOptions
+from runs.folder import RunFolder
 from utils import Problem, read_json
 
 FIXTURE = Path(__file__).parent / "fixtures" / "before_sid_table.tar.gz"

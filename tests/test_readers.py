@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from readers import read_dataset, read_embeddings
-from splits import DataOptions
+from readers.dataset import read_dataset, read_embeddings
+from readers.splits import DataOptions
 from utils import Problem
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"

@@ -11,11 +11,11 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 import layers
 import methods
 from data import make_batch
-from readers import read_dataset, read_embeddings
+from readers.dataset import read_dataset, read_embeddings
+from readers.splits import DataOptions
 from recommenders.t5 import T5Options
 from scripts.bench.plain import copy_stacks
 from scripts.make_demo import build_demo
-from splits import DataOptions
 from uncertainty import UncertaintyOptions
 from vq import RQVAEOptions
 

@@ -15,15 +15,15 @@ from test_trainer import assert_same_state, fit_of
 
 import main
 import methods
-import report
 import scripts.run
 import settings
 import utils
-from guard import log
 from main import finish
-from readers import read_dataset, read_embeddings
-from runs import RunFolder
-from splits import DataOptions
+from readers.dataset import read_dataset, read_embeddings
+from readers.splits import DataOptions
+from runs import report
+from runs.folder import RunFolder
+from runs.guard import log
 from trainer import Evaluation, Progress
 from utils import Problem, Stopped, fingerprint, read_json, write_json
 
@@ -524,13 +524,13 @@ GONE = {
 WHEN = {
     "in a step": "trainer.Fit._step",
     "before a look": "trainer.Fit._validate",
-    "before the best model": "runs.RunFolder.save_best",
+    "before the best model": "runs.folder.RunFolder.save_best",
     "before a row": "trainer.Fit._record",
     "before the end": "main.finish",
     "before the floors": "main.floor_figures",
     "before the SIDs": "report.write_index",
     "before the ranks": "main.save_ranks",
-    "before the results": "runs.RunFolder.save_results",
+    "before the results": "runs.folder.RunFolder.save_results",
 }
 
 

@@ -14,9 +14,9 @@ from conftest import load_rqvae, tiny_overrides, write_tiny
 import main
 import methods
 import scripts.pretrain
-from readers import read_dataset, read_embeddings
-from runs import RunFolder
-from splits import DataOptions
+from readers.dataset import read_dataset, read_embeddings
+from readers.splits import DataOptions
+from runs.folder import RunFolder
 from utils import Problem, read_checkpoint, read_json
 from vq import RQVAEOptions
 

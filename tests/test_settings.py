@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 import methods
 import settings
 from methods import MethodOptions
+from readers.splits import DataOptions
 from retired import RETIRED
-from runs import RunOptions
-from splits import DataOptions
+from runs.folder import RunOptions
 from trainer import TrainOptions
 from utils import Problem
 

@@ -11,8 +11,8 @@ from test_readers import HEADER, SHARED, samples, table, write
 
 import main
 import methods
-from readers import Columns, core, read_dataset, read_rows
-from splits import DataOptions, Log, by_time, by_time_as_published
+from readers.dataset import Columns, core, read_dataset, read_rows
+from readers.splits import DataOptions, Log, by_time, by_time_as_published
 from utils import Problem, read_json
 
 GOLDEN = [

@@ -11,14 +11,14 @@ from accelerate import Accelerator
 from conftest import tiny_overrides
 
 import methods
-import report
 from main import finish, portable
 from metrics import ndcg, recall
-from readers import Catalogue, Dataset
+from readers.dataset import Catalogue, Dataset
+from readers.splits import DataOptions, leave_one_out
 from recommenders.protocol import Found
-from report import epoch_line
-from runs import RunFolder
-from splits import DataOptions, leave_one_out
+from runs import report
+from runs.folder import RunFolder
+from runs.report import epoch_line
 from trainer import Fit, Progress, TrainOptions, evaluate, learning_rate, save_ranks
 from utils import Problem
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 import methods
-from readers import Dataset, read_dataset
+from readers.dataset import Dataset, read_dataset
+from readers.splits import DataOptions
 from settings import Config
 from sids.tokenizer import CodeOptions
-from splits import DataOptions
 from utils import peak_memory_gb
 
 Figures = dict[str, dict[str, Any]]

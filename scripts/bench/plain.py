@@ -11,9 +11,9 @@ from transformers.cache_utils import Cache
 
 from data import histories
 from model import GenerativeModel
+from readers.splits import Split
 from recommenders.t5 import T5Network, T5Options
 from settings import Config
-from splits import Split
 
 START = 0  # also pads
 

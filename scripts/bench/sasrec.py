@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import methods
 from data import Shape, Steps, epoch_plan, sequences
+from readers.splits import DataOptions, Split
 from recommenders.items import ItemOptions
 from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
 from settings import Config
-from splits import DataOptions, Split
 from trainer import TrainOptions, optimizer_for, with_defaults
 
 

@@ -13,14 +13,14 @@ import methods
 import settings
 from data import Batch
 from model import GenerativeModel
-from readers import read_dataset
+from readers.dataset import read_dataset
+from readers.splits import DataOptions
 from scripts import run
 from scripts.bench import common
 from scripts.bench.common import HOST, Figures, Job, device, figure, growth, peak_memory_of, seconds
 from scripts.make_demo import build_demo
 from sids.search import SearchOptions
 from sids.tokenizer import CodeOptions
-from splits import DataOptions
 from trainer import TrainOptions
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from data import evaluation_plan, make_batch
 from metrics import EvalOptions
-from readers import Dataset
+from readers.dataset import Dataset
+from readers.splits import DataOptions
 from scripts.bench import plain
 from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
-from splits import DataOptions
 
 ROWS = {"cpu": 1280, "cuda": 25_600}  # beams of one batch; `generate` at 5,120 of Beauty's takes over 24 GB
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from readers import read_embeddings
+from readers.dataset import read_embeddings
 from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
 from sids.fit import FitOptions, _Loop
 from sids.tokenizer import Source

@@ -12,12 +12,12 @@ from accelerate import Accelerator
 import methods
 from data import Steps, padding_factor
 from model import GenerativeModel
-from readers import Dataset
-from runs import RunFolder
+from readers.dataset import Dataset
+from readers.splits import DataOptions
+from runs.folder import RunFolder
 from scripts.bench import plain
 from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
 from settings import Config
-from splits import DataOptions
 from trainer import Fit, TrainOptions
 
 

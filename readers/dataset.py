@@ -17,7 +17,18 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from splits import SHORTEST, DataOptions, Log, Parts, Split, as_given, divide, leave_one_out, parts_of, training_items
+from readers.splits import (
+    SHORTEST,
+    DataOptions,
+    Log,
+    Parts,
+    Split,
+    as_given,
+    divide,
+    leave_one_out,
+    parts_of,
+    training_items,
+)
 from utils import Problem, digest, log, read_json
 
 SPLITS = ("train", "valid", "test")

@@ -4,10 +4,10 @@ from typing import Any
 
 import settings
 from model import GenerativeModel, Hit, JointModel, JointOptions
-from runs import RunFolder
+from readers.splits import DataOptions
+from runs.folder import RunFolder
 from settings import Config
 from sids.tokenizer import CodeOptions
-from splits import DataOptions
 from uncertainty import UncertaintyOptions
 from utils import log, read_json
 from vq import QuantizerOptions

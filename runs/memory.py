@@ -8,9 +8,9 @@ from torch import nn
 from data import Shape
 from metrics import EvalOptions
 from model import GenerativeModel, JointModel
-from readers import Dataset
+from readers.dataset import Dataset
+from readers.splits import DataOptions
 from settings import Config
-from splits import DataOptions
 from trainer import TrainOptions
 from utils import log
 

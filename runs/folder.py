@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-import guard
 import settings
+from readers.splits import DataOptions
 from retired import upgraded
+from runs import guard
 from settings import Config, option
-from splits import DataOptions
 from utils import (
     Problem,
     check_weights,

@@ -1,0 +1,1 @@
+"""From files of interactions, items and embeddings to flat integer arrays, split."""

@@ -1,0 +1,1 @@
+"""Around a run: its folder, what keeps it whole, what it needs and what it says."""
