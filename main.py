@@ -24,7 +24,9 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 import methods
 import settings
 from model import load, numbers
-from readers.dataset import DataOptions, Dataset, read_dataset
+from readers.dataset import Dataset
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
 from runs import guard, memory, report
 from runs.folder import RunFolder, RunOptions
 from settings import Config

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 import settings
 from metrics import EvalOptions, cutoff
 from model import GenerativeModel, JointModel, JointOptions
-from readers.dataset import DataOptions, Dataset, read_embeddings
+from readers.dataset import Dataset, read_embeddings
+from readers.splits import DataOptions
 from recommenders.protocol import Ranker
 from retired import RETIRED, upgraded
 from runs.folder import RunOptions

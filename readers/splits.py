@@ -18,16 +18,25 @@ from utils import Problem, log
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     dataset: str = option("demo", "name of the data set")
-    data_path: str = option("./dataset", "folder that holds <dataset>/ or the data files themselves, or a .csv file", free=True)
-    data_format: Literal["auto", "inter", "inter_splits", "jsonl", "json", "csv"] = option("auto", "layout of the interactions: one .inter, three .inter, .jsonl + .emb_map.json, .inter.json, .csv")
+    data_path: str = option(
+        "./dataset", "folder that holds <dataset>/ or the data files themselves, or a .csv file", free=True
+    )
+    data_format: Literal["auto", "inter", "inter_splits", "jsonl", "json", "csv"] = option(
+        "auto", "layout of the interactions: one .inter, three .inter, .jsonl + .emb_map.json, .inter.json, .csv"
+    )
     users_col: str = option("UserId", "column of the users in a .csv file")
     items_col: str = option("ProductId", "column of the items in a .csv file")
     time_col: str = option("Timestamp", "column of the times in a .csv file, numbers")
     k_core: int = option(0, "leave out users and items with fewer interactions, until none is left; 0 = keep all", ge=0)
-    split: Literal["leave_one_out", "time", "time_groups"] = option("leave_one_out", "test on each user's last item, or on their first known item after a point in time; time_groups: as DiffSASRec's program, a point for each of two groups of users")
+    split: Literal["leave_one_out", "time", "time_groups"] = option(
+        "leave_one_out",
+        "test on each user's last item, or on their first known item after a point in time; time_groups: as DiffSASRec's program, a point for each of two groups of users",
+    )
     time_quantile: float = option(0.95, "split: time: share of all interactions before that point", gt=0, le=1)
     test_size: float = option(0.2, "split: time_groups: share of the users that are tested", gt=0, le=0.9)
-    semantic_emb_path: str | None = option(None, "content embeddings, .npy [items, D]; default: the only *.emb*.npy beside the data")
+    semantic_emb_path: str | None = option(
+        None, "content embeddings, .npy [items, D]; default: the only *.emb*.npy beside the data"
+    )
     map_path: str | None = option(None, "item token -> id map of the .jsonl layout; default <dataset>.emb_map.json")
     max_his_len: int = option(50, "longest history, in items", ge=1)
     short_users: Literal["refuse", "drop"] = option("refuse", "users with fewer than 3 interactions")

@@ -25,7 +25,8 @@ import main
 import methods
 import settings
 from metrics import EvalOptions, is_per_user, paired_difference, per_user
-from readers.dataset import Dataset, read_dataset, read_embeddings
+from readers.dataset import Dataset, read_embeddings
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from recommenders.diffusion import FineTuningOptions
 from retired import upgraded

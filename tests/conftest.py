@@ -13,7 +13,8 @@ from accelerate import Accelerator
 import main
 import methods
 import settings
-from readers.dataset import Catalogue, Dataset, read_dataset
+from readers.dataset import Catalogue, Dataset
+from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
 from runs.folder import RunFolder
 from sids.fit import load_state

@@ -15,6 +15,7 @@ import torch
 import main
 import trainer
 import utils
+from runs import folder
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["killed"])

@@ -20,7 +20,7 @@ from data import (
     sequences,
     steps_loader,
 )
-from readers.dataset import read_dataset
+from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"

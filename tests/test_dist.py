@@ -18,7 +18,7 @@ from killed import free_port, join_group, server
 import data as batches
 import methods
 from main import portable
-from readers.dataset import read_dataset
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs.folder import RunFolder
 from trainer import Fit

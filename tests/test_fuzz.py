@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import main
 import methods
-from readers.dataset import read_dataset, read_embeddings
+from readers.dataset import read_embeddings
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs.folder import RunFolder
 from utils import Problem, read_checkpoint, read_json

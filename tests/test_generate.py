@@ -8,7 +8,7 @@ from conftest import tiny_overrides, write_tiny
 import main
 import methods
 from data import make_batch
-from readers.dataset import read_dataset
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from scripts.bench import plain
 

@@ -20,7 +20,7 @@ from killed import server
 from test_trainer import assert_same_state, fit_of, rows
 
 import methods
-from readers.dataset import read_dataset
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard, memory
 from runs.folder import RunFolder

@@ -16,7 +16,7 @@ import main
 import methods
 import settings
 from data import make_batch
-from readers.dataset import read_dataset
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs.folder import RunFolder
 from utils import Problem, read_json

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from readers.dataset import read_dataset, read_embeddings
+from readers.dataset import read_embeddings
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from utils import Problem
 

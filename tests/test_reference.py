@@ -11,7 +11,8 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 import layers
 import methods
 from data import make_batch
-from readers.dataset import read_dataset, read_embeddings
+from readers.dataset import read_embeddings
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from recommenders.t5 import T5Options
 from scripts.bench.plain import copy_stacks

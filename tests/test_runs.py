@@ -1,9 +1,9 @@
 """The life of a run: when it stops, what it may go on from, what it leaves behind when something breaks."""
 
 import os
+import pkgutil
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +19,8 @@ import scripts.run
 import settings
 import utils
 from main import finish
-from readers.dataset import read_dataset, read_embeddings
+from readers.dataset import read_embeddings
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import report
 from runs.folder import RunFolder
@@ -424,7 +425,7 @@ def evaluation_fails(title, error):
 
 
 ENDS = {
-    "SIDs": breaking("report.write_index"),
+    "SIDs": breaking("runs.report.write_index"),
     "versions": breaking("main.environment"),
     "floors": breaking("main.floor_figures"),
     "figures of the codes": breaking("model.GenerativeModel.figures"),
@@ -528,7 +529,7 @@ WHEN = {
     "before a row": "trainer.Fit._record",
     "before the end": "main.finish",
     "before the floors": "main.floor_figures",
-    "before the SIDs": "report.write_index",
+    "before the SIDs": "runs.report.write_index",
     "before the ranks": "main.save_ranks",
     "before the results": "runs.folder.RunFolder.save_results",
 }
@@ -542,8 +543,7 @@ def test_a_folder_that_goes_away_ends_the_run_with_one_line(tiny_data, tmp_path,
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
     folder = tmp_path / "out" / "tiny" / "r"
     owner, name = WHEN[when].rsplit(".", 1)
-    module, *classes = owner.split(".")
-    place = getattr(sys.modules[module], classes[0]) if classes else sys.modules[module]
+    place = pkgutil.resolve_name(owner)
     inner, left = getattr(place, name), []
 
     def gone(*args):

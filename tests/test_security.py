@@ -14,7 +14,8 @@ from conftest import load_rqvae, tiny_overrides, write_tiny
 import main
 import methods
 import scripts.pretrain
-from readers.dataset import read_dataset, read_embeddings
+from readers.dataset import read_embeddings
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs.folder import RunFolder
 from utils import Problem, read_checkpoint, read_json

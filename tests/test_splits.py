@@ -11,8 +11,9 @@ from test_readers import HEADER, SHARED, samples, table, write
 
 import main
 import methods
-from readers.dataset import Columns, core, read_dataset, read_rows
+from readers.layouts import read_dataset
 from readers.splits import DataOptions, Log, by_time, by_time_as_published
+from readers.tables import Columns, core, read_rows
 from utils import Problem, read_json
 
 GOLDEN = [

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 import methods
-from readers.dataset import Dataset, read_dataset
+from readers.dataset import Dataset
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from settings import Config
 from sids.tokenizer import CodeOptions

@@ -13,7 +13,7 @@ import methods
 import settings
 from data import Batch
 from model import GenerativeModel
-from readers.dataset import read_dataset
+from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from scripts import run
 from scripts.bench import common

@@ -1,0 +1,116 @@
+"""Finding the files of a data set by name; what they are read as is decided elsewhere."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from readers.splits import DataOptions
+from utils import Problem, log
+
+# layout -> what the name of its first file ends with, in the order in which layouts are looked for
+INTERACTIONS = {
+    "inter": ".inter", "inter_splits": ".train.inter", "jsonl": ".train.jsonl", "json": ".inter.json", "csv": ".csv",
+}  # fmt: skip
+
+
+def locate(cfg: DataOptions) -> tuple[Path, str]:
+    """(folder, stem of the file names): the data set as it was spelled, else the only one that differs in case."""
+    root, stem = Path(cfg.data_path), cfg.dataset
+    if root.is_file() and root.suffix.lower() == ".csv":
+        return root.parent, root.stem
+    if not root.is_dir():
+        raise Problem(f"data_path: {root} is not a folder, nor a .csv file")
+    inner = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() == stem.lower()]
+    here = _spelled_alike(root, stem)
+    folder = root
+    if root / stem in inner or not any(p.name.startswith(f"{stem}.") for p in here):
+        if inner and here and root / stem not in inner:  # another spelling as a folder, and one beside it
+            inner.append(here[0])
+        folder = _one_of(inner, root / stem) or root
+    if not _spelled_alike(folder, stem):
+        raise Problem(f"data_path: neither {root / stem} nor {root} holds files called {stem}.*")
+    return folder, stem
+
+
+def _spelled_alike(folder: Path, stem: str) -> list[Path]:
+    """The files `<stem>.*` of a folder, whatever the case of their stem, in the order of their names."""
+    return [p for p in sorted(folder.iterdir()) if p.is_file() and p.name.lower().startswith(f"{stem.lower()}.")]
+
+
+def _one_of(found: list[Path], wanted: Path, *, say: bool = True) -> Path | None:
+    """`wanted` itself where it is among the found, else the only one found, and the log says so (once: `say`).
+
+    Problem when there are several others: which of them is meant only the user knows.
+    """
+    if wanted in found:
+        return wanted
+    if len(found) > 1:
+        names = " and ".join(str(p) for p in found)
+        raise Problem(f"{wanted}: not there, but {names}; write the name as it is spelled or rename one of them")
+    if found and say:
+        log.info(f"{wanted}: not there, {found[0]} is read in its place")
+    return found[0] if found else None
+
+
+def _files(folder: Path, stem: str) -> list[Path]:
+    """The files of a data set: those of its own spelling alone where another spelling is a data set as well.
+
+    So `T.items.jsonl` may complete `t.inter`, but not where it stands beside `T.inter`. Problem when there are
+    several data sets in other spellings.
+    """
+    found = _spelled_alike(folder, stem)
+    sets = {p.name[: len(stem)]: p for p in found if p.name.lower()[len(stem) :] in INTERACTIONS.values()}
+    if len(sets) > 1 and stem in sets:
+        return [p for p in found if p.name.startswith(f"{stem}.")]
+    _one_of(list(sets.values()), folder / stem, say=False)
+    return found
+
+
+def find_file(folder: Path, stem: str, ending: str, *, say: bool = True) -> Path | None:
+    """The file `<stem><ending>`, or the only one whose name differs from it in case."""
+    name = f"{stem}{ending}"
+    return _one_of([p for p in _files(folder, stem) if p.name.lower() == name.lower()], folder / name, say=say)
+
+
+def detect(folder: Path, stem: str) -> str:
+    names = {layout: f"{stem}{ending}" for layout, ending in INTERACTIONS.items()}
+    there = _files(folder, stem)
+    for exact in (True, False):  # an exact name of any layout goes before an inexact one
+        for layout, name in names.items():
+            if any(p.name == name or (not exact and p.name.lower() == name.lower()) for p in there):
+                return layout
+    raise Problem(f"{folder}: found none of {', '.join(names.values())}; set data_format or add the file")
+
+
+def need_file(folder: Path, stem: str, ending: str) -> Path:
+    path = find_file(folder, stem, ending)
+    if path is None:
+        raise Problem(f"{folder / (stem + ending)}: no such file")
+    return path
+
+
+def find_embedding(folder: Path, stem: str) -> Path | None:
+    pattern = re.compile(re.escape(stem) + r"\.emb.*\.npy", re.IGNORECASE)
+    found = [p for p in _files(folder, stem) if pattern.fullmatch(p.name)]
+    own = {p.name.lower(): p for p in found if p.name.startswith(f"{stem}.")}
+    found = [p for p in found if own.get(p.name.lower(), p) == p]  # an exact name goes before its twin
+    if len(found) > 1:
+        names = ", ".join(p.name for p in found)
+        raise Problem(f"{folder}: several embeddings ({names}); choose one with semantic_emb_path")
+    return found[0] if own else _one_of(found, folder / f"{stem}.emb*.npy")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of each non-empty line."""
+    try:
+        with path.open(encoding="utf-8") as f:
+            for number, line in enumerate(f, 1):
+                if line.strip():
+                    try:
+                        yield number, json.loads(line)
+                    except (json.JSONDecodeError, RecursionError) as e:
+                        raise Problem(f"{path}, line {number}: not readable as JSON ({e})") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise Problem(f"{path}: not readable as text ({e})") from None

@@ -1,0 +1,45 @@
+"""Which reader reads which layout: a new layout is a file and a line here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from readers.dataset import SPLITS, Dataset
+from readers.files import detect, locate
+from readers.json_lists import read_json_lists
+from readers.jsonl import read_jsonl
+from readers.splits import SHORTEST, DataOptions
+from readers.tables import read_csv, read_inter, read_inter_splits
+from utils import Problem
+
+TIMED = ("inter", "csv")  # layouts that say when
+
+
+LAYOUTS: dict[str, Callable[[Path, str, DataOptions], Dataset]] = {
+    "inter": read_inter,
+    "inter_splits": read_inter_splits,
+    "jsonl": read_jsonl,
+    "json": read_json_lists,
+    "csv": read_csv,
+}
+
+
+def read_dataset(cfg: DataOptions) -> Dataset:
+    """Find the data set's files, read them and split them; Problem names what is wrong and where."""
+    folder, stem = locate(cfg)
+    layout = cfg.data_format if cfg.data_format != "auto" else detect(folder, stem)
+    if Path(cfg.data_path).is_file():
+        layout = "csv"
+    if cfg.split != "leave_one_out" and layout not in TIMED:
+        raise Problem(
+            f"split: {cfg.split} needs timestamps, which the layout {layout!r} does not hold; use leave_one_out"
+        )
+    if cfg.k_core and layout not in TIMED:
+        raise Problem(f"k_core: works on one .inter or .csv file; the layout {layout!r} comes split")
+    data = LAYOUTS[layout](folder, stem, cfg)
+    for name in SPLITS:
+        if not len(data.split(name)):
+            need = f"it needs users with at least {SHORTEST} interactions"
+            if cfg.split != "leave_one_out":
+                need = "no user has rows on both sides of its cut in time; change time_quantile"
+            raise Problem(f"{folder}: the {name} part of {cfg.dataset!r} is empty; {need}")
+    return data
