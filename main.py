@@ -73,12 +73,13 @@ def options_of(path: Path, raw: dict[str, Any], overrides: dict[str, Any], typed
         said = raw.get("dataset")
         if said is not None and str(said) != typed:
             raise Problem(
-                f"{path}: says dataset: {said}, but {typed} was asked for; write dataset: {typed} there, or, if the file "
-                f"is a preset for {said}, ask for {said} with --config={path}"
+                f"{path}: says dataset: {said}, but {typed} was asked for; write dataset: {typed} there, or, if the "
+                f"file is a preset for {said}, ask for {said} with --config={path}"
             )
         if str(overrides.get("dataset", typed)) != typed:
             raise Problem(
-                f"--dataset={overrides['dataset']}: {typed} was asked for; drop one of the two, --config=FILE names a preset"
+                f"--dataset={overrides['dataset']}: {typed} was asked for; drop one of the two, --config=FILE names a "
+                "preset"
             )
         return {**raw, **overrides, "dataset": typed}
     both = {**raw, **overrides}
@@ -219,8 +220,8 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
         best = run.read_best()
         if best["epoch"] != fit.progress.best_epoch:
             raise Problem(
-                f"{run.best}: is of epoch {best['epoch']}, the best of this run was epoch {fit.progress.best_epoch}; put "
-                "that file back, or choose another run_name"
+                f"{run.best}: is of epoch {best['epoch']}, the best of this run was epoch {fit.progress.best_epoch}; "
+                "put that file back, or choose another run_name"
             )
     model.load_state_dict(best["model"])
     floors, figures, looks = floor_figures(cfg, data, acc), model.figures(), 0

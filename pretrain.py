@@ -165,6 +165,11 @@ class _Training:
             f"tokenizer epoch {epoch + 1} | recon {recon:.5f} | vq {vq:.5f} | collisions {now.collision_rate:.4f} | "
             f"codes {' '.join(map(str, now.codes_used))} | perplexity {' '.join(f'{x:.0f}' for x in now.perplexity)}"
         )
+        if not math.isfinite(now.reconstruction_error):  # the epoch's last update broke it, after its last finite loss
+            raise Problem(
+                f"rqvae_lr: the tokenizer is not finite after epoch {epoch}; lower it from {self.p.rqvae_lr}; nothing of it "
+                "was saved"
+            )
         self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
         if self.best is None or now.beats(self.best, self.lowest):
             self.best = now

@@ -97,8 +97,8 @@ class RunFolder:
             there = False
         if not there:
             raise Problem(
-                f"{self.path}: the run folder was removed or replaced while this run was writing to it; nothing more is "
-                "written, what was trained is lost; begin again under another run_name"
+                f"{self.path}: the run folder was removed or replaced while this run was writing to it; nothing more "
+                "is written, what was trained is lost; begin again under another run_name"
             )
 
     def check_own(self, path: Path, state: dict[str, Any]) -> None:

@@ -431,7 +431,8 @@ class Fit:
     # ---- what is written
 
     def _portable(self, scores: dict[str, float]) -> dict[str, Any]:
-        return {"model": self.raw.state_dict(), "epoch": self.progress.epoch, "valid": scores, "run": self.run.id, **self.extras}
+        now = {"epoch": self.progress.epoch, "valid": scores, "run": self.run.id}
+        return {"model": self.raw.state_dict(), **now, **self.extras}
 
     def _save(self) -> None:
         self._check_weights()  # what is saved can be gone on from
