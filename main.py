@@ -55,7 +55,7 @@ def configuration(
     if "--help" in argv or "-h" in argv:
         print(usage, help_of(argv), sep="\n")
         raise SystemExit(0)
-    given, overrides = take(argv, ["config", "data_path"])
+    given, overrides = split_off(argv, ["config", "data_path"])
     overrides += [f"--data_path={given['data_path']}"] if "data_path" in given else []
     given_options = methods.parse_overrides([a for a in overrides if a != "--dry_run"])
     preset = preset_of(Path(given["config"]), given_options) if "config" in given else {}
@@ -69,7 +69,7 @@ def configuration(
 
 def help_of(argv: list[str]) -> str:
     """All options; those of the parts that the command line chooses come first, as far as it can be read."""
-    given, words = take([a for a in argv if a not in ("--help", "-h", "--dry_run")], ["config"])
+    given, words = split_off([a for a in argv if a not in ("--help", "-h", "--dry_run")], ["config"])
     try:
         preset = settings.read_yaml(Path(given["config"])) if "config" in given else {}
         return methods.help_text(preset, methods.parse_overrides([w for w in words if "=" in w]))
@@ -97,12 +97,13 @@ def preset_of(path: Path, overrides: dict[str, Any], typed: str | None = None) -
         )
     if str(overrides.get("dataset", typed)) != typed:
         raise Problem(
-            f"--dataset={overrides['dataset']}: {typed} was asked for; drop one of the two, --config=FILE names a preset"
+            f"--dataset={overrides['dataset']}: {typed} was asked for; drop one of the two, --config=FILE "
+            "names a preset"
         )
     return {**raw, "dataset": typed}
 
 
-def take(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_off(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
     """Split off `--name value` or `--name=value` for some names; the rest stays in order."""
     found: dict[str, str] = {}
     rest, words = [], iter(argv)
@@ -128,7 +129,7 @@ def check_training(cfg: Config) -> None:
     """Meet, without training, whatever would stop a training: data, run folder, a tokenizer that was named."""
     data = check_data(cfg)
     if cfg[RunOptions].run_name is not None:
-        RunFolder.of(cfg).check(cfg)
+        RunFolder.of(cfg).check_free_or_same(cfg)
     if CodeOptions in cfg and cfg[CodeOptions].rqvae_path is not None:
         methods.tokenizer_of(cfg, data)
 
@@ -139,11 +140,11 @@ def check_training(cfg: Config) -> None:
 def train(cfg: Config) -> RunFolder:
     """One run from configuration to test figures."""
     acc = accelerator(cfg)
-    cfg = named(cfg)
+    cfg = with_run_name(cfg)
     run = RunFolder.of(cfg)
-    with guard.alike(acc):
+    with guard.fail_together(acc):
         if acc.is_main_process:
-            run.check(cfg)
+            run.check_free_or_same(cfg)
     if run.finished and cfg[RunOptions].resume == "auto":
         log_to(None, main=acc.is_main_process)
         log.info(f"{run.path} is finished already")
@@ -156,13 +157,13 @@ def train(cfg: Config) -> RunFolder:
     data = check_data(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
     model, tokenizer = methods.build_model(cfg, data)
-    with guard.alike(acc):
+    with guard.fail_together(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
-    say = functools.partial(report.epoch, cfg)
-    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), say)
-    report.start(cfg, model, fit)
-    memory.tell(cfg, model, data, fit.shape, acc.device)
+    on_epoch = functools.partial(report.log_epoch, cfg)
+    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), on_epoch)
+    report.log_start(cfg, model, fit)
+    memory.log_estimate(cfg, model, data, fit.shape, acc.device)
     with guard.orderly_stop(go_on(cfg) if acc.is_main_process else None):
         fit.train()
         finish(cfg, data, fit, run)
@@ -190,7 +191,8 @@ def accelerator(cfg: Config) -> Accelerator:
     asked = int(os.environ.get("DIGER_PROCESSES", acc.num_processes))
     if acc.num_processes != asked:
         raise Problem(
-            f"{asked} processes were asked for, {acc.num_processes} started; launch with accelerate_multi_gpu.yaml or accelerate_multi_cpu.yaml"
+            f"{asked} processes were asked for, {acc.num_processes} started; launch with "
+            "accelerate_multi_gpu.yaml or accelerate_multi_cpu.yaml"
         )
     return acc
 
@@ -207,7 +209,7 @@ def check_processes(cfg: Config, processes: int) -> None:
             )
 
 
-def named(cfg: Config) -> Config:
+def with_run_name(cfg: Config) -> Config:
     """Give the run a name, the same on every process."""
     if cfg[RunOptions].run_name is not None:
         return cfg
@@ -216,7 +218,10 @@ def named(cfg: Config) -> Config:
 
 
 def portable(cfg: Config, data: Dataset, tokenizer: Any = None) -> dict[str, Any]:
-    """What a checkpoint carries beside the model so that it can be used alone; tokenizer: one that is not part of it."""
+    """What a checkpoint carries beside the model so that it can be used alone.
+
+    tokenizer: the frozen one behind the model's SIDs, where it is not part of the model.
+    """
     names = {"items": data.catalogue.ids, "titles": data.catalogue.titles}
     frozen = {} if tokenizer is None else {"tokenizer": tokenizer.state_dict()}
     return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **names, **frozen}
@@ -230,16 +235,17 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     """
     acc, model = fit.acc, fit.raw
     acc.wait_for_everyone()
-    with guard.alike(acc):
+    with guard.fail_together(acc):
         best = run.read_best()
         if best["epoch"] != fit.progress.best_epoch:
             raise Problem(
-                f"{run.best}: is of epoch {best['epoch']}, the best of this run was epoch {fit.progress.best_epoch}; put "
+                f"{run.best}: is of epoch {best['epoch']}, the best of this run was epoch "
+                f"{fit.progress.best_epoch}; put "
                 "that file back, or choose another run_name"
             )
     model.load_state_dict(best["model"])
     floors, figures, looks = floor_figures(cfg, data, acc), model.figures(), 0
-    with guard.alike(acc):
+    with guard.fail_together(acc):
         if acc.is_main_process:
             report.write_index(run, cfg, model)
             run.save_json(run.baselines.name, floors)
@@ -252,7 +258,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
         **figures, "test_evaluations": looks, "data": data.hash,
         "split": {"kind": cfg[DataOptions].split, **data.facts},
     }  # fmt: skip
-    with guard.alike(acc):
+    with guard.fail_together(acc):
         if acc.is_main_process:
             save_ranks(run, "test", found, data.test.users())
             run.save_results(results)
@@ -283,7 +289,7 @@ def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dic
 
 def command_evaluate(argv: list[str]) -> None:
     """`main.py evaluate`: the figures of a checkpoint on a split, counted as a look at the test set."""
-    given, overrides = take(argv, ["checkpoint", "split"])
+    given, overrides = split_off(argv, ["checkpoint", "split"])
     if "checkpoint" not in given:
         raise Problem("evaluate: needs --checkpoint myckpt/.../best_model.pth")
     path, split = given["checkpoint"], given.get("split", "test")
@@ -316,7 +322,7 @@ def command_recommend(argv: list[str]) -> None:
 
     --among FILE restricts them to the items of a file, one id a line (what is in stock, a category).
     """
-    given, overrides = take(argv, ["checkpoint", "history", "k", "among"])
+    given, overrides = split_off(argv, ["checkpoint", "history", "k", "among"])
     if "checkpoint" not in given or "history" not in given:
         raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB")
     k = given.get("k", "10")
@@ -363,7 +369,7 @@ def main(argv: list[str]) -> None:
         return
     run = train(configuration(argv, __doc__, check_training))
     if "DIGER_PROCESSES" not in os.environ:  # else the run script says it, once
-        report.show(run)
+        report.log_results(run)
         log.info(f"run folder: {run.path}")
 
 

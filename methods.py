@@ -16,7 +16,7 @@ from metrics import EvalOptions, cutoff
 from model import GenerativeModel, JointModel, JointOptions
 from readers.dataset import Dataset, read_embeddings
 from readers.splits import DataOptions
-from recommenders.protocol import Ranker
+from recommenders.protocol import Ranker, Recommender, TokenNetwork
 from retired import RETIRED, upgraded
 from runs.folder import RunOptions
 from settings import Config, option
@@ -44,7 +44,7 @@ ITEM_MODELS = {
     "diffsasrec": "recommenders.diffusion:DiffSASRec",
     "diffsasrec_sft": "recommenders.diffusion:FineTuned",
 }
-TRAINING = {"diger": "joint", "two_stage": "frozen"}  # methods over semantic IDs
+TRAINING: dict[str, Literal["joint", "frozen"]] = {"diger": "joint", "two_stage": "frozen"}  # methods over semantic IDs
 METHODS = [*TRAINING, *ITEM_MODELS]
 FLOORS: dict[str, Callable[[Dataset], Ranker]] = {  # need no training
     "popularity": lambda data: part("recommenders.floors:Popularity")(data.popularity),
@@ -120,7 +120,11 @@ def sections(m: MethodOptions) -> dict[str, type]:
         kinds[f"recommender {m.recommender}"] = part(NETWORKS[str(m.recommender)]).Options
         kinds["search"] = SearchOptions
     if m.training == "joint":
-        kinds |= {"uncertainty": UncertaintyOptions, "joint quantizer": QuantizerOptions, "joint training": JointOptions}
+        kinds |= {
+            "uncertainty": UncertaintyOptions,
+            "joint quantizer": QuantizerOptions,
+            "joint training": JointOptions,
+        }
     return kinds | {"data": DataOptions, "training": TrainOptions, "evaluation": EvalOptions, "run": RunOptions}
 
 
@@ -161,7 +165,9 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    return settings.parse_overrides(overrides, [k for kind in all_sections().values() for k in settings.takes_text(kind)])
+    return settings.parse_overrides(
+        overrides, [k for kind in all_sections().values() for k in settings.takes_text(kind)]
+    )
 
 
 def build(preset: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Config:
@@ -331,7 +337,8 @@ def tokenizer_of(cfg: Config, data: Dataset) -> Any:
         raise Problem(
             f"{path}: no pre-trained tokenizer; run scripts/pretrain.py with the same options, or set rqvae_path"
         )
-    model = empty_tokenizer(cfg, check_content(cfg, data) and read_embeddings(data).shape[1])
+    check_content(cfg, data)
+    model = empty_tokenizer(cfg, read_embeddings(data).shape[1])
     load_state(path, model, name)
     return model
 
@@ -344,16 +351,17 @@ def empty_tokenizer(cfg: Config, n_input: int) -> Any:
     return part(TOKENIZERS[name])(c, n_input)
 
 
-def network_of(cfg: Config) -> Any:
+def network_of(cfg: Config) -> TokenNetwork:
     """The network over semantic IDs, untrained."""
     kind, sizes = part(NETWORKS[str(cfg[MethodOptions].recommender)]), cfg[CodeOptions].num_emb_list
-    return kind(cfg[kind.Options], (*sizes, sizes[-1]), cfg[DataOptions].max_his_len)
+    made: TokenNetwork = kind(cfg[kind.Options], (*sizes, sizes[-1]), cfg[DataOptions].max_his_len)
+    return made
 
 
 class Built(NamedTuple):
     """A model to train, and the tokenizer behind its fixed SIDs where it has one."""
 
-    model: Any
+    model: Recommender
     tokenizer: Any = None
 
 
@@ -374,18 +382,19 @@ def build_model(cfg: Config, data: Dataset) -> Built:
     return Built(model, tokenizer)
 
 
-def empty_model(cfg: Config, n_items: int, n_input: int = 0) -> Any:
+def empty_model(cfg: Config, n_items: int, n_input: int = 0) -> Recommender:
     """A model that only waits for a state; n_input: width of the content embeddings, for joint models."""
     m = cfg[MethodOptions]
     if m.method in ITEM_MODELS:
         kind = part(ITEM_MODELS[m.method])
-        return kind(cfg[kind.Options], n_items, cfg[DataOptions].max_his_len, cfg[DataOptions].seed)
+        made: Recommender = kind(cfg[kind.Options], n_items, cfg[DataOptions].max_his_len, cfg[DataOptions].seed)
+        return made
     if m.training == "joint":
         return JointModel(cfg, empty_tokenizer(cfg, n_input), network_of(cfg), n_items)
     return GenerativeModel(cfg, network_of(cfg), n_items)
 
 
-def finetuned(cfg: Config, data: Dataset) -> Any:
+def finetuned(cfg: Config, data: Dataset) -> Recommender:
     """The second stage's model with the weights of the first; Problem when that is none of these."""
     path = settings.flat(cfg)["sft_from"]
     if path is None:
@@ -419,7 +428,7 @@ def finetuned(cfg: Config, data: Dataset) -> Any:
 
 class Restored(NamedTuple):
     cfg: Config
-    model: Any
+    model: Recommender
     state: dict[str, Any]  # the whole checkpoint
 
 

@@ -15,7 +15,10 @@ from utils import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    metrics: list[str] = option(["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10"], "recall@k (or hr@k), ndcg@k, mrr@k, coverage@k")
+    metrics: list[str] = option(
+        ["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10"],
+        "recall@k (or hr@k), ndcg@k, mrr@k, coverage@k",
+    )
     valid_metric: str = option("ndcg@10", "metric that chooses the checkpoint")
     eval_step: int = option(1, "epochs between two validations", ge=1)
     eval_batch_size: int = option(256, "users per evaluation step and process", ge=1)

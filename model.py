@@ -20,7 +20,7 @@ from data import Batch
 from layers import suffixes
 from metrics import EvalOptions
 from readers.splits import DataOptions
-from recommenders.protocol import AllReduce, Autocast, Found, Logs, TokenNetwork, unsound
+from recommenders.protocol import AllReduce, Autocast, Found, Logs, Recommender, TokenNetwork, unsound
 from settings import Config, option
 from sids.search import AllTokens, SearchOptions, Trie, beam_search
 from sids.table import SidTable
@@ -67,7 +67,7 @@ class GenerativeModel(nn.Module):
         super().__init__()
         self.cfg, self.n_items, self.search = cfg, n_items, cfg[SearchOptions]
         self.depth = self.search.num_beams
-        self.recommender: Any = network
+        self.recommender = network
         self.tokens_per_item, self.targets = network.tokens_per_item, network.targets
         self.sequences = network.targets == "next"
         self.sizes = tuple(cfg[CodeOptions].num_emb_list)
@@ -131,8 +131,7 @@ class GenerativeModel(nn.Module):
         goal = q.goal()
 
         def tokens(codes: Quantized, road: str) -> Tensor:
-            found: Tensor = self.recommender.embed(codes if road in roads else codes.detached(), token_UP)
-            return found
+            return self.recommender.embed(codes if road in roads else codes.detached(), token_UP)
 
         history_UPh = tokens(q, "history")
         shared = goal is q and ("history" in roads) == ("teacher" in roads)
@@ -154,7 +153,7 @@ class GenerativeModel(nn.Module):
         return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
 
     def param_groups(self) -> list[dict[str, Any]]:
-        return [{"name": "rec", "params": trainable(self.recommender)}]
+        return [{"name": "rec", "params": list(self.recommender.parameters())}]
 
     def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
         """Figures of an epoch's first batch; the joint model proves its gradient here."""
@@ -330,7 +329,7 @@ class Loaded:
     """A trained model of any kind, ready to recommend; holds no state of its callers, so threads may share it."""
 
     cfg: Config
-    model: Any
+    model: Recommender
     number: dict[str, int]  # item number of an id, from 1
     items: list[str]  # ids in catalogue order
     titles: list[str]
@@ -377,6 +376,7 @@ class Loaded:
         return [
             [Hit(self.items[i - 1], self.titles[i - 1], s) for i, s in zip(*row, strict=True) if i > 0] for row in rows
         ]
+
 
 def load(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -> Loaded:
     """A trained model from its `best_model.pth`; overrides: options that may differ from its training, as

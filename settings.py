@@ -182,6 +182,9 @@ def coerce(want: Any, value: Any, key: str, limits: Any) -> Any:
             if get_origin(member) is Literal and value in get_args(member):
                 return value
         plain = [m for m in members if m is not type(None) and get_origin(m) is not Literal]
+        if not plain:
+            legal = [value for m in members for value in get_args(m)]
+            raise Problem(f"{key}: expected one of {', '.join(map(str, legal))}, got {shown(value)}")
         return coerce(plain[0], value, key, limits)
     if origin is Literal:
         if value in members and not isinstance(value, bool):

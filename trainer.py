@@ -44,16 +44,24 @@ from utils import Problem, Stopped, log, not_finite, peak_memory_gb
 class TrainOptions:
     epochs: int = option(120, "most epochs", ge=1)
     early_stop: int = option(15, "stop after so many epochs without a better valid_metric", ge=1)
-    batch_size: int = option(256, "samples per step and process (of a model that learns from whole sequences: targets, on average)", ge=1)
+    batch_size: int = option(
+        256, "samples per step and process (of a model that learns from whole sequences: targets, on average)", ge=1
+    )
     gradient_accumulation_steps: int = option(1, "parts of batch_size samples in one optimizer step", ge=1)
-    token_budget: int | None = option(None, "most history tokens in one forward pass, larger batches are split; default 8192 on CPU, 262144 on a GPU", ge=1)
+    token_budget: int | None = option(
+        None,
+        "most history tokens in one forward pass, larger batches are split; default 8192 on CPU, 262144 on a GPU",
+        ge=1,
+    )
     lr_rec: float = option(1e-3, "learning rate of the recommender", gt=0)
     weight_decay: float = option(0.05, "weight decay", ge=0)
     learner: Literal["adamw", "adam", "sgd"] = option("adamw", "optimizer")
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate after the warm-up")
     warmup_steps: int = option(500, "steps of linear warm-up", ge=0)
     max_grad_norm: float = option(1.0, "clipping of each part's gradient", gt=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "precision of the recommender; the assignment stays in float32")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+        "no", "precision of the recommender; the assignment stays in float32"
+    )
     num_workers: int = option(0, "processes that prepare batches ahead", ge=0, free=True)
 
 
@@ -109,7 +117,7 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
     begin = time.perf_counter()
     for rows in bar(plan[acc.process_index :: acc.num_processes], title, acc):
         guard.stop_if_asked()
-        fitting(rows, rank_users)
+        halved_until_it_fits(rows, rank_users)
     rank_M, shown, invalid = (acc.reduce(t.to(torch.double), "sum") for t in (rank_M, shown, invalid))
     seconds = time.perf_counter() - begin
     covered = (shown[:, 1:] > 0).int().cummax(0).values.double().mean(1)
@@ -129,7 +137,7 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
     return Evaluation(rank[0].numpy().astype(np.int32), figures)
 
 
-def fitting(rows: np.ndarray, work: Callable[[np.ndarray], None]) -> None:
+def halved_until_it_fits(rows: np.ndarray, work: Callable[[np.ndarray], None]) -> None:
     """work(rows), or its halves where the whole runs out of memory; Problem when a single row does."""
     try:
         work(rows)
@@ -142,7 +150,7 @@ def fitting(rows: np.ndarray, work: Callable[[np.ndarray], None]) -> None:
     log.warning(f"evaluation of {len(rows)} users runs out of memory, halving them; a lower eval_batch_size avoids it")
     torch.cuda.empty_cache()
     for half in np.array_split(rows, 2):
-        fitting(half, work)
+        halved_until_it_fits(half, work)
 
 
 def bar(steps: Any, title: str, acc: Accelerator) -> Any:
@@ -216,11 +224,11 @@ class Fit:
         acc: Accelerator,
         run: RunFolder,
         extras: dict[str, Any],
-        say: Callable[[dict[str, Any], bool], None],
+        on_epoch: Callable[[dict[str, Any], bool], None],
     ) -> None:
-        """extras: what else a portable checkpoint carries; say(row, is best): puts an epoch into words."""
+        """extras: what else a portable checkpoint carries; on_epoch(row, is best): puts an epoch into words."""
         t = cfg[TrainOptions]
-        self.cfg, self.data, self.acc, self.run, self.extras, self.say = cfg, data, acc, run, extras, say
+        self.cfg, self.data, self.acc, self.run, self.extras, self.on_epoch = cfg, data, acc, run, extras, on_epoch
         self.train_split = sequences(data.train, cfg[DataOptions].max_his_len) if model.sequences else data.train
         self.shape = Shape(
             batch_size=t.batch_size,
@@ -241,7 +249,7 @@ class Fit:
             first, last = g.pop("epochs", (0, None))
             end = steps if last is None else (last + 1) * self.steps_per_epoch
             rates.append(learning_rate(t, steps, first * self.steps_per_epoch, end))
-        self.reach = {g["name"]: g["lr"] * sum(map(r, range(steps))) for g, r in zip(groups, rates, strict=True)}
+        self.reachable = {g["name"]: g["lr"] * sum(map(r, range(steps))) for g, r in zip(groups, rates, strict=True)}
         optimizer = optimizer_for(groups, t)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         self.raw = model
@@ -298,7 +306,7 @@ class Fit:
 
     def _probe(self, part: Batch) -> dict[str, float]:
         seed_step(self.cfg[DataOptions].seed, self.progress.step, self.acc.process_index)
-        with guard.alike(self.acc):
+        with guard.fail_together(self.acc):
             figures: dict[str, float] = self.raw.probe(part, self.acc.autocast)
         return figures
 
@@ -364,12 +372,13 @@ class Fit:
         terms = list(dict.fromkeys(term for lost, _ in found for term in lost)) or wrong
         batch = sorted({user for lost, who in found if lost or terms is wrong for user in who})
         more = f" and {len(batch) - SHOWN} more" if len(batch) > SHOWN else ""
-        with guard.alike(self.acc):
+        with guard.fail_together(self.acc):
             raise Problem(
                 f"step {self.progress.step} of epoch {self.progress.epoch}: {', '.join(terms)} is not finite; users of "
                 f"the batch (counted from 0): {', '.join(map(str, batch[:SHOWN]))}{more}; nothing of the step was "
                 f"applied, the state before it is in {self.run.states}; lower the learning rates, then "
-                f"--run_name={self.cfg[RunOptions].run_name} --resume=auto --resume_with_changes=true, or, where it stops "
+                f"--run_name={self.cfg[RunOptions].run_name} --resume=auto --resume_with_changes=true, or, "
+                "where it stops "
                 "there again, another run_name"
             )
 
@@ -383,12 +392,13 @@ class Fit:
         p, groups = self.progress, self.optimizer.param_groups
         rates = [f"lr_{g['name']} {rate:g}" for g, rate in zip(groups, self.schedule.base_lrs, strict=True)]
         remedy = (
-            f"lower the learning rates ({', '.join(rates)}), then --run_name={self.cfg[RunOptions].run_name} --resume=auto "
+            f"lower the learning rates ({', '.join(rates)}), then --run_name={self.cfg[RunOptions].run_name} "
+            "--resume=auto "
             "--resume_with_changes=true goes on from the newest whole state, or another run_name begins again"
         )
         if not p.step:
             remedy = "the model that it starts from is not whole; name another checkpoint"
-        with guard.alike(self.acc):
+        with guard.fail_together(self.acc):
             if self.acc.is_main_process:
                 self.run.drop_state(p.step)
             when = f"epoch {max(p.epoch, 0)}, after step {p.step}"
@@ -413,7 +423,7 @@ class Fit:
         score, p.looked = found.figures[self.cfg[EvalOptions].valid_metric], p.epoch
         if score > p.best:
             p.best, p.best_epoch = score, p.epoch
-            with guard.alike(self.acc):
+            with guard.fail_together(self.acc):
                 if self.acc.is_main_process:
                     save_ranks(self.run, "valid", found, self.data.valid.users())
                     self.run.save_best(self._portable(found.figures))
@@ -429,12 +439,18 @@ class Fit:
     # ---- what is written
 
     def _portable(self, scores: dict[str, float]) -> dict[str, Any]:
-        return {"model": self.raw.state_dict(), "epoch": self.progress.epoch, "valid": scores, "run": self.run.id, **self.extras}
+        return {
+            "model": self.raw.state_dict(),
+            "epoch": self.progress.epoch,
+            "valid": scores,
+            "run": self.run.id,
+            **self.extras,
+        }
 
     def _save(self) -> None:
         self._check_weights()  # what is saved can be gone on from
         totals = gather_object([{k: float(v) for k, v in self.totals.items()}])
-        with guard.alike(self.acc):
+        with guard.fail_together(self.acc):
             if self.acc.is_main_process:
                 scaler = self.acc.scaler
                 state = {
@@ -459,7 +475,7 @@ class Fit:
                 raise Problem(f"{self.run.states}: the state does not fit this configuration ({reason})") from None
             self._check_best()
             log.info(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
-        with guard.alike(self.acc):
+        with guard.fail_together(self.acc):
             if self.acc.is_main_process:
                 self.run.forget_from(self.progress.epoch)
                 self.run.keep(self.cfg)
@@ -473,7 +489,7 @@ class Fit:
         p, found = self.progress, [0]
         if p.best == -math.inf:
             return
-        with guard.alike(self.acc):
+        with guard.fail_together(self.acc):
             if self.acc.is_main_process:
                 found = [self.run.read_best()["epoch"]]
                 if found[0] < p.best_epoch:
@@ -490,7 +506,8 @@ class Fit:
             begun = begun | {"processes": now["processes"]}
         if begun != now:
             raise Problem(
-                f"{self.run.path}: was begun with {state.get('world')}, now there are {now}; resume it with the same data "
+                f"{self.run.path}: was begun with {state.get('world')}, now there are {now}; resume it with "
+                "the same data "
                 "and global batch (another number of processes needs resume_with_changes: true)"
             )
 
@@ -523,7 +540,8 @@ class Fit:
         factor = padding_factor(self.train_split, self.plan(0), s.longest)
         sizes = {g["name"]: sum(x.numel() for x in g["params"]) for g in self.optimizer.param_groups}
         log.info(
-            f"{len(self.data.train)} training samples{whole}, {self.steps_per_epoch} steps an epoch; global batch {s.global_batch} = "
+            f"{len(self.data.train)} training samples{whole}, {self.steps_per_epoch} steps an epoch; global "
+            f"batch {s.global_batch} = "
             f"{s.batch_size} x {s.processes} processes x {s.accumulation} accumulated{each}; padding x{factor:.2f}; "
             f"precision {t.mixed_precision}; trained parameters {sizes}"
         )
@@ -534,10 +552,10 @@ class Fit:
             "epoch": p.epoch, **row, "world_size": self.acc.num_processes,
             "global_batch": self.shape.global_batch, "peak_memory_gb": peak_memory_gb(self.acc.device),
         }  # fmt: skip
-        with guard.alike(self.acc):
+        with guard.fail_together(self.acc):
             if self.acc.is_main_process:
                 self.run.record(row)
-        self.say(row, p.best_epoch == p.epoch)
+        self.on_epoch(row, p.best_epoch == p.epoch)
 
 
 def save_ranks(run: RunFolder, name: str, found: Evaluation, users: np.ndarray) -> None:

@@ -40,9 +40,7 @@ class UncertaintyOptions:
     lr_sigma: float = option(1e-3, "SDUD: learning rate of sigma", ge=0)
     sigma_lambda: float = option(1.7, "SDUD: lambda in L / 2(sigma + lambda)^2", gt=0)
     auto_lambda_mode: Literal["fixed", "learnable", "adaptive"] = option("fixed", "SDUD: how lambda is set")
-    sdud_loss: Literal["uncertainty", "raw"] = option(
-        "uncertainty", "raw leaves the recommendation loss unscaled"
-    )
+    sdud_loss: Literal["uncertainty", "raw"] = option("uncertainty", "raw leaves the recommendation loss unscaled")
 
     def __post_init__(self) -> None:
         if self.tau_anneal_min > self.tau_anneal_init:

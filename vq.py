@@ -25,15 +25,11 @@ from utils import Problem
 @dataclass(frozen=True, kw_only=True)
 class RQVAEOptions(CodeOptions):
     e_dim: int = option(256, "width d of latents and codebooks", ge=1)
-    layers: list[int] = option(
-        [2048, 1024, 512], "hidden widths of the encoder MLP (the decoder mirrors them)", ge=1
-    )
+    layers: list[int] = option([2048, 1024, 512], "hidden widths of the encoder MLP (the decoder mirrors them)", ge=1)
     beta: float = option(0.25, "weight of the commitment term in the VQ loss", ge=0)
     dist: Literal["l2", "cos", "dot"] = option("l2", "distance between residual and code")
     dropout_prob: float = option(0.0, "dropout in the tokenizer's MLPs", ge=0, le=0.9)
-    sk_epsilons: list[float] = option(
-        [0.003, 0.003, 0.003], "entropy weight of Sinkhorn per level; 0 = arg-min", ge=0
-    )
+    sk_epsilons: list[float] = option([0.003, 0.003, 0.003], "entropy weight of Sinkhorn per level; 0 = arg-min", ge=0)
     sk_iters: int = option(50, "Sinkhorn iterations", ge=1)
     standardize_embeddings: bool = option(False, "centre the embeddings and divide by their standard deviation")
     catalogue_assignment: Literal["argmin", "sinkhorn"] = option("argmin", "SIDs of the whole catalogue")
@@ -67,9 +63,7 @@ class QuantizerOptions:
         "auto", "logits = -scale * distance; auto: 3 / median gap between the two nearest codes", gt=0
     )
     freeze_id_encoder: bool = option(True, "train only the codebooks of the tokenizer")
-    freeze_id_encoder_layers: int = option(
-        0, "with freeze_id_encoder=false: rest the first n linear layers", ge=0
-    )
+    freeze_id_encoder_layers: int = option(0, "with freeze_id_encoder=false: rest the first n linear layers", ge=0)
 
 
 class Codebook(nn.Module):
@@ -303,9 +297,7 @@ class JointRQVAE(RQVAE):
         with torch.autocast(item_U.device.type, enabled=False):
             return self._quantize(self._stages[1](self.input_Nd[item_U - 1]), item_U, step, decay, cached_UL)
 
-    def _quantize(
-        self, z_Ud: Tensor, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor
-    ) -> Quantized:
+    def _quantize(self, z_Ud: Tensor, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor) -> Quantized:
         c, r, q_sum, vq = self.joint, z_Ud, torch.zeros_like(z_Ud), z_Ud.new_zeros(len(z_Ud))
         tau, blend = decay.tau(step), c.assignment_forward == "soft"
         soft, index, nearest, stochastic, drawn = [], [], [], [], []
@@ -326,9 +318,7 @@ class JointRQVAE(RQVAE):
             index.append(i)
         goal = list(cached_UL.unbind(1)) if c.assignment_forward == "history" else None
         recon = (q_sum - z_Ud).square().mean(1)
-        return Quantized(
-            index, soft, nearest, vq / len(soft), recon, stochastic, drawn, blend=blend, goal_index=goal
-        )
+        return Quantized(index, soft, nearest, vq / len(soft), recon, stochastic, drawn, blend=blend, goal_index=goal)
 
     def _deterministic(self, logits: Tensor, residual: Tensor, level: int) -> Tensor:
         if self.joint.deterministic_assignment == "sinkhorn":

@@ -170,6 +170,7 @@ def read_embeddings(data: Dataset) -> np.ndarray:
             )
     if not data.catalogue.keyed:
         raise Problem(
-            f"{path}: which row belongs to which item? Add {data.name}.items.jsonl, a line an item in the order of the rows"
+            f"{path}: which row belongs to which item? Add {data.name}.items.jsonl, a line an item in the "
+            "order of the rows"
         )
     return found

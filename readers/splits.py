@@ -30,7 +30,8 @@ class DataOptions:
     k_core: int = option(0, "leave out users and items with fewer interactions, until none is left; 0 = keep all", ge=0)
     split: Literal["leave_one_out", "time", "time_groups"] = option(
         "leave_one_out",
-        "test on each user's last item, or on their first known item after a point in time; time_groups: as DiffSASRec's program, a point for each of two groups of users",
+        "test on each user's last item, or on their first known item after a point in time; time_groups: as "
+        "DiffSASRec's program, a point for each of two groups of users",
     )
     time_quantile: float = option(0.95, "split: time: share of all interactions before that point", gt=0, le=1)
     test_size: float = option(0.2, "split: time_groups: share of the users that are tested", gt=0, le=0.9)

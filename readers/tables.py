@@ -147,7 +147,8 @@ def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cf
         for token in rows.items:
             if token not in number:
                 raise Problem(
-                    f"{path}: item {token!r} is not in {stem}.items.jsonl; add its line (and its embedding) or drop its interactions"
+                    f"{path}: item {token!r} is not in {stem}.items.jsonl; add its line (and its embedding) or "
+                    "drop its interactions"
                 )
         users.append(np.array([user_number.setdefault(u, len(user_number)) for u in rows.users], np.int32)[rows.user])
         items.append(np.array([number[t] for t in rows.items], np.int32)[rows.item])

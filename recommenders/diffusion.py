@@ -43,9 +43,7 @@ class DiffusionOptions(ItemOptions):
     decode_rounds: int | None = option(
         None, "multi: fill an equal share of the places in each of so many rounds, instead of by threshold", ge=1
     )
-    remasking: Literal["low_confidence", "random"] = option(
-        "low_confidence", "multi: which places are filled first"
-    )
+    remasking: Literal["low_confidence", "random"] = option("low_confidence", "multi: which places are filled first")
 
 
 @dataclass(frozen=True, kw_only=True)

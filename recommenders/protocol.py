@@ -38,8 +38,11 @@ def unsound(score_BW: Tensor, *, banned: bool) -> Tensor:
 class Ranker(Protocol):
     """Recommends items; all that evaluation asks for."""
 
-    n_items: int
-    depth: int  # length of the lists that cost no more than shorter ones
+    @property
+    def n_items(self) -> int: ...
+    @property
+    def depth(self) -> int:
+        """Length of the lists that cost no more than shorter ones."""
 
     def recommend(
         self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
@@ -54,17 +57,29 @@ class Ranker(Protocol):
         """Further ways to count a hit: name -> group of each item, [N + 1], -1 for none (and for padding)."""
 
     def eval(self) -> Any: ...
+    def to(self, device: torch.device | str) -> Any: ...
 
 
 class Recommender(Ranker, Protocol):
     """A Ranker that learns; all that the trainer asks for."""
 
-    sequences: bool  # learns from whole sequences, not from a sample a position
-    targets: Targets  # what it predicts of a sample: its target, every next item, every item
-    tokens_per_item: int  # of a history, for the token budget
-    pretrained: bool  # comes trained: validated before the first epoch, and kept unless training helps
+    @property
+    def sequences(self) -> bool:
+        """Does it learn from whole sequences, not from a sample a position?"""
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Logs]:
+    @property
+    def targets(self) -> Targets:
+        """What it predicts of a sample: its target, every next item, every item."""
+
+    @property
+    def tokens_per_item(self) -> int:
+        """Tokens of an item of a history, for the token budget."""
+
+    @property
+    def pretrained(self) -> bool:
+        """Does it come trained? Then it is validated before the first epoch, and kept unless training helps."""
+
+    def __call__(self, batch: Batch, /) -> tuple[Tensor, Logs]:
         """(loss of a batch, figures to average over the epoch)."""
 
     def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
@@ -84,6 +99,7 @@ class Recommender(Ranker, Protocol):
         lr, weight_decay, clip (false: not clipped), epochs (first and last in which they move).
         """
 
+    def parameters(self) -> Iterator[Any]: ...
     def train(self, mode: bool = True) -> Any: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
@@ -102,13 +118,15 @@ class Scorer(Protocol):
 class TokenNetwork(Protocol):
     """Reads the tokens of a history and spells those of an item; knows nothing of where tokens come from."""
 
-    targets: Literal["one", "next"]
-    tokens_per_item: int
+    @property
+    def targets(self) -> Literal["one", "next"]: ...
+    @property
+    def tokens_per_item(self) -> int: ...
 
     def embed(self, codes: Any, token_UP: Tensor) -> Tensor:
         """Embedded tokens of U items, [U, P, h]: learned places from `codes`, the others from token_UP."""
 
-    def __call__(self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor) -> Iterator[Tensor]:
+    def __call__(self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, /) -> Iterator[Tensor]:
         """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh."""
 
     def scorer(self, token_BSP: Tensor, history_BS: Tensor) -> Scorer:

@@ -33,10 +33,16 @@ class RunOptions:
     run_name: str | None = option(None, "name of the run folder; default: method and time", free=True)
     output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>", free=True)
     log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>", free=True)
-    resume: Literal["no", "auto"] = option("no", "auto: go on with the run of this name, or reprint it when it is finished", free=True)
-    resume_with_changes: bool = option(False, "resume although options differ from those the run was begun with; the log lists them", free=True)
+    resume: Literal["no", "auto"] = option(
+        "no", "auto: go on with the run of this name, or reprint it when it is finished", free=True
+    )
+    resume_with_changes: bool = option(
+        False, "resume although options differ from those the run was begun with; the log lists them", free=True
+    )
     save_steps: int = option(0, "checkpoint every so many steps besides each epoch; 0 = at epochs only", ge=0)
-    with_two_stage: bool = option(False, "run scripts: train the two-stage baseline of the same tokenizer beside", free=True)
+    with_two_stage: bool = option(
+        False, "run scripts: train the two-stage baseline of the same tokenizer beside", free=True
+    )
 
 
 KEPT = 2  # newest resumable states
@@ -59,15 +65,16 @@ class RunFolder:
 
     @classmethod
     def of(cls, cfg: Config) -> "RunFolder":
-        if cfg[RunOptions].run_name is None:
+        name = cfg[RunOptions].run_name
+        if name is None:
             raise ValueError("the run has no name yet")
-        return cls(Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset / cfg[RunOptions].run_name)
+        return cls(Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset / name)
 
     @property
     def finished(self) -> bool:
         return self.test.is_file()
 
-    def check(self, cfg: Config) -> None:
+    def check_free_or_same(self, cfg: Config) -> None:
         """Problem when another run lives in the folder."""
         if self.path.exists() and not self.path.is_dir():
             raise Problem(
@@ -82,7 +89,7 @@ class RunFolder:
 
     def claim(self, cfg: Config) -> None:
         """Make the folder ours until this process ends; clear what a killed one left half-written."""
-        self.check(cfg)
+        self.check_free_or_same(cfg)
         guard.lock(self.path)
         for torn in [*self.path.glob(".*.part"), *self.states.glob(".*.part")]:
             torn.unlink(missing_ok=True)
@@ -112,7 +119,8 @@ class RunFolder:
             there = False
         if not there:
             raise Problem(
-                f"{self.path}: the run folder was removed or replaced while this run was writing to it; nothing more is "
+                f"{self.path}: the run folder was removed or replaced while this run was writing to it; "
+                "nothing more is "
                 "written, what was trained is lost; begin again under another run_name"
             )
 
@@ -152,7 +160,8 @@ class RunFolder:
             )
         if differ and not cfg[RunOptions].resume_with_changes:
             raise Problem(
-                f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again, another run_name, or "
+                f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again, another "
+                "run_name, or "
                 "resume_with_changes: true"
             )
         if differ:

@@ -61,8 +61,8 @@ _asked: list[int] = []  # the signal that asked this process to stop, if one did
 def orderly_stop(advice: str | None) -> Iterator[None]:
     """Within, SIGTERM and SIGINT only ask: the work ends in `Stopped` at a place of its choice.
 
-    advice: how to go on, None on a process that stays silent. A second SIGINT does not wait. Signals belong to the main thread; in any
-    other this does nothing.
+    advice: how to go on, None on a process that stays silent. A second SIGINT does not wait. Signals belong to
+    the main thread; in any other this does nothing.
     """
     _asked.clear()
     try:
@@ -134,7 +134,7 @@ def run_launcher(command: list[str], advice: str, **environment: str) -> int:
 
 
 @contextlib.contextmanager
-def alike(acc: Accelerator) -> Iterator[None]:
+def fail_together(acc: Accelerator) -> Iterator[None]:
     """A Problem of one process ends them all: nobody waits for one that has gone."""
     mine: list[str | None] = [None]
     try:

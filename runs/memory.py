@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from data import Shape
 from metrics import EvalOptions
 from model import GenerativeModel, JointModel
 from readers.dataset import Dataset
 from readers.splits import DataOptions
+from recommenders.protocol import Recommender
 from settings import Config
 from trainer import TrainOptions
 from utils import log
@@ -17,7 +17,7 @@ from utils import log
 FLOAT = 4  # bytes; bf16 needs less, which leaves the estimate on the safe side
 
 
-def tell(cfg: Config, model: nn.Module, data: Dataset, shape: Shape, device: torch.device) -> None:
+def log_estimate(cfg: Config, model: Recommender, data: Dataset, shape: Shape, device: torch.device) -> None:
     """Log the estimate beside what the device has, and warn when it does not fit."""
     need, have = estimate(cfg, model, data, shape), available(device)
     turns = need.get("training step", 0), need.get("evaluation batch", 0)  # never both at once
@@ -31,17 +31,20 @@ def tell(cfg: Config, model: nn.Module, data: Dataset, shape: Shape, device: tor
         )
 
 
-def estimate(cfg: Config, model: nn.Module, data: Dataset, shape: Shape) -> dict[str, int]:
+def estimate(cfg: Config, model: Recommender, data: Dataset, shape: Shape) -> dict[str, int]:
     """Bytes by owner; for generative models with the working memory of a step and of an evaluation batch."""
     trained = FLOAT * sum(p.numel() for p in model.parameters() if p.requires_grad)
     need = {
         "model": sum(p.nbytes for p in model.parameters()),
         "gradients": trained,
         "optimizer": 2 * trained if cfg[TrainOptions].learner != "sgd" else 0,
-        "embeddings and SIDs": sum(b.nbytes for b in model.buffers()),
+        "embeddings and SIDs": sum(b.nbytes for b in model.state_dict().values())
+        - sum(p.nbytes for p in model.parameters()),
     }
     if isinstance(model, GenerativeModel):
-        longest = int(max(part.lengths(cfg[DataOptions].max_his_len).max() for part in (data.train, data.valid, data.test)))
+        longest = int(
+            max(part.lengths(cfg[DataOptions].max_his_len).max() for part in (data.train, data.valid, data.test))
+        )
         part = min(shape.batch_size, max(1, shape.tokens // (longest * model.tokens_per_item)))
         items = min(data.n_items, part * (longest + 1))
         need["training step"] = FLOAT * model.recommender.training_numbers(part, longest)

@@ -16,12 +16,13 @@ COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0
 
 
-def start(cfg: Config, model: Any, fit: Any) -> None:
+def log_start(cfg: Config, model: Any, fit: Any) -> None:
     """Figures per level that tell harmful, inert and overshooting runs apart before they train."""
     if not isinstance(model, JointModel):
         return
     log.info(
-        f"DIGER: uncertainty {cfg[UncertaintyOptions].uncertainty}, gradient {cfg[JointOptions].gradient}, forward {cfg[QuantizerOptions].assignment_forward}, "
+        f"DIGER: uncertainty {cfg[UncertaintyOptions].uncertainty}, gradient {cfg[JointOptions].gradient}, "
+        f"forward {cfg[QuantizerOptions].assignment_forward}, "
         f"tau {float(model.decay.tau(model.step)):g}, logit_scale {cfg[QuantizerOptions].logit_scale}"
     )
     if not model.roads:
@@ -29,20 +30,23 @@ def start(cfg: Config, model: Any, fit: Any) -> None:
             "gradient: detached - the recommendation loss does NOT reach the codebooks; every grad/ figure will be zero"
         )
     for level, s in enumerate(model.tokenizer.levels, 1):
-        moved = fit.reach["id"] / s.rms
+        moved = fit.reachable["id"] / s.rms
         log.info(
-            f"level {level}: median gap {s.gap:.3g}, logits -{s.scale:.3g} d, P(drawn = nearest) {s.keep:.2f} where noise falls, "
-            f"rms(C) {s.rms:.3g}, reachable movement {fit.reach['id']:.3g} = {moved:.3g} rms"
+            f"level {level}: median gap {s.gap:.3g}, logits -{s.scale:.3g} d, P(drawn = nearest) {s.keep:.2f} "
+            "where noise falls, "
+            f"rms(C) {s.rms:.3g}, reachable movement {fit.reachable['id']:.3g} = {moved:.3g} rms"
         )
         if s.keep < KEEP_LOW:
             log.warning(
-                f"level {level}: a noisy item keeps its nearest code with probability {s.keep:.3f} only: the draw is nearly uniform; "
+                f"level {level}: a noisy item keeps its nearest code with probability {s.keep:.3f} only: the "
+                "draw is nearly uniform; "
                 "logit_scale: auto measures the distances' own scale"
             )
         if not MOVE_LOW <= moved <= MOVE_HIGH:
             what = "hardly move" if moved < MOVE_LOW else "may overshoot"
             log.warning(
-                f"level {level}: with lr_id {cfg[JointOptions].lr_id:g} the codes {what} ({moved:.2g} of their rms over the run)"
+                f"level {level}: with lr_id {cfg[JointOptions].lr_id:g} the codes {what} ({moved:.2g} of their "
+                "rms over the run)"
             )
 
 
@@ -64,7 +68,7 @@ def epoch_line(row: dict[str, Any], *, best: bool) -> str:
     return " | ".join([*text, f"{row['samples_per_s']:.0f} samples/s", f"{row['seconds']:.0f} s"])
 
 
-def epoch(cfg: Config, row: dict[str, Any], best: bool) -> None:
+def log_epoch(cfg: Config, row: dict[str, Any], best: bool) -> None:
     """What the log says of an epoch: its line, the proof in words, a collapsing codebook called out."""
     log.info(epoch_line(row, best=best))
     epoch_notes(cfg, row)
@@ -100,7 +104,7 @@ def rows_of(run: RunFolder) -> list[dict[str, Any]]:
     return rows
 
 
-def show(run: RunFolder) -> None:
+def log_results(run: RunFolder) -> None:
     """Print the result table of a finished run."""
     found = run.results()
     wanted = COLUMNS if "recall@10" in found else settings.read_yaml(run.config)["metrics"]

@@ -1,6 +1,7 @@
 """Speed and memory of the product beside a plain one, on the same data, in one run.
 
-  python scripts/benchmark.py [train search trie tokenizer scale sasrec] [--dataset=NAME --data_path=DIR] [--key=value ...]
+  python scripts/benchmark.py [train search trie tokenizer scale sasrec] [--dataset=NAME --data_path=DIR]
+                              [--key=value ...]
       --quick             smaller sizes and fewer rounds; the demo ends within three minutes
       --beams 20,50,80    widths of the search
       --json FILE         {section: {figure: {"ours": x, "baseline": y, "ratio": ours / baseline}}}
@@ -43,14 +44,16 @@ def run(argv: list[str]) -> None:
         print(__doc__)
         return
     flags = {word for word in argv if word in ("--quick", "--profile")}
-    given, words = main.take([a for a in argv if a not in flags], ["json", "beams", "trace"])
+    given, words = main.split_off([a for a in argv if a not in flags], ["json", "beams", "trace"])
     wanted = [w for w in words if not w.startswith("--")]
     if unknown := [w for w in wanted if w not in SECTIONS]:
         raise Problem(f"{unknown[0]!r}: no such section; there are {', '.join(SECTIONS)}")
     log_to(None, main=True)
     cfg = configuration([w for w in words if w.startswith("--")])
     with TemporaryDirectory() as folder:
-        what = job(cfg, Path(folder), "--quick" in flags, _widths(given.get("beams", str(cfg[SearchOptions].num_beams))))
+        what = job(
+            cfg, Path(folder), "--quick" in flags, _widths(given.get("beams", str(cfg[SearchOptions].num_beams)))
+        )
         print(machine(cfg), flush=True)
         if "--profile" in flags:
             profile.show(what, given.get("trace"))
@@ -88,7 +91,8 @@ def machine(cfg: Config) -> str:
         where = torch.cuda.get_device_name()
     else:
         where = f"{_processor()}, {torch.get_num_threads()} threads"
-    return f"{cfg[DataOptions].dataset} | {where} | torch {torch.__version__} | precision {cfg[TrainOptions].mixed_precision}"
+    precision = cfg[TrainOptions].mixed_precision
+    return f"{cfg[DataOptions].dataset} | {where} | torch {torch.__version__} | precision {precision}"
 
 
 def _processor() -> str:

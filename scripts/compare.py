@@ -1,6 +1,7 @@
 """One table of several methods on one data set: same split, same users, several seeds.
 
-  python scripts/compare.py scientific sasrec,diffsasrec,two_stage,frqud --data_path=DIR [--seeds 2020,2021] [--key=value ...]
+  python scripts/compare.py scientific sasrec,diffsasrec,two_stage,frqud --data_path=DIR [--seeds 2020,2021]
+                            [--key=value ...]
 
 Methods: sasrec, diffsasrec, diffsasrec_sft, two_stage, a decay (frqud, sdud, ...), popularity, content;
 with _multi or _autoregressive behind it, one of the first three is decoded that way. Parts that are not the preset's
@@ -228,7 +229,7 @@ def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
 
 def compare(argv: list[str]) -> dict[str, Any]:
     """Train or find all runs, print and save their table, return it; Problem when they cannot be compared."""
-    given, words = main.take(argv, ["seeds", "data_path"])
+    given, words = main.split_off(argv, ["seeds", "data_path"])
     names = [w for w in words if not w.startswith("-")]
     overrides = methods.parse_overrides([w for w in words if w not in names])
     overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
@@ -253,7 +254,8 @@ def compare(argv: list[str]) -> dict[str, Any]:
     rows = [results(n, configs[n], data, overrides) for n in chosen]
     text, plain = table(rows, cfg[EvalOptions].metrics)
     log.info(
-        f"\n{text}\n\n{len(data.test)} test users, {data.name}, split {cfg[DataOptions].split}; ± 95 % over users, z against {chosen[0]}"
+        f"\n{text}\n\n{len(data.test)} test users, {data.name}, split {cfg[DataOptions].split}; ± 95 % over "
+        f"users, z against {chosen[0]}"
     )
     if len(data.test) < FEW:
         log.warning(f"{len(data.test)} test users rank nothing: read the intervals")

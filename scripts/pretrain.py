@@ -1,4 +1,4 @@
-"""Pre-train a tokenizer: python scripts/pretrain.py --config config/beauty.yaml [--tokenizer=rq_kmeans] [--key=value ...]
+"""Pre-train a tokenizer: python scripts/pretrain.py --config config/beauty.yaml [--tokenizer=rq_kmeans] [--key=value]
 
 Options of the loop of a learned tokenizer begin with rqvae_ (rqvae_epochs, rqvae_lr, ...); those of data and
 tokenizer concern the later stages too.
@@ -13,6 +13,7 @@ import main
 import methods
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from settings import Config
 from utils import Problem, log_to, problems_exit_2
 
 
@@ -25,7 +26,7 @@ def run(argv: list[str]) -> None:
     print(f"tokenizer: {path}")
 
 
-def without_training(preset: dict[str, object], given: dict[str, object]) -> methods.Config:
+def without_training(preset: dict[str, object], given: dict[str, object]) -> Config:
     """A tokenizer that cannot be trained jointly can be pre-trained all the same: take it as a frozen one."""
     tokenizer = {**preset, **given}.get("tokenizer") or "rqvae"
     if tokenizer not in methods.JOINT and "method" not in given and "training" not in given:

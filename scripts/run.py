@@ -41,10 +41,10 @@ def run(uncertainty: str, argv: list[str]) -> None:
     if "--dry_run" in argv:
         with tempfile.TemporaryDirectory() as aside:  # a dry run leaves nothing behind, not even demo data
             there = cfg[DataOptions].dataset != "demo" or (Path(cfg[DataOptions].data_path) / "demo").exists()
-            check(cfg if there else methods.change(cfg, data_path=aside), processes)
+            check_before_training(cfg if there else methods.change(cfg, data_path=aside), processes)
         print(settings.dump(cfg), end="")
         return
-    data, folder, beside = check(cfg, processes), RunFolder.of(cfg), beside_of(cfg)
+    data, folder, beside = check_before_training(cfg, processes), RunFolder.of(cfg), beside_of(cfg)
     lacking = [c for c in (beside, cfg) if c is not None and not RunFolder.of(c).finished]
     if lacking and cfg[CodeOptions].rqvae_path is None:
         methods.train_tokenizer(cfg, data)
@@ -52,21 +52,21 @@ def run(uncertainty: str, argv: list[str]) -> None:
         train(each, processes)
     if beside is not None:
         write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **read_json(folder.baselines)})
-    report.show(folder)
+    report.log_results(folder)
     log.info(f"run folder: {folder.path}")
 
 
-def check(cfg: Config, processes: int) -> Dataset:
+def check_before_training(cfg: Config, processes: int) -> Dataset:
     """Meet, before anything is trained, whatever would stop one of the stages."""
     if cfg[DataOptions].dataset == "demo":
         try:
             build_demo(Path(cfg[DataOptions].data_path) / "demo")
         except OSError as e:
             raise Problem(f"the demo data cannot be written: {e}; clear that folder or set data_path") from None
-    RunFolder.of(cfg).check(cfg)
+    RunFolder.of(cfg).check_free_or_same(cfg)
     if (beside := beside_of(cfg)) is not None:
         try:
-            RunFolder.of(beside).check(beside)
+            RunFolder.of(beside).check_free_or_same(beside)
         except Problem as e:
             raise Problem(f"{e}; or leave the baseline out: --with_two_stage=false") from None
     main.check_processes(cfg, processes)
@@ -78,7 +78,7 @@ def check(cfg: Config, processes: int) -> Dataset:
 
 def configuration(uncertainty: str, argv: list[str]) -> Config:
     """config/<data set>.yaml, this script's decay, the command line's overrides, a run name."""
-    given, words = main.take(argv, ["config"])
+    given, words = main.split_off(argv, ["config"])
     names = [a for a in words if not a.startswith("-")]
     overrides = methods.parse_overrides([a for a in words if a not in names])
     if len(names) > 1:

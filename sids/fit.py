@@ -19,7 +19,7 @@ from readers.splits import DataOptions
 from runs import guard
 from runs.folder import RunOptions
 from settings import Config, option
-from sids.tokenizer import ROWS, CodeOptions, Fitted, Source, in_pieces
+from sids.tokenizer import ROWS, CodeOptions, Fitted, Source, Tokenizer, in_pieces
 from utils import Problem, digest, log, read_checkpoint, write_checkpoint, write_json
 
 
@@ -116,7 +116,9 @@ def load_state(path: Path, model: nn.Module, name: str) -> None:
         raise Problem(f"{path}: holds no 'state_dict'; expected a tokenizer's checkpoint")
     if kind != name:
         raise Problem(f"{path}: holds a tokenizer of the kind {kind!r}, this run has {name!r}; set --tokenizer={kind}")
-    own = {k: v for k, v in model.state_dict().items() if k in state or k != "scale_L"}  # made when joint training begins
+    own = {
+        k: v for k, v in model.state_dict().items() if k in state or k != "scale_L"
+    }  # made when joint training begins
     check_state(path, state, own)
     model.load_state_dict({k: state[k] for k in own}, strict=False)
 
@@ -172,11 +174,11 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
     return path
 
 
-def portable(cfg: Config, name: str, model: nn.Module, best: Report) -> dict[str, Any]:
+def portable(cfg: Config, name: str, model: Tokenizer, best: Report) -> dict[str, Any]:
     """A tokenizer's checkpoint in the layout of the released ones, with plain values in `args`."""
-    parts = [dataclasses.asdict(cfg[kind]) for kind in (CodeOptions, FitOptions) if kind in cfg]
+    learned = dataclasses.asdict(cfg[FitOptions]) if FitOptions in cfg else {}
     return {
-        "tokenizer": name, "args": {k: v for part in parts for k, v in part.items()}, "epoch": best.epoch,
+        "tokenizer": name, "args": {**dataclasses.asdict(cfg[CodeOptions]), **learned}, "epoch": best.epoch,
         "best_loss": best.reconstruction_error, "best_collision_rate": best.collision_rate,
         "state_dict": model.state_dict(),
     }  # fmt: skip
@@ -254,6 +256,12 @@ class _Loop:
             f"collisions {now.collision_rate:.4f} | codes {' '.join(map(str, now.codes_used))} | "
             f"perplexity {' '.join(f'{x:.0f}' for x in now.perplexity)}"
         )
+        if not math.isfinite(now.reconstruction_error):  # the epoch's last update broke it, after its last finite loss
+            raise Problem(
+                f"rqvae_lr: the tokenizer is not finite after epoch {epoch}; lower it from {self.p.rqvae_lr}; "
+                "nothing of "
+                "it was saved"
+            )
         self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
         if self.best is None or now.beats(self.best, self.lowest):
             self.best = now

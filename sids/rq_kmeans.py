@@ -39,7 +39,7 @@ class RQKMeans(nn.Module):
         return [self.get_buffer(f"centre_{level}") for level in range(len(self.cfg.num_emb_list))]
 
     def fit(self, source: Source, seed: int) -> None:
-        """k-means of each level on the residuals of the catalogue; items that never occur weigh nothing with `counts`."""
+        """k-means of each level on the residuals; with `counts`, items that never occur weigh nothing."""
         r_ND = torch.cat(list(in_pieces(source.content_ND)))
         weight_N = source.count_N.astype(np.float32) if self.cfg.weights == "counts" else None
         for centre_KD in self.centres():

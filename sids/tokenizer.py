@@ -31,9 +31,7 @@ class CodeOptions:
     num_emb_list: list[int] = option([256, 256, 256], "codes per level (K), one number a level (L)", ge=2)
     code_num: int | None = option(None, "K, where all levels are alike; must agree with num_emb_list", ge=2)
     code_length: int | None = option(None, "L + 1: learned levels and the suffix; must agree with num_emb_list", ge=2)
-    semantic_hidden_size: int | None = option(
-        None, "width D of the content embeddings; must agree with the file", ge=1
-    )
+    semantic_hidden_size: int | None = option(None, "width D of the content embeddings; must agree with the file", ge=1)
     rqvae_path: str | None = option(
         None, "checkpoint of the pre-trained tokenizer (ours or a released best_collision_model.pth)", free=True
     )

@@ -97,7 +97,8 @@ def tiny_options(tmp_path):
 
 @pytest.fixture
 def noisy_ring(tmp_path):
-    """100 items, next = current + 1 with probability .9 else random, 2,000 sequences of 8-19; the test is a regular step."""
+    """100 items, next = current + 1 with probability .9 else random,
+    2,000 sequences of 8-19; the test is a regular step."""
     random, n = np.random.default_rng(0), 100
 
     def walk(length):

@@ -97,5 +97,5 @@ def _arm(kill):
             die("evaluation", 0)
         real_fitting(rows, work)
 
-    real_norms, real_write, real_fitting = trainer.Fit._norms, folder.write_checkpoint, trainer.fitting
-    trainer.Fit._norms, folder.write_checkpoint, trainer.fitting = norms, write, fitting
+    real_norms, real_write, real_fitting = trainer.Fit._norms, folder.write_checkpoint, trainer.halved_until_it_fits
+    trainer.Fit._norms, folder.write_checkpoint, trainer.halved_until_it_fits = norms, write, fitting

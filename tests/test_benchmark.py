@@ -42,7 +42,10 @@ def test_the_written_figures(argv, tmp_path, capsys):
             assert "baseline" not in f or f["ratio"] == pytest.approx(f["ours"] / f["baseline"])
     job = common.Job(benchmark.configuration(argv), True, (5,))
     length = job.data().train.lengths(job.cfg[DataOptions].max_his_len)
-    order, size = np.random.default_rng(job.cfg[DataOptions].seed).permutation(len(length)), job.cfg[TrainOptions].batch_size
+    order, size = (
+        np.random.default_rng(job.cfg[DataOptions].seed).permutation(len(length)),
+        job.cfg[TrainOptions].batch_size,
+    )
     batches = [length[order[i : i + size]] for i in range(0, len(length), size)]
     random = sum(b.max() * len(b) for b in batches) / length.sum()
     assert found["train"]["padding_factor"]["baseline"] == pytest.approx(random)

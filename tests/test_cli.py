@@ -426,7 +426,11 @@ def test_every_run_script_names_a_decay_that_exists(path):
         name = config.stem.partition("_")[0]  # <data set>_<method>
         preset = [f"--config={config}"] if name != config.stem else []
         cfg = scripts.run.configuration(decay, [name, *preset, "--epochs=1"])
-        assert (cfg[UncertaintyOptions].uncertainty, cfg[DataOptions].dataset, cfg[TrainOptions].epochs) == (decay, name, 1)
+        assert (cfg[UncertaintyOptions].uncertainty, cfg[DataOptions].dataset, cfg[TrainOptions].epochs) == (
+            decay,
+            name,
+            1,
+        )
         assert cfg[RunOptions].run_name.startswith(decay + "-")
 
 

@@ -160,7 +160,9 @@ def test_data_that_change_while_a_table_is_made(shop, tmp_path, monkeypatch, end
     def train(cfg):
         run = inner(cfg)
         other = write_tiny(tmp_path / "other", seed=1) / path.name
-        path.write_bytes(other.read_bytes() if ending != ".items.jsonl" else path.read_bytes().replace(b"Item", b"Thing"))
+        path.write_bytes(
+            other.read_bytes() if ending != ".items.jsonl" else path.read_bytes().replace(b"Item", b"Thing")
+        )
         return run
 
     monkeypatch.setattr(compare.main, "train", train)

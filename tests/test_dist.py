@@ -103,7 +103,8 @@ def test_processes_and_accumulation_give_the_same_numbers(tmp_path):
             apart = {k: float((v.double() - other[k].double()).abs().max()) for k, v in whole.items()}
             grads = max(v for k, v in apart.items() if k.startswith("gradient/"))
             print(
-                f"{case}, {name}: gradients {grads:.1e}, all else {max(v for k, v in apart.items() if 'grad' not in k):.1e}"
+                f"{case}, {name}: gradients {grads:.1e}, all else "
+                f"{max(v for k, v in apart.items() if 'grad' not in k):.1e}"
             )
             assert max(apart.values()) < 1e-7, max(apart, key=apart.get)
 

@@ -88,7 +88,7 @@ def test_a_run_that_diverges_ends_with_a_problem_and_leaves_nothing_broken(groun
         fit.train()
     except Problem as e:
         text = str(e)
-        assert "\n" not in text and any(w in text for w in ("not finite", " is nan", " is inf", "share one code", "nan"))
+        assert "\n" not in text and any(words in text for words in ("not finite", " is nan", " is inf"))
     else:  # Adam's steps may leave a codebook far away and whole
         assert not not_finite(fit.raw.state_dict())
     for path in [*fit.run.states.glob("*.pth"), *fit.run.path.glob("best_model.pth")]:
@@ -99,7 +99,9 @@ def test_a_run_that_diverges_ends_with_a_problem_and_leaves_nothing_broken(groun
 def test_a_run_that_diverged_goes_on_with_lower_rates(ground, tmp_path, lr):
     same = {"method": "sasrec", "hidden_units": 8, "warmup_steps": 0, "epochs": 2, "batch_size": 4096}
     broken = fit_of(ground, tmp_path, **same, lr_rec=lr)
-    want = rf"epoch 0, after step 1: .*not finite.*lr_rec {lr:g}\).*--run_name=r --resume=auto --resume_with_changes=true"
+    want = (
+        rf"epoch 0, after step 1: .*not finite.*lr_rec {lr:g}\).*--run_name=r --resume=auto --resume_with_changes=true"
+    )
     with pytest.raises(Problem, match=want.replace("+", r"\+")):
         broken.train()
     assert not broken.run.best.exists()
@@ -225,3 +227,12 @@ def test_floors_are_held_to_the_same(ground):
     content.get_buffer("content_ND").fill_(np.nan)
     with pytest.raises(NotFinite):
         evaluate(content, data.test, cfg, Accelerator(cpu=True), "content")
+
+
+def test_a_tokenizer_that_diverged_in_its_last_update_is_not_saved(ground, tmp_path):
+    """Its losses were finite: they are those from before the update."""
+    options = {"output_dir": str(tmp_path), "rqvae_lr": 1e38, "rqvae_epochs": 1, "rqvae_batch_size": 4096}
+    cfg = methods.build(ground[0] | options | {"rqvae_warmup_epochs": 0})
+    with pytest.raises(Problem, match=r"rqvae_lr: the tokenizer is not finite after epoch 0; lower it from 1e\+38"):
+        methods.train_tokenizer(cfg, ground[1])
+    assert not list(tmp_path.rglob("*.pth")) and not list(tmp_path.rglob("report.json"))

@@ -23,9 +23,12 @@ from utils import Problem, read_checkpoint, read_json
 from vq import RQVAEOptions
 
 PIECES = [
-    b"", b"\0", b"\xff\xfe", b"\n", b"\r", b"\t", b"\t\t", b"nan", b"inf", b"-1", b"0", b"1e309", b"9" * 30, b"null", b"true", b'"',
-    b"{", b"}", b"[", b"]", b"[" * 3000, b":", b",", b"!!python/name:os.system ", b"&a ", b"*a", b"<<: ", b"\xe2\x80\xa8",
-    b"i1", b"u0", b"<a_1>", b"[PAD]", b"item_id", b"PK\x03\x04", b"\x80\x04", b"# ", b"- ", b"? ", b"| ", b"%", b"0x1F", b"12:30",
+    b"", b"\0", b"\xff\xfe", b"\n", b"\r", b"\t", b"\t\t", b"nan", b"inf", b"-1", b"0", b"1e309", b"9" * 30,
+    b"null", b"true", b'"',
+    b"{", b"}", b"[", b"]", b"[" * 3000, b":", b",", b"!!python/name:os.system ", b"&a ", b"*a", b"<<: ",
+    b"\xe2\x80\xa8",
+    b"i1", b"u0", b"<a_1>", b"[PAD]", b"item_id", b"PK\x03\x04", b"\x80\x04", b"# ", b"- ", b"? ", b"| ", b"%",
+    b"0x1F", b"12:30",
 ]  # fmt: skip
 
 
@@ -33,7 +36,8 @@ PIECES = [
 def damage(draw):
     """A function that cuts, drops, repeats, swaps or replaces pieces of a file."""
     wounds = draw(st.lists(st.tuples(
-        st.sampled_from(["cut", "drop", "repeat", "put", "flip"]), st.floats(0, 1), st.integers(0, 40), st.sampled_from(PIECES),
+        st.sampled_from(["cut", "drop", "repeat", "put", "flip"]), st.floats(0, 1), st.integers(0, 40),
+        st.sampled_from(PIECES),
         st.integers(1, 255),
     ), min_size=1, max_size=4))  # fmt: skip
 
@@ -42,8 +46,10 @@ def damage(draw):
             at = int(where * len(content))
             end = at + length
             content = {
-                "cut": content[:at], "drop": content[:at] + content[end:], "put": content[:at] + piece + content[end if length % 2 else at :],
-                "repeat": content[:end] + content[at:], "flip": content[:at] + bytes(b ^ mask for b in content[at : at + 1]) + content[at + 1 :],
+                "cut": content[:at], "drop": content[:at] + content[end:],
+                "put": content[:at] + piece + content[end if length % 2 else at :],
+                "repeat": content[:end] + content[at:],
+                "flip": content[:at] + bytes(b ^ mask for b in content[at : at + 1]) + content[at + 1 :],
             }[kind]  # fmt: skip
         return content
 
@@ -58,7 +64,9 @@ def good(tmp_path_factory):
     base = tiny_overrides(root)
 
     def dataset(name, layout, **more):
-        return lambda path: read_dataset(methods.build(base | {"dataset": name, "data_format": layout} | more)[DataOptions])
+        return lambda path: read_dataset(
+            methods.build(base | {"dataset": name, "data_format": layout} | more)[DataOptions]
+        )
 
     users = {str(u): [(u + i) % 40 for i in range(5)] for u in range(9)}
     other = root / "dataset" / "other"
@@ -90,7 +98,7 @@ def good(tmp_path_factory):
         "yaml": (root / "c.yaml", methods.load),
         "metrics.jsonl": (run / "metrics.jsonl", lambda path: metrics.forget_from(9)),
         "tokenizer": (tokenizer, lambda path: load_rqvae(path, cfg[RQVAEOptions], 12)),
-        "checkpoint": (run / "best_model.pth", lambda path: methods.restore(path)),
+        "checkpoint": (run / "best_model.pth", methods.restore),
         "state": (next((run / "last").glob("*.pth")), read_checkpoint),
     }
 
@@ -188,8 +196,10 @@ def test_every_option_takes_or_refuses_any_value(key):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(["i1", "title", "item_id", "[PAD]"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["item_id", "title", "inter_history", "target_id", "0", "u"]), inner, max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(["i1", "title",
+    "item_id", "[PAD]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["item_id", "title",
+    "inter_history", "target_id", "0", "u"]), inner, max_size=4),
     max_leaves=8,
 )  # fmt: skip
 
@@ -216,8 +226,10 @@ def refused(kind, write):
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("array", [np.zeros((3, 0)), np.zeros(40), np.zeros((40, 12), int), np.zeros((40, 12), "U3"), np.zeros((40, 12), complex),
-                                   np.zeros((0, 12)), np.zeros((40, 12), [("a", float)]), np.full((40, 12), np.inf)])  # fmt: skip
+@pytest.mark.parametrize("array", [np.zeros((3, 0)), np.zeros(40), np.zeros((40, 12), int), np.zeros((40, 12), "U3"), 
+                                    np.zeros((40, 12), complex),
+                                   np.zeros((0, 12)), np.zeros((40, 12), [("a", float)]), np.full((40, 12),
+                                   np.inf)])  # fmt: skip
 def test_arrays_of_another_shape(good, array):
     refused(good[".npy"], lambda path: np.save(path, array))
 

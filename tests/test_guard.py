@@ -30,7 +30,10 @@ from utils import Problem, Stopped, problems_exit_2, write_checkpoint, write_tex
 
 # ---------------------------------------------------------------- one writer
 
-HOLD = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); f.write('77'); f.flush(); print('held', flush=True); input()"
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); f.write('77'); f.flush(); "
+    "print('held', flush=True); input()"
+)
 
 
 def test_a_second_writer_is_refused_until_the_first_is_dead(ground, tmp_path):
@@ -122,10 +125,10 @@ def test_a_problem_is_everybodys(monkeypatch):
     """One process meets a problem; the main one says it, the others leave with it."""
     acc = Accelerator(cpu=True)
     monkeypatch.setattr(guard, "gather_object", lambda mine: [None, "rank 1 has it"])
-    with pytest.raises(Problem, match="rank 1 has it"), guard.alike(acc):
+    with pytest.raises(Problem, match="rank 1 has it"), guard.fail_together(acc):
         pass
     monkeypatch.setattr(Accelerator, "is_main_process", False)
-    with pytest.raises(SystemExit), guard.alike(acc):
+    with pytest.raises(SystemExit), guard.fail_together(acc):
         pass
 
 
@@ -260,7 +263,7 @@ def test_too_little_memory_is_a_warning(ground, tmp_path, monkeypatch, caplog):
     for have, warned in ((1 << 40, False), (1000, True)):
         monkeypatch.setattr(memory, "available", lambda device, have=have: have)
         caplog.clear()
-        memory.tell(fit.cfg, fit.raw, fit.data, fit.shape, fit.acc.device)
+        memory.log_estimate(fit.cfg, fit.raw, fit.data, fit.shape, fit.acc.device)
         assert "memory: about" in caplog.text and ("lower token_budget" in caplog.text) == warned
 
 

@@ -112,7 +112,8 @@ def test_killed_from_outside_at_a_random_moment(ground, seed):
         run.kill()
     states = sorted(p.name for p in folder.rglob("*.pth"))
     print(
-        f"killed from outside: {states}, {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())} bytes on disk"
+        f"killed from outside: {states}, {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())} "
+        "bytes on disk"
     )
     codes, said = killed.train(root, [*argv, f"--run_name={name}", "--resume=auto"])
     assert codes == [0], said
@@ -124,7 +125,14 @@ def test_both_stages_of_diffusion_go_on_where_they_were_killed(ground):
     root, argv, _ = ground
     start = []
     for method, steps in (("diffsasrec", {"step": 11}), ("diffsasrec_sft", {"step": 5, "write": 8})):
-        options = [*(a for a in argv if not a.startswith("--rqvae_path")), f"--method={method}", "--hidden_units=16", "--hidden_dropout=0.1", "--batch_size=16", *start]
+        options = [
+            *(a for a in argv if not a.startswith("--rqvae_path")),
+            f"--method={method}",
+            "--hidden_units=16",
+            "--hidden_dropout=0.1",
+            "--batch_size=16",
+            *start,
+        ]
         folders = [root / "out" / "tiny" / f"{kind}-{method}" for kind in ("left-alone", "killed")]
         for folder, kills in zip(folders, ([], [[k] for k in steps.items()]), strict=True):
             run = [*options, f"--run_name={folder.name}", "--resume=auto"]

@@ -13,7 +13,8 @@ TEXT = "\n".join(p.read_text() for p in PAGES)
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"`((?:config|scripts|docs|sids|recommenders|readers|runs|tests)/[\w./-]+\.\w+)`", TEXT)))
+    "path",
+    sorted(set(re.findall(r"`((?:config|scripts|docs|sids|recommenders|readers|runs|tests)/[\w./-]+\.\w+)`", TEXT))),
 )
 def test_every_file_that_is_named_exists(path):
     assert (ROOT / path).is_file()

@@ -71,7 +71,8 @@ def test_loss_and_gradients_equal_the_padded_reference(pair):
 
     def noise(item):
         number = torch.tensor([item])
-        return [layers.gumbel(layers.counter_uniform(ours.cfg[DataOptions].seed, ours.step, number, i, k))[0].double() for i, k in enumerate(sizes)]  # fmt: skip
+        return [layers.gumbel(layers.counter_uniform(ours.cfg[DataOptions].seed, ours.step, number, i,
+        k))[0].double() for i, k in enumerate(sizes)]  # fmt: skip
 
     samples = [
         ([i for i in history if i], target)
@@ -79,7 +80,8 @@ def test_loss_and_gradients_equal_the_padded_reference(pair):
     ]
     assert len({len(h) for h, _ in samples}) > 1  # something is padded
     want = reference.joint_loss(
-        theirs, start, tables, codebooks, ours.tokenizer.input_Nd, ours.end_N.tolist(), ours.tokenizer.scale_L.tolist(), noise,
+        theirs, start, tables, codebooks, ours.tokenizer.input_Nd, ours.end_N.tolist(),
+        ours.tokenizer.scale_L.tolist(), noise,
         ours.cfg[UncertaintyOptions].gumbel_tau, ours.cfg[RQVAEOptions].beta, samples,
     )  # fmt: skip
     want.backward()

@@ -60,7 +60,7 @@ def without_training(fit, monkeypatch, scores):
 
     monkeypatch.setattr("trainer.evaluate", look)
     monkeypatch.setattr(fit, "_epoch", epoch)
-    monkeypatch.setattr(fit, "say", lambda row, best: None)
+    monkeypatch.setattr(fit, "on_epoch", lambda row, best: None)
     return looks
 
 
@@ -269,7 +269,7 @@ def go_on(ground, root):
     return fit
 
 
-def take(name):
+def taken_from(name):
     def move(ours, theirs):
         shutil.copytree(theirs / name, ours / name, dirs_exist_ok=True) if (theirs / name).is_dir() else shutil.copy2(
             theirs / name, ours / name
@@ -295,7 +295,7 @@ def forget_names(folder):
 def nameless(name):
     def move(ours, theirs):
         forget_names(theirs)
-        take(name)(ours, theirs)
+        taken_from(name)(ours, theirs)
 
     return move
 
@@ -311,9 +311,9 @@ def older_best(ours, theirs):
 
 
 MIXED = {
-    "its states": (take("last"), r"last/step-\d+\.pth: was written by another run \(\w+\) than"),
+    "its states": (taken_from("last"), r"last/step-\d+\.pth: was written by another run \(\w+\) than"),
     "its newest state": (newest_state_only, r"last/step-\d+\.pth: was written by another run"),
-    "its best model": (take("best_model.pth"), r"best_model\.pth: was written by another run"),
+    "its best model": (taken_from("best_model.pth"), r"best_model\.pth: was written by another run"),
     "its states, without names": (
         nameless("last"),
         r"step-\d+\.pth: was written by another run \(of an earlier version",
@@ -322,7 +322,7 @@ MIXED = {
         nameless("best_model.pth"),
         r"best_model\.pth: was written by another run \(of an",
     ),
-    "its name": (take("run.json"), r"last/step-\d+\.pth: was written by another run"),
+    "its name": (taken_from("run.json"), r"last/step-\d+\.pth: was written by another run"),
     "no best model": (without_best, r"best_model\.pth: no such checkpoint"),
     "an older best model": (older_best, r"best_model\.pth: is of epoch -1, the best of this run was epoch 0"),
 }
@@ -476,7 +476,8 @@ def test_levels_have_names_however_many():
 @pytest.mark.parametrize("levels", [25, 26, 27, 40])
 def test_the_index_of_many_levels(tmp_path, levels):
     cfg = methods.build({"num_emb_list": [2] * levels, "sk_epsilons": [0.0] * levels, "d_model": 4, "num_heads": 1,
-                          "d_kv": 4, "d_ff": 4, "encoder_layers": 1, "decoder_layers": 1, "dataset": "deep", "method": "two_stage"})  # fmt: skip
+                          "d_kv": 4, "d_ff": 4, "encoder_layers": 1, "decoder_layers": 1, "dataset": "deep",
+                          "method": "two_stage"})  # fmt: skip
     model = methods.empty_model(cfg, 3)
     model.set_codes(torch.arange(3)[:, None] >> torch.arange(levels) & 1)
     report.write_index(RunFolder(tmp_path), cfg, model)

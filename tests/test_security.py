@@ -69,7 +69,7 @@ def test_no_reader_runs_what_is_in_a_checkpoint(tmp_path, marker):
             read_json,
             methods.load,
             lambda p: load_rqvae(p, shape, 12),
-            lambda p: methods.restore(p),
+            methods.restore,
         ):
             with pytest.raises(Problem, match=re.escape(path.name)):
                 read(path)
@@ -164,7 +164,8 @@ def test_the_configuration_inside_a_checkpoint_is_checked_like_any_other(tmp_pat
         {"model": {}, "config": {}, "items": ["a", None], "titles": ["", ""]},
         {"model": {}, "config": {}, "items": ["a"], "titles": []},
         {"model": {"sid_NL": torch.zeros(())}, "config": {}, "items": ["a"], "titles": [""]},
-        {"model": {"sid_NL": 3, "tokenizer.encoder.mlp_layers.1.weight": "x"}, "config": {}, "items": ["a"], "titles": [""]},
+        {"model": {"sid_NL": 3, "tokenizer.encoder.mlp_layers.1.weight": "x"}, "config": {},
+         "items": ["a"], "titles": [""]},
     ],
 )  # fmt: skip
 def test_a_checkpoint_of_a_strange_make(tmp_path, state):

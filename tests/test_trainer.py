@@ -30,7 +30,7 @@ def fit_of(ground, tmp_path, **changes):
     run.claim(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
     model = methods.build_model(cfg, data).model
-    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data), partial(report.epoch, cfg))
+    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data), partial(report.log_epoch, cfg))
 
 
 def rows(fit):
@@ -245,7 +245,7 @@ def test_learning_rate_by_hand():
 
 def test_reachable_movement_is_rate_times_the_schedules_sum(ground, tmp_path):
     fit = fit_of(ground, tmp_path, lr_id=1e-3, lr_scheduler_type="constant", warmup_steps=0, epochs=4, id_first_epoch=1)
-    assert fit.reach["id"] == pytest.approx(1e-3 * 3 * fit.steps_per_epoch)
+    assert fit.reachable["id"] == pytest.approx(1e-3 * 3 * fit.steps_per_epoch)
 
 
 def test_early_stopping_counts_validations_without_progress(ground, tmp_path, monkeypatch):

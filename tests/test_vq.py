@@ -131,9 +131,9 @@ def test_gap_is_the_median_distance_between_the_two_nearest_codes():
 
 
 def test_standardized_embeddings_are_centred(tmp_path):
-    cfg = methods.build(
-        {"num_emb_list": [4], "sk_epsilons": [0.01], "layers": [5], "standardize_embeddings": True}
-    )[RQVAEOptions]
+    cfg = methods.build({"num_emb_list": [4], "sk_epsilons": [0.01], "layers": [5], "standardize_embeddings": True})[
+        RQVAEOptions
+    ]
     model = RQVAE(cfg, 3)
     x = torch.randn(50, 3) * 4 + 2
     model.get_buffer("shift").copy_(x.mean(0))

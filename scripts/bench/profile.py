@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -35,7 +35,7 @@ def show(job: Job, trace: str | None) -> None:
 @contextmanager
 def regions(steps: OurSteps) -> Iterator[None]:
     """Name the parts of a step for the profiler, from outside: the product's code knows nothing of it."""
-    fit, model = steps.fit, steps.fit.raw
+    fit, model = steps.fit, cast(Any, steps.fit.raw)
     named = [
         (model, "quantize", "quantize"),
         (model.recommender, "encode", "encoder"), (model.recommender.t5, "decode", "decoder"),

@@ -28,9 +28,7 @@ class Plain(nn.Module):
         s, d = cfg[ItemOptions], cfg[ItemOptions].hidden_units
         self.items = nn.Embedding(n_items + 1, d, padding_idx=0)
         self.positions = nn.Embedding(cfg[DataOptions].max_his_len, d)
-        layer = nn.TransformerEncoderLayer(
-            d, s.num_heads, d, s.hidden_dropout, batch_first=True, norm_first=True
-        )
+        layer = nn.TransformerEncoderLayer(d, s.num_heads, d, s.hidden_dropout, batch_first=True, norm_first=True)
         self.blocks = nn.TransformerEncoder(layer, s.num_blocks, nn.LayerNorm(d), enable_nested_tensor=False)
         self.dropout = nn.Dropout(s.hidden_dropout)
 

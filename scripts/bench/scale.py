@@ -43,7 +43,7 @@ def measure(job: Job) -> Figures:
 def random_model(job: Job, n_items: int) -> GenerativeModel:
     """The configured recommender over distinct random codes."""
     torch.manual_seed(0)
-    model = GenerativeModel(job.cfg, n_items)
+    model = GenerativeModel(job.cfg, methods.network_of(job.cfg), n_items)
     sizes = torch.tensor(job.cfg[CodeOptions].num_emb_list)
     model.set_codes((torch.rand(n_items, len(sizes)) * sizes).long())
     return model.to(device())
@@ -93,7 +93,8 @@ def _processes() -> Figures:
         tokenizer = common.job(demo, Path(folder), True, ()).cfg[CodeOptions].rqvae_path
         for n in wanted:
             cfg = methods.change(
-                demo, method="two_stage", rqvae_path=tokenizer, epochs=1, eval_step=1, output_dir=folder, log_dir=folder,
+                demo, method="two_stage", rqvae_path=tokenizer, epochs=1, eval_step=1, output_dir=folder,
+                log_dir=folder,
                 run_name=f"p{n}", batch_size=max(1, demo[TrainOptions].batch_size // n), resume="no",
             )  # fmt: skip
             threads = os.environ.get("OMP_NUM_THREADS")
@@ -102,7 +103,9 @@ def _processes() -> Figures:
                 run.launch(cfg, n)
             finally:
                 os.environ.pop("OMP_NUM_THREADS") if threads is None else os.environ.update(OMP_NUM_THREADS=threads)
-            row = json.loads((Path(folder) / cfg[DataOptions].dataset / f"p{n}" / "metrics.jsonl").read_text().splitlines()[0])
+            row = json.loads(
+                (Path(folder) / cfg[DataOptions].dataset / f"p{n}" / "metrics.jsonl").read_text().splitlines()[0]
+            )
             found[f"processes_{n}_samples_per_s"] = figure(row["samples_per_s"])
     return found
 

@@ -31,7 +31,8 @@ def measure(job: Job) -> Figures:
         ours._epoch(0)
         speed = interleave(
             job.rounds,
-            {"ours": lambda turn: 1 / seconds(lambda: ours._epoch(turn + 1)), "plain": lambda turn: 1 / seconds(theirs.epoch)},
+            {"ours": lambda turn: 1 / seconds(lambda: ours._epoch(turn + 1)),
+            "plain": lambda turn: 1 / seconds(theirs.epoch)},
         )  # fmt: skip
         found = {"epochs_per_s": figure(speed["ours"], speed["plain"])}
         for n in (10**4, 10**5) if job.quick else (10**4, 10**5, 10**6):

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 
 import methods
 from data import Steps, padding_factor
-from model import GenerativeModel
 from readers.dataset import Dataset
 from readers.splits import DataOptions
+from recommenders.protocol import Recommender
 from runs.folder import RunFolder
 from scripts.bench import plain
 from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
@@ -84,7 +84,7 @@ class OurSteps:
         self.step(len(self.steps) - 1)
 
 
-def trainer_of(cfg: Config, model: GenerativeModel, data: Dataset) -> Fit:
+def trainer_of(cfg: Config, model: Recommender, data: Dataset) -> Fit:
     """The product's trainer over a model; nothing is written."""
     acc = Accelerator(mixed_precision=cfg[TrainOptions].mixed_precision, cpu=not torch.cuda.is_available())
     with TemporaryDirectory() as folder:
