@@ -8,7 +8,6 @@
 """
 
 import csv
-import functools
 import os
 import sys
 import time
@@ -23,13 +22,15 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 
 import methods
 import settings
-from model import load, numbers
+from model import GenerativeModel, load, numbers
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from recommenders.protocol import Recommender
 from runs import guard, memory, report
 from runs.folder import RunFolder, RunOptions
 from settings import Config
+from sids.files import spelled
 from sids.tokenizer import CodeOptions
 from trainer import Fit, NotFinite, TrainOptions, evaluate, save_ranks, token_budget
 from utils import (
@@ -160,10 +161,9 @@ def train(cfg: Config) -> RunFolder:
     with guard.fail_together(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
-    on_epoch = functools.partial(report.log_epoch, cfg)
-    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), on_epoch)
-    report.log_start(cfg, model, fit)
-    memory.log_estimate(cfg, model, data, fit.shape, acc.device)
+    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), report.log_epoch)
+    model.announce(fit.reachable)
+    memory.log_estimate(cfg, model, data, fit.shape, fit.moments, acc.device)
     with guard.orderly_stop(go_on(cfg) if acc.is_main_process else None):
         fit.train()
         finish(cfg, data, fit, run)
@@ -247,7 +247,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     floors, figures, looks = floor_figures(cfg, data, acc), model.figures(), 0
     with guard.fail_together(acc):
         if acc.is_main_process:
-            report.write_index(run, cfg, model)
+            write_index(run, cfg, model)
             run.save_json(run.baselines.name, floors)
             run.save_json("environment.json", environment())
             looks = run.look_once(fingerprint(best["model"]))
@@ -262,6 +262,12 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
         if acc.is_main_process:
             save_ranks(run, "test", found, data.test.users())
             run.save_results(results)
+
+
+def write_index(run: RunFolder, cfg: Config, model: Recommender) -> None:
+    """<dataset>.index.json, for a model that has SIDs."""
+    if isinstance(model, GenerativeModel):
+        run.save_json(f"{cfg[DataOptions].dataset}.index.json", spelled(model.sids))
 
 
 def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dict[str, float]]:

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import settings
 from metrics import EvalOptions, cutoff
-from model import GenerativeModel, JointModel, JointOptions
 from readers.dataset import Dataset, read_embeddings
 from readers.splits import DataOptions
 from recommenders.protocol import Ranker, Recommender, TokenNetwork
@@ -45,6 +44,7 @@ ITEM_MODELS = {
     "diffsasrec_sft": "recommenders.diffusion:FineTuned",
 }
 TRAINING: dict[str, Literal["joint", "frozen"]] = {"diger": "joint", "two_stage": "frozen"}  # methods over semantic IDs
+MODELS = {"joint": "model:JointModel", "frozen": "model:GenerativeModel"}
 METHODS = [*TRAINING, *ITEM_MODELS]
 FLOORS: dict[str, Callable[[Dataset], Ranker]] = {  # need no training
     "popularity": lambda data: part("recommenders.floors:Popularity")(data.popularity),
@@ -123,7 +123,7 @@ def sections(m: MethodOptions) -> dict[str, type]:
         kinds |= {
             "uncertainty": UncertaintyOptions,
             "joint quantizer": QuantizerOptions,
-            "joint training": JointOptions,
+            "joint training": part(MODELS["joint"]).Options,
         }
     return kinds | {"data": DataOptions, "training": TrainOptions, "evaluation": EvalOptions, "run": RunOptions}
 
@@ -374,10 +374,10 @@ def build_model(cfg: Config, data: Dataset) -> Built:
         return Built(empty_model(cfg, data.n_items))
     tokenizer = tokenizer_of(cfg, data)
     if m.training == "joint":
-        joint = JointModel(cfg, tokenizer, network_of(cfg), data.n_items)
+        joint = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg), data.n_items)
         joint.attach(read_embeddings(data))
         return Built(joint)
-    model = GenerativeModel(cfg, network_of(cfg), data.n_items)
+    model = part(MODELS["frozen"])(cfg, network_of(cfg), data.n_items)
     model.set_codes(tokenizer.eval().encode(read_embeddings(data)))
     return Built(model, tokenizer)
 
@@ -388,10 +388,11 @@ def empty_model(cfg: Config, n_items: int, n_input: int = 0) -> Recommender:
     if m.method in ITEM_MODELS:
         kind = part(ITEM_MODELS[m.method])
         made: Recommender = kind(cfg[kind.Options], n_items, cfg[DataOptions].max_his_len, cfg[DataOptions].seed)
-        return made
-    if m.training == "joint":
-        return JointModel(cfg, empty_tokenizer(cfg, n_input), network_of(cfg), n_items)
-    return GenerativeModel(cfg, network_of(cfg), n_items)
+    elif m.training == "joint":
+        made = part(MODELS["joint"])(cfg, empty_tokenizer(cfg, n_input), network_of(cfg), n_items)
+    else:
+        made = part(MODELS["frozen"])(cfg, network_of(cfg), n_items)
+    return made
 
 
 def finetuned(cfg: Config, data: Dataset) -> Recommender:

@@ -9,26 +9,28 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import methods
 from data import Batch
 from layers import suffixes
 from metrics import EvalOptions
 from readers.splits import DataOptions
-from recommenders.protocol import AllReduce, Autocast, Found, Logs, Recommender, TokenNetwork, unsound
+from recommenders.protocol import AllReduce, Autocast, Found, Hit, Logs, Recommender, TokenNetwork, unsound
 from settings import Config, option
 from sids.search import AllTokens, SearchOptions, Trie, beam_search
 from sids.table import SidTable
 from sids.tokenizer import CodeOptions, Quantized
 from uncertainty import STRATEGIES, UncertaintyOptions
-from utils import Problem
-from vq import JointRQVAE
+from utils import Problem, log
+from vq import JointRQVAE, QuantizerOptions
 
+KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0  # outside of these the log warns before training
 ROADS = ("history", "target", "teacher")  # from the recommendation loss to the codebooks
 
 
@@ -170,6 +172,13 @@ class GenerativeModel(nn.Module):
         """Codes used and perplexity per level, and the collision rate, of the catalogue's SIDs."""
         return self.sids.figures()
 
+    def announce(self, reachable: dict[str, float]) -> None:
+        """Nothing to say of fixed SIDs."""
+
+    def working_numbers(self, B: int, S: int, users: int) -> dict[str, int]:
+        step = self.recommender.training_numbers(B, S)
+        return {"training step": step, "evaluation batch": self.recommender.search_numbers(users, S, self.depth)}
+
     # ---- recommending
 
     @torch.inference_mode()
@@ -197,6 +206,7 @@ class JointModel(GenerativeModel):
     L_rec' being what the decay makes of L_rec, the others means over the batch's targets.
     """
 
+    Options: ClassVar[type[JointOptions]] = JointOptions
     first_NP: Tensor
     step: Tensor
 
@@ -289,11 +299,54 @@ class JointModel(GenerativeModel):
         figures["sid_changed"] = float((self.sids.token_NP != token_NP).any(1).float().mean())
         figures["codes_changed_since_start"] = self._moved(len(self.sizes))
         figures["sid_changed_since_start"] = self._moved(self.first_NP.shape[1])
+        self._warn_of_collapse(figures)
         scales = self.decay.scales()
         figures["noise_scale"] = sum(scales) / len(scales)
         figures |= {f"noise_scale/level_{i}": s for i, s in enumerate(scales, 1)}
         figures["tau"] = float(self.decay.tau(self.step))
         return figures | self.tokenizer.figures(scales)
+
+    def announce(self, reachable: dict[str, float]) -> None:
+        """Figures per level that tell harmful, inert and overshooting runs apart before they train."""
+        u, q = self.cfg[UncertaintyOptions], self.cfg[QuantizerOptions]
+        log.info(
+            f"DIGER: uncertainty {u.uncertainty}, gradient {self.joint.gradient}, forward {q.assignment_forward}, "
+            f"tau {float(self.decay.tau(self.step)):g}, logit_scale {q.logit_scale}"
+        )
+        if not self.roads:
+            log.info("gradient: detached - the recommendation loss does NOT reach the codebooks; grad/ will be zero")
+        for level, s in enumerate(self.tokenizer.levels, 1):
+            moved = reachable["id"] / s.rms
+            log.info(
+                f"level {level}: median gap {s.gap:.3g}, logits -{s.scale:.3g} d, P(drawn = nearest) "
+                f"{s.keep:.2f} where "
+                f"noise falls, rms(C) {s.rms:.3g}, reachable movement {reachable['id']:.3g} = {moved:.3g} rms"
+            )
+            if s.keep < KEEP_LOW:
+                log.warning(
+                    f"level {level}: a noisy item keeps its nearest code with probability {s.keep:.3f} only: "
+                    "the draw is "
+                    "nearly uniform; logit_scale: auto measures the distances' own scale"
+                )
+            if not MOVE_LOW <= moved <= MOVE_HIGH:
+                what = "hardly move" if moved < MOVE_LOW else "may overshoot"
+                log.warning(
+                    f"level {level}: with lr_id {self.joint.lr_id:g} the codes {what} ({moved:.2g} of their "
+                    "rms over the run)"
+                )
+
+    def working_numbers(self, B: int, S: int, users: int) -> dict[str, int]:
+        """Per level also distances, noise, logits, soft assignment and their gradients."""
+        found, items = super().working_numbers(B, S, users), min(self.n_items, B * (S + 1))
+        return found | {"training step": found["training step"] + 10 * items * sum(self.sizes)}
+
+    def _warn_of_collapse(self, figures: dict[str, float]) -> None:
+        for level, k in enumerate(self.sizes, 1):
+            limit, spread = self.joint.collapse_perplexity or k / 8, figures[f"perplexity/level_{level}"]
+            if spread < limit:
+                log.warning(
+                    f"level {level} is collapsing: perplexity {spread:.1f} is below collapse_perplexity {limit:g}"
+                )
 
     def _moved(self, places: int) -> float:
         """Share of items that differ from the start in one of the first places of their SID."""
@@ -316,12 +369,6 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 # ---------------------------------------------------------------- a trained model in Python
-
-
-class Hit(NamedTuple):
-    item: str
-    title: str  # empty where none is known
-    score: float  # log-probability of the item's SID, or of the item
 
 
 @dataclass(frozen=True)
@@ -382,8 +429,6 @@ def load(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -
     """A trained model from its `best_model.pth`; overrides: options that may differ from its training, as
     `--key=value` (`--num_beams=50`). Nothing in the file is executed; Problem when it is damaged.
     """
-    import methods  # knows every part by name, this module among them
-
     cfg, model, state = methods.restore(path, overrides)
     number = {token: i for i, token in enumerate(state["items"], 1)}
     return Loaded(cfg, model.to(device), number, state["items"], state["titles"], state.get("split"), str(path))

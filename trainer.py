@@ -250,6 +250,7 @@ class Fit:
             end = steps if last is None else (last + 1) * self.steps_per_epoch
             rates.append(learning_rate(t, steps, first * self.steps_per_epoch, end))
         self.reachable = {g["name"]: g["lr"] * sum(map(r, range(steps))) for g, r in zip(groups, rates, strict=True)}
+        self.moments = 0 if t.learner == "sgd" else 2  # numbers that the optimizer keeps of a parameter
         optimizer = optimizer_for(groups, t)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         self.raw = model

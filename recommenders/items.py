@@ -246,6 +246,12 @@ class SequenceModel(nn.Module, ABC):
     def groups(self) -> dict[str, Tensor]:
         return {}
 
+    def announce(self, reachable: dict[str, float]) -> None:
+        """Nothing that the log of the trainer does not say."""
+
+    def working_numbers(self, B: int, S: int, users: int) -> dict[str, int]:
+        return {}
+
 
 def n_items(state: dict[str, Any], extra: int = 1) -> int:
     """Items of a saved model; extra: rows of its item table that are none."""

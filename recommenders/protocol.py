@@ -35,6 +35,14 @@ def unsound(score_BW: Tensor, *, banned: bool) -> Tensor:
     return lost_B if banned else lost_B | (score_BW == -torch.inf).all(1)
 
 
+class Hit(NamedTuple):
+    """One recommendation as a person reads it."""
+
+    item: str
+    title: str  # empty where none is known
+    score: float  # log-probability of the item's SID, or of the item
+
+
 class Ranker(Protocol):
     """Recommends items; all that evaluation asks for."""
 
@@ -94,12 +102,19 @@ class Recommender(Ranker, Protocol):
     def figures(self) -> dict[str, float]:
         """Figures of the model as it is, for the results."""
 
+    def announce(self, reachable: dict[str, float]) -> None:
+        """Say before training what will decide its course; reachable: how far a parameter of a group can move."""
+
+    def working_numbers(self, B: int, S: int, users: int) -> dict[str, int]:
+        """Numbers held by a step over B histories of S items and by an evaluation of some users; {}: not known."""
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters by owner, each in one group: name and params; where they differ from the trainer's own also
         lr, weight_decay, clip (false: not clipped), epochs (first and last in which they move).
         """
 
     def parameters(self) -> Iterator[Any]: ...
+    def buffers(self) -> Iterator[Any]: ...
     def train(self, mode: bool = True) -> Any: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
@@ -115,6 +130,17 @@ class Scorer(Protocol):
     def __call__(self, place: int, token_R: Tensor | None, parent_R: Tensor | None) -> Tensor: ...
 
 
+class Codes(Protocol):
+    """The learned codes of U items as a network reads them: perhaps soft, so that gradient reaches the tokenizer."""
+
+    @property
+    def index(self) -> list[Tensor]:
+        """Hard codes [U], place by place."""
+
+    def lookup(self, level: int, table_Kh: Tensor) -> Tensor:
+        """Embedded codes of a place, [U, h]."""
+
+
 class TokenNetwork(Protocol):
     """Reads the tokens of a history and spells those of an item; knows nothing of where tokens come from."""
 
@@ -123,7 +149,7 @@ class TokenNetwork(Protocol):
     @property
     def tokens_per_item(self) -> int: ...
 
-    def embed(self, codes: Any, token_UP: Tensor) -> Tensor:
+    def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
         """Embedded tokens of U items, [U, P, h]: learned places from `codes`, the others from token_UP."""
 
     def __call__(self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, /) -> Iterator[Tensor]:

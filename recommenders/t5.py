@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from data import Batch
 from layers import Dropout, attention
-from recommenders.protocol import Scorer
+from recommenders.protocol import Codes, Scorer
 from settings import option
-from sids.tokenizer import Quantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +259,7 @@ class T5Network(nn.Module):
         if self.recency is not None:
             nn.init.normal_(self.recency.weight, 0, 0.02)
 
-    def embed(self, codes: Quantized, token_UP: Tensor) -> Tensor:
+    def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
         """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others."""
         learned = [codes.lookup(place, self.tables[place]) for place in range(len(codes.index))]
         plain = [F.embedding(token_UP[:, p], self.tables[p]) for p in range(len(learned), len(self.tables))]

@@ -6,20 +6,23 @@ import torch
 
 from data import Shape
 from metrics import EvalOptions
-from model import GenerativeModel, JointModel
 from readers.dataset import Dataset
 from readers.splits import DataOptions
 from recommenders.protocol import Recommender
 from settings import Config
-from trainer import TrainOptions
 from utils import log
 
 FLOAT = 4  # bytes; bf16 needs less, which leaves the estimate on the safe side
 
 
-def log_estimate(cfg: Config, model: Recommender, data: Dataset, shape: Shape, device: torch.device) -> None:
-    """Log the estimate beside what the device has, and warn when it does not fit."""
-    need, have = estimate(cfg, model, data, shape), available(device)
+def log_estimate(
+    cfg: Config, model: Recommender, data: Dataset, shape: Shape, moments: int, device: torch.device
+) -> None:
+    """Log the estimate beside what the device has, and warn when it does not fit.
+
+    moments: how many numbers the optimizer keeps of a parameter.
+    """
+    need, have = estimate(cfg, model, data, shape, moments), available(device)
     turns = need.get("training step", 0), need.get("evaluation batch", 0)  # never both at once
     total = sum(need.values()) - min(turns)
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in need.items())
@@ -31,28 +34,19 @@ def log_estimate(cfg: Config, model: Recommender, data: Dataset, shape: Shape, d
         )
 
 
-def estimate(cfg: Config, model: Recommender, data: Dataset, shape: Shape) -> dict[str, int]:
-    """Bytes by owner; for generative models with the working memory of a step and of an evaluation batch."""
+def estimate(cfg: Config, model: Recommender, data: Dataset, shape: Shape, moments: int) -> dict[str, int]:
+    """Bytes by owner, with the working memory of a step and of an evaluation batch where a model can tell it."""
     trained = FLOAT * sum(p.numel() for p in model.parameters() if p.requires_grad)
     need = {
         "model": sum(p.nbytes for p in model.parameters()),
         "gradients": trained,
-        "optimizer": 2 * trained if cfg[TrainOptions].learner != "sgd" else 0,
-        "embeddings and SIDs": sum(b.nbytes for b in model.state_dict().values())
-        - sum(p.nbytes for p in model.parameters()),
+        "optimizer": moments * trained,
+        "embeddings and SIDs": sum(b.nbytes for b in model.buffers()),
     }
-    if isinstance(model, GenerativeModel):
-        longest = int(
-            max(part.lengths(cfg[DataOptions].max_his_len).max() for part in (data.train, data.valid, data.test))
-        )
-        part = min(shape.batch_size, max(1, shape.tokens // (longest * model.tokens_per_item)))
-        items = min(data.n_items, part * (longest + 1))
-        need["training step"] = FLOAT * model.recommender.training_numbers(part, longest)
-        if isinstance(model, JointModel):  # per level: distances, noise, logits, soft assignment and their gradients
-            need["training step"] += FLOAT * 10 * items * sum(model.sizes)
-        users = min(cfg[EvalOptions].eval_batch_size, len(data.test))
-        need["evaluation batch"] = FLOAT * model.recommender.search_numbers(users, longest, model.depth)
-    return need
+    longest = max(int(part.lengths(cfg[DataOptions].max_his_len).max()) for part in (data.train, data.valid, data.test))
+    samples = min(shape.batch_size, max(1, shape.tokens // (longest * model.tokens_per_item)))
+    users = min(cfg[EvalOptions].eval_batch_size, len(data.test))
+    return need | {name: FLOAT * n for name, n in model.working_numbers(samples, longest, users).items()}
 
 
 def available(device: torch.device) -> int:

@@ -425,7 +425,7 @@ def evaluation_fails(title, error):
 
 
 ENDS = {
-    "SIDs": breaking("runs.report.write_index"),
+    "SIDs": breaking("main.write_index"),
     "versions": breaking("main.environment"),
     "floors": breaking("main.floor_figures"),
     "figures of the codes": breaking("model.GenerativeModel.figures"),
@@ -480,7 +480,7 @@ def test_the_index_of_many_levels(tmp_path, levels):
                           "method": "two_stage"})  # fmt: skip
     model = methods.empty_model(cfg, 3)
     model.set_codes(torch.arange(3)[:, None] >> torch.arange(levels) & 1)
-    report.write_index(RunFolder(tmp_path), cfg, model)
+    main.write_index(RunFolder(tmp_path), cfg, model)
     sids = read_json(tmp_path / "deep.index.json")
     assert {len(set(sid)) for sid in sids.values()} == {levels + 1}
     assert [int(x.strip("<>").split("_")[1]) for x in sids["2"]] == model.sids.token_NP[2].tolist()
@@ -530,7 +530,7 @@ WHEN = {
     "before a row": "trainer.Fit._record",
     "before the end": "main.finish",
     "before the floors": "main.floor_figures",
-    "before the SIDs": "runs.report.write_index",
+    "before the SIDs": "main.write_index",
     "before the ranks": "main.save_ranks",
     "before the results": "runs.folder.RunFolder.save_results",
 }

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -30,7 +29,7 @@ def fit_of(ground, tmp_path, **changes):
     run.claim(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
     model = methods.build_model(cfg, data).model
-    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data), partial(report.log_epoch, cfg))
+    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data), report.log_epoch)
 
 
 def rows(fit):
