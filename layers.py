@@ -120,6 +120,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor
     return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=whole, dropout_p=dropout, scale=1.0)
 
 
+def depth_attention(qkv_RPx: Tensor, heads: int) -> Tensor:
+    """Causal attention over the few places of a SID, [R, P, h]; qkv_RPx: queries, keys, values side by side.
+
+    On CPU written out: a fused kernel is made for long sequences, here are thousands of short ones.
+    """
+    q, k, v = (y.unflatten(-1, (heads, -1)) for y in qkv_RPx.chunk(3, -1))
+    size = q.shape[1]
+    if torch.is_autocast_enabled(q.device.type) or q.is_cuda:
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    future = torch.full((size, size), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+    score = torch.einsum("rihd,rjhd->rhij", q * q.shape[-1] ** -0.5, k) + future
+    return torch.einsum("rhij,rjhd->rihd", score.softmax(-1), v).flatten(2)
+
+
 def distance(x_Ud: Tensor, code_Kd: Tensor, kind: Distance = "l2") -> Tensor:
     """[U, K]: squared Euclidean distance, or 1 - cosine, or minus the inner product."""
     if kind == "l2":
@@ -196,6 +211,55 @@ def straight_through_lookup(p_UK: Tensor | None, index_U: Tensor, table_Kh: Tens
         return nn.functional.embedding(index_U, table_Kh)
     out: Tensor = _Lookup.apply(p_UK, index_U, table_Kh)
     return out
+
+
+class _SoftLabel(torch.autograd.Function):
+    """Mean of -log softmax(logits)[index] forward; backward as if the label had been onehot + w (p - sg(p)).
+
+    grad_logits = (softmax - onehot) g / R and grad_p[u] = w g / R (n_u log prior - sum of log softmax over u's rows),
+    n_u being how often u is a target.
+    """
+
+    @staticmethod
+    def forward(ctx, logits_RK, index_R, p_UK, row_R, weight, log_prior_K, rows):  # type: ignore[no-untyped-def,override]
+        logp_RK = logits_RK.log_softmax(1)
+        ctx.save_for_backward(logp_RK, index_R, row_R, log_prior_K)
+        ctx.items, ctx.weight, ctx.rows = len(p_UK), weight, rows
+        return -logp_RK.gather(1, index_R[:, None]).sum() / rows
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
+        logp_RK, index_R, row_R, log_prior_K = ctx.saved_tensors
+        each, grad_logits, grad_p = grad / ctx.rows, None, None
+        if ctx.needs_input_grad[2]:
+            seen_RK = logp_RK.masked_fill(logp_RK == -torch.inf, 0)
+            grad_p = logp_RK.new_zeros(ctx.items, logp_RK.shape[1]).index_add_(0, row_R, seen_RK, alpha=-1)
+            if log_prior_K is not None:
+                count_U = row_R.bincount(minlength=ctx.items).to(logp_RK.dtype)
+                grad_p.addcmul_(count_U[:, None], log_prior_K.to(logp_RK.dtype).expand_as(grad_p))
+            grad_p *= each * ctx.weight
+        if ctx.needs_input_grad[0]:
+            grad_logits = logp_RK.exp().mul_(each)
+            grad_logits.scatter_add_(1, index_R[:, None], -each.expand(len(index_R), 1))
+        return grad_logits, None, grad_p, None, None, None, None
+
+
+def soft_label_loss(
+    logits_RK: Tensor, index_R: Tensor, p_UK: Tensor | None, row_R: Tensor, weight: float = 1.0,
+    log_prior_K: Tensor | None = None, rows: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Mean over rows of -sum_k y_k log softmax(logits)_k with y = onehot(index) + weight (p - sg(p))[row], unbuilt.
+
+    index_R: the label's hard codes; p_UK: soft assignment of the distinct items, None where no gradient is wanted;
+    row_R: whose label each row has. log_prior_K adds sum_k y_k log prior_k to the gradient of p alone; the value
+    stays the cross-entropy. rows: what the sum is divided by, where it is not the number of rows. Logits may be
+    -inf for codes that are no choice; p receives nothing for those.
+    """
+    rows = len(index_R) if rows is None else rows
+    if p_UK is None:
+        return nn.functional.cross_entropy(logits_RK, index_R, reduction="sum") / rows
+    loss: Tensor = _SoftLabel.apply(logits_RK, index_R, p_UK, row_R, weight, log_prior_K, rows)
+    return loss
 
 
 # ---------------------------------------------------------------- whole-set assignment

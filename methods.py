@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import settings
 from metrics import EvalOptions, cutoff
+from prior import PriorOptions
 from readers.dataset import Dataset, read_embeddings
 from readers.splits import DataOptions
 from recommenders.protocol import Ranker, Recommender, TokenNetwork
@@ -37,6 +38,7 @@ TOKENIZERS = {
 JOINT = {"rqvae": "vq:JointRQVAE"}  # the form of a tokenizer that learns together with a recommender
 NETWORKS = {
     "t5": "recommenders.t5:T5Network",
+    "rq_transformer": "recommenders.rq_transformer:RQTransformer",
 }
 ITEM_MODELS = {
     "sasrec": "recommenders.sasrec:SASRec",
@@ -123,6 +125,7 @@ def sections(m: MethodOptions) -> dict[str, type]:
         kinds |= {
             "uncertainty": UncertaintyOptions,
             "joint quantizer": QuantizerOptions,
+            "label prior": PriorOptions,
             "joint training": part(MODELS["joint"]).Options,
         }
     return kinds | {"data": DataOptions, "training": TrainOptions, "evaluation": EvalOptions, "run": RunOptions}
@@ -282,6 +285,12 @@ def check_joint(cfg: Config) -> None:
     if QuantizerOptions not in cfg:
         return
     q, linears = cfg[QuantizerOptions], len(cfg[RQVAEOptions].layers) + 1
+    if cfg[SearchOptions].legal_softmax and q.assignment_forward not in ("history", "cached"):
+        raise Problem(
+            f"legal_softmax: a target drawn anew (assignment_forward: {q.assignment_forward}) may be a SID "
+            "that no item "
+            "has; use assignment_forward: history or cached"
+        )
     if q.deterministic_assignment == "sinkhorn" and cfg[TrainOptions].gradient_accumulation_steps > 1:
         raise Problem(
             "deterministic_assignment: sinkhorn balances whole batches; set gradient_accumulation_steps: 1 or "
@@ -351,10 +360,10 @@ def empty_tokenizer(cfg: Config, n_input: int) -> Any:
     return part(TOKENIZERS[name])(c, n_input)
 
 
-def network_of(cfg: Config) -> TokenNetwork:
+def network_of(cfg: Config, n_items: int) -> TokenNetwork:
     """The network over semantic IDs, untrained."""
     kind, sizes = part(NETWORKS[str(cfg[MethodOptions].recommender)]), cfg[CodeOptions].num_emb_list
-    made: TokenNetwork = kind(cfg[kind.Options], (*sizes, sizes[-1]), cfg[DataOptions].max_his_len)
+    made: TokenNetwork = kind(cfg[kind.Options], (*sizes, sizes[-1]), cfg[DataOptions].max_his_len, n_items)
     return made
 
 
@@ -374,10 +383,10 @@ def build_model(cfg: Config, data: Dataset) -> Built:
         return Built(empty_model(cfg, data.n_items))
     tokenizer = tokenizer_of(cfg, data)
     if m.training == "joint":
-        joint = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg), data.n_items)
+        joint = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, data.n_items), data.n_items)
         joint.attach(read_embeddings(data))
         return Built(joint)
-    model = part(MODELS["frozen"])(cfg, network_of(cfg), data.n_items)
+    model = part(MODELS["frozen"])(cfg, network_of(cfg, data.n_items), data.n_items)
     model.set_codes(tokenizer.eval().encode(read_embeddings(data)))
     return Built(model, tokenizer)
 
@@ -389,9 +398,9 @@ def empty_model(cfg: Config, n_items: int, n_input: int = 0) -> Recommender:
         kind = part(ITEM_MODELS[m.method])
         made: Recommender = kind(cfg[kind.Options], n_items, cfg[DataOptions].max_his_len, cfg[DataOptions].seed)
     elif m.training == "joint":
-        made = part(MODELS["joint"])(cfg, empty_tokenizer(cfg, n_input), network_of(cfg), n_items)
+        made = part(MODELS["joint"])(cfg, empty_tokenizer(cfg, n_input), network_of(cfg, n_items), n_items)
     else:
-        made = part(MODELS["frozen"])(cfg, network_of(cfg), n_items)
+        made = part(MODELS["frozen"])(cfg, network_of(cfg, n_items), n_items)
     return made
 
 

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 import methods
 from data import Batch
-from layers import suffixes
+from layers import soft_label_loss, suffixes
 from metrics import EvalOptions
+from prior import PRIORS, PriorOptions
 from readers.splits import DataOptions
 from recommenders.protocol import AllReduce, Autocast, Found, Hit, Logs, Recommender, TokenNetwork, unsound
 from settings import Config, option
+from sids.legal import Legal
 from sids.search import AllTokens, SearchOptions, Trie, beam_search
 from sids.table import SidTable
 from sids.tokenizer import CodeOptions, Quantized
@@ -78,6 +80,7 @@ class GenerativeModel(nn.Module):
         self.register_buffer("end_N", torch.zeros(n_items, dtype=torch.int32))
         self._sids: SidTable | None = None
         self._tree: tuple[Tensor | None, Trie] | None = None  # of the last `among`
+        self._legal: Legal | None = None
 
     # ---- semantic IDs
 
@@ -98,7 +101,7 @@ class GenerativeModel(nn.Module):
             )
         self.code_NT.copy_(code_NT)
         self.end_N.copy_(suffix_N)
-        self._sids = self._tree = None
+        self._sids = self._tree = self._legal = None
 
     def trie(self, among_M: Tensor | None = None) -> Trie:
         """The prefix tree of the catalogue or of some items; the last one is kept."""
@@ -108,12 +111,19 @@ class GenerativeModel(nn.Module):
             self._tree = kept  # in one assignment: callers in other threads see a whole pair
         return kept[1]
 
+    @property
+    def legal(self) -> Legal:
+        """Which tokens may follow which prefix, of the SIDs as they are."""
+        if self._legal is None:
+            self._legal = Legal(self.sids)
+        return self._legal
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         sid_NP = state_dict.pop(f"{prefix}sid_NL", None)  # as saved before codes and end tokens were told apart
         if sid_NP is not None:
             state_dict[f"{prefix}code_NT"], state_dict[f"{prefix}end_N"] = sid_NP[:, :-1], sid_NP[:, -1]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._sids = self._tree = None
+        self._sids = self._tree = self._legal = None
 
     # ---- training
 
@@ -140,15 +150,34 @@ class GenerativeModel(nn.Module):
         teacher_UPh = history_UPh if shared else tokens(goal, "teacher")
         label = goal if "target" in roads else goal.detached()
         row_R = batch.goals(self.targets)
+        open_UP = self.legal.open(batch.item_U) if self.search.legal_softmax else None
 
         terms = []
-        for place, logits_RV in enumerate(self.recommender(history_UPh, batch, teacher_UPh)):
-            if place < len(q.index):
-                y_RV = label.label(place, row_R, logits_RV.shape[1], self.target_gradient)
-                terms.append(-(y_RV * logits_RV.log_softmax(-1)).sum(1).mean())
-            else:
-                terms.append(F.cross_entropy(logits_RV, token_UP[row_R, place]))
+        for place, score_RV in enumerate(self.recommender(history_UPh, batch, teacher_UPh, open_UP)):
+            chosen_R, logits_RV = row_R, score_RV
+            if open_UP is not None:
+                chosen_R = row_R[open_UP[row_R, place]]
+                legal_RV = self.legal.tokens(place, batch.item_U[chosen_R])
+                logits_RV = score_RV.masked_fill(~legal_RV, -torch.inf)
+            terms.append(self._place_loss(place, logits_RV, label, token_UP, chosen_R, len(row_R)))
         return torch.stack(terms).mean()
+
+    def _place_loss(
+        self, place: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int
+    ) -> Tensor:
+        """Sum of a place's cross-entropy over the given targets, divided by `rows`."""
+        if place >= len(label.index):
+            return F.cross_entropy(logits_RV, token_UP[row_R, place], reduction="sum") / rows
+        if label.blend and label.soft is not None:  # the label itself is soft
+            y_RV = label.label(place, row_R, logits_RV.shape[1], self.target_gradient)
+            return -(y_RV * logits_RV.log_softmax(-1)).sum() / rows
+        p_UV = None if label.soft is None else label.soft[place]
+        index_R, log_share = label.index[place][row_R], self.log_share(place)
+        return soft_label_loss(logits_RV, index_R, p_UV, row_R, self.target_gradient, log_share, rows)
+
+    def log_share(self, level: int) -> Tensor | None:
+        """The term that completes the loss, [K]; a constant while the tokenizer rests, hence none here."""
+        return None
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
         loss = self.recommendation_loss(batch, self.quantize(batch))
@@ -186,11 +215,12 @@ class GenerativeModel(nn.Module):
         self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
     ) -> Found:
         """The k best items for each history, best first, with the log-probability of their SIDs."""
-        score = self.recommender.scorer(self.sids.tokens(history_BS).token, history_BS)
+        score = self.recommender.scorer(lambda item: self.sids.tokens(item).token, history_BS)
         trie = self.trie(among_M)
         tree = trie if self.search.constrained else AllTokens(trie)
         beams = max(k, self.search.num_beams)
-        found = beam_search(score, tree, len(history_BS), beams, history_BS.device, banned_BS)
+        legal = self.search.legal_softmax
+        found = beam_search(score, tree, len(history_BS), beams, history_BS.device, banned_BS, legal_softmax=legal)
         return Found(found.item_BW[:, :k], found.score_BW[:, :k])
 
     def groups(self) -> dict[str, Tensor]:
@@ -215,6 +245,7 @@ class JointModel(GenerativeModel):
         self.joint = cfg[JointOptions]
         self.target_gradient = self.joint.target_gradient
         self.tokenizer = tokenizer
+        self.prior = PRIORS[cfg[PriorOptions].label_prior](cfg[PriorOptions], list(self.sizes))
         self.decay = STRATEGIES[cfg[UncertaintyOptions].uncertainty](cfg[UncertaintyOptions], list(self.sizes))
         self.roads = ROADS if self.joint.gradient == "end_to_end" else ()
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -248,8 +279,20 @@ class JointModel(GenerativeModel):
         loss = loss + j.recon_loss_weight * recon + j.vq_loss_weight * vq
         if self.training:
             self.decay.observe(q.nearest, batch.new_U, rec.detach() * batch.weight)
+            self.prior.observe([index[row_R] for index in q.goal().index])
         logs = {"loss": loss, "loss/rec": rec, "loss/recon": recon, "loss/vq": vq, **self._agreement(batch, q)}
+        logs |= self._prior_size(q, row_R)
         return loss, {k: v.detach() for k, v in logs.items()}
+
+    def log_share(self, level: int) -> Tensor | None:
+        return self.prior.log_share(level)
+
+    @torch.no_grad()
+    def _prior_size(self, q: Quantized, row_R: Tensor) -> Logs:
+        """Mean over targets and levels of sum_k p_k log qbar_k, the value of the term that only its gradient adds."""
+        shares = [self.prior.log_share(level) for level in range(len(self.sizes))]
+        sizes = [(p[row_R] @ s).mean() for p, s in zip(q.soft or (), shares, strict=True) if s is not None]
+        return {"loss/label_prior": torch.stack(sizes).mean()} if sizes else {}
 
     @torch.no_grad()
     def _agreement(self, batch: Batch, q: Quantized) -> Logs:
@@ -281,6 +324,7 @@ class JointModel(GenerativeModel):
 
     def after_step(self, all_reduce: AllReduce) -> None:
         self.decay.after_step(all_reduce)
+        self.prior.after_step(all_reduce)
         self.step += 1
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -152,11 +152,18 @@ class TokenNetwork(Protocol):
     def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
         """Embedded tokens of U items, [U, P, h]: learned places from `codes`, the others from token_UP."""
 
-    def __call__(self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, /) -> Iterator[Tensor]:
-        """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh."""
+    def __call__(
+        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None, /
+    ) -> Iterator[Tensor]:
+        """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh.
 
-    def scorer(self, token_BSP: Tensor, history_BS: Tensor) -> Scorer:
-        """The scorer of a search; what does not depend on beams runs once per user."""
+        open_UP: at which places an item's token is a choice; then only the rows whose target's is are wanted.
+        """
+
+    def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
+        """The scorer of a search; what does not depend on beams runs once per user. tokens: item numbers
+        [...] -> their tokens [..., P].
+        """
 
     def training_numbers(self, B: int, S: int) -> int:
         """Numbers that a step over B histories of S items keeps for its backward pass, at the most."""

@@ -9,7 +9,7 @@ the network over SIDs also U distinct items of a batch, P places of a SID, V tok
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -245,7 +245,7 @@ class T5Network(nn.Module):
     Options: ClassVar[type[T5Options]] = T5Options
     targets: Literal["one", "next"] = "one"
 
-    def __init__(self, cfg: T5Options, vocabulary: tuple[int, ...], longest: int) -> None:
+    def __init__(self, cfg: T5Options, vocabulary: tuple[int, ...], longest: int, n_items: int) -> None:
         """vocabulary: tokens of each place; longest: items of a history at most."""
         super().__init__()
         self.cfg, self.vocabulary, self.tokens_per_item = cfg, vocabulary, len(vocabulary)
@@ -277,16 +277,23 @@ class T5Network(nn.Module):
         """Scores of a place's tokens, tied with its table."""
         return F.linear(hidden, self.tables[place]).to(self.tables[place].dtype)
 
-    def forward(self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor) -> Iterator[Tensor]:
-        """Teacher-forced logits [B, V] of each sample's target, place by place."""
+    def forward(
+        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Teacher-forced logits [B, V] of each sample's target, place by place; where open_UP says so, of those
+        targets only whose token is a choice there.
+        """
         cache = self.t5.start(*self.encode(history_UPh[batch.history_row_BS], batch.history_BS))
         before_BPh = teacher_UPh[batch.target_row_B, :-1]  # of the place after it
         start_B1h = self.start.expand(len(before_BPh), 1, -1)
         hidden = self.t5.decode(torch.cat([start_B1h, before_BPh], 1), cache)
-        return (self.logits(place, hidden[:, place]) for place in range(len(self.tables)))
+        for place, hidden_Bh in enumerate(hidden.unbind(1)):
+            chosen = slice(None) if open_UP is None else open_UP[batch.target_row_B, place]
+            yield self.logits(place, hidden_Bh[chosen])
 
-    def scorer(self, token_BSP: Tensor, history_BS: Tensor) -> Scorer:
+    def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks; encoder and source keys run once per user."""
+        token_BSP = tokens(history_BS)
         token_BSPh = torch.stack([t[token_BSP[..., i]] for i, t in enumerate(self.tables)], 2)
         cache = self.t5.start(*self.encode(token_BSPh, history_BS))
         users = len(history_BS)

@@ -13,14 +13,24 @@ from torch import Tensor
 
 from recommenders.protocol import Found, Scorer
 from settings import option
+from utils import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     num_beams: int = option(20, "beams of the search", ge=1)
+    legal_softmax: bool = option(
+        False,
+        "softmax over the tokens that may follow a prefix, in training and search, instead of all tokens of a place "
+        "(not in the paper)",
+    )
     constrained: bool = option(
         True, "search only SIDs that exist; false: all, and the share of invalid ones is reported"
     )
+
+    def __post_init__(self) -> None:
+        if self.legal_softmax and not self.constrained:
+            raise Problem("legal_softmax: knows only SIDs that exist; it cannot go with constrained: false")
 
 
 class Children(NamedTuple):
@@ -135,12 +145,14 @@ def sid_key(token_NP: Tensor, vocabulary: list[int]) -> Tensor:
 
 @torch.inference_mode()
 def beam_search(
-    score: Scorer, tree: Tree, users: int, beams: int, device: torch.device, banned_BS: Tensor | None = None
-) -> Found:
+    score: Scorer, tree: Tree, users: int, beams: int, device: torch.device, banned_BS: Tensor | None = None,
+    *, legal_softmax: bool = False,
+) -> Found:  # fmt: skip
     """The items of the best `beams` SIDs for each of `users` users, [B, beams * G].
 
     score(place, token_R, parent_R) gives the log-probabilities [R, V] of the tokens of a place after each of
-    R = users * W rows, over the place's whole softmax. Items in banned_BS are never returned.
+    R = users * W rows, over the place's whole softmax; legal_softmax: they are normalised anew over the tokens
+    that may follow. Items in banned_BS are never returned.
     """
     node_BW = torch.zeros(users, 1, dtype=torch.long, device=device)
     score_BW = torch.zeros(users, 1, device=device)
@@ -149,8 +161,10 @@ def beam_search(
     for place in range(last + 1):
         logp_BWV = score(place, token_R, parent_R).view(*node_BW.shape, -1)
         child = tree.children(place, node_BW)
-        total_BWC = score_BW[..., None] + logp_BWV.gather(2, child.token)
-        total_BWC = total_BWC.masked_fill(~child.there, -torch.inf)
+        next_BWC = logp_BWV.gather(2, child.token).masked_fill(~child.there, -torch.inf)
+        if legal_softmax:
+            next_BWC = next_BWC.log_softmax(2)
+        total_BWC = score_BW[..., None] + next_BWC
         if banned_BS is not None and place == last:
             open_BM = (~is_banned(tree.items_of(child.node.flatten(1)), banned_BS)).any(2)
             total_BWC = total_BWC.masked_fill(~open_BM.view_as(total_BWC), -torch.inf)

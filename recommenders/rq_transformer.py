@@ -1,0 +1,242 @@
+"""RQ-Transformer (Lee et al., CVPR 2022, arXiv:2203.01941) over semantic IDs: one vector an item, a target a position.
+
+A causal transformer reads a history item by item; a small depth decoder spells the next item's SID, token by token,
+at *every* position. So a history of n items is n positions (T5 reads n * P tokens) and yields n targets a pass.
+
+Shape letters: B users, S positions, U distinct items of a batch, R rows (real positions of a batch, in order; in a
+search users * beams), T rows and places that are not left out, P places of a SID, V tokens of a place, h width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data import Batch
+from layers import Dropout, depth_attention
+from recommenders.protocol import Codes, Scorer
+from settings import option
+from utils import Problem
+
+Attend = Callable[[Tensor], Tensor]  # projected queries, keys, values [..., T, 3h] -> [..., T, h]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RQTransformerOptions:
+    item_blocks: int = option(2, "blocks over the items of a history", ge=1)
+    depth_blocks: int = option(2, "blocks over the tokens of a SID", ge=1)
+    d_model: int = option(128, "width h", ge=1)
+    d_ff: int = option(512, "width of the feed-forward layers", ge=1)
+    num_heads: int = option(4, "attention heads", ge=1, sizeless=True)
+    item_dropout: float = option(0.3, "dropout over the items of a history", ge=0, le=0.9)
+    depth_dropout: float = option(0.2, "dropout over the tokens of a SID", ge=0, le=0.9)
+    item_embedding: bool = option(
+        False, "add a learned vector of its own to each item of a history (then not all of an item is in its SID)"
+    )
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.num_heads:
+            raise Problem(f"d_model: {self.d_model} is not divisible by num_heads {self.num_heads}")
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward layer, each normalised before (pre-LN)."""
+
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed = nn.Sequential(nn.Linear(width, inner), nn.GELU(), Dropout(dropout), nn.Linear(inner, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        x = x + self.dropout(self.out(attend(self.qkv(self.norms[0](x)))))
+        return x + self.dropout(self.feed(self.norms[1](x)))
+
+
+class Stack(nn.Module):
+    """Blocks and a last norm."""
+
+    def __init__(self, width: int, inner: int, blocks: int, dropout: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, inner, dropout) for _ in range(blocks))
+        self.norm, self.dropout = nn.LayerNorm(width), Dropout(dropout)
+
+    def forward(self, x: Tensor, attends: Sequence[Attend]) -> Tensor:
+        """attends: the attention of each block; blocks share one in training and keep one each in a search."""
+        x = self.dropout(x)
+        for block, attend in zip(self.blocks, attends, strict=True):
+            x = block(x, attend)
+        out: Tensor = self.norm(x)
+        return out
+
+
+class RQTransformer(nn.Module):
+    """Item vectors, item stack, depth stack; one token table per place, tied with the logits."""
+
+    Options: ClassVar[type[RQTransformerOptions]] = RQTransformerOptions
+    targets: Literal["one", "next"] = "next"
+    tokens_per_item = 1
+
+    def __init__(self, cfg: RQTransformerOptions, vocabulary: tuple[int, ...], longest: int, n_items: int) -> None:
+        """vocabulary: tokens of each place; longest: items of a history at most."""
+        super().__init__()
+        self.cfg, self.vocabulary, self.scale = cfg, vocabulary, cfg.d_model**0.5
+        width = cfg.d_model
+        self.tables = nn.ParameterList(torch.randn(v, width) * 0.02 for v in vocabulary)
+        self.mix = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.ages, self.places = nn.Embedding(longest, width), nn.Embedding(len(vocabulary), width)
+        self.own = nn.Embedding(n_items + 1, width) if cfg.item_embedding else None
+        self.items = Stack(width, cfg.d_ff, cfg.item_blocks, cfg.item_dropout)
+        self.depth = Stack(width, cfg.d_ff, cfg.depth_blocks, cfg.depth_dropout)
+        self.bridge = nn.Linear(width, width)
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, 0, 0.02)
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    # ---- items
+
+    def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
+        """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others."""
+        learned = [codes.lookup(place, self.tables[place]) for place in range(len(codes.index))]
+        plain = [F.embedding(token_UP[:, p], self.tables[p]) for p in range(len(learned), len(self.tables))]
+        return torch.stack([*learned, *plain], 1)
+
+    def vectors(self, token_UPh: Tensor, item_U: Tensor) -> Tensor:
+        """One vector an item, [U, h]: x = sqrt(h) * sum of its tokens, then x + MLP(x)."""
+        x_Uh = token_UPh.sum(1)
+        if self.own is not None:
+            x_Uh = x_Uh + self.own(item_U)
+        x_Uh = x_Uh * self.scale
+        out: Tensor = x_Uh + self.mix(x_Uh)
+        return out
+
+    def encode(self, vector_Uh: Tensor, row_BS: Tensor, history_BS: Tensor) -> Tensor:
+        """Hidden states [B, S, h]; row_BS: rows of vector_Uh. Those of padding mean nothing.
+
+        Positions count from the newest item, so that padding on the left changes nothing.
+        """
+        size = history_BS.shape[1]
+        age_S = torch.arange(size - 1, -1, -1, device=history_BS.device)
+        x_BSh = F.embedding(row_BS, vector_Uh) + self.ages(age_S)
+        # everyone may attend to themselves: a row without any key would be NaN
+        allowed = (history_BS > 0)[:, None, None] | torch.eye(size, dtype=torch.bool, device=history_BS.device)
+        mask = torch.zeros_like(allowed, dtype=x_BSh.dtype).masked_fill_(~allowed.tril(), -torch.inf)
+
+        def attend(qkv_BSx: Tensor) -> Tensor:
+            q, k, v = (y.unflatten(-1, (self.cfg.num_heads, -1)).transpose(1, 2) for y in qkv_BSx.chunk(3, -1))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+            return y.transpose(1, 2).flatten(2)
+
+        out: Tensor = self.items(x_BSh, [attend] * len(self.items.blocks))
+        return out
+
+    # ---- training
+
+    def forward(
+        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Teacher-forced logits [R, V] at every real position, place by place.
+
+        open_UP: whether an item's token at a place is a choice at all; then logits are those of the rows whose
+        target's token is, `open_UP[goals]`. It must be True at the first place.
+        """
+        h_BSh = self.encode(self.vectors(history_UPh, batch.item_U), batch.history_row_BS, batch.history_BS)
+        h_Rh, row_R = h_BSh[batch.history_BS > 0], batch.goals("next")
+        before_UPh = teacher_UPh[:, :-1] * self.scale
+        before_RPh = F.embedding(row_R, before_UPh.flatten(1)).view(len(h_Rh), *before_UPh.shape[1:])
+        x_RPh = torch.cat([self.bridge(h_Rh)[:, None], before_RPh], 1) + self.places.weight
+        if open_UP is None:
+            hidden_RPh = self.depth(x_RPh, [self._attend_depth] * len(self.depth.blocks))
+            yield from (self.logits(place, y_Rh) for place, y_Rh in enumerate(hidden_RPh.unbind(1)))
+        else:
+            yield from self._open_logits(x_RPh, open_UP[row_R])
+
+    def _attend_depth(self, qkv_RPx: Tensor) -> Tensor:
+        return depth_attention(qkv_RPx, self.cfg.num_heads)
+
+    def _open_logits(self, x_RPh: Tensor, open_RP: Tensor) -> Iterator[Tensor]:
+        """Logits where there is a choice. A place counts when it is a choice or stands before one; all others
+        are left out of the stack.
+        """
+        needed_RP = open_RP.flip(1).cummax(1).values.flip(1)
+        place_T = needed_RP.flatten().nonzero()[:, 0]
+
+        def attend(qkv_Tx: Tensor) -> Tensor:
+            qkv_RPx = qkv_Tx.new_zeros(needed_RP.numel(), qkv_Tx.shape[1]).index_copy(0, place_T, qkv_Tx)
+            y_RPh = self._attend_depth(qkv_RPx.view(*needed_RP.shape, -1))
+            return y_RPh.flatten(0, 1).index_select(0, place_T)
+
+        hidden_Th = self.depth(x_RPh.flatten(0, 1).index_select(0, place_T), [attend] * len(self.depth.blocks))
+        packed_RP = needed_RP.flatten().cumsum(0).view_as(needed_RP) - 1
+        for place, open_R in enumerate(open_RP.unbind(1)):
+            yield self.logits(place, hidden_Th.index_select(0, packed_RP[:, place][open_R]))
+
+    def logits(self, place: int, hidden_Rh: Tensor) -> Tensor:
+        """Scores of a place's tokens, tied with its table."""
+        return F.linear(hidden_Rh, self.tables[place]).to(self.tables[place].dtype)
+
+    # ---- search
+
+    def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
+        """The scorer that `beam_search` asks: the history is read once, the depth stack goes token by token."""
+        item_U, row_BS = history_BS.unique(return_inverse=True)
+        token_UPh = torch.stack([t[i] for t, i in zip(self.tables, tokens(item_U).unbind(1), strict=True)], 1)
+        start_Bh = self.bridge(self.encode(self.vectors(token_UPh, item_U), row_BS, history_BS)[:, -1])
+        past = [Past(self.cfg.num_heads) for _ in self.depth.blocks]
+
+        def score(place: int, token_R: Tensor | None, parent_R: Tensor | None) -> Tensor:
+            if token_R is None or parent_R is None:
+                x_Rh = start_Bh
+            else:
+                for own in past:
+                    own.reorder(parent_R)
+                x_Rh = self.tables[place - 1][token_R] * self.scale
+            hidden_R1h = self.depth((x_Rh + self.places.weight[place])[:, None], past)
+            return self.logits(place, hidden_R1h[:, 0]).log_softmax(-1)
+
+        return score
+
+    def training_numbers(self, B: int, S: int) -> int:
+        """Numbers kept for the backward pass: per block and row its streams, projections and attention."""
+        r, rows, P = self.cfg, B * S, len(self.vocabulary)
+        row = 12 * r.d_model + 4 * r.d_ff
+        items = r.item_blocks * (rows * row + 3 * B * r.num_heads * S * S)
+        depth = r.depth_blocks * (rows * P * row + 3 * rows * r.num_heads * P * P)
+        return items + depth + rows * (4 * P * r.d_model + 4 * sum(self.vocabulary))
+
+    def search_numbers(self, B: int, S: int, beams: int) -> int:
+        """Numbers held at the widest moment of a search for B users: in the item stack, or at the last place."""
+        r, P = self.cfg, len(self.vocabulary)
+        items = B * S * (6 * r.d_model + 2 * r.d_ff) + 2 * B * r.num_heads * S * S
+        rows = B * beams * (6 * r.d_model + 2 * r.d_ff + 4 * P * r.depth_blocks * r.d_model + 8 * max(self.vocabulary))
+        return max(items, rows)
+
+
+class Past:
+    """One depth block's attention in a search, which keeps keys and values of a beam's tokens so far, [R, t, 2h]."""
+
+    kept: Tensor | None
+
+    def __init__(self, heads: int) -> None:
+        self.heads, self.kept = heads, None
+
+    def reorder(self, row_R: Tensor) -> None:
+        """Let each beam continue from its parent's row."""
+        if self.kept is not None:
+            self.kept = self.kept[row_R]
+
+    def __call__(self, qkv_R1x: Tensor) -> Tensor:
+        """The newest place of each row, [R, 1, h]."""
+        width = qkv_R1x.shape[-1] // 3
+        new_R1x = qkv_R1x[..., width:]
+        self.kept = kv = new_R1x if self.kept is None else torch.cat([self.kept, new_R1x], 1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in (qkv_R1x[..., :width], kv[..., :width], kv[..., width:]))
+        p_RtH = ((q * k).sum(-1) * q.shape[-1] ** -0.5).softmax(1)
+        return (p_RtH[..., None] * v).sum(1, keepdim=True).flatten(2)
