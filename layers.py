@@ -225,7 +225,7 @@ class _SoftLabel(torch.autograd.Function):
         logp_RK = logits_RK.log_softmax(1)
         ctx.save_for_backward(logp_RK, index_R, row_R, log_prior_K)
         ctx.items, ctx.weight, ctx.rows = len(p_UK), weight, rows
-        return -logp_RK.gather(1, index_R[:, None]).sum() / rows
+        return -logp_RK.gather(1, index_R[:, None]).mean() * (len(index_R) / rows)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
@@ -256,8 +256,10 @@ def soft_label_loss(
     -inf for codes that are no choice; p receives nothing for those.
     """
     rows = len(index_R) if rows is None else rows
+    if not len(index_R):
+        return logits_RK.sum()  # nothing, with a gradient of zero
     if p_UK is None:
-        return nn.functional.cross_entropy(logits_RK, index_R, reduction="sum") / rows
+        return nn.functional.cross_entropy(logits_RK, index_R) * (len(index_R) / rows)
     loss: Tensor = _SoftLabel.apply(logits_RK, index_R, p_UK, row_R, weight, log_prior_K, rows)
     return loss
 

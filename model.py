@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import methods
@@ -165,9 +164,9 @@ class GenerativeModel(nn.Module):
     def _place_loss(
         self, place: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int
     ) -> Tensor:
-        """Sum of a place's cross-entropy over the given targets, divided by `rows`."""
+        """Sum of a place's cross-entropy over the targets that have a choice there, divided by all `rows` targets."""
         if place >= len(label.index):
-            return F.cross_entropy(logits_RV, token_UP[row_R, place], reduction="sum") / rows
+            return soft_label_loss(logits_RV, token_UP[row_R, place], None, row_R, rows=rows)
         if label.blend and label.soft is not None:  # the label itself is soft
             y_RV = label.label(place, row_R, logits_RV.shape[1], self.target_gradient)
             return -(y_RV * logits_RV.log_softmax(-1)).sum() / rows

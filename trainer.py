@@ -146,7 +146,7 @@ def halved_until_it_fits(rows: np.ndarray, work: Callable[[np.ndarray], None]) -
         if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
             raise
     if len(rows) == 1:
-        raise Problem("out of memory on a single user; lower num_beams or max_his_len")
+        raise Problem("out of memory on a single user; lower max_his_len, or the width of the model's search")
     log.warning(f"evaluation of {len(rows)} users runs out of memory, halving them; a lower eval_batch_size avoids it")
     torch.cuda.empty_cache()
     for half in np.array_split(rows, 2):

@@ -35,6 +35,14 @@ def run(folder, processes, *options):
 CASES = {
     "no noise": {"uncertainty": "none"},
     "frqud_sdud": {"uncertainty": "frqud_sdud"},
+    "rq_transformer": {
+        "recommender": "rq_transformer",
+        "item_dropout": 0,
+        "depth_dropout": 0,
+        "legal_softmax": True,
+        "assignment_forward": "history",
+        "label_prior": "usage",
+    },
     "sinkhorn": {"uncertainty": "sdud", "auto_lambda_mode": "adaptive", "catalogue_assignment": "sinkhorn"},
 }
 
@@ -55,7 +63,7 @@ def two_epochs(options, rank, processes, port, folder):
         fit = Fit(cfg, model, data, acc, run, portable(cfg, data), lambda row, best: None)
         fit.train()
         assert fit.progress.step >= 20
-        steps = batches.Steps(data.train, fit.plan(0), fit.shape)
+        steps = batches.Steps(fit.train_split, fit.plan(0), fit.shape)
         fit._gradients(next(parts for parts in steps if len(parts[0].user_B) == len(steps[0][0].user_B)))
         grads = {f"gradient/{k}": p.grad for k, p in model.named_parameters() if p.grad is not None}
         torch.save(model.state_dict() | grads, folder / f"{case}-{rank}.pt")

@@ -50,8 +50,9 @@ def codebook_grads(model, loss):
 
 @pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("forward", ["sampled", "cached", "soft", "history"])
-def test_the_recommendation_gradient_reaches_every_codebook_on_each_road(road, forward):
-    model, batch = joint(assignment_forward=forward), some_batch()
+@pytest.mark.parametrize("network", ["t5", "rq_transformer"])
+def test_the_recommendation_gradient_reaches_every_codebook_on_each_road(road, forward, network):
+    model, batch = joint(assignment_forward=forward, recommender=network), some_batch()
     loss = model.recommendation_loss(batch, model.quantize(batch), (road,))
     assert all(norm > 0 for norm in codebook_grads(model, loss))
 
@@ -200,8 +201,9 @@ def test_padding_changes_nothing():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frozen", [True, False])
-def test_every_trainable_parameter_is_in_one_group_and_gets_a_gradient(kind, frozen):
-    model = joint(uncertainty=kind, freeze_id_encoder=frozen)
+@pytest.mark.parametrize("network", ["t5", "rq_transformer"])
+def test_every_trainable_parameter_is_in_one_group_and_gets_a_gradient(kind, frozen, network):
+    model = joint(uncertainty=kind, freeze_id_encoder=frozen, recommender=network)
     grouped = [p for g in model.param_groups() for p in g["params"]]
     assert len(grouped) == len({id(p) for p in grouped})
     assert {id(p) for p in grouped} == {id(p) for p in model.parameters() if p.requires_grad}

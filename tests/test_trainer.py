@@ -47,7 +47,11 @@ def assert_same_state(a, b, atol=0.0):
 
 # ---------------------------------------------------------------- the same result
 
-SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}}
+RQ = {
+    "recommender": "rq_transformer", "item_dropout": 0, "depth_dropout": 0, "legal_softmax": True,
+    "assignment_forward": "history", "label_prior": "usage",
+}  # fmt: skip
+SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}, "gumbel": RQ}
 
 
 @pytest.mark.parametrize("kind", SPLIT)
@@ -82,9 +86,9 @@ def test_sequences_cut_into_parts_give_the_same_training(ground, tmp_path, kind,
     assert_same_state(*fits, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", ["diger", "sasrec", "diffsasrec"])
-def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path, method):
-    fits = [fit_of(ground, tmp_path / n, seed=s, method=method) for n, s in (("a", 1), ("b", 1), ("c", 2))]
+@pytest.mark.parametrize("kind", [{}, RQ | {"item_dropout": 0.2}, {"method": "sasrec"}, {"method": "diffsasrec"}])
+def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path, kind):
+    fits = [fit_of(ground, tmp_path / n, seed=s, **kind) for n, s in (("a", 1), ("b", 1), ("c", 2))]
     for fit in fits:
         fit.train()
     assert rows(fits[0]) == rows(fits[1])

@@ -1,0 +1,94 @@
+"""The structure: imports run one way, the trainer knows no SIDs, functions are short, parts are where they belong."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import methods
+import settings
+
+ROOT = Path(settings.__file__).parent
+PACKAGES = ("readers", "sids", "recommenders", "runs")
+FILES = sorted([*ROOT.glob("*.py"), *(p for d in PACKAGES for p in (ROOT / d).glob("*.py"))])
+# who may be imported by whom: a file imports from its own row and from those above it, within a row without a circle
+ROWS = [
+    ["utils", "settings", "retired", "layers"],
+    ["metrics", "readers", "data", "runs.guard"],
+    ["recommenders"],
+    ["uncertainty", "prior", "runs.folder", "runs.memory", "runs.report"],
+    ["sids", "vq"],
+    ["trainer"],
+    ["methods"],
+    ["model"],
+    ["main"],
+]
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {name_of(p) for p in FILES}
+
+
+def imports(path):
+    """Modules of the project that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{a.name}" for a in node.names} & NAMES
+            found |= inner or {node.module}
+    return found & NAMES
+
+
+def row_of(name):
+    return next(i for i, row in enumerate(ROWS) for known in row if name == known or name.startswith(known + "."))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_import_runs_upward(path):
+    upward = [other for other in imports(path) if row_of(other) > row_of(name_of(path))]
+    assert upward == []
+
+
+def test_no_import_circle():
+    left = {name_of(p): imports(p) - {name_of(p)} for p in FILES}
+    while free := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
+
+
+def test_the_trainer_knows_no_semantic_ids():
+    text = (ROOT / "trainer.py").read_text()
+    words = (
+        r"\b(codes?|codebooks?|SIDs?|sids?|beams?|num_beams|tau|prefix|suffix|quantiz\w*|tokenizer|group_N?\b(?=/))\b"
+    )
+    assert re.findall(words, text) == []
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "scripts").rglob("*.py"))], ids=lambda p: p.name)
+def test_functions_are_short(path):
+    functions = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef))
+    assert [f.name for f in functions if f.end_lineno - f.lineno >= 60] == []
+
+
+@pytest.mark.parametrize("registry", ["TOKENIZERS", "JOINT", "NETWORKS", "ITEM_MODELS", "MODELS"])
+def test_every_part_is_where_its_registry_says(registry):
+    for place in getattr(methods, registry).values():
+        assert methods.part(place).__module__ == place.partition(":")[0]
+
+
+def test_no_option_has_two_owners_in_one_run():
+    for method in methods.METHODS:
+        for tokenizer in methods.TOKENIZERS if methods.TRAINING.get(method) == "frozen" else ["rqvae"]:
+            chosen = {"method": method}
+            if method in methods.TRAINING:
+                chosen |= {"tokenizer": tokenizer}
+            kinds = methods.sections(methods.composition({}, chosen)).values()
+            names = [name for kind in kinds for name in settings.fields_of(kind)]
+            assert len(names) == len(set(names))

@@ -1,0 +1,261 @@
+"""The seams: three tokenizers, two networks, one door; options belong to parts."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import tiny_overrides, words, write_tiny
+
+import main
+import methods
+import scripts.pretrain
+import settings
+from model import load
+from readers.dataset import read_embeddings
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from sids.fit import measure
+from sids.rq_kmeans import RQKMeans
+from sids.tokenizer import Source
+from utils import Problem, read_checkpoint, read_json
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("parts")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root) | {"epochs": 1, "method": "two_stage"}
+    (root / "c.yaml").write_text(yaml.safe_dump(options))
+    return root, options
+
+
+@pytest.fixture(scope="module", params=["rqvae", "rq_kmeans", "random_codes"])
+def run(request, place):
+    """A two-stage run on each kind of tokenizer, pre-trained by the one command."""
+    root, _ = place
+    config = f"--config={root / 'c.yaml'}"
+    scripts.pretrain.run([config, f"--tokenizer={request.param}"])
+    main.main([config, f"--tokenizer={request.param}", f"--run_name={request.param}"])
+    return request.param, root / "out" / "tiny" / request.param
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def test_every_tokenizer_trains_a_recommender_and_travels_with_it(run):
+    """Its codes can be made again from the checkpoint alone."""
+    name, folder = run
+    results = read_json(folder / "test.json")
+    assert results["method"] == ("two_stage" if name == "rqvae" else f"two_stage[{name}]")
+    cfg, model, state = methods.restore(folder / "best_model.pth")
+    data = read_dataset(cfg[DataOptions])
+    tokenizer = methods.empty_tokenizer(cfg, read_embeddings(data).shape[1])
+    tokenizer.load_state_dict(state["tokenizer"])
+    assert torch.equal(tokenizer.eval().encode(read_embeddings(data)), model.code_NT.long())
+
+
+def test_a_second_pre_training_uses_the_first(run, place, capsys):
+    name, _ = run
+    root, _ = place
+    capsys.readouterr()
+    scripts.pretrain.run([f"--config={root / 'c.yaml'}", f"--tokenizer={name}"])
+    assert "used again" in capsys.readouterr().out
+
+
+def test_only_some_tokenizers_can_be_trained_jointly():
+    for name in set(methods.TOKENIZERS) - set(methods.JOINT):
+        with pytest.raises(Problem, match=f"tokenizer: {name} cannot be trained jointly with a recommender"):
+            methods.load(None, [f"--tokenizer={name}"])
+        assert methods.load(None, [f"--tokenizer={name}", "--method=two_stage"])
+
+
+def test_a_file_of_another_tokenizer_is_refused(run, place):
+    name, _ = run
+    _, options = place
+    other = "rq_kmeans" if name != "rq_kmeans" else "random_codes"
+    cfg = methods.build(options | {"tokenizer": name})
+    path = methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    wrong = methods.build(options | {"tokenizer": other, "rqvae_path": str(path)})
+    with pytest.raises(Problem, match=f"holds a tokenizer of the kind '{name}', this run has '{other}'"):
+        methods.build_model(wrong, read_dataset(cfg[DataOptions]))
+
+
+@pytest.mark.parametrize("weights", ["uniform", "counts"])
+def test_residual_k_means_on_six_points_by_hand(weights):
+    """Golden example: two levels of two centres; the squared error is 8/3 after the first and 1 after the second."""
+    x = np.array([(0, 0), (0, 1), (1, 0), (10, 10), (10, 11), (11, 10)], np.float32)
+    cfg = methods.build({"tokenizer": "rq_kmeans", "method": "two_stage", "num_emb_list": [2, 2], "weights": weights})
+    model = RQKMeans(cfg[RQKMeans.Options], 2)
+    count = np.array([3, 1, 1, 1, 1, 1]) if weights == "counts" else np.ones(6, np.int64)
+    source = Source(x, count, None)
+    model.fit(source, 0)
+    centres = sorted(model.centres()[0].tolist())
+    want = [[0.2, 0.2], [31 / 3, 31 / 3]] if weights == "counts" else [[1 / 3, 1 / 3], [31 / 3, 31 / 3]]
+    assert np.allclose(centres, want, atol=1e-5)
+    code = model.encode(x)
+    assert len(code[:3, 0].unique()) == 1 and code[0, 0] != code[3, 0]
+    if weights == "uniform":
+        error = [float((model.decode(code)[:, t] - torch.from_numpy(x)).square().sum()) for t in (0, 1)]
+        assert error[0] == pytest.approx(8 / 3, rel=1e-5) and error[1] <= 1 + 1e-4
+
+
+def test_random_codes_know_the_row_alone(place):
+    _, options = place
+    cfg = methods.build(options | {"tokenizer": "random_codes", "num_emb_list": [16, 16, 16]})
+    data = read_dataset(cfg[DataOptions])
+    model = methods.empty_tokenizer(cfg, 12)
+    model.fit(Source.of(data), 3)
+    x = read_embeddings(data)
+    assert torch.equal(model.encode(x), model.encode(np.array(x)[::-1])) and model.encode(x).max() < 16
+    assert measure(model, x, 0).reconstruction_error == pytest.approx(1, abs=1e-3)
+
+
+# ---------------------------------------------------------------- options
+
+
+def test_an_option_of_another_part_is_refused_on_the_command_line_and_left_aside_in_a_file(place):
+    with pytest.raises(Problem, match=r"--encoder_layers belongs to recommender t5, which this run does not have"):
+        methods.load(None, ["--method=sasrec", "--encoder_layers=3"])
+    with pytest.raises(Problem, match=r"--weights belongs to tokenizer rq_kmeans"):
+        methods.load(None, ["--method=two_stage", "--weights=counts"])
+    with pytest.raises(Problem, match=r"--uncertainty belongs to uncertainty"):
+        methods.load(None, ["--method=two_stage", "--uncertainty=none"])
+    cfg = methods.build({"method": "sasrec", "encoder_layers": 3, "weights": "counts"})
+    assert "encoder_layers" not in settings.flat(cfg) and cfg.aside["encoder_layers"] == 3
+    assert methods.change(cfg, method="two_stage")  # what was left aside is there again
+    assert settings.flat(methods.change(cfg, method="two_stage"))["encoder_layers"] == 3
+
+
+def test_a_wrong_value_is_refused_wherever_it_is_for():
+    with pytest.raises(Problem, match="encoder_layers: must be at least 1"):
+        methods.build({"method": "sasrec", "encoder_layers": 0})
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "want"),
+    [
+        ({}, {}, ("diger", "rqvae", "t5", "joint")),
+        ({}, {"training": "frozen"}, ("two_stage", "rqvae", "t5", "frozen")),
+        ({"method": "diger"}, {"training": "frozen"}, ("two_stage", "rqvae", "t5", "frozen")),
+        ({"training": "joint"}, {"method": "two_stage"}, ("two_stage", "rqvae", "t5", "frozen")),
+        ({"recommender": "rq_transformer"}, {"method": "sasrec"}, ("sasrec", None, None, None)),
+        ({}, {"recommender": "sasrec"}, ("sasrec", None, None, None)),
+        ({"method": "sasrec"}, {"method": "two_stage"}, ("two_stage", "rqvae", "t5", "frozen")),
+        ({"recommender": "rq_transformer"}, {}, ("diger", "rqvae", "rq_transformer", "joint")),
+    ],
+)
+def test_a_composition_is_what_its_names_say(preset, given, want):
+    m = methods.build(preset, given)[methods.MethodOptions]
+    assert (m.method, m.tokenizer, m.recommender, m.training) == want
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tokenizer": "rqvea"}, r"tokenizer: 'rqvea' is not one of .*; did you mean 'rqvae'\?"),
+        ({"recommender": "t4"}, r"recommender: 't4' is not one of t5"),
+        ({"method": "diger", "training": "frozen"}, "training: frozen contradicts method: diger, which is joint"),
+        ({"method": "sasrec", "tokenizer": "rqvae"}, "--tokenizer: sasrec recommends by items"),
+    ],
+)
+def test_names_that_contradict_or_do_not_exist(given, message):
+    with pytest.raises(Problem, match=message):
+        methods.build({}, given)
+
+
+def test_help_shows_the_chosen_parts_first():
+    text = methods.help_text({}, {"method": "sasrec"})
+    assert text.index("--hidden_units") < text.index("(not in this run)") < text.index("--encoder_layers")
+
+
+def test_only_what_differs_from_the_default_counts(place, monkeypatch):
+    """An option that is added later moves no tokenizer and is no difference to an old run."""
+    _, options = place
+    cfg = methods.build(options)
+    data = read_dataset(cfg[DataOptions])
+    before = methods.checkpoint_path(cfg, "rqvae", data), settings.counting(cfg)
+    spelled = methods.build(options | {"beta": 0.25, "sk_iters": 50, "lr_rec": 1e-3})
+    assert (methods.checkpoint_path(spelled, "rqvae", data), settings.counting(spelled)) == before
+    assert settings.differences({k: v for k, v in settings.flat(cfg).items() if k != "beta"}, cfg) == []
+    assert settings.differences({**settings.flat(cfg), "beta": 0.5}, cfg) == ["beta: 0.5 -> 0.25"]
+
+
+# ---------------------------------------------------------------- the Python door
+
+
+def test_the_door_recommends_what_the_model_does(run):
+    _, folder = run
+    loaded = load(folder / "best_model.pth")
+    hits = loaded.recommend([["i3", "i17"], ["i5"] * 300], k=5)
+    assert [len(h) for h in hits] == [5, 5] and hits[0][0].title == f"Item {hits[0][0].item[1:]}"
+    history = torch.tensor([[loaded.number["i3"], loaded.number["i17"]]])
+    want = loaded.model.recommend(history, 5)
+    assert [h.item for h in hits[0]] == [loaded.items[i - 1] for i in want.item_BW[0]]
+    assert [h.score for h in hits[0]] == pytest.approx(want.score_BW[0].tolist(), abs=1e-5)
+
+
+def test_allowed_and_denied_items(run):
+    _, folder = run
+    loaded = load(folder / "best_model.pth")
+    few = loaded.recommend([["i3"]], k=10, allow=["i1", "i2", "i9"], deny=["i9"])[0]
+    assert {h.item for h in few} == {"i1", "i2"}
+    assert loaded.recommend([["i3"]], k=10, allow=[])[0] == [] and loaded.recommend([], k=3) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"histories": [["i3"], ["i333"]]}, r"history 1: item 'i333' is not in the catalogue; did you mean 'i\d+'"),
+        ({"histories": [[]]}, "history 0: needs at least one item"),
+        ({"histories": [["i1"]], "allow": ["x" * 10**6]}, r"allow: item 'x{200}\.\.\.' is not"),
+        ({"histories": [["i1"]], "deny": ["?"]}, "deny: item"),
+        ({"histories": [["i1"]], "k": 0}, "k: expected a whole number from 1"),
+    ],
+)
+def test_bad_calls_of_the_door(run, call, message):
+    _, folder = run
+    with pytest.raises(Problem, match=message) as problem:
+        load(folder / "best_model.pth").recommend(**call)
+    assert len(str(problem.value)) < 500
+
+
+def test_callers_with_unlike_lists_do_not_disturb_each_other(run):
+    """Threads over one model, each with an allow-list of its own."""
+    _, folder = run
+    loaded, wrong = load(folder / "best_model.pth"), []
+    lists = [[f"i{i}" for i in range(start, 40, 4)] for start in range(4)]
+    want = [loaded.recommend([["i3"]], k=5, allow=allow)[0] for allow in lists]
+
+    def ask(which):
+        for _ in range(20):
+            if loaded.recommend([["i3"]], k=5, allow=lists[which])[0] != want[which]:
+                wrong.append(which)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_the_second_network_from_the_command_line(place, capsys):
+    """Joint, with everything that the preset of real data uses; resumes and evaluates to the same figures."""
+    root, options = place
+    given = options | {
+        "method": "diger", "recommender": "rq_transformer", "legal_softmax": True, "label_prior": "usage",
+        "assignment_forward": "history", "run_name": "rq", "epochs": 2,
+    }  # fmt: skip
+    main.main(words(given))
+    folder = root / "out" / "tiny" / "rq"
+    results = read_json(folder / "test.json")
+    assert results["method"] == "frqud[rq_transformer]"
+    main.main(["evaluate", "--checkpoint", str(folder / "best_model.pth")])
+    assert f"test/ndcg@10 {results['ndcg@10']:.6g}\n" in capsys.readouterr().out
+    assert "decay.usage_0" in read_checkpoint(folder / "best_model.pth")["model"]
+    with pytest.raises(Problem, match="legal_softmax: a target drawn anew"):
+        methods.load(None, ["--legal_softmax=true"])
+    with pytest.raises(Problem, match="it cannot go with constrained: false"):
+        methods.load(None, ["--method=two_stage", "--legal_softmax=true", "--constrained=false"])

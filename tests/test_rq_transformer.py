@@ -1,0 +1,141 @@
+"""RQ-Transformer: search and training agree, padding and certain tokens change nothing, the label is the dense one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data import Batch
+from layers import depth_attention, soft_label_loss
+from recommenders.rq_transformer import RQTransformer, RQTransformerOptions
+from sids.legal import Legal
+from sids.search import beam_search
+from sids.table import SidTable
+from sids.tokenizer import Quantized
+
+SIZES = (6, 5, 4)
+N = 20
+
+
+def network(**options):
+    torch.manual_seed(0)
+    cfg = RQTransformerOptions(d_model=16, d_ff=32, num_heads=2, **options)
+    return RQTransformer(cfg, (*SIZES, 3), 8, N).eval()
+
+
+def table(count=N):
+    """Distinct SIDs."""
+    key = torch.randperm(360, generator=torch.Generator().manual_seed(1))[:count]
+    code_NT = torch.stack([key // 60, key // 12 % 5, key // 3 % 4], 1)
+    return SidTable(code_NT.int(), (key % 3).int(), SIZES, 3)
+
+
+def batch_of(history, target):
+    size = max(map(len, history))
+    history_BS = torch.tensor([[0] * (size - len(h)) + h for h in history])
+    target_B = torch.tensor(target)
+    item_U, row = torch.cat([history_BS.flatten(), target_B]).unique(return_inverse=True)
+    item_U, row = item_U[1:], (row - 1).clamp(min=0)
+    new, weight = torch.ones_like(item_U, dtype=torch.bool), torch.tensor(1.0)
+    rows = row[: history_BS.numel()].view_as(history_BS)
+    return Batch(history_BS, target_B, target_B, item_U, rows, row[history_BS.numel() :], new, weight)
+
+
+def tokens(net, sids, item_U):
+    token_UP = sids.tokens(item_U).token
+    return net.embed(Quantized([token_UP[:, p] for p in range(3)]), token_UP)
+
+
+BATCH = batch_of([[3, 7, 1], [0, 0, 5], [2, 9]], [4, 8, 11])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_search_scores_are_those_of_training(own):
+    net, sids = network(item_embedding=own), table()
+    token_UPh, rows = tokens(net, sids, BATCH.item_U), BATCH.goals("next")
+    token_RP = sids.token_NP[BATCH.item_U[rows] - 1]
+    logp = sum(
+        logits.log_softmax(-1).gather(1, token_RP[:, place, None])[:, 0]
+        for place, logits in enumerate(net(token_UPh, BATCH, token_UPh))
+    )
+    last_R = torch.tensor([2, 3, 5])  # the positions whose target is target_B
+    score = net.scorer(lambda item: sids.tokens(item).token, BATCH.history_BS)
+    found = beam_search(score, sids.trie(), 3, N, torch.device("cpu"))
+    place = (found.item_BW == BATCH.target_B[:, None]).int().argmax(1)
+    torch.testing.assert_close(found.score_BW.gather(1, place[:, None])[:, 0], logp[last_R])
+
+
+def test_goals_are_what_follows_each_real_position_in_order():
+    assert BATCH.item_U[BATCH.goals("next")].tolist() == [7, 1, 4, 8, 9, 11]
+    assert BATCH.item_U[BATCH.goals("one")].tolist() == [4, 8, 11]
+
+
+def test_padding_changes_nothing():
+    net, sids = network(), table()
+    alone = batch_of([[0, 0, 5]], [8])
+    whole, one = (list(net(t := tokens(net, sids, b.item_U), b, t)) for b in (BATCH, alone))
+    for a, b in zip(whole, one, strict=True):
+        torch.testing.assert_close(a[3:4], b[-1:])
+
+
+def test_a_position_sees_neither_its_target_nor_what_follows():
+    net, sids = network(), table()
+    other = BATCH._replace(target_row_B=BATCH.target_row_B.flip(0))
+    t = tokens(net, sids, BATCH.item_U)
+    a, b = (torch.stack([y[:, 0] for y in net(t, x, t)], 1) for x in (BATCH, other))
+    torch.testing.assert_close(a[:2], b[:2])  # positions before the last
+    torch.testing.assert_close(a[:, 0], b[:, 0])  # the first token of every position
+
+
+def test_places_without_a_choice_may_be_left_out():
+    net, sids = network(), table()
+    t = tokens(net, sids, BATCH.item_U)
+    open_UP = torch.rand(len(BATCH.item_U), 4, generator=torch.Generator().manual_seed(2)) < 0.5
+    open_UP[:, 0] = True
+    rows = BATCH.goals("next")
+    for place, (some, every) in enumerate(zip(net(t, BATCH, t, open_UP), net(t, BATCH, t), strict=True)):
+        torch.testing.assert_close(some, every[open_UP[rows, place]])
+
+
+def test_depth_attention_is_causal_attention():
+    qkv = torch.randn(7, 4, 48, dtype=torch.double)
+    q, k, v = (y.unflatten(-1, (2, -1)).transpose(1, 2) for y in qkv.chunk(3, -1))
+    whole = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(depth_attention(qkv, 2), whole)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.1])
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize("rows", [None, 70])
+def test_the_soft_label_is_the_dense_one(weight, with_prior, rows):
+    random = torch.Generator().manual_seed(0)
+    logits, a = (torch.randn(n, 16, dtype=torch.double, generator=random, requires_grad=True) for n in (50, 30))
+    index_U, row_R = torch.randint(16, (30,), generator=random), torch.randint(30, (50,), generator=random)
+    prior = torch.rand(16, dtype=torch.double, generator=random).log() if with_prior else None
+    p = a.softmax(1)
+    y = F.one_hot(index_U[row_R], 16) + weight * (p - p.detach())[row_R]
+    dense = -(y * logits.log_softmax(1)).sum() / (rows or 50)
+    if prior is not None:
+        term = (y * prior).sum() / (rows or 50)
+        dense = dense + term - term.detach()
+    ours = soft_label_loss(logits, index_U[row_R], a.softmax(1), row_R, weight, prior, rows)
+    torch.testing.assert_close(ours, dense, rtol=1e-14, atol=0)
+    found, want = (torch.autograd.grad(3 * loss, (logits, a)) for loss in (ours, dense))
+    for x, z in zip(found, want, strict=True):
+        torch.testing.assert_close(x, z, rtol=1e-12, atol=1e-15)
+
+
+def test_the_legal_softmax_is_a_distribution_over_the_items():
+    net, sids = network(), table()
+    legal, every = Legal(sids), torch.arange(1, N + 1)
+    token_NPh = tokens(net, sids, every)
+    batch = batch_of([[7]] * N, every.tolist())
+    batch = batch._replace(item_U=every, history_row_BS=torch.full((N, 1), 6), target_row_B=every - 1)
+    total_N, open_NP = torch.zeros(N), legal.open(every)
+    for place, logits in enumerate(net(token_NPh, batch, token_NPh, open_NP)):
+        rows = open_NP[:, place]
+        logp = logits.masked_fill(~legal.tokens(place, every[rows]), -torch.inf).log_softmax(-1)
+        total_N[rows] += logp.gather(1, sids.token_NP[rows, place, None])[:, 0]
+    torch.testing.assert_close(total_N.logsumexp(0), torch.tensor(0.0))
+    score = net.scorer(lambda item: sids.tokens(item).token, torch.tensor([[7]]))
+    found = beam_search(score, sids.trie(), 1, N, torch.device("cpu"), legal_softmax=True)
+    torch.testing.assert_close(found.score_BW[0], total_N[found.item_BW[0] - 1])
