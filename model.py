@@ -318,8 +318,17 @@ class JointModel(GenerativeModel):
             for name, g in zip(probed, found, strict=True):
                 figures[f"grad/{name}/{road}"] = float(g.norm()) if g is not None else 0.0
         if self.roads:
-            check_proof(figures)
+            check_proof({k: v for k, v in figures.items() if k not in self._idle_roads(batch)})
         return figures
+
+    def _idle_roads(self, batch: Batch) -> set[str]:
+        """Roads that legal_softmax leaves without anything to say: no target of the batch has a choice behind them."""
+        if not self.search.legal_softmax:
+            return set()
+        open_RP = self.legal.open(batch.item_U)[batch.goals(self.targets)]
+        names = list(self.tokenizer.probed())
+        teachers = {f"grad/{name}/teacher" for i, name in enumerate(names) if not open_RP[:, i + 1 :].any()}
+        return teachers | {f"grad/{name}/target" for i, name in enumerate(names) if not open_RP[:, i].any()}
 
     def after_step(self, all_reduce: AllReduce) -> None:
         self.decay.after_step(all_reduce)
