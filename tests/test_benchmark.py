@@ -14,7 +14,14 @@ from scripts.bench import common, plain, search, train, trie
 from trainer import TrainOptions
 from utils import Problem
 
-NAMED = ["train.samples_per_s", "train.peak_memory_gb", "search.users_per_s"]  # figures that others rely upon
+SECTIONS = ["train", "search", "recommender", "tokenizer", "sasrec"]
+NAMED = [
+    "recommender.joint_step_cost",
+    "recommender.users_per_s",
+    "train.samples_per_s",
+    "train.peak_memory_gb",
+    "search.users_per_s",
+]  # figures that others rely upon
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +34,9 @@ def argv(tmp_path_factory):
 
 def test_the_written_figures(argv, tmp_path, capsys):
     path = tmp_path / "figures.json"
-    benchmark.run(["train", "search", "tokenizer", "sasrec", "--quick", "--beams=5,3", f"--json={path}", *argv])
+    benchmark.run([*SECTIONS, "--quick", "--beams=5,3", f"--json={path}", *argv])
     found = json.loads(path.read_text())
-    assert "torch" in found.pop("machine") and list(found) == ["train", "search", "tokenizer", "sasrec"]
+    assert "torch" in found.pop("machine") and list(found) == SECTIONS
     for name in NAMED:
         section, figure = name.split(".")
         assert "ratio" in found[section][figure], name

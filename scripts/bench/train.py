@@ -55,9 +55,10 @@ class OurSteps:
         self.fit = trainer_of(cfg, job.model(method, data), data)
         plan = self.fit.plan(0)
         self.padding = padding_factor(data.train, plan, cfg[DataOptions].max_his_len)
-        by_length = sorted(plan, key=lambda rows: int(data.train.lengths(cfg[DataOptions].max_his_len, rows).max()))
-        self.steps = Steps(data.train, by_length, self.fit.shape)
-        self.each = 4 if job.quick else 8
+        split, longest = self.fit.train_split, cfg[DataOptions].max_his_len
+        by_length = sorted(plan, key=lambda rows: int(split.lengths(longest, rows).max()))
+        self.steps = Steps(split, by_length, self.fit.shape)
+        self.each = (4 if job.quick else 8) * (4 if self.fit.raw.sequences else 1)  # those are over sooner
 
     def run(self, turn: int) -> int:
         """Some steps, evenly spread; the number of samples."""
@@ -66,7 +67,7 @@ class OurSteps:
             place = int((i + 0.5 + 0.1 * turn) * n / self.each) % n
             self.step(place)
             samples += len(self.steps.plan[place])
-        return samples
+        return round(samples / self.fit.shape.share)  # targets, however they are packed
 
     def step(self, place: int) -> None:
         self.fit.model.train()
