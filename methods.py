@@ -22,7 +22,7 @@ from runs.folder import RunOptions
 from settings import Config, option
 from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
 from sids.search import SearchOptions
-from sids.tokenizer import CodeOptions
+from sids.tokenizer import CodeOptions, is_learned
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
 from utils import Problem, check_weights, log, read_checkpoint
@@ -133,7 +133,7 @@ def sections(m: MethodOptions) -> dict[str, type]:
 
 def tokenizer_sections(name: str) -> dict[str, type]:
     kind = part(TOKENIZERS[name])
-    learned = {"pre-training": FitOptions} if hasattr(kind, "batches") else {}
+    learned = {"pre-training": FitOptions} if is_learned(kind) else {}
     return {f"tokenizer {name}": kind.Options, **learned}
 
 
@@ -284,7 +284,13 @@ def check_joint(cfg: Config) -> None:
     """Problem when joint training cannot be had as asked."""
     if QuantizerOptions not in cfg:
         return
-    q, linears = cfg[QuantizerOptions], len(cfg[RQVAEOptions].layers) + 1
+    q, gradient = cfg[QuantizerOptions], settings.flat(cfg)["gradient"]
+    if cfg[PriorOptions].label_prior != "none" and (q.assignment_forward == "soft" or gradient == "detached"):
+        raise Problem(
+            "label_prior: is a gradient of hard labels that reaches the codebooks; it cannot go with gradient: "
+            "detached "
+            "or assignment_forward: soft"
+        )
     if cfg[SearchOptions].legal_softmax and q.assignment_forward not in ("history", "cached"):
         raise Problem(
             f"legal_softmax: a target drawn anew (assignment_forward: {q.assignment_forward}) may be a SID "
@@ -296,6 +302,7 @@ def check_joint(cfg: Config) -> None:
             "deterministic_assignment: sinkhorn balances whole batches; set gradient_accumulation_steps: 1 or "
             "deterministic_assignment: argmax"
         )
+    linears = len(cfg[RQVAEOptions].layers) + 1 if RQVAEOptions in cfg else q.freeze_id_encoder_layers
     if q.freeze_id_encoder_layers > linears:
         raise Problem(
             f"freeze_id_encoder_layers: {q.freeze_id_encoder_layers}, but the encoder has {linears} linear layers"

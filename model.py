@@ -26,10 +26,10 @@ from settings import Config, option
 from sids.legal import Legal
 from sids.search import AllTokens, SearchOptions, Trie, beam_search
 from sids.table import SidTable
-from sids.tokenizer import CodeOptions, Quantized
+from sids.tokenizer import CodeOptions, Joint, Quantized
 from uncertainty import STRATEGIES, UncertaintyOptions
 from utils import Problem, log
-from vq import JointRQVAE, QuantizerOptions
+from vq import QuantizerOptions
 
 KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0  # outside of these the log warns before training
 ROADS = ("history", "target", "teacher")  # from the recommendation loss to the codebooks
@@ -52,6 +52,13 @@ class JointOptions:
     collapse_perplexity: float | None = option(
         None, "a level below this perplexity is called collapsing; default K / 8", gt=0
     )
+
+    def __post_init__(self) -> None:
+        if self.id_last_epoch is not None and self.id_last_epoch < self.id_first_epoch:
+            raise Problem(
+                f"id_last_epoch: {self.id_last_epoch} comes before id_first_epoch {self.id_first_epoch}: the tokenizer "
+                "would never move; for that, method: two_stage"
+            )
 
 
 class GenerativeModel(nn.Module):
@@ -85,7 +92,8 @@ class GenerativeModel(nn.Module):
 
     @property
     def sids(self) -> SidTable:
-        if self._sids is None or self._sids.code_NT is not self.code_NT:
+        if self._sids is None or self._sids.code_NT is not self.code_NT:  # the buffers are others on another device
+            self._tree = self._legal = None
             self._sids = SidTable(self.code_NT, self.end_N, self.sizes, self.ends)
         return self._sids
 
@@ -104,17 +112,18 @@ class GenerativeModel(nn.Module):
 
     def trie(self, among_M: Tensor | None = None) -> Trie:
         """The prefix tree of the catalogue or of some items; the last one is kept."""
-        kept = self._tree
+        sids, kept = self.sids, self._tree
         if kept is None or kept[0] is not among_M:
-            kept = among_M, self.sids.trie(among_M)
+            kept = among_M, sids.trie(among_M)
             self._tree = kept  # in one assignment: callers in other threads see a whole pair
         return kept[1]
 
     @property
     def legal(self) -> Legal:
         """Which tokens may follow which prefix, of the SIDs as they are."""
+        sids = self.sids
         if self._legal is None:
-            self._legal = Legal(self.sids)
+            self._legal = Legal(sids)
         return self._legal
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -239,7 +248,7 @@ class JointModel(GenerativeModel):
     first_NP: Tensor
     step: Tensor
 
-    def __init__(self, cfg: Config, tokenizer: JointRQVAE, network: TokenNetwork, n_items: int) -> None:
+    def __init__(self, cfg: Config, tokenizer: Joint, network: TokenNetwork, n_items: int) -> None:
         super().__init__(cfg, network, n_items)
         self.joint = cfg[JointOptions]
         self.target_gradient = self.joint.target_gradient
@@ -278,7 +287,7 @@ class JointModel(GenerativeModel):
         loss = loss + j.recon_loss_weight * recon + j.vq_loss_weight * vq
         if self.training:
             self.decay.observe(q.nearest, batch.new_U, rec.detach() * batch.weight)
-            self.prior.observe([index[row_R] for index in q.goal().index])
+            self.prior.observe([index[row_R] for index in q.goal().index], batch.weight)
         logs = {"loss": loss, "loss/rec": rec, "loss/recon": recon, "loss/vq": vq, **self._agreement(batch, q)}
         logs |= self._prior_size(q, row_R)
         return loss, {k: v.detach() for k, v in logs.items()}
@@ -416,7 +425,7 @@ def check_proof(figures: dict[str, float]) -> None:
             )
 
 
-def trainable(module: nn.Module) -> list[nn.Parameter]:
+def trainable(module: Joint | nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 

@@ -41,8 +41,8 @@ class NoPrior(nn.Module):
         """log qbar of a level's codes [K]; None: the term is left out."""
         return None
 
-    def observe(self, index: list[Tensor]) -> None:
-        """See one part of a step: the hard codes of its targets, [R] per level."""
+    def observe(self, index: list[Tensor], weight: Tensor) -> None:
+        """See one part of a step: the hard codes of its targets, [R] per level; a part of weight 0 does not count."""
 
     def after_step(self, all_reduce: AllReduce) -> None:
         """Once per optimizer step, on every process alike."""
@@ -66,10 +66,10 @@ class UsagePrior(NoPrior):
         return self.get_buffer(f"share_{level}").clamp(min=self.FLOOR / self.codes[level]).log()
 
     @torch.no_grad()
-    def observe(self, index: list[Tensor]) -> None:
+    def observe(self, index: list[Tensor], weight: Tensor) -> None:
         for level, code_R in enumerate(index):
             pending = self.get_buffer(f"pending_{level}")
-            pending += code_R.bincount(minlength=len(pending)).to(pending.dtype)
+            pending += code_R.bincount(minlength=len(pending)) * (weight > 0)
 
     @torch.no_grad()
     def after_step(self, all_reduce: AllReduce) -> None:

@@ -260,7 +260,7 @@ def _only(split: Split, kept: np.ndarray) -> Split:
 
 
 def divide(rows: Log, names: Sequence[str], cfg: DataOptions, source: Path) -> Parts:
-    """The parts that `split`, `time_quantile` and `reference` ask for."""
+    """The parts that `split` and its options ask for."""
     if cfg.split == "time_groups":
         return by_time_as_published(rows, cfg.time_quantile, cfg.test_size, cfg.seed)
     if cfg.split == "time":

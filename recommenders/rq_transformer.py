@@ -109,7 +109,7 @@ class RQTransformer(nn.Module):
         return torch.stack([*learned, *plain], 1)
 
     def vectors(self, token_UPh: Tensor, item_U: Tensor) -> Tensor:
-        """One vector an item, [U, h]: x = sqrt(h) * sum of its tokens, then x + MLP(x)."""
+        """One vector an item, [U, h]: x = sqrt(h) * sum of its tokens (and of its own vector), then x + MLP(x)."""
         x_Uh = token_UPh.sum(1)
         if self.own is not None:
             x_Uh = x_Uh + self.own(item_U)

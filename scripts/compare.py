@@ -90,11 +90,15 @@ def split_name(name: str) -> Name:
         if text.endswith(f"_{way}"):
             text, decoding = text.removesuffix(f"_{way}"), way
     method, bracket, rest = text.partition("[")
-    parts = {}
+    parts: dict[str, str] = {}
     for word in filter(None, re.split("[+,]", rest.removesuffix("]"))):
         kind = "tokenizer" if word in methods.TOKENIZERS else "recommender"
         methods.check_known(name, word, {**methods.TOKENIZERS, **methods.NETWORKS})
+        if kind in parts:
+            raise Problem(f"{name!r}: {parts[kind]} and {word} are both a {kind}; name one")
         parts[kind] = word
+    if parts and method not in (*STRATEGIES, *methods.TRAINING):
+        raise Problem(f"{name!r}: {method} recommends by items, it has no parts to choose")
     if bracket and (not parts or not text.endswith("]")):
         raise Problem(f"{name!r}: write the parts as in two_stage[rq_kmeans]")
     return Name(method, parts, decoding)
@@ -243,6 +247,9 @@ def compare(argv: list[str]) -> dict[str, Any]:
         raise Problem(f"--seeds: expected whole numbers separated by commas, got {bad[0]!r}")
     configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
     check_protocol({n: c[0] for n, c in configs.items()})
+    known = {key for c in configs.values() for key in settings.flat(c[0])}
+    if foreign := [key for key in overrides if key not in known]:
+        raise Problem(f"--{foreign[0]}: none of {', '.join(chosen)} has this option")
     if len(seeds) > 1 and configs[chosen[0]][0][DataOptions].split == "time_groups":
         raise Problem("split: time_groups draws other users for each seed; compare with one seed")
     log_to(None, main=True)

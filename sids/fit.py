@@ -19,7 +19,7 @@ from readers.splits import DataOptions
 from runs import guard
 from runs.folder import RunOptions
 from settings import Config, option
-from sids.tokenizer import ROWS, CodeOptions, Fitted, Source, Tokenizer, in_pieces
+from sids.tokenizer import ROWS, CodeOptions, Source, Tokenizer, in_pieces, is_learned
 from utils import Problem, digest, log, read_checkpoint, write_checkpoint, write_json
 
 
@@ -88,6 +88,7 @@ def checkpoint_path(cfg: Config, name: str, data: Dataset) -> Path:
     Only options that differ from their default count, so that an option that comes later moves nothing.
     """
     parts = [settings.changed(cfg[kind]) for kind in (CodeOptions, FitOptions) if kind in cfg]
+    parts[0].pop("rqvae_path", None)  # names one, makes none
     folder = Path(cfg[RunOptions].output_dir) / data.name
     new = folder / f"{name}-{digest(*parts, cfg[DataOptions].seed, data.hash)}" / "best_collision_model.pth"
     old = folder / f"rqvae-{_all_options_hash(cfg, data)}" / new.name if name == "rqvae" else new
@@ -160,7 +161,7 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
     source = Source.of(data)
     model = kind(cfg[CodeOptions], source.content_ND.shape[1])
     guard.lock(path.parent)
-    if isinstance(model, Fitted):
+    if not is_learned(kind):
         model.fit(source, cfg[DataOptions].seed)
         best = measure(model, source.content_ND, 0)
         write_checkpoint(path, portable(cfg, name, model, best))

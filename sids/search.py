@@ -23,6 +23,7 @@ class SearchOptions:
         False,
         "softmax over the tokens that may follow a prefix, in training and search, instead of all tokens of a place "
         "(not in the paper)",
+        sizeless=True,
     )
     constrained: bool = option(
         True, "search only SIDs that exist; false: all, and the share of invalid ones is reported"

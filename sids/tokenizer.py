@@ -7,7 +7,7 @@ K codes of a place, h recommender width.
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class CodeOptions:
     code_length: int | None = option(None, "L + 1: learned levels and the suffix; must agree with num_emb_list", ge=2)
     semantic_hidden_size: int | None = option(None, "width D of the content embeddings; must agree with the file", ge=1)
     rqvae_path: str | None = option(
-        None, "checkpoint of the pre-trained tokenizer (ours or a released best_collision_model.pth)", free=True
+        None, "checkpoint of the pre-trained tokenizer (ours or a released best_collision_model.pth)"
     )
 
     def __post_init__(self) -> None:
@@ -62,9 +62,14 @@ class Source(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """Content to codes and back; an nn.Module whose state is all that it has learned."""
+    """Content to codes and back: an nn.Module made of (its Options, width of the content), whose state is all it has
+    learned.
+    """
 
     Options: type[CodeOptions]
+
+    @property
+    def cfg(self) -> CodeOptions: ...
 
     def encode(self, content_ND: np.ndarray) -> Tensor:
         """Codes [N, T] of a whole catalogue, int64."""
@@ -73,25 +78,23 @@ class Tokenizer(Protocol):
         """Reconstruction of the content from every prefix of the codes, [N, T, D]."""
 
     def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> Any: ...
 
 
-@runtime_checkable
 class Fitted(Tokenizer, Protocol):
     """Made in one go."""
 
     def fit(self, source: Source, seed: int) -> None: ...
 
 
-@runtime_checkable
 class Learned(Tokenizer, Protocol):
-    """Learned step by step, in the loop of sids/fit.py."""
+    """Learned step by step, in the loop of sids/fit.py; what has `batches` is one."""
 
-    def begin(self, source: Source, seed: int) -> None:
-        """Before the first step: what starts from the data."""
+    def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
+        """Hold the data; on a fresh start take from them what the first step needs (batches of `size`)."""
 
-    def batches(self, source: Source, seed: int, epoch: int) -> list[Any]:
-        """The batches of an epoch, a function of seed and epoch."""
+    def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Any]:
+        """The batches of an epoch, a function of its arguments."""
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss to minimise, its parts for the log)."""
@@ -99,11 +102,31 @@ class Learned(Tokenizer, Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-@runtime_checkable
 class Joint(Learned, Protocol):
-    """Learned further, together with a recommender."""
+    """Learned further, together with a recommender: made of (its Options, QuantizerOptions, width, seed)."""
 
-    def quantize(self, item_U: Tensor, step: Tensor, decay: Uncertainty) -> "Quantized": ...
+    @property
+    def levels(self) -> list[Any]:
+        """Figures of each level at the start: gap, scale, keep, rms."""
+
+    def attach(self, content_ND: np.ndarray, noise: list[float]) -> None:
+        """Hold the catalogue's embeddings; noise: the noise scale of each level at the start."""
+
+    def codes(self) -> Tensor:
+        """Codes [N, T] of the attached catalogue as the tokenizer is now, without noise."""
+
+    def quantize(self, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor) -> "Quantized":
+        """Codes of U items at an optimizer step, with the road back; cached_UL: their codes in the catalogue."""
+
+    def probed(self) -> dict[str, nn.Parameter]:
+        """What the recommendation gradient must reach, by name, first level first."""
+
+    def figures(self, noise: list[float]) -> dict[str, float]:
+        """Figures of an epoch."""
+
+
+def is_learned(kind: type) -> bool:
+    return hasattr(kind, "batches")
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,12 @@ WRONG = {
     ("popularity_multi,sasrec",): "popularity_multi: popularity is not decoded that way",
     ("frqud_autoregressive",): "frqud_autoregressive: frqud is not decoded that way",
     ("sasrec_multi",): "sasrec_multi: sasrec is not decoded that way; diffsasrec, diffsasrec_sft can be",
+    ("sasrec[t5],frqud",): r"'sasrec\[t5\]': sasrec recommends by items, it has no parts to choose",
+    ("popularity[t5]",): "has no parts to choose",
+    ("two_stage[t5+rq_transformer]",): "t5 and rq_transformer are both a recommender; name one",
+    ("two_stage[]",): "write the parts as in",
+    ("two_stage[rq_kmean]",): "did you mean 'rq_kmeans'",
+    ("sasrec", "--encoder_layers=2"): "--encoder_layers: none of sasrec has this option",
     ("sasrec,frqud", "--split=time_groups", "--seeds=1,2"): "compare with one seed",
 }
 

@@ -259,3 +259,19 @@ def test_the_second_network_from_the_command_line(place, capsys):
         methods.load(None, ["--legal_softmax=true"])
     with pytest.raises(Problem, match="it cannot go with constrained: false"):
         methods.load(None, ["--method=two_stage", "--legal_softmax=true", "--constrained=false"])
+    for wrong in ({"gradient": "detached"}, {"assignment_forward": "soft"}):
+        with pytest.raises(Problem, match="label_prior: is a gradient of hard labels"):
+            methods.build({"label_prior": "usage"} | wrong)
+    with pytest.raises(Problem, match="id_last_epoch: 2 comes before id_first_epoch 3"):
+        methods.build({"id_first_epoch": 3, "id_last_epoch": 2})
+    with pytest.raises(Problem, match=r"legal_softmax: .* was trained with True, which cannot be changed now"):
+        load(folder / "best_model.pth", ["--legal_softmax=false"])
+
+
+def test_another_tokenizer_is_another_run(place):
+    """What rqvae_path names decides the results, and makes no tokenizer."""
+    _, options = place
+    ours, other = (methods.build(options | {"rqvae_path": path}) for path in ("a.pth", "b.pth"))
+    assert settings.counting(ours) != settings.counting(other)
+    data = read_dataset(ours[DataOptions])
+    assert methods.checkpoint_path(ours, "rqvae", data) == methods.checkpoint_path(other, "rqvae", data)

@@ -12,8 +12,9 @@ from prior import PRIORS, PriorOptions, UsagePrior
 
 def test_shares_follow_the_moving_average_of_the_targets():
     prior = UsagePrior(PriorOptions(label_prior="usage", prior_momentum=0.9), [4, 4])
-    prior.observe([torch.tensor([0, 0, 1]), torch.tensor([2, 2, 2])])
-    prior.observe([torch.tensor([3]), torch.tensor([0])])  # another part of the same step
+    prior.observe([torch.tensor([0, 0, 1]), torch.tensor([2, 2, 2])], torch.tensor(0.75))
+    prior.observe([torch.tensor([3]), torch.tensor([0])], torch.tensor(0.25))  # another part of the same step
+    prior.observe([torch.tensor([2]), torch.tensor([1])], torch.tensor(0.0))  # of a process without samples
     prior.after_step(lambda t: t)
     want = [[0.9 * 0.25 + 0.1 * c / 4 for c in counts] for counts in ((2, 1, 0, 1), (1, 0, 3, 0))]
     for level in range(2):

@@ -139,3 +139,24 @@ def test_the_legal_softmax_is_a_distribution_over_the_items():
     score = net.scorer(lambda item: sids.tokens(item).token, torch.tensor([[7]]))
     found = beam_search(score, sids.trie(), 1, N, torch.device("cpu"), legal_softmax=True)
     torch.testing.assert_close(found.score_BW[0], total_N[found.item_BW[0] - 1])
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_a_code_that_is_no_choice_is_neither_sought_nor_shunned(with_prior):
+    """The gradient at the logits of p is that of a softmax over the choices alone."""
+    random = torch.Generator().manual_seed(3)
+    logits = torch.randn(40, 8, dtype=torch.double, generator=random)
+    row_R = torch.randint(10, (40,), generator=random)
+    legal_UK = torch.rand(10, 8, generator=random) < 0.6
+    legal_UK[:, 0] = True
+    a = torch.randn(10, 8, dtype=torch.double, generator=random, requires_grad=True)
+    prior = torch.rand(8, dtype=torch.double, generator=random).log() if with_prior else None
+    legal_logits = logits.masked_fill(~legal_UK[row_R], -torch.inf)
+    loss = soft_label_loss(legal_logits, torch.zeros(40, dtype=torch.long), a.softmax(1), row_R, 1.0, prior)
+    (found,) = torch.autograd.grad(loss, a)
+    assert torch.allclose(found[~legal_UK], torch.zeros(1, dtype=torch.double), atol=1e-12)
+    q = a.masked_fill(~legal_UK, -torch.inf).softmax(1)
+    cost = -legal_logits.log_softmax(1).masked_fill(~legal_UK[row_R], 0) + (0 if prior is None else prior)
+    (want,) = torch.autograd.grad((q[row_R] * cost).sum() / 40, a)
+    share = (a.softmax(1) * legal_UK).sum(1, keepdim=True).detach()
+    assert torch.allclose(found, want * share, atol=1e-12)
