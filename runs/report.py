@@ -59,12 +59,15 @@ def log_results(run: RunFolder) -> None:
     found = run.results()
     wanted = COLUMNS if "recall@10" in found else settings.read_yaml(run.config)["metrics"]
     names = [m for m in wanted if m in found]
-    log.info("\n" + "  ".join([f"{'method (test)':<16}", *(f"{n:>9}" for n in names), "codes used     collisions"]))
-    for row in rows_of(run):
+    rows = rows_of(run)
+    width = max(16, *(len(row["method"]) for row in rows))
+    heads = [f"{'method (test)':<{width}}", *(f"{n:>9}" for n in names), "codes used     collisions"]
+    log.info("\n" + "  ".join(heads))
+    for row in rows:
         used = " ".join(str(v) for k, v in row.items() if k.startswith("codes_used/")) or "-"
         collisions = f"{row['collision_rate']:.4f}" if "collision_rate" in row else "-"
         cells = [f"{row[n]:>{max(9, len(n))}.4f}" for n in names]
-        log.info("  ".join([f"{row['method']:<16}", *cells, f"{used:<13}  {collisions}"]))
+        log.info("  ".join([f"{row['method']:<{width}}", *cells, f"{used:<13}  {collisions}"]))
     log.info(f"\ncheckpoint: {run.best}")
     sids = run.path / f"{run.results()['dataset']}.index.json"
     if sids.is_file():
