@@ -123,7 +123,7 @@ def sections(m: MethodOptions) -> dict[str, type]:
         kinds["search"] = SearchOptions
     if m.training == "joint":
         kinds |= {
-            "uncertainty": UncertaintyOptions,
+            "uncertainty decay": UncertaintyOptions,
             "joint quantizer": QuantizerOptions,
             "label prior": PriorOptions,
             "joint training": part(MODELS["joint"]).Options,
