@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils import Problem
+
 Distance = Literal["l2", "cos", "dot"]
 
 
@@ -313,6 +315,10 @@ def kmeans(
     import faiss  # slow to import, and evaluation never needs it
 
     x_Ud = np.ascontiguousarray(x_Ud, dtype=np.float32)
+    if not np.isfinite(x_Ud).all():  # faiss would end the process
+        raise Problem(
+            "k-means: the vectors are not finite; check the embeddings, or lower the tokenizer's learning rate"
+        )
     if len(x_Ud) <= n_codes:
         random = np.random.default_rng(seed)
         extra = x_Ud[random.integers(0, len(x_Ud), n_codes - len(x_Ud))]

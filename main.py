@@ -8,6 +8,7 @@
 """
 
 import csv
+import io
 import os
 import sys
 import time
@@ -355,8 +356,14 @@ def trimmed(tokens: list[str], number: dict[str, int], source: str) -> list[str]
 
 
 def ids_of(text: str, number: dict[str, int]) -> list[str]:
-    """Ids separated by commas; one that holds a comma stands alone or in double quotes."""
-    return [text] if text in number else next(csv.reader([text], skipinitialspace=True), [])
+    """Ids separated by commas or line ends; one that holds a comma stands alone or in double quotes."""
+    if text in number:
+        return [text]
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    try:
+        return [token for row in csv.reader(io.StringIO(text, newline=None), skipinitialspace=True) for token in row]
+    except csv.Error as e:
+        raise Problem(f"--history: not readable as ids separated by commas ({e})") from None
 
 
 def read_lines(path: str) -> list[str]:

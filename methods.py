@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 import settings
 from metrics import EvalOptions, cutoff
 from prior import PriorOptions
@@ -466,10 +468,12 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
     try:
         n_items, n_input = _sizes_of(cfg, state["model"])
         model = empty_model(cfg, n_items, n_input)
+        check_kinds(path, state["model"], model.state_dict())
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
     check_weights(path, model.state_dict())
+    check_sids(path, model)
     if model.n_items != len(state["items"]):
         raise Problem(f"{path}: its model knows {model.n_items} items, its list {len(state['items'])}")
     return Restored(cfg, model.eval(), state)
@@ -483,6 +487,31 @@ def _sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
     return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), 0 if first is None else first.shape[1]
 
 
+def check_kinds(path: str | Path, state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:
+    """Problem when a saved tensor is of another kind than the model's: copying would round or cut it silently."""
+    for name, ours in own.items():
+        theirs = state.get(name)
+        if isinstance(theirs, torch.Tensor) and (
+            theirs.is_complex() or theirs.is_floating_point() != ours.is_floating_point()
+        ):
+            raise Problem(f"{path}: {name} holds {theirs.dtype}, the model {ours.dtype}; use another checkpoint")
+
+
+def check_sids(path: str | Path, model: Any) -> None:
+    """Problem when a model's semantic IDs are no table: out of range, or two items with one."""
+    sids = getattr(model, "sids", None)
+    if sids is None:
+        return
+    sizes = torch.tensor(sids.sizes)
+    bad_N = ((sids.code_NT < 0) | (sids.code_NT >= sizes)).any(1) | (sids.end_N < 0) | (sids.end_N >= sids.ends)
+    if bad_N.any():
+        raise Problem(
+            f"{path}: the SID of item {int(bad_N.int().argmax()) + 1} is out of range; use another checkpoint"
+        )
+    if len(sids.token_NP.unique(dim=0)) != sids.n_items:
+        raise Problem(f"{path}: two items have one SID; use another checkpoint")
+
+
 def check_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Problem when a file is not a checkpoint of a training."""
     if missing := [k for k in ("model", "config", "items", "titles") if k not in state]:
@@ -491,5 +520,7 @@ def check_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     lists = isinstance(ids, list) and isinstance(titles, list) and len(ids) == len(titles)
     if not lists or not all(isinstance(text, str) for text in [*ids, *titles]):
         raise Problem(f"{path}: not a checkpoint of main.py, its items are not a list of names")
+    if len(set(ids)) != len(ids):
+        raise Problem(f"{path}: names an item twice; use another checkpoint")
     if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
         raise Problem(f"{path}: not a checkpoint of main.py, its config or model is not a dictionary")

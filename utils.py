@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import io
 import json
@@ -38,12 +39,22 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def problems_exit_2() -> Iterator[None]:
-    """Turn a Problem into one line on stderr and exit status 2, a stop by a signal into 128 + its number."""
+    """Run a command: a Problem is one line on stderr and exit status 2, a stop by a signal 128 + its number.
+
+    What was printed has been delivered when it ends well. A reader that went away (| head) ends it as SIGPIPE would,
+    a full device with status 2.
+    """
+    ready_streams()
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except Problem as e:
         colorama.just_fix_windows_console()
-        text = f"error: {e}"
+        text = f"error: {printable(str(e))}"
         print(colored(text, colorama.Fore.RED, sys.stderr), file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except (Stopped, KeyboardInterrupt) as e:
@@ -52,6 +63,41 @@ def problems_exit_2() -> Iterator[None]:
         if advice is not None:
             print(f"stopped by {signal.Signals(number).name}; {advice}", file=sys.stderr, flush=True)
         raise SystemExit(128 + number) from None
+    except BrokenPipeError:
+        _forget_output()
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT) or e.filename is not None:
+            raise
+        _forget_output()
+        print(f"error: the output cannot be written ({e.strerror}); nothing after it was printed", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def ready_streams() -> None:
+    """Make stdout and stderr take whatever is printed: closed ones lead nowhere, unknown characters are escaped."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed one would be the next file that is opened
+        continue
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open as long as the process
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _forget_output() -> None:
+    """What stdout still holds cannot be delivered; without this the interpreter would try again at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Text of a file as a terminal may show it: controls, line ends, bidirectional overrides,
+    lone surrogates escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def colored(text: str, color: str, stream: IO[str]) -> str:
@@ -201,7 +247,7 @@ def digest(*parts: object) -> str:
 
 class _Console(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
+        text = printable(record.getMessage(), keep="\n")
         if record.levelno >= logging.WARNING:
             return colored(f"warning: {text}", colorama.Fore.YELLOW, sys.stdout)
         return text
@@ -222,7 +268,7 @@ def log_to(path: Path | None, *, main: bool) -> None:
     if path is not None and main:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(path)
+            file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         except OSError as e:
             raise Problem(f"{path}: the log cannot be written ({e.strerror}); choose another log_dir") from None
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -158,6 +158,12 @@ class RQVAE(nn.Module):
         if fresh and self.cfg.standardize_embeddings:
             self.get_buffer("shift").copy_(x_ND.mean(0))
             self.get_buffer("spread").copy_((x_ND - x_ND.mean(0)).std())
+            if not 1e-30 < float(self.get_buffer("spread")) < 1e30:
+                raise Problem(
+                    "standardize_embeddings: the embeddings are all alike, there is no spread to divide by; "
+                    "embed the items "
+                    "anew or leave the option out"
+                )
         self.register_buffer("x_ND", self.prepare(x_ND.to(self.rq.codebooks()[0].device)), persistent=False)
         if fresh and self.cfg.kmeans_init:
             first = self.batches(source, size, seed, 0)[0]

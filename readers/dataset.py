@@ -107,6 +107,11 @@ def assemble(
         if not beside.is_file():
             raise Problem(f"semantic_emb_path: {embedding}: no such file")
         embedding = beside
+    if embedding and not embedding.is_file():
+        raise Problem(
+            f"{embedding}: is not a file (a folder, or a link that leads nowhere); remove it or name the embeddings by "
+            "semantic_emb_path"
+        )
     items = find_file(folder, stem, ".items.jsonl", say=False)
     popularity = np.bincount(parts.training, minlength=len(catalogue) + 1)
     others = [*([items] if items else []), *([embedding] if embedding else [])]
@@ -131,6 +136,22 @@ def log_split(parts: Parts, cfg: DataOptions) -> None:
         log.info(", ".join(f"{v} of {len(s)} {n} targets never occur in the training part"
                            for n, s, v in (("validation", parts.valid, f["cold_valid_targets"]),
                                            ("test", parts.test, f["cold_test_targets"]))))  # fmt: skip
+
+
+LONGEST = 1e15  # squared distances between rows of this length still fit into float32, with room for networks
+
+
+def check_rows(path: Path, content_ND: np.ndarray, ids: list[str]) -> None:
+    """Problem when a row is not finite, or too long for float32, in which everything is computed."""
+    for begin in range(0, len(content_ND), 65536):
+        rows = content_ND[begin : begin + 65536].astype(np.float64)
+        for bad, what in (
+            (~np.isfinite(rows).all(1), "holds NaN or infinity; embed that item again"),
+            (np.abs(rows).max(1) > LONGEST, f"holds values beyond {LONGEST:g}; normalise the embeddings"),
+        ):
+            if bad.any():
+                row = begin + int(bad.argmax())
+                raise Problem(f"{path}: row {row} (item {ids[row]!r}) {what}")
 
 
 def read_embeddings(data: Dataset) -> np.ndarray:
@@ -161,13 +182,7 @@ def read_embeddings(data: Dataset) -> np.ndarray:
         raise Problem(
             f"{path}: {len(found)} rows for {data.n_items} items{first}; row i must belong to item i of the catalogue"
         )
-    for begin in range(0, len(found), 65536):
-        bad = ~np.isfinite(found[begin : begin + 65536]).all(1)
-        if bad.any():
-            row = begin + int(bad.argmax())
-            raise Problem(
-                f"{path}: row {row} (item {data.catalogue.ids[row]!r}) holds NaN or infinity; embed that item again"
-            )
+    check_rows(path, found, data.catalogue.ids)
     if not data.catalogue.keyed:
         raise Problem(
             f"{path}: which row belongs to which item? Add {data.name}.items.jsonl, a line an item in the "

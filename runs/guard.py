@@ -37,6 +37,9 @@ def lock(folder: Path) -> None:
     try:
         f = (folder / ".lock").open("a+")
         fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        f.truncate(0)
+        f.write(str(os.getpid()))
+        f.flush()
     except OSError as e:
         if e.errno in (errno.EACCES, errno.EAGAIN) and (folder / ".lock").is_file():
             owner = (folder / ".lock").read_text() or "?"
@@ -45,9 +48,6 @@ def lock(folder: Path) -> None:
             log.warning(f"{folder}: this file system has no locks; do not start a second run in it")
             return
         raise Problem(f"{folder}: cannot be written ({e.strerror}); choose another folder") from None
-    f.truncate(0)
-    f.write(str(os.getpid()))
-    f.flush()
     _held.append(f)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import settings
 from recommenders.protocol import Hit
 from runs.folder import RunFolder
-from utils import log, read_json
+from utils import log, printable, read_json
 
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
@@ -77,4 +77,4 @@ def log_results(run: RunFolder) -> None:
 def show_items(hits: list[Hit]) -> None:
     """Recommendations as a person reads them: rank, log-probability, id, title."""
     for rank, hit in enumerate(hits, 1):
-        print(f"{rank:>3}  {hit.score:>8.3f}  {hit.item:<16}  {hit.title}".rstrip())
+        print(f"{rank:>3}  {hit.score:>8.3f}  {printable(hit.item):<16}  {printable(hit.title)}".rstrip())
