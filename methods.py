@@ -25,7 +25,7 @@ from sids.search import SearchOptions
 from sids.tokenizer import CodeOptions
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
-from utils import Problem, check_weights, log, read_checkpoint
+from utils import Problem, check_weights, is_file, log, quoted, read_checkpoint, shown
 from vq import QuantizerOptions, RQVAEOptions
 
 # ---------------------------------------------------------------- the parts, by name
@@ -242,7 +242,7 @@ def check_known(key: str, name: Any, known: Mapping[str, Any]) -> None:
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise Problem(f"{key}: {settings.shown(name)} is not one of {', '.join(known)}{hint}")
+        raise Problem(f"{key}: {shown(name)} is not one of {', '.join(known)}{hint}")
 
 
 def check_method(name: Any) -> None:
@@ -250,7 +250,7 @@ def check_method(name: Any) -> None:
     if name in FLOORS:
         raise Problem(f"method: {name!r} has nothing to train; every run prints its figures beside its own")
     if name not in METHODS:
-        raise Problem(f"method: {settings.shown(name)} is not one of {', '.join(METHODS)}")
+        raise Problem(f"method: {shown(name)} is not one of {', '.join(METHODS)}")
 
 
 def check_together(cfg: Config) -> None:
@@ -262,7 +262,7 @@ def check_together(cfg: Config) -> None:
         raise Problem("resume: auto needs the run_name to go on with")
     for key, name in (("run_name", run.run_name), ("dataset", data.dataset)):
         if name is not None and not settings.plain_name(name):
-            raise Problem(f"{key}: {name!r} is not a plain name; folders go to output_dir and data_path")
+            raise Problem(f"{key}: {quoted(name)} is not a plain name; folders go to output_dir and data_path")
 
 
 def check_lists(cfg: Config) -> None:
@@ -342,7 +342,7 @@ def tokenizer_of(cfg: Config, data: Dataset) -> Any:
     """The pre-trained tokenizer: `rqvae_path`, or what pre-training left for these options."""
     name, c = str(cfg[MethodOptions].tokenizer), cfg[CodeOptions]
     path = Path(c.rqvae_path) if c.rqvae_path else checkpoint_path(cfg, name, data)
-    if not path.is_file():
+    if not is_file(path):
         raise Problem(
             f"{path}: no pre-trained tokenizer; run scripts/pretrain.py with the same options, or set rqvae_path"
         )

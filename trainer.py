@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -62,7 +62,7 @@ class TrainOptions:
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "no", "precision of the recommender; the assignment stays in float32"
     )
-    num_workers: int = option(0, "processes that prepare batches ahead", ge=0, free=True)
+    num_workers: int = option(0, "processes that prepare batches ahead", ge=0, le=256, free=True)
 
 
 def token_budget(t: TrainOptions, device: str) -> int:
@@ -180,7 +180,9 @@ class Progress:
         return self.best > -math.inf and self.looked == self.epoch - 1 and self.looked - self.best_epoch >= early_stop
 
 
-AT_START = ("grad/", "lr/")  # figures of an epoch's first batch, not means
+AT_START = ("grad/", "lr/")  # figures of an epoch's start, not means
+PROBED, FEW = 256, 32  # samples that a probe looks at; fewer prove nothing
+PROBE_TOKENS = 8192  # in one pass of it: no more memory than a step takes with the smallest default budget
 SHOWN = 20  # users named when a batch has no finite loss
 
 
@@ -206,6 +208,22 @@ def learning_rate(t: TrainOptions, steps: int, first: int, end: int) -> Callable
         return warm * fall.get(t.lr_scheduler_type, 1.0)
 
     return factor
+
+
+def rate_sum(t: TrainOptions, steps: int, first: int, end: int) -> float:
+    """Sum of `learning_rate` over a run's steps, in closed form: a long run has billions of them."""
+    end = max(first, min(end, steps))
+    warm = min(max(t.warmup_steps, first), end)  # up to there the rate rises, from there on it falls
+    rising = (warm - first) * (warm + first + 1) / 2 / (t.warmup_steps + 1) if first < t.warmup_steps else 0.0
+    begin = max(first, t.warmup_steps)
+    n, whole = max(0, end - begin), max(1, steps - t.warmup_steps)
+    if t.lr_scheduler_type == "constant" or not n:
+        return rising + n
+    a, b = (x - t.warmup_steps for x in (begin, end - 1))
+    if t.lr_scheduler_type == "linear":
+        return rising + n - n * (a + b) / 2 / whole
+    half = math.pi / whole / 2  # sum of cosines of an arithmetic progression
+    return rising + n / 2 + math.sin(n * half) / math.sin(half) * math.cos((a + b) * half) / 2
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -244,12 +262,12 @@ class Fit:
         self.steps_per_epoch = -(-len(self.train_split) // self.shape.global_batch)
         steps = self.steps_per_epoch * t.epochs
         groups = with_defaults(model.param_groups(), t)
-        rates = []
+        rates, self.reachable = [], {}  # how far a parameter of a group can move
         for g in groups:
             first, last = g.pop("epochs", (0, None))
-            end = steps if last is None else (last + 1) * self.steps_per_epoch
-            rates.append(learning_rate(t, steps, first * self.steps_per_epoch, end))
-        self.reachable = {g["name"]: g["lr"] * sum(map(r, range(steps))) for g, r in zip(groups, rates, strict=True)}
+            moves = first * self.steps_per_epoch, steps if last is None else (last + 1) * self.steps_per_epoch
+            rates.append(learning_rate(t, steps, *moves))
+            self.reachable[g["name"]] = g["lr"] * rate_sum(t, steps, *moves)
         self.moments = 0 if t.learner == "sgd" else 2  # numbers that the optimizer keeps of a parameter
         optimizer = optimizer_for(groups, t)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
@@ -291,7 +309,7 @@ class Fit:
             parts = [part.to(acc.device) for part in on_host]
             if p.next_step == 0:
                 self.totals = {f"lr/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
-                self.totals |= self._probe(parts[0])
+                self.totals |= self._probe()
             logs, stop = self._step(parts)
             for name, value in logs.items():
                 self.totals[name] = self.totals.get(name, 0.0) + value
@@ -305,10 +323,25 @@ class Fit:
         done = (p.next_step - first) / self.steps_per_epoch * len(self.data.train)  # targets, however they are packed
         return self._means() | {"samples_per_s": done / seconds}
 
-    def _probe(self, part: Batch) -> dict[str, float]:
-        seed_step(self.cfg[DataOptions].seed, self.progress.step, self.acc.process_index)
+    def _probe(self) -> dict[str, float]:
+        """What the model tells of some samples before an epoch: the same samples, in the same parts, on every process
+        and however the epoch's batches are cut.
+        """
+        seed, split = self.cfg[DataOptions].seed, self.train_split
+        random = np.random.default_rng([seed, max(self.progress.epoch, 0), 11])
+        rows = random.permutation(len(split))[:PROBED]
+        rows = rows[np.argsort(split.lengths(self.shape.longest, rows), kind="stable")]
+        shape = replace(self.shape, processes=1, rank=0, accumulation=1, tokens=PROBE_TOKENS)
+        parts = [part.to(self.acc.device) for part in Steps(split, [rows], shape)[0]]
+        seed_step(seed, self.progress.step, 0)
+        figures: dict[str, float] = {}
         with guard.fail_together(self.acc):
-            figures: dict[str, float] = self.raw.probe(part, self.acc.autocast)
+            try:
+                figures = self.raw.probe(*parts, autocast=self.acc.autocast)
+            except Problem as e:
+                if len(rows) >= FEW:
+                    raise
+                log.warning(f"{e} (only {len(rows)} training samples to look at, which may be why)")
         return figures
 
     def _step(self, parts: list[Batch]) -> tuple[dict[str, Tensor], int]:

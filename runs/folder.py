@@ -31,8 +31,8 @@ from utils import (
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     run_name: str | None = option(None, "name of the run folder; default: method and time", free=True)
-    output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>", free=True)
-    log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>", free=True)
+    output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>", free=True, path=True)
+    log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>", free=True, path=True)
     resume: Literal["no", "auto"] = option(
         "no", "auto: go on with the run of this name, or reprint it when it is finished", free=True
     )

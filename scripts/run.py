@@ -27,7 +27,17 @@ from runs.folder import RunFolder, RunOptions
 from scripts.make_demo import build_demo
 from settings import Config
 from sids.tokenizer import CodeOptions
-from utils import Problem, keep_freed_memory, log, log_to, problems_exit_2, read_json, write_json
+from utils import (
+    Problem,
+    keep_freed_memory,
+    log,
+    log_to,
+    problems_exit_2,
+    quoted,
+    read_json,
+    regular_file,
+    write_json,
+)
 
 
 def run(uncertainty: str, argv: list[str]) -> None:
@@ -85,9 +95,8 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
         raise Problem(f"one data set at a time, not {', '.join(names)}; options are written --key=value")
     name = names[0] if names else "demo"
     path = Path(given.get("config", ROOT / "config" / f"{name}.yaml"))
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.yaml")))
-        raise Problem(f"{path}: no such configuration; there are {known}; copy one for your own data")
+    known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.yaml")))
+    regular_file(path, f"no such configuration; there are {known}; copy one for your own data")
     preset = main.preset_of(path, overrides, names[0] if names else None)
     preset |= {"uncertainty": uncertainty, "method": "diger"}
     cfg = methods.build({k: v for k, v in preset.items() if k != "training"}, overrides)
@@ -98,8 +107,8 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
 
 def processes_wanted() -> int:
     text = os.environ.get("NPROC", "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise Problem(f"NPROC: expected a whole number from 1, got {text!r}")
+    if not text.isdecimal() or len(text) > 6 or int(text) < 1:
+        raise Problem(f"NPROC: expected a whole number from 1, got {quoted(text)}")
     return int(text)
 
 
