@@ -309,7 +309,8 @@ class JointModel(GenerativeModel):
 
         Problem when one is zero or not finite although `gradient: end_to_end` is set.
         """
-        figures, probed = {}, self.tokenizer.probed()
+        figures: dict[str, float] = {}
+        probed = self.tokenizer.probed()
         for road in ROADS:
             roads = (road,) if road in self.roads else ()
             sums = [torch.zeros_like(p) for p in probed.values()]

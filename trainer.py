@@ -37,7 +37,7 @@ from recommenders.protocol import Ranker, Recommender, unsound
 from runs import guard
 from runs.folder import RunFolder, RunOptions
 from settings import Config, option
-from utils import Problem, Stopped, log, not_finite, peak_memory_gb
+from utils import Problem, Stopped, log, not_finite, peak_memory_gb, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +161,9 @@ def bar(steps: Any, title: str, acc: Accelerator) -> Any:
 # ---------------------------------------------------------------- training
 
 
+FAR = 2**53  # beyond any epoch or step
+
+
 @dataclass
 class Progress:
     """Where a run stands; saved with every checkpoint."""
@@ -171,6 +174,22 @@ class Progress:
     best: float = -math.inf
     best_epoch: int = -1
     looked: int = -1  # epoch of the last validation
+
+    @classmethod
+    def of(cls, saved: dict[str, Any], steps_per_epoch: int) -> "Progress":
+        """As it was saved; ValueError where no run can stand there."""
+        p = cls(**saved)
+        ranges = {
+            "epoch": (0, FAR), "next_step": (0, steps_per_epoch), "step": (0, FAR), "best_epoch": (-1, p.epoch),
+            "looked": (-1, p.epoch),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            value = getattr(p, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"progress: {name} is {shown(value)}")
+        if type(p.best) not in (int, float) or math.isnan(p.best):
+            raise ValueError(f"progress: best is {shown(p.best)}")
+        return p
 
     def out_of_patience(self, early_stop: int) -> bool:
         """Was the epoch that ended last validated, not the best, and `early_stop` epochs or more after the best?
@@ -229,6 +248,17 @@ def rate_sum(t: TrainOptions, steps: int, first: int, end: int) -> float:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Dropout of a step is a function of (seed, step, process): nothing random needs saving."""
     torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + rank) % (1 << 63))
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """ValueError when what an optimizer has loaded does not belong to its parameters; torch does not look."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for name, value in optimizer.state.get(p, {}).items():
+                if not isinstance(value, Tensor):
+                    raise ValueError(f"optimizer: {name} is {shown(value)}")
+                if value.shape not in (p.shape, torch.Size([])) or not torch.isfinite(value).all():
+                    raise ValueError(f"optimizer: {name} of a parameter {list(p.shape)} is {list(value.shape)}")
 
 
 class Fit:
@@ -547,12 +577,13 @@ class Fit:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Take everything that training has changed; rates and decays come from the configuration."""
-        self.progress = p = Progress(**state["progress"])
+        self.progress = p = Progress.of(state["progress"], self.steps_per_epoch)
         if "looked" not in state["progress"] and p.next_step == 0 and p.epoch % self.cfg[EvalOptions].eval_step == 0:
             p.looked = p.epoch - 1  # a state of a run begun before looks were noted: where it stopped, it stays stopped
         self.raw.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        check_moments(self.optimizer)
         self.schedule.last_epoch = p.step
         for group, base, rate in zip(
             self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True

@@ -34,7 +34,6 @@ from utils import (
     log_to,
     problems_exit_2,
     quoted,
-    read_json,
     regular_file,
     write_json,
 )
@@ -61,7 +60,7 @@ def run(uncertainty: str, argv: list[str]) -> None:
     for each in lacking:
         train(each, processes)
     if beside is not None:
-        write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **read_json(folder.baselines)})
+        write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **folder.floors()})
     report.log_results(folder)
     log.info(f"run folder: {folder.path}")
 
@@ -120,7 +119,7 @@ def two_stage_of(cfg: Config) -> Config:
 def beside_of(cfg: Config) -> Config | None:
     """The two-stage run whose figures are asked for and do not stand beside this run's own yet."""
     folder = RunFolder.of(cfg)
-    has = folder.finished and folder.baselines.is_file() and "two_stage" in read_json(folder.baselines)
+    has = folder.finished and "two_stage" in folder.floors()
     return two_stage_of(cfg) if cfg[RunOptions].with_two_stage and not has else None
 
 
