@@ -99,7 +99,7 @@ def preset_of(path: Path, overrides: dict[str, Any], typed: str | None = None) -
     if said is not None and str(said) != typed:
         raise Problem(
             f"{path}: says dataset: {shortened(said)}, but {typed} was asked for; write dataset: {typed} there, or, if "
-            f"the file is a preset for {shortened(said)}, ask for that with --config={path}"
+            f"the file is a preset for {shortened(said)}, ask for {shortened(said)} with --config={path}"
         )
     if str(overrides.get("dataset", typed)) != typed:
         raise Problem(
@@ -168,8 +168,10 @@ def train(cfg: Config) -> RunFolder:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
     fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), report.log_epoch)
     model.announce(fit.reachable)
-    memory.log_estimate(cfg, model, data, fit.shape, fit.moments, acc.device)
-    with guard.orderly_stop(go_on(cfg) if acc.is_main_process else None):
+    with guard.fail_together(acc):
+        memory.log_estimate(cfg, model, data, fit.shape, fit.moments, acc.device)
+    speaks = acc.is_main_process and "DIGER_PROCESSES" not in os.environ  # else the run script says it
+    with guard.orderly_stop(go_on(cfg) if speaks else None):
         fit.train()
         finish(cfg, data, fit, run)
         acc.wait_for_everyone()  # the results are on disk before anyone reads them
@@ -346,7 +348,7 @@ def command_recommend(argv: list[str]) -> None:
         raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB")
     k = given.get("k", "10")
     if not k.isdecimal() or len(k) > 15 or int(k) < 1:
-        raise Problem(f"--k: expected a whole number from 1 to {10**15 - 1}, got {quoted(k)}")
+        raise Problem(f"--k: expected a whole number from 1, got {quoted(k)}")
     loaded = load(given["checkpoint"], overrides)
     history = trimmed(ids_of(given["history"], loaded.number), loaded.number, "--history")
     among = None
@@ -384,9 +386,8 @@ def ids_of(text: str, number: dict[str, int]) -> list[str]:
 
 
 def read_lines(path: str) -> list[str]:
-    regular_file(path)
     try:
-        return Path(path).read_text(encoding="utf-8-sig").split("\n")  # text mode has turned \r\n into \n
+        return regular_file(path, "not readable, no such file").read_text(encoding="utf-8-sig").split("\n")  # text mode has turned \r\n into \n
     except (OSError, UnicodeDecodeError) as e:
         raise Problem(f"--among: {path} is not readable as text ({e})") from None
 

@@ -6,10 +6,13 @@ alone; `method` names such compositions. Parts are imported when a run first nee
 
 import difflib
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import torch
 
 import settings
 from metrics import EvalOptions, cutoff
@@ -18,6 +21,7 @@ from readers.dataset import Dataset, read_embeddings
 from readers.splits import DataOptions
 from recommenders.protocol import Ranker, Recommender, TokenNetwork
 from retired import RETIRED, upgraded
+from runs import memory
 from runs.folder import RunOptions
 from settings import Config, option
 from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
@@ -280,6 +284,40 @@ def check_lists(cfg: Config) -> None:
         )
 
 
+def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
+    """Problem, before anything is made, when lists are longer than the catalogue or nothing has room for the model.
+
+    Lists up to the usual lengths are allowed to be longer: a small catalogue is no mistake.
+    """
+    longest = max(cfg[EvalOptions].metrics, key=cutoff)
+    if cutoff(longest) > max(n_items, USUAL):
+        raise Problem(f"metrics: {longest} asks for longer lists than the catalogue of {n_items} items has; lower it")
+    beams = cfg[SearchOptions].num_beams if SearchOptions in cfg else 0
+    most = max(n_items, USUAL if SearchOptions in cfg and cfg[SearchOptions].constrained else MANY)
+    if beams > most:
+        raise Problem(f"num_beams: {beams} beams are more than the catalogue of {n_items} items can fill; lower it")
+    k = max(beams, cutoff(longest))
+    memory.refuse_hopeless(k * (n_items + 1) + 2 * k * k, f"lists of {k} items", "lower metrics and num_beams")
+    numbers = sum(math.prod(size) for size in tensor_sizes(cfg, n_items, n_input).values())
+    remedy = "lower its widths and layers, num_emb_list or max_his_len"
+    memory.refuse_hopeless(memory.FLOAT * numbers, "the model's weights", remedy)
+
+
+USUAL, MANY = 20, 1000  # beams; what an unconstrained search may have beside a small catalogue
+
+
+def tensor_sizes(cfg: Config, n_items: int, n_input: int) -> dict[str, tuple[int, ...]]:
+    """Sizes of the tensors that a run's parts learn, by their names in its model, without making them."""
+    with torch.device("meta"):
+        if cfg[MethodOptions].method in ITEM_MODELS:
+            parts = {"": empty_model(cfg, n_items)}
+        else:
+            parts = {"recommender.": network_of(cfg, n_items)}
+            if cfg[MethodOptions].training == "joint" and n_input:
+                parts["tokenizer."] = empty_tokenizer(cfg, n_input)
+    return {f"{name}{k}": tuple(v.shape) for name, p in parts.items() for k, v in p.named_parameters()}
+
+
 def check_joint(cfg: Config) -> None:
     """Problem when joint training cannot be had as asked."""
     if QuantizerOptions not in cfg:
@@ -318,7 +356,10 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
         width, content_ND = cfg[CodeOptions].semantic_hidden_size, read_embeddings(data)
         if width is not None and width != content_ND.shape[1]:
             raise Problem(f"semantic_hidden_size: {width}, but {data.embedding_path} has width {content_ND.shape[1]}")
-    elif data.embedding_path is not None:
+        check_sizes(cfg, data.n_items, content_ND.shape[1])
+        return data
+    check_sizes(cfg, data.n_items)
+    if data.embedding_path is not None:
         try:
             read_embeddings(data)
         except Problem as e:
@@ -458,13 +499,15 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
             raise Problem(f"{key}: {path} was trained with {before!r}, which cannot be changed now")
     try:
         n_items, n_input = _sizes_of(cfg, state["model"])
+        if n_items != len(state["items"]):
+            raise Problem(f"{path}: its model knows {n_items} items, its list {len(state['items'])}")
+        check_sizes(cfg, n_items, n_input)
+        check_plausible(path, tensor_sizes(cfg, n_items, n_input), state["model"])
         model = empty_model(cfg, n_items, n_input)
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
     check_weights(path, model.state_dict())
-    if model.n_items != len(state["items"]):
-        raise Problem(f"{path}: its model knows {model.n_items} items, its list {len(state['items'])}")
     return Restored(cfg, model.eval(), state)
 
 
@@ -474,6 +517,22 @@ def _sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
         return len(model["encoder.items.weight"]) - (1 if cfg[MethodOptions].method == "sasrec" else 2), 0
     first = model.get("tokenizer.encoder.mlp_layers.1.weight")
     return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), 0 if first is None else first.shape[1]
+
+
+def check_plausible(path: str | Path, sizes: Mapping[str, tuple[int, ...]], model: Mapping[str, Any]) -> None:
+    """Problem, before anything is made, when a configuration asks for other tensors than its file holds.
+
+    Names of earlier versions are left to the models; but what the file lacks must not be most of the model.
+    """
+    held = {k: tuple(v.shape) for k, v in model.items() if isinstance(v, torch.Tensor)}
+    for name, size in sizes.items():
+        if held.get(name, size) != size:
+            what = f"{name} is {list(held[name])} in the file and {list(size)} by its configuration"
+            raise Problem(f"{path}: does not fit its configuration ({what}); use another checkpoint")
+    lacking = {name: size for name, size in sizes.items() if name not in held}
+    if sum(map(math.prod, lacking.values())) > sum(map(math.prod, held.values())):
+        what = f"{len(lacking)} tensors are missing, first {next(iter(lacking))}"
+        raise Problem(f"{path}: does not fit its configuration ({what}); use another checkpoint")
 
 
 def check_checkpoint(path: str | Path, state: dict[str, Any]) -> None:

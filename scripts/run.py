@@ -139,9 +139,9 @@ def launch(cfg: Config, processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         resolved = Path(folder) / "config.yaml"
         resolved.write_text(settings.dump(cfg))
+        launcher, preset = ROOT / "scripts" / "launcher.py", ROOT / f"accelerate_{kind}.yaml"
         command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / f"accelerate_{kind}.yaml"),
-            "--num_processes", str(processes), str(ROOT / "main.py"), "--config", str(resolved),
+            sys.executable, str(launcher), "--config_file", str(preset), "--num_processes", str(processes), str(ROOT / "main.py"), "--config", str(resolved),
         ]  # fmt: skip
         status = guard.run_launcher(command, main.go_on(cfg), DIGER_PROCESSES=str(processes))
     if status:
