@@ -154,7 +154,8 @@ class Steps(TorchDataset[list[Batch]]):
     def __getitem__(self, step: int) -> list[Batch]:
         rows, s = self.plan[step], self.shape
         parts, seen = [], np.zeros(0, np.int32)
-        for deal in range(s.accumulation):
+        deals = -(-len(rows) // s.processes)  # later ones are empty on every process
+        for deal in range(min(s.accumulation, deals)):
             for rank in range(s.processes):
                 own = rows[deal * s.processes + rank :: s.processes * s.accumulation]
                 if rank == s.rank:

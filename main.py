@@ -23,7 +23,8 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 
 import methods
 import settings
-from model import GenerativeModel, load, numbers
+from metrics import EvalOptions
+from model import GenerativeModel, Loaded, load, numbers
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -36,12 +37,16 @@ from sids.tokenizer import CodeOptions
 from trainer import Fit, NotFinite, TrainOptions, evaluate, save_ranks, token_budget
 from utils import (
     Problem,
+    Unwritable,
     environment,
     fingerprint,
     keep_freed_memory,
     log,
     log_to,
     problems_exit_2,
+    quoted,
+    regular_file,
+    shortened,
 )
 from vq import QuantizerOptions
 
@@ -94,8 +99,8 @@ def preset_of(path: Path, overrides: dict[str, Any], typed: str | None = None) -
     said = raw.get("dataset")
     if said is not None and str(said) != typed:
         raise Problem(
-            f"{path}: says dataset: {said}, but {typed} was asked for; write dataset: {typed} there, or, if the file "
-            f"is a preset for {said}, ask for {said} with --config={path}"
+            f"{path}: says dataset: {shortened(said)}, but {typed} was asked for; write dataset: {typed} there, or, if "
+            f"the file is a preset for {shortened(said)}, ask for {shortened(said)} with --config={path}"
         )
     if str(overrides.get("dataset", typed)) != typed:
         raise Problem(
@@ -164,8 +169,10 @@ def train(cfg: Config) -> RunFolder:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
     fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), report.log_epoch)
     model.announce(fit.reachable)
-    memory.log_estimate(cfg, model, data, fit.shape, fit.moments, acc.device)
-    with guard.orderly_stop(go_on(cfg) if acc.is_main_process else None):
+    with guard.fail_together(acc):
+        memory.log_estimate(cfg, model, data, fit.shape, fit.moments, acc.device)
+    speaks = acc.is_main_process and "DIGER_PROCESSES" not in os.environ  # else the run script says it
+    with guard.orderly_stop(go_on(cfg) if speaks else None):
         fit.train()
         finish(cfg, data, fit, run)
         acc.wait_for_everyone()  # the results are on disk before anyone reads them
@@ -301,7 +308,7 @@ def command_evaluate(argv: list[str]) -> None:
         raise Problem("evaluate: needs --checkpoint myckpt/.../best_model.pth")
     path, split = given["checkpoint"], given.get("split", "test")
     if split not in ("valid", "test"):
-        raise Problem(f"--split: expected valid or test, got {split!r}")
+        raise Problem(f"--split: expected valid or test, got {quoted(split)}")
     loaded = load(path, overrides)
     cfg, acc = loaded.cfg, accelerator(loaded.cfg)
     log_to(None, main=acc.is_main_process)
@@ -316,12 +323,20 @@ def command_evaluate(argv: list[str]) -> None:
         )
     run = RunFolder(Path(path).parent)
     if split == "test" and acc.is_main_process:
-        run.look_at_test()
+        count_look(run)
     found = evaluate(loaded.model.to(acc.device), data.split(split), cfg, acc, split)
     for name, value in found.figures.items():
         log.info(f"{split}/{name} {value:.6g}")
     log.info(f"run folder: {run.path}")
     acc.end_training()
+
+
+def count_look(run: RunFolder) -> None:
+    """Count a look at the test set; where the folder cannot be written, the figures are shown all the same."""
+    try:
+        run.look_at_test()
+    except Unwritable:
+        log.warning(f"{run.path}: cannot be written, so this look at the test set is not counted there")
 
 
 def command_recommend(argv: list[str]) -> None:
@@ -333,8 +348,8 @@ def command_recommend(argv: list[str]) -> None:
     if "checkpoint" not in given or "history" not in given:
         raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB")
     k = given.get("k", "10")
-    if not k.isdecimal() or int(k) < 1:
-        raise Problem(f"--k: expected a whole number from 1, got {k!r}")
+    if not k.isdecimal() or len(k) > 15 or int(k) < 1:
+        raise Problem(f"--k: expected a whole number from 1, got {quoted(k)}")
     loaded = load(given["checkpoint"], overrides)
     history = trimmed(ids_of(given["history"], loaded.number), loaded.number, "--history")
     among = None
@@ -342,8 +357,19 @@ def command_recommend(argv: list[str]) -> None:
         among = trimmed(read_lines(given["among"]), loaded.number, f"--among {given['among']}")
     hits = loaded.recommend([history], int(k), allow=among)[0]
     if not hits:
-        raise Problem("recommend: nothing is left, all items that were asked for are in the history (mask_seen)")
+        raise Problem(f"recommend: {why_nothing(loaded, history, among)}")
     report.show_items(hits)
+
+
+def why_nothing(loaded: Loaded, history: list[str], among: list[str] | None) -> str:
+    """Why there is nothing to recommend: nothing may come, or the search has not found what may."""
+    left = set(loaded.items if among is None else among) - set(history if loaded.cfg[EvalOptions].mask_seen else [])
+    if not left:
+        return "nothing is left, all items that were asked for are in the history (mask_seen)"
+    return (
+        f"the search found none of the {len(left)} items that may come, only semantic IDs that no item has "
+        "(constrained: false); set --constrained=true, or raise --num_beams"
+    )
 
 
 def trimmed(tokens: list[str], number: dict[str, int], source: str) -> list[str]:
@@ -368,7 +394,9 @@ def ids_of(text: str, number: dict[str, int]) -> list[str]:
 
 def read_lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8-sig").split("\n")  # text mode has turned \r\n into \n
+        return (
+            regular_file(path, "not readable, no such file").read_text(encoding="utf-8-sig").split("\n")
+        )  # text mode has turned \r\n into \n
     except (OSError, UnicodeDecodeError) as e:
         raise Problem(f"--among: {path} is not readable as text ({e})") from None
 

@@ -6,6 +6,7 @@ alone; `method` names such compositions. Parts are imported when a run first nee
 
 import difflib
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from readers.dataset import Dataset, read_embeddings
 from readers.splits import DataOptions
 from recommenders.protocol import Ranker, Recommender, TokenNetwork
 from retired import RETIRED, upgraded
+from runs import memory
 from runs.folder import RunOptions
 from settings import Config, option
 from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
@@ -27,7 +29,7 @@ from sids.search import SearchOptions
 from sids.tokenizer import CodeOptions, is_learned
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
-from utils import Problem, check_weights, log, read_checkpoint
+from utils import Problem, check_weights, is_file, log, quoted, read_checkpoint, shown
 from vq import QuantizerOptions, RQVAEOptions
 
 # ---------------------------------------------------------------- the parts, by name
@@ -244,7 +246,7 @@ def check_known(key: str, name: Any, known: Mapping[str, Any]) -> None:
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise Problem(f"{key}: {settings.shown(name)} is not one of {', '.join(known)}{hint}")
+        raise Problem(f"{key}: {shown(name)} is not one of {', '.join(known)}{hint}")
 
 
 def check_method(name: Any) -> None:
@@ -252,7 +254,7 @@ def check_method(name: Any) -> None:
     if name in FLOORS:
         raise Problem(f"method: {name!r} has nothing to train; every run prints its figures beside its own")
     if name not in METHODS:
-        raise Problem(f"method: {settings.shown(name)} is not one of {', '.join(METHODS)}")
+        raise Problem(f"method: {shown(name)} is not one of {', '.join(METHODS)}")
 
 
 def check_together(cfg: Config) -> None:
@@ -264,7 +266,7 @@ def check_together(cfg: Config) -> None:
         raise Problem("resume: auto needs the run_name to go on with")
     for key, name in (("run_name", run.run_name), ("dataset", data.dataset)):
         if name is not None and not settings.plain_name(name):
-            raise Problem(f"{key}: {name!r} is not a plain name; folders go to output_dir and data_path")
+            raise Problem(f"{key}: {quoted(name)} is not a plain name; folders go to output_dir and data_path")
 
 
 def check_lists(cfg: Config) -> None:
@@ -280,6 +282,41 @@ def check_lists(cfg: Config) -> None:
         raise Problem(
             f"max_his_len: {places} places cannot hold lists of {longest}, which metrics asks of decoding: multi"
         )
+
+
+def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
+    """Problem, before anything is made, when lists are longer than the catalogue or nothing has room for the model.
+
+    Lists up to the usual lengths are allowed to be longer: a small catalogue is no mistake.
+    """
+    longest = max(cfg[EvalOptions].metrics, key=cutoff)
+    if cutoff(longest) > max(n_items, USUAL):
+        raise Problem(f"metrics: {longest} asks for longer lists than the catalogue of {n_items} items has; lower it")
+    beams = cfg[SearchOptions].num_beams if SearchOptions in cfg else 0
+    most = max(n_items, USUAL if SearchOptions in cfg and cfg[SearchOptions].constrained else MANY)
+    if beams > most:
+        raise Problem(f"num_beams: {beams} beams are more than the catalogue of {n_items} items can fill; lower it")
+    k = max(beams, cutoff(longest))
+    memory.refuse_hopeless(k * (n_items + 1) + 2 * k * k, f"lists of {k} items", "lower metrics and num_beams")
+    numbers = sum(math.prod(size) for size in tensor_sizes(cfg, n_items, n_input).values())
+    remedy = "lower its widths and layers, num_emb_list or max_his_len"
+    memory.refuse_hopeless(memory.FLOAT * numbers, "the model's weights", remedy)
+
+
+USUAL, MANY = 20, 1000  # beams; what an unconstrained search may have beside a small catalogue
+
+
+def tensor_sizes(cfg: Config, n_items: int, n_input: int) -> dict[str, tuple[int, ...]]:
+    """Sizes of the tensors that a run's parts learn, by their names in its model, without making them."""
+    parts: dict[str, Any]
+    with torch.device("meta"):
+        if cfg[MethodOptions].method in ITEM_MODELS:
+            parts = {"": empty_model(cfg, n_items)}
+        else:
+            parts = {"recommender.": network_of(cfg, n_items)}
+            if cfg[MethodOptions].training == "joint" and n_input:
+                parts["tokenizer."] = empty_tokenizer(cfg, n_input)
+    return {f"{name}{k}": tuple(v.shape) for name, p in parts.items() for k, v in p.named_parameters()}
 
 
 def check_joint(cfg: Config) -> None:
@@ -327,7 +364,10 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
         width, content_ND = cfg[CodeOptions].semantic_hidden_size, read_embeddings(data)
         if width is not None and width != content_ND.shape[1]:
             raise Problem(f"semantic_hidden_size: {width}, but {data.embedding_path} has width {content_ND.shape[1]}")
-    elif data.embedding_path is not None:
+        check_sizes(cfg, data.n_items, content_ND.shape[1])
+        return data
+    check_sizes(cfg, data.n_items)
+    if data.embedding_path is not None:
         try:
             read_embeddings(data)
         except Problem as e:
@@ -351,7 +391,7 @@ def tokenizer_of(cfg: Config, data: Dataset) -> Any:
     """The pre-trained tokenizer: `rqvae_path`, or what pre-training left for these options."""
     name, c = str(cfg[MethodOptions].tokenizer), cfg[CodeOptions]
     path = Path(c.rqvae_path) if c.rqvae_path else checkpoint_path(cfg, name, data)
-    if not path.is_file():
+    if not is_file(path):
         raise Problem(
             f"{path}: no pre-trained tokenizer; run scripts/pretrain.py with the same options, or set rqvae_path"
         )
@@ -467,6 +507,10 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
             raise Problem(f"{key}: {path} was trained with {before!r}, which cannot be changed now")
     try:
         n_items, n_input = _sizes_of(cfg, state["model"])
+        if n_items != len(state["items"]):
+            raise Problem(f"{path}: its model knows {n_items} items, its list {len(state['items'])}")
+        check_sizes(cfg, n_items, n_input)
+        check_plausible(path, tensor_sizes(cfg, n_items, n_input), state["model"])
         model = empty_model(cfg, n_items, n_input)
         check_kinds(path, state["model"], model.state_dict())
         model.load_state_dict(state["model"])
@@ -474,8 +518,6 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
         raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
     check_weights(path, model.state_dict())
     check_sids(path, model)
-    if model.n_items != len(state["items"]):
-        raise Problem(f"{path}: its model knows {model.n_items} items, its list {len(state['items'])}")
     return Restored(cfg, model.eval(), state)
 
 
@@ -510,6 +552,22 @@ def check_sids(path: str | Path, model: Any) -> None:
         )
     if len(sids.token_NP.unique(dim=0)) != sids.n_items:
         raise Problem(f"{path}: two items have one SID; use another checkpoint")
+
+
+def check_plausible(path: str | Path, sizes: Mapping[str, tuple[int, ...]], model: Mapping[str, Any]) -> None:
+    """Problem, before anything is made, when a configuration asks for other tensors than its file holds.
+
+    Names of earlier versions are left to the models; but what the file lacks must not be most of the model.
+    """
+    held = {k: tuple(v.shape) for k, v in model.items() if isinstance(v, torch.Tensor)}
+    for name, size in sizes.items():
+        if held.get(name, size) != size:
+            what = f"{name} is {list(held[name])} in the file and {list(size)} by its configuration"
+            raise Problem(f"{path}: does not fit its configuration ({what}); use another checkpoint")
+    lacking = {name: size for name, size in sizes.items() if name not in held}
+    if sum(map(math.prod, lacking.values())) > sum(map(math.prod, held.values())):
+        what = f"{len(lacking)} tensors are missing, first {next(iter(lacking))}"
+        raise Problem(f"{path}: does not fit its configuration ({what}); use another checkpoint")
 
 
 def check_checkpoint(path: str | Path, state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from settings import option
-from utils import Problem
+from utils import Problem, quoted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class EvalOptions:
         for name in self.metrics:
             cutoff(name)
         if cutoff(self.valid_metric) and self.valid_metric not in self.metrics:
-            raise Problem(f"valid_metric: {self.valid_metric!r} is not among metrics {self.metrics}")
+            raise Problem(f"valid_metric: {quoted(self.valid_metric)} is not among metrics {self.metrics}")
 
 
 METRICS = ("recall", "hr", "ndcg", "mrr", "coverage")
@@ -37,8 +37,8 @@ METRICS = ("recall", "hr", "ndcg", "mrr", "coverage")
 def cutoff(metric: str) -> int:
     """The k of `recall@k`; Problem for anything that is not a metric."""
     name, _, k = metric.partition("@")
-    if name not in METRICS or not k.isdecimal() or int(k) < 1:
-        raise Problem(f"metrics: {metric!r} is not one of {', '.join(m + '@k' for m in METRICS)}")
+    if name not in METRICS or not k.isdecimal() or len(k) > 15 or int(k) < 1:
+        raise Problem(f"metrics: {quoted(metric)} is not one of {', '.join(m + '@k' for m in METRICS)}")
     return int(k)
 
 

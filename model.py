@@ -28,7 +28,7 @@ from sids.search import AllTokens, SearchOptions, Trie, beam_search
 from sids.table import SidTable
 from sids.tokenizer import CodeOptions, Joint, Quantized
 from uncertainty import STRATEGIES, UncertaintyOptions
-from utils import Problem, log
+from utils import Problem, log, quoted
 from vq import QuantizerOptions
 
 KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0  # outside of these the log warns before training
@@ -194,8 +194,8 @@ class GenerativeModel(nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"name": "rec", "params": list(self.recommender.parameters())}]
 
-    def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
-        """Figures of an epoch's first batch; the joint model proves its gradient here."""
+    def probe(self, *parts: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
+        """Figures of some samples before an epoch; the joint model proves its gradient here."""
         return {}
 
     def after_step(self, all_reduce: AllReduce) -> None:
@@ -313,21 +313,25 @@ class JointModel(GenerativeModel):
             "sid_agreement": (index_UL == cached_UL).all(1).float().mean(),
         }
 
-    def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
-        """The proof: norm of L_rec's gradient at each codebook, road by road.
+    def probe(self, *parts: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
+        """The proof: norm of L_rec's gradient at each codebook, road by road, over parts that weigh together 1.
 
         Problem when one is zero or not finite although `gradient: end_to_end` is set.
         """
-        figures, probed = {}, self.tokenizer.probed()
+        figures: dict[str, float] = {}
+        probed = self.tokenizer.probed()
         for road in ROADS:
             roads = (road,) if road in self.roads else ()
-            with autocast():
-                loss = self.recommendation_loss(batch, self.quantize(batch), roads)
-            found = torch.autograd.grad(loss, list(probed.values()), allow_unused=True)
-            for name, g in zip(probed, found, strict=True):
-                figures[f"grad/{name}/{road}"] = float(g.norm()) if g is not None else 0.0
+            sums = [torch.zeros_like(p) for p in probed.values()]
+            for batch in parts:
+                with autocast():
+                    loss = self.recommendation_loss(batch, self.quantize(batch), roads) * batch.weight
+                found = torch.autograd.grad(loss, list(probed.values()), allow_unused=True)
+                sums = [s if g is None else s + g for s, g in zip(sums, found, strict=True)]
+            figures |= {f"grad/{name}/{road}": float(s.norm()) for name, s in zip(probed, sums, strict=True)}
         if self.roads:
-            check_proof({k: v for k, v in figures.items() if k not in self._idle_roads(batch)})
+            idle = set.intersection(*map(self._idle_roads, parts))
+            check_proof({k: v for k, v in figures.items() if k not in idle})
         return figures
 
     def _idle_roads(self, batch: Batch) -> set[str]:
@@ -500,15 +504,14 @@ def numbers(ids: Iterable[str], number: dict[str, int], source: str) -> list[int
     found = list(ids)
     for token in found:
         if token not in number:
-            short = token if len(token) <= 200 else f"{token[:200]}..."
-            raise Problem(f"{source}: item {short!r} is not in the catalogue; {near(token, number)}")
+            raise Problem(f"{source}: item {quoted(token)} is not in the catalogue; {near(token, number)}")
     return [number[token] for token in found]
 
 
 def near(token: str, number: dict[str, int]) -> str:
     small = len(number) < 200_000 and len(token) < 200
     found = difflib.get_close_matches(token, number, n=1) if small else []
-    return f"did you mean {found[0]!r}?" if found else "ids are those of the interaction log"
+    return f"did you mean {quoted(found[0])}?" if found else "ids are those of the interaction log"
 
 
 def left_padded(rows: list[list[int]]) -> Tensor:

@@ -9,7 +9,6 @@ before anything is loaded.
 import dataclasses
 import difflib
 import math
-import reprlib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,20 +17,23 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from utils import Problem
+from utils import Problem, path_fault, quoted, regular_file, shortened, shown
 
 S = TypeVar("S")
+MOST = 64  # entries of a list, more than any option has a use for
+LARGEST = 2**53  # a whole number beyond it is a slip, and neither YAML nor JSON carries it everywhere
 
 
 def option(default: Any, meaning: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None,
-           free: bool = False, sizeless: bool = False) -> Any:  # fmt: skip
+           free: bool = False, sizeless: bool = False, path: bool = False) -> Any:  # fmt: skip
     """One option: default, meaning (shown by --help), and its closed (ge, le) or open (gt) range.
 
     free: results do not depend on it, so it counts in no hash and no comparison of runs; sizeless: a trained
-    network's weights have the same sizes whatever it is, so it cannot be changed afterwards.
+    network's weights have the same sizes whatever it is, so it cannot be changed afterwards; path: names a file or
+    folder. A list may have `MOST` entries, and each must be in the range.
     """
     limits = {"ge": ge, "gt": gt, "le": le}
-    meta = {"meaning": meaning, "free": free, "sizeless": sizeless}
+    meta = {"meaning": meaning, "free": free, "sizeless": sizeless, "path": path}
     meta |= {k: v for k, v in limits.items() if v is not None}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
@@ -126,17 +128,39 @@ def plain_name(name: str) -> bool:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    regular_file(path, "no such configuration file")
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
-    except FileNotFoundError:
-        raise Problem(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as e:
-        raise Problem(f"{path}: not readable as YAML: {' '.join(str(e).split())}") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise Problem(f"{path}: not readable as YAML: {e}") from None
+    try:
+        raw = parse_yaml(text)
+    except Problem as e:
+        raise Problem(f"{path}: not readable as YAML: {e}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict) or not all(isinstance(k, str) for k in raw):
         raise Problem(f"{path}: expected lines of the form key: value")
     return raw
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, of plain types only; Problem says what is wrong with it.
+
+    PyYAML meets a tag that does not fit its value (`!!bool maybe`, `!!timestamp x`, `!!int ""`) with errors of any
+    kind: KeyError, AttributeError, IndexError, TypeError.
+    """
+    try:
+        return yaml.load(text, Loader=UniqueKeyLoader)
+    except Problem:
+        raise
+    except (yaml.YAMLError, RecursionError) as e:
+        raise Problem(shortened(" ".join(str(e).split()), 400)) from None
+    except Exception as e:
+        reason = shortened(" ".join(str(e).split()) or type(e).__name__)
+        if "integer string conversion" in reason:
+            reason = "a whole number of thousands of digits"
+        raise Problem(f"a value does not fit its type or tag ({reason}); write it plainly") from None
 
 
 def parse_overrides(overrides: Sequence[str], text: Iterable[str] = ()) -> dict[str, Any]:
@@ -145,15 +169,15 @@ def parse_overrides(overrides: Sequence[str], text: Iterable[str] = ()) -> dict[
     for item in overrides:
         key, sep, value = item.removeprefix("--").partition("=")
         if not item.startswith("--") or not sep:
-            raise Problem(f"{item!r}: write options as --key=value")
+            raise Problem(f"{quoted(item)}: write options as --key=value")
         if key in found:
-            raise Problem(f"--{key}: given twice")
+            raise Problem(f"--{shortened(key)}: given twice")
         try:
-            parsed = yaml.load(value, Loader=UniqueKeyLoader)
+            parsed = parse_yaml(value)
             # a run called 007 or 12:30 is text, whatever YAML makes of it
             found[key] = value if key in text and not isinstance(parsed, str | list | dict | None) else parsed
-        except (yaml.YAMLError, Problem, ValueError, RecursionError) as e:
-            raise Problem(f"--{key}: {value!r} is not readable ({' '.join(str(e).split())})") from None
+        except Problem as e:
+            raise Problem(f"--{shortened(key)}: {quoted(value)} is not readable ({e})") from None
     return found
 
 
@@ -163,9 +187,9 @@ def takes_text(kind: type) -> list[str]:
 
 
 def unknown(key: str, known: Iterable[str]) -> Problem:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) if len(key) < 200 else []
     hint = f"; did you mean {near[0]!r}?" if near else "; --help lists them all"
-    return Problem(f"unknown option {key!r}{hint}")
+    return Problem(f"unknown option {quoted(key)}{hint}")
 
 
 def hints(cls: type) -> dict[str, Any]:
@@ -194,23 +218,18 @@ def coerce(want: Any, value: Any, key: str, limits: Any) -> Any:
             return text
         raise Problem(f"{key}: expected one of {', '.join(map(str, members))}, got {shown(value)}")
     if origin is list:
-        return [coerce(members[0], v, key, limits) for v in _as_list(value, key)]
+        entries = _as_list(value, key)
+        if len(entries) > MOST:
+            raise Problem(f"{key}: a list of {len(entries)} entries; at most {MOST} make sense")
+        return [coerce(members[0], v, key, limits) for v in entries]
     return _within(_scalar(want, value, key), key, limits)
-
-
-def shown(value: Any) -> str:
-    """A value for a message; nested and repeated ones, which may unfold without end, are cut."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxlist, short.maxdict = 2, 6, 6
-    short.maxstring = short.maxother = 200
-    return short.repr(value)
 
 
 def _as_list(value: Any, key: str) -> list[Any]:
     if isinstance(value, str):  # the published files write "recall@1,recall@5", a command line 64,64
         try:
-            return [yaml.safe_load(v) for v in value.split(",") if v.strip()]
-        except (yaml.YAMLError, ValueError, RecursionError):
+            return [parse_yaml(v) for v in value.split(",") if v.strip()]
+        except Problem:
             raise Problem(f"{key}: expected a list, got {shown(value)}") from None
     if isinstance(value, list):
         return value
@@ -234,6 +253,10 @@ def _scalar(want: type, value: Any, key: str) -> Any:
 
 
 def _within(value: Any, key: str, limits: Any) -> Any:
+    if isinstance(value, str) and limits.get("path") and (fault := path_fault(value)):
+        raise Problem(f"{key}: {quoted(value)} is not a path, {fault}")
+    if type(value) is int and abs(value) > LARGEST:
+        raise Problem(f"{key}: must be at most {LARGEST}, got {shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise Problem(f"{key}: must be finite, got {shown(value)}")
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -263,7 +286,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(k, deep=deep) for k, _ in node.value]  # type: ignore[no-untyped-call]
-        twice = sorted({str(k) for k in keys if keys.count(k) > 1})
+        twice = sorted({shown(k) if not isinstance(k, str) else shortened(k) for k in keys if keys.count(k) > 1})
         if twice:
             raise Problem(f"option given twice: {', '.join(twice)}")
         return super().construct_mapping(node, deep)

@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -37,7 +37,7 @@ from recommenders.protocol import Ranker, Recommender, unsound
 from runs import guard
 from runs.folder import RunFolder, RunOptions
 from settings import Config, option
-from utils import Problem, Stopped, log, not_finite, peak_memory_gb
+from utils import Problem, Stopped, log, not_finite, peak_memory_gb, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class TrainOptions:
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "no", "precision of the recommender; the assignment stays in float32"
     )
-    num_workers: int = option(0, "processes that prepare batches ahead", ge=0, free=True)
+    num_workers: int = option(0, "processes that prepare batches ahead", ge=0, le=256, free=True)
 
 
 def token_budget(t: TrainOptions, device: str) -> int:
@@ -161,6 +161,9 @@ def bar(steps: Any, title: str, acc: Accelerator) -> Any:
 # ---------------------------------------------------------------- training
 
 
+FAR = 2**53  # beyond any epoch or step
+
+
 @dataclass
 class Progress:
     """Where a run stands; saved with every checkpoint."""
@@ -172,6 +175,22 @@ class Progress:
     best_epoch: int = -1
     looked: int = -1  # epoch of the last validation
 
+    @classmethod
+    def of(cls, saved: dict[str, Any], steps_per_epoch: int) -> "Progress":
+        """As it was saved; ValueError where no run can stand there."""
+        p = cls(**saved)
+        ranges = {
+            "epoch": (0, FAR), "next_step": (0, steps_per_epoch), "step": (0, FAR), "best_epoch": (-1, p.epoch),
+            "looked": (-1, p.epoch),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            value = getattr(p, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"progress: {name} is {shown(value)}")
+        if type(p.best) not in (int, float) or math.isnan(p.best):
+            raise ValueError(f"progress: best is {shown(p.best)}")
+        return p
+
     def out_of_patience(self, early_stop: int) -> bool:
         """Was the epoch that ended last validated, not the best, and `early_stop` epochs or more after the best?
 
@@ -180,7 +199,9 @@ class Progress:
         return self.best > -math.inf and self.looked == self.epoch - 1 and self.looked - self.best_epoch >= early_stop
 
 
-AT_START = ("grad/", "lr/")  # figures of an epoch's first batch, not means
+AT_START = ("grad/", "lr/")  # figures of an epoch's start, not means
+PROBED, FEW = 256, 32  # samples that a probe looks at; fewer prove nothing
+PROBE_TOKENS = 8192  # in one pass of it: no more memory than a step takes with the smallest default budget
 SHOWN = 20  # users named when a batch has no finite loss
 
 
@@ -208,9 +229,36 @@ def learning_rate(t: TrainOptions, steps: int, first: int, end: int) -> Callable
     return factor
 
 
+def rate_sum(t: TrainOptions, steps: int, first: int, end: int) -> float:
+    """Sum of `learning_rate` over a run's steps, in closed form: a long run has billions of them."""
+    end = max(first, min(end, steps))
+    warm = min(max(t.warmup_steps, first), end)  # up to there the rate rises, from there on it falls
+    rising = (warm - first) * (warm + first + 1) / 2 / (t.warmup_steps + 1) if first < t.warmup_steps else 0.0
+    begin = max(first, t.warmup_steps)
+    n, whole = max(0, end - begin), max(1, steps - t.warmup_steps)
+    if t.lr_scheduler_type == "constant" or not n:
+        return rising + n
+    a, b = (x - t.warmup_steps for x in (begin, end - 1))
+    if t.lr_scheduler_type == "linear":
+        return rising + n - n * (a + b) / 2 / whole
+    half = math.pi / whole / 2  # sum of cosines of an arithmetic progression
+    return rising + n / 2 + math.sin(n * half) / math.sin(half) * math.cos((a + b) * half) / 2
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Dropout of a step is a function of (seed, step, process): nothing random needs saving."""
     torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + rank) % (1 << 63))
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """ValueError when what an optimizer has loaded does not belong to its parameters; torch does not look."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for name, value in optimizer.state.get(p, {}).items():
+                if not isinstance(value, Tensor):
+                    raise ValueError(f"optimizer: {name} is {shown(value)}")
+                if value.shape not in (p.shape, torch.Size([])) or not torch.isfinite(value).all():
+                    raise ValueError(f"optimizer: {name} of a parameter {list(p.shape)} is {list(value.shape)}")
 
 
 class Fit:
@@ -244,12 +292,12 @@ class Fit:
         self.steps_per_epoch = -(-len(self.train_split) // self.shape.global_batch)
         steps = self.steps_per_epoch * t.epochs
         groups = with_defaults(model.param_groups(), t)
-        rates = []
+        rates, self.reachable = [], {}  # how far a parameter of a group can move
         for g in groups:
             first, last = g.pop("epochs", (0, None))
-            end = steps if last is None else (last + 1) * self.steps_per_epoch
-            rates.append(learning_rate(t, steps, first * self.steps_per_epoch, end))
-        self.reachable = {g["name"]: g["lr"] * sum(map(r, range(steps))) for g, r in zip(groups, rates, strict=True)}
+            moves = first * self.steps_per_epoch, steps if last is None else (last + 1) * self.steps_per_epoch
+            rates.append(learning_rate(t, steps, *moves))
+            self.reachable[g["name"]] = g["lr"] * rate_sum(t, steps, *moves)
         self.moments = 0 if t.learner == "sgd" else 2  # numbers that the optimizer keeps of a parameter
         optimizer = optimizer_for(groups, t)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
@@ -291,7 +339,7 @@ class Fit:
             parts = [part.to(acc.device) for part in on_host]
             if p.next_step == 0:
                 self.totals = {f"lr/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
-                self.totals |= self._probe(parts[0])
+                self.totals |= self._probe()
             logs, stop = self._step(parts)
             for name, value in logs.items():
                 self.totals[name] = self.totals.get(name, 0.0) + value
@@ -305,10 +353,25 @@ class Fit:
         done = (p.next_step - first) / self.steps_per_epoch * len(self.data.train)  # targets, however they are packed
         return self._means() | {"samples_per_s": done / seconds}
 
-    def _probe(self, part: Batch) -> dict[str, float]:
-        seed_step(self.cfg[DataOptions].seed, self.progress.step, self.acc.process_index)
+    def _probe(self) -> dict[str, float]:
+        """What the model tells of some samples before an epoch: the same samples, in the same parts, on every process
+        and however the epoch's batches are cut.
+        """
+        seed, split = self.cfg[DataOptions].seed, self.train_split
+        random = np.random.default_rng([seed, max(self.progress.epoch, 0), 11])
+        rows = random.permutation(len(split))[:PROBED]
+        rows = rows[np.argsort(split.lengths(self.shape.longest, rows), kind="stable")]
+        shape = replace(self.shape, processes=1, rank=0, accumulation=1, tokens=PROBE_TOKENS)
+        parts = [part.to(self.acc.device) for part in Steps(split, [rows], shape)[0]]
+        seed_step(seed, self.progress.step, 0)
+        figures: dict[str, float] = {}
         with guard.fail_together(self.acc):
-            figures: dict[str, float] = self.raw.probe(part, self.acc.autocast)
+            try:
+                figures = self.raw.probe(*parts, autocast=self.acc.autocast)
+            except Problem as e:
+                if len(rows) >= FEW:
+                    raise
+                log.warning(f"{e} (only {len(rows)} training samples to look at, which may be why)")
         return figures
 
     def _step(self, parts: list[Batch]) -> tuple[dict[str, Tensor], int]:
@@ -514,12 +577,13 @@ class Fit:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Take everything that training has changed; rates and decays come from the configuration."""
-        self.progress = p = Progress(**state["progress"])
+        self.progress = p = Progress.of(state["progress"], self.steps_per_epoch)
         if "looked" not in state["progress"] and p.next_step == 0 and p.epoch % self.cfg[EvalOptions].eval_step == 0:
             p.looked = p.epoch - 1  # a state of a run begun before looks were noted: where it stopped, it stays stopped
         self.raw.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        check_moments(self.optimizer)
         self.schedule.last_epoch = p.step
         for group, base, rate in zip(
             self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True

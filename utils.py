@@ -10,8 +10,10 @@ import logging
 import os
 import platform
 import re
+import reprlib
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,6 +29,45 @@ log = logging.getLogger("diger")
 
 class Problem(Exception):
     """Something the user can mend: one line that names the file, row or key and the remedy."""
+
+    def __init__(self, text: str) -> None:
+        if len(text) > LONGEST:  # whatever it quotes, its beginning says where and its end what to do
+            text = f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 4 :]}"
+        super().__init__(text)
+
+
+LONGEST = 4000  # characters of a Problem
+
+
+class Unwritable(Problem):
+    """A file could not be written, for a reason that lies in the file system."""
+
+
+def shortened(text: object, most: int = 200) -> str:
+    """Text for a message: what a file or a command line holds may be megabytes long."""
+    found = str(text)
+    return found if len(found) <= most else f"{found[:most]}..."
+
+
+def quoted(text: object, most: int = 200) -> str:
+    """The same in quotes, or as Python writes what is no text."""
+    return repr(shortened(text, most)) if isinstance(text, str) else shown(text, most)
+
+
+def shown(value: Any, most: int = 200) -> str:
+    """A value for a message; nested and repeated ones, which may unfold without end, are cut."""
+    return _Shown(most).repr(value)
+
+
+class _Shown(reprlib.Repr):
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict = 2, 6, 6
+        self.maxstring = self.maxother = most
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write integers of thousands of digits."""
+        return repr(x) if abs(x) < 10**40 else f"a number of {x.bit_length()} bits"
 
 
 class Stopped(Exception):
@@ -107,6 +148,53 @@ def colored(text: str, color: str, stream: IO[str]) -> str:
 # ---------------------------------------------------------------- files
 
 
+NAME, PATH = 255, 4096  # bytes that the usual file systems allow a name and a whole path
+KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}  # fmt: skip
+
+
+def path_fault(path: str | Path) -> str | None:
+    """Why no file system can hold a path; None where one may."""
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:
+        return "holds what is no character"
+    if b"\0" in raw:
+        return "holds a null byte"
+    if max(map(len, raw.split(os.sep.encode()))) > NAME:
+        return f"a name in it is longer than {NAME} bytes"
+    return f"is longer than {PATH} bytes" if len(raw) >= PATH else None
+
+
+def regular_file(path: str | Path, missing: str = "no such file") -> Path:
+    """The path of a regular file that is about to be read; Problem where something else, or nothing, is there.
+
+    A device or a pipe may deliver without end, or make its reader wait without end.
+    """
+    path = Path(path)
+    if fault := path_fault(path):
+        raise Problem(f"{shortened(path)}: not a path, {fault}; name a file")
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        raise Problem(f"{path}: {missing}") from None
+    except OSError as e:
+        raise Problem(f"{path}: not readable ({e.strerror}); name another file or mend its permissions") from None
+    if kind != stat.S_IFREG:
+        raise Problem(f"{path}: not readable, it is {KINDS.get(kind, 'no file')}; name a regular file")
+    return path
+
+
+def is_file(path: str | Path) -> bool:
+    """Is a regular file there? False also for what cannot be a path."""
+    try:
+        return path_fault(path) is None and Path(path).is_file()
+    except OSError:
+        return False
+
+
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Write a file aside, flush it to disk, then rename: `path` is the old file or the whole new one.
 
@@ -123,12 +211,12 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
     except OSError as e:
         failed = e.strerror
         if not path.parent.is_dir():
-            raise Problem(f"{path}: cannot be written, the folder {path.parent} is not there (any more)") from None
+            raise Unwritable(f"{path}: cannot be written, the folder {path.parent} is not there (any more)") from None
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
     if failed is not None:
-        raise Problem(
+        raise Unwritable(
             f"{path}: cannot be written ({failed}): it needs {len(content)} bytes, {_free(path.parent)} are free; "
             "make room or choose another folder; what was there before is untouched"
         )
@@ -172,11 +260,10 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
+    regular_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Problem(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+    except (OSError, ValueError, RecursionError) as e:  # ValueError: damaged, not UTF-8, or thousands of digits
         raise Problem(f"{path}: not readable as JSON ({e})") from None
 
 
@@ -186,9 +273,7 @@ def read_checkpoint(path: str | Path, allow: tuple[type, ...] = ()) -> dict[str,
     `allow` names further harmless classes that the file may hold. Raises Problem when the file is
     missing, truncated, or holds anything but tensors and plain values.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise Problem(f"{path}: no such checkpoint")
+    path = regular_file(path, "no such checkpoint")
     try:
         with torch.serialization.safe_globals(list(allow)):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -233,7 +318,7 @@ def digest(*parts: object) -> str:
     h = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
-            with part.open("rb") as f:
+            with regular_file(part).open("rb") as f:
                 while chunk := f.read(1 << 20):
                     h.update(chunk)
         else:

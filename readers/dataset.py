@@ -13,7 +13,7 @@ import numpy as np
 
 from readers.files import find_embedding, find_file, json_lines
 from readers.splits import DataOptions, Parts, Split
-from utils import Problem, digest, log
+from utils import Problem, digest, is_file, log, quoted, regular_file
 
 SPLITS = ("train", "valid", "test")
 
@@ -87,7 +87,7 @@ def items_file(folder: Path, stem: str) -> Catalogue | None:
         if not isinstance(token, str | int) or str(token) == "":
             raise Problem(f"{path}, line {line}: no item_id")
         if str(token) in ids:
-            raise Problem(f"{path}, line {line}: item {token!r} stands already in line {ids[str(token)]}")
+            raise Problem(f"{path}, line {line}: item {quoted(token)} stands already in line {ids[str(token)]}")
         ids[str(token)] = line
         titles.append(title(row))
     return Catalogue(list(ids), titles)
@@ -102,12 +102,13 @@ def assemble(
     folder: Path, stem: str, cfg: DataOptions, catalogue: Catalogue, parts: Parts, paths: list[Path]
 ) -> Dataset:
     embedding = Path(cfg.semantic_emb_path) if cfg.semantic_emb_path else find_embedding(folder, stem)
-    if cfg.semantic_emb_path and embedding and not embedding.is_file():
-        beside = folder / embedding
-        if not beside.is_file():
-            raise Problem(f"semantic_emb_path: {embedding}: no such file")
-        embedding = beside
-    if embedding and not embedding.is_file():
+    if cfg.semantic_emb_path and embedding and not is_file(embedding):
+        named, embedding = embedding, folder / embedding
+        if not is_file(embedding):
+            if named.exists() or embedding.exists():
+                regular_file(named if named.exists() else embedding)  # says what is there instead
+            raise Problem(f"semantic_emb_path: {named}: no such file")
+    if embedding and not is_file(embedding):
         raise Problem(
             f"{embedding}: is not a file (a folder, or a link that leads nowhere); remove it or name the embeddings by "
             "semantic_emb_path"
@@ -151,7 +152,7 @@ def check_rows(path: Path, content_ND: np.ndarray, ids: list[str]) -> None:
         ):
             if bad.any():
                 row = begin + int(bad.argmax())
-                raise Problem(f"{path}: row {row} (item {ids[row]!r}) {what}")
+                raise Problem(f"{path}: row {row} (item {quoted(ids[row])}) {what}")
 
 
 def read_embeddings(data: Dataset) -> np.ndarray:
@@ -166,7 +167,7 @@ def read_embeddings(data: Dataset) -> np.ndarray:
             f"no content embeddings beside {data.name!r}; set semantic_emb_path to a .npy with a row per item"
         )
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(regular_file(path), mmap_mode="r", allow_pickle=False)
         if not isinstance(found, np.ndarray):
             raise ValueError("an .npz archive")
     except Exception as e:  # numpy raises many kinds for a damaged header
@@ -178,7 +179,7 @@ def read_embeddings(data: Dataset) -> np.ndarray:
         raise Problem(f"{path}: expected floating-point [items, D], found {found.dtype} {list(found.shape)}")
     if len(found) != data.n_items:
         ids = data.catalogue.ids
-        first = f"; the first item without one is {ids[len(found)]!r}" if len(found) < len(ids) else ""
+        first = f"; the first item without one is {quoted(ids[len(found)])}" if len(found) < len(ids) else ""
         raise Problem(
             f"{path}: {len(found)} rows for {data.n_items} items{first}; row i must belong to item i of the catalogue"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from readers.splits import DataOptions
-from utils import Problem, log
+from utils import Problem, log, regular_file
 
 # layout -> what the name of its first file ends with, in the order in which layouts are looked for
 INTERACTIONS = {
@@ -104,13 +104,14 @@ def find_embedding(folder: Path, stem: str) -> Path | None:
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, value) of each non-empty line."""
+    regular_file(path)
     try:
         with path.open(encoding="utf-8") as f:
             for number, line in enumerate(f, 1):
                 if line.strip():
                     try:
                         yield number, json.loads(line)
-                    except (json.JSONDecodeError, RecursionError) as e:
+                    except (ValueError, RecursionError) as e:  # ValueError: also a number of thousands of digits
                         raise Problem(f"{path}, line {number}: not readable as JSON ({e})") from None
     except (OSError, UnicodeDecodeError) as e:
         raise Problem(f"{path}: not readable as text ({e})") from None

@@ -7,7 +7,7 @@ import numpy as np
 from readers.dataset import SPLITS, Catalogue, Dataset, assemble
 from readers.files import json_lines, need_file
 from readers.splits import DataOptions, Split, parts_of, training_items
-from utils import Problem, read_json
+from utils import Problem, quoted, read_json
 
 
 def read_jsonl(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
@@ -40,7 +40,8 @@ def _jsonl_split(path: Path, number: dict[str, int]) -> Split:
             tokens = [*row["inter_history"], row["target_id"]]
             items.extend(number[str(t)] for t in tokens)
         except KeyError as e:
-            raise Problem(f"{path}, line {line}: {e.args[0]!r} is missing from the row or from the item map") from None
+            what = quoted(e.args[0])
+            raise Problem(f"{path}, line {line}: {what} is missing from the row or from the item map") from None
         except TypeError:
             raise Problem(f'{path}, line {line}: expected {{"inter_history": [...], "target_id": ...}}') from None
         if len(tokens) < 2:

@@ -38,8 +38,19 @@ def read_dataset(cfg: DataOptions) -> Dataset:
     data = LAYOUTS[layout](folder, stem, cfg)
     for name in SPLITS:
         if not len(data.split(name)):
-            need = f"it needs users with at least {SHORTEST} interactions"
-            if cfg.split != "leave_one_out":
-                need = "no user has rows on both sides of its cut in time; change time_quantile"
-            raise Problem(f"{folder}: the {name} part of {cfg.dataset!r} is empty; {need}")
+            raise Problem(f"{folder}: the {name} part of {cfg.dataset!r} is empty; {_lacking(name, layout, cfg)}")
     return data
+
+
+def _lacking(name: str, layout: str, cfg: DataOptions) -> str:
+    """What a part of a data set would have to hold so as not to be empty."""
+    if layout == "jsonl":
+        return f"its .{name}.jsonl holds no row"
+    if layout == "inter_splits":
+        return f"its .{name}.inter holds no interaction of a user who has an earlier one"
+    if cfg.split != "leave_one_out":
+        return "no user has rows on both sides of its cut in time; change time_quantile"
+    need = SHORTEST + (name == "train")
+    return f"it needs a user with at least {need} interactions: one to test, one to validate, " + (
+        "one to train on and one before that" if name == "train" else "and one before these"
+    )

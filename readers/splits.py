@@ -12,14 +12,14 @@ from typing import Literal
 import numpy as np
 
 from settings import option
-from utils import Problem, log
+from utils import Problem, log, quoted
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     dataset: str = option("demo", "name of the data set")
     data_path: str = option(
-        "./dataset", "folder that holds <dataset>/ or the data files themselves, or a .csv file", free=True
+        "./dataset", "folder that holds <dataset>/ or the data files themselves, or a .csv file", free=True, path=True
     )
     data_format: Literal["auto", "inter", "inter_splits", "jsonl", "json", "csv"] = option(
         "auto", "layout of the interactions: one .inter, three .inter, .jsonl + .emb_map.json, .inter.json, .csv"
@@ -36,16 +36,18 @@ class DataOptions:
     time_quantile: float = option(0.95, "split: time: share of all interactions before that point", gt=0, le=1)
     test_size: float = option(0.2, "split: time_groups: share of the users that are tested", gt=0, le=0.9)
     semantic_emb_path: str | None = option(
-        None, "content embeddings, .npy [items, D]; default: the only *.emb*.npy beside the data"
+        None, "content embeddings, .npy [items, D]; default: the only *.emb*.npy beside the data", path=True
     )
-    map_path: str | None = option(None, "item token -> id map of the .jsonl layout; default <dataset>.emb_map.json")
+    map_path: str | None = option(
+        None, "item token -> id map of the .jsonl layout; default <dataset>.emb_map.json", path=True
+    )
     max_his_len: int = option(50, "longest history, in items", ge=1)
     short_users: Literal["refuse", "drop"] = option("refuse", "users with fewer than 3 interactions")
     seed: int = option(2020, "seed of everything random", ge=0, le=2**31 - 1)
 
 
 Facts = dict[str, float]
-SHORTEST = 3  # one item each to train on, validate and test
+SHORTEST = 3  # one item each to know, validate and test; a training sample needs a user with one more
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def leave_one_out(
         first = int(short.argmax())
         raise Problem(
             f"{source}: {short.sum()} users have fewer than {SHORTEST} interactions, "
-            f"first {names[first]!r} with {lengths[first]}; set short_users: drop to leave them out"
+            f"first {quoted(names[first])} with {lengths[first]}; set short_users: drop to leave them out"
         )
     if short.any():
         log.info(f"{short.sum()} users with fewer than {SHORTEST} interactions are left out")

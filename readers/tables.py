@@ -11,7 +11,7 @@ from pyarrow import csv
 from readers.dataset import SPLITS, Catalogue, Dataset, assemble, items_file
 from readers.files import need_file
 from readers.splits import DataOptions, Log, as_given, divide, parts_of
-from utils import Problem, log
+from utils import Problem, log, quoted, regular_file, shortened
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def read_rows(path: Path, columns: Columns | None = None) -> Rows:
     columns = columns or Columns()
     if len(set(columns.all())) < 3:
         raise Problem(f"users_col, items_col, time_col: {', '.join(columns.all())} are not three different columns")
+    regular_file(path)
     text = pa.dictionary(pa.int32(), pa.string())
     try:
         table = csv.read_csv(
@@ -117,10 +118,10 @@ def _bad_row(path: Path, columns: Columns, reason: str) -> Problem:
                 if not cells[user] or not cells[item]:
                     return Problem(f"{where}: empty user or item")
                 if not _is_number(cells[time]):
-                    return Problem(f"{where}: timestamp {cells[time]!r} is not a number")
+                    return Problem(f"{where}: timestamp {quoted(cells[time])} is not a number")
     except (OSError, UnicodeDecodeError, text_csv.Error) as e:
         return Problem(f"{path}: not readable as text ({e})")
-    return Problem(f"{path}: not readable ({reason})")
+    return Problem(f"{path}: not readable ({shortened(reason)})")
 
 
 def _is_number(text: str) -> bool:
@@ -147,7 +148,7 @@ def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cf
         for token in rows.items:
             if token not in number:
                 raise Problem(
-                    f"{path}: item {token!r} is not in {stem}.items.jsonl; add its line (and its embedding) or "
+                    f"{path}: item {quoted(token)} is not in {stem}.items.jsonl; add its line (and its embedding) or "
                     "drop its interactions"
                 )
         users.append(np.array([user_number.setdefault(u, len(user_number)) for u in rows.users], np.int32)[rows.user])

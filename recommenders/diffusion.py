@@ -48,7 +48,9 @@ class DiffusionOptions(ItemOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningOptions(DiffusionOptions):
-    sft_from: str | None = option(None, "best_model.pth of the diffsasrec run that diffsasrec_sft fine-tunes")
+    sft_from: str | None = option(
+        None, "best_model.pth of the diffsasrec run that diffsasrec_sft fine-tunes", path=True
+    )
     sft_masks: int = option(1, "fine-tuning: how many of the last items may be hidden", ge=1)
 
 

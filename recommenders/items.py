@@ -25,7 +25,7 @@ class ItemOptions:
     """What every network over items is asked."""
 
     hidden_units: int = option(128, "width d of the item embeddings", ge=1)
-    num_blocks: int = option(2, "transformer blocks", ge=1)
+    num_blocks: int = option(2, "transformer blocks", ge=1, le=200)
     num_heads: int = option(4, "attention heads", ge=1, sizeless=True)
     hidden_dropout: float = option(0.5, "dropout of embeddings, attention and feed-forward", ge=0, le=0.9)
     decoding: Literal["single", "multi", "autoregressive"] = option(
@@ -231,7 +231,7 @@ class SequenceModel(nn.Module, ABC):
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"name": "rec", "params": list(self.parameters())}]
 
-    def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
+    def probe(self, *parts: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
         return {}
 
     def after_step(self, all_reduce: AllReduce) -> None:

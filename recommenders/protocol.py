@@ -90,8 +90,8 @@ class Recommender(Ranker, Protocol):
     def __call__(self, batch: Batch, /) -> tuple[Tensor, Logs]:
         """(loss of a batch, figures to average over the epoch)."""
 
-    def probe(self, batch: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
-        """Figures of an epoch's first batch; may refuse to go on (Problem)."""
+    def probe(self, *parts: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
+        """Figures of some samples before an epoch, in parts that weigh together 1; may refuse to go on (Problem)."""
 
     def after_step(self, all_reduce: AllReduce) -> None:
         """Once per optimizer step, on every process alike."""

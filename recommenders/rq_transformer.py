@@ -26,8 +26,8 @@ Attend = Callable[[Tensor], Tensor]  # projected queries, keys, values [..., T, 
 
 @dataclass(frozen=True, kw_only=True)
 class RQTransformerOptions:
-    item_blocks: int = option(2, "blocks over the items of a history", ge=1)
-    depth_blocks: int = option(2, "blocks over the tokens of a SID", ge=1)
+    item_blocks: int = option(2, "blocks over the items of a history", ge=1, le=200)
+    depth_blocks: int = option(2, "blocks over the tokens of a SID", ge=1, le=200)
     d_model: int = option(128, "width h", ge=1)
     d_ff: int = option(512, "width of the feed-forward layers", ge=1)
     num_heads: int = option(4, "attention heads", ge=1, sizeless=True)

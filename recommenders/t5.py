@@ -25,8 +25,8 @@ from settings import option
 
 @dataclass(frozen=True, kw_only=True)
 class T5Options:
-    encoder_layers: int = option(6, "layers of the encoder", ge=1)
-    decoder_layers: int = option(6, "layers of the decoder", ge=1)
+    encoder_layers: int = option(6, "layers of the encoder", ge=1, le=200)
+    decoder_layers: int = option(6, "layers of the decoder", ge=1, le=200)
     d_model: int = option(128, "width h", ge=1)
     d_ff: int = option(512, "width of the feed-forward layers", ge=1)
     num_heads: int = option(4, "attention heads", ge=1, sizeless=True)

@@ -19,8 +19,10 @@ from utils import (
     Problem,
     check_weights,
     log,
+    quoted,
     read_checkpoint,
     read_json,
+    shown,
     write_array,
     write_checkpoint,
     write_json,
@@ -31,8 +33,8 @@ from utils import (
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     run_name: str | None = option(None, "name of the run folder; default: method and time", free=True)
-    output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>", free=True)
-    log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>", free=True)
+    output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>", free=True, path=True)
+    log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>", free=True, path=True)
     resume: Literal["no", "auto"] = option(
         "no", "auto: go on with the run of this name, or reprint it when it is finished", free=True
     )
@@ -139,7 +141,8 @@ class RunFolder:
         """The best model so far; Problem when it is missing, of another run, or not finite."""
         best = read_checkpoint(self.best)
         self.check_own(self.best, best)
-        if not isinstance(best.get("model"), dict) or not isinstance(best.get("epoch"), int):
+        whole = isinstance(best.get("model"), dict) and isinstance(best.get("valid"), dict)
+        if not whole or type(best.get("epoch")) is not int:
             raise Problem(f"{self.best}: not a checkpoint of main.py")
         check_weights(self.best, best["model"])
         return best
@@ -184,10 +187,23 @@ class RunFolder:
             write_text(self.metrics, "".join(line + "\n" for line in kept))
 
     def results(self) -> dict[str, Any]:
+        """test.json; Problem where it is not what a run writes."""
         found = read_json(self.test)
-        if not isinstance(found, dict):
-            raise Problem(f"{self.test}: not the results of a run")
-        return found
+        texts = isinstance(found, dict) and all(isinstance(found.get(k), str) for k in ("method", "dataset"))
+        if not texts or (wrong := wrong_figure(found)):
+            what = wrong if texts else "no method or data set"
+            raise Problem(f"{self.test}: not the results of a run ({what}); put the old file back")
+        return dict(found)
+
+    def floors(self) -> dict[str, dict[str, Any]]:
+        """baselines.json: figures by name, {} where there is none; Problem where it is not what a run writes."""
+        found = read_json(self.baselines) if self.baselines.is_file() else {}
+        rows = found.items() if isinstance(found, dict) else [("", None)]
+        for name, row in rows:
+            if not isinstance(row, dict) or (wrong := wrong_figure(row)):
+                what = f"{quoted(name)}: {wrong if isinstance(row, dict) else 'no figures'}"
+                raise Problem(f"{self.baselines}: not the figures of baselines ({what}); put the old file back")
+        return dict(rows)
 
     # ---- resumable state
 
@@ -222,7 +238,7 @@ class RunFolder:
 
     def _looked(self) -> int:
         found = read_json(self.looks) if self.looks.is_file() else 0
-        if not isinstance(found, int):
+        if type(found) is not int or not 0 <= found < 2**31:
             raise Problem(f"{self.looks}: expected a number, how often this run looked at its test set")
         return found
 
@@ -233,7 +249,7 @@ class RunFolder:
         """
         self._still_ours()
         who = read_json(self.identity)
-        if who.get("tested") != result:
+        if who.get("tested") != result or type(who.get("look")) is not int:
             who |= {"tested": result, "look": self._looked() + 1}
             write_json(self.identity, who)  # first: a kill between the two counts neither twice nor not at all
         count = max(self._looked(), int(who["look"]))
@@ -262,6 +278,18 @@ class RunFolder:
     def save_best(self, state: dict[str, Any]) -> None:
         self._still_ours()
         write_checkpoint(self.best, state)
+
+
+def wrong_figure(row: dict[str, Any]) -> str | None:
+    """The first figure of a row that is none: `recall@10`, `collision_rate` and their like are finite numbers."""
+    for key, value in row.items():
+        counts = "@" in key or key in COUNTS or key.startswith("codes_used/")
+        if counts and (type(value) not in (int, float) or not abs(value) < 2**53):
+            return f"{quoted(key)} is {shown(value)}"
+    return None
+
+
+COUNTS = ("collision_rate", "seed", "best_epoch", "epochs_trained", "test_evaluations", "num_users", "invalid_share")
 
 
 def epoch_of(line: str) -> float:

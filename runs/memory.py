@@ -10,15 +10,26 @@ from readers.dataset import Dataset
 from readers.splits import DataOptions
 from recommenders.protocol import Recommender
 from settings import Config
-from utils import log
+from utils import Problem, log
 
 FLOAT = 4  # bytes; bf16 needs less, which leaves the estimate on the safe side
+
+
+HOPELESS = 4  # times what is there; no estimate is that far off
+
+
+def refuse_hopeless(bytes_needed: int, what: str, remedy: str) -> None:
+    """Problem, before anything is made, when it cannot fit in this machine's memory whatever is tried."""
+    have = available(torch.device("cpu"))
+    if bytes_needed > have:
+        needs = f"{gigabytes(bytes_needed)} GB, {gigabytes(have)} GB are there"
+        raise Problem(f"{what} alone would take {needs}; {remedy}")
 
 
 def log_estimate(
     cfg: Config, model: Recommender, data: Dataset, shape: Shape, moments: int, device: torch.device
 ) -> None:
-    """Log the estimate beside what the device has, and warn when it does not fit.
+    """Log the estimate beside what the device has, and warn when it does not fit; Problem when it never will.
 
     moments: how many numbers the optimizer keeps of a parameter.
     """
@@ -27,6 +38,11 @@ def log_estimate(
     total = sum(need.values()) - min(turns)
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in need.items())
     log.info(f"memory: about {gigabytes(total)} of {gigabytes(have)} GB ({parts})")
+    if total > HOPELESS * have:
+        raise Problem(
+            f"memory: about {gigabytes(total)} GB are needed ({parts}), {gigabytes(have)} GB are there; lower "
+            "batch_size and token_budget (training), eval_batch_size and num_beams (evaluation), or the model's widths"
+        )
     if total > have:
         log.warning(
             f"memory: about {gigabytes(total)} GB are needed, {gigabytes(have)} GB are there; "

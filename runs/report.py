@@ -5,7 +5,7 @@ from typing import Any
 import settings
 from recommenders.protocol import Hit
 from runs.folder import RunFolder
-from utils import log, printable, read_json
+from utils import log, printable
 
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
@@ -48,17 +48,14 @@ def log_epoch(row: dict[str, Any], best: bool) -> None:
 
 def rows_of(run: RunFolder) -> list[dict[str, Any]]:
     """The table's rows: this run, then whatever stands beside it."""
-    rows = [run.results()]
-    if run.baselines.is_file():
-        rows += [{"method": name, **figures} for name, figures in read_json(run.baselines).items()]
-    return rows
+    return [run.results(), *({**figures, "method": name} for name, figures in run.floors().items())]
 
 
 def log_results(run: RunFolder) -> None:
     """Print the result table of a finished run."""
     found = run.results()
-    wanted = COLUMNS if "recall@10" in found else settings.read_yaml(run.config)["metrics"]
-    names = [m for m in wanted if m in found]
+    wanted = COLUMNS if "recall@10" in found else settings.read_yaml(run.config).get("metrics")
+    names = [m for m in wanted if m in found] if isinstance(wanted, list | tuple) else []
     rows = rows_of(run)
     width = max(16, *(len(row["method"]) for row in rows))
     heads = [f"{'method (test)':<{width}}", *(f"{n:>9}" for n in names), "codes used     collisions"]

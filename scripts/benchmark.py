@@ -33,7 +33,7 @@ from scripts.make_demo import build_demo
 from settings import Config
 from sids.search import SearchOptions
 from trainer import TrainOptions
-from utils import Problem, keep_freed_memory, log_to, problems_exit_2, write_json
+from utils import Problem, is_file, keep_freed_memory, log_to, problems_exit_2, write_json
 
 SECTIONS = {
     s.__name__.rpartition(".")[2]: s.measure for s in (train, search, recommender, trie, tokenizer, scale, sasrec)
@@ -73,7 +73,7 @@ def configuration(overrides: list[str]) -> Config:
     given = methods.parse_overrides(overrides)
     name = str(given.get("dataset", "demo"))
     path = ROOT / "config" / f"{name}.yaml"
-    raw = settings.read_yaml(path) if path.is_file() else {}
+    raw = settings.read_yaml(path) if is_file(path) else {}
     fixed = {"recommender": "t5", "legal_softmax": False}  # what the plain side can be; `recommender` has the other
     cfg = methods.build({**raw, **fixed, "dataset": name, **given})
     if name == "demo":

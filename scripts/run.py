@@ -27,7 +27,16 @@ from runs.folder import RunFolder, RunOptions
 from scripts.make_demo import build_demo
 from settings import Config
 from sids.tokenizer import CodeOptions
-from utils import Problem, keep_freed_memory, log, log_to, problems_exit_2, read_json, write_json
+from utils import (
+    Problem,
+    keep_freed_memory,
+    log,
+    log_to,
+    problems_exit_2,
+    quoted,
+    regular_file,
+    write_json,
+)
 
 
 def run(uncertainty: str, argv: list[str]) -> None:
@@ -51,7 +60,7 @@ def run(uncertainty: str, argv: list[str]) -> None:
     for each in lacking:
         train(each, processes)
     if beside is not None:
-        write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **read_json(folder.baselines)})
+        write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **folder.floors()})
     report.log_results(folder)
     log.info(f"run folder: {folder.path}")
 
@@ -85,9 +94,8 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
         raise Problem(f"one data set at a time, not {', '.join(names)}; options are written --key=value")
     name = names[0] if names else "demo"
     path = Path(given.get("config", ROOT / "config" / f"{name}.yaml"))
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.yaml")))
-        raise Problem(f"{path}: no such configuration; there are {known}; copy one for your own data")
+    known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.yaml")))
+    regular_file(path, f"no such configuration; there are {known}; copy one for your own data")
     preset = main.preset_of(path, overrides, names[0] if names else None)
     preset |= {"uncertainty": uncertainty, "method": "diger"}
     cfg = methods.build({k: v for k, v in preset.items() if k != "training"}, overrides)
@@ -98,8 +106,8 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
 
 def processes_wanted() -> int:
     text = os.environ.get("NPROC", "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise Problem(f"NPROC: expected a whole number from 1, got {text!r}")
+    if not text.isdecimal() or len(text) > 6 or int(text) < 1:
+        raise Problem(f"NPROC: expected a whole number from 1, got {quoted(text)}")
     return int(text)
 
 
@@ -111,7 +119,7 @@ def two_stage_of(cfg: Config) -> Config:
 def beside_of(cfg: Config) -> Config | None:
     """The two-stage run whose figures are asked for and do not stand beside this run's own yet."""
     folder = RunFolder.of(cfg)
-    has = folder.finished and folder.baselines.is_file() and "two_stage" in read_json(folder.baselines)
+    has = folder.finished and "two_stage" in folder.floors()
     return two_stage_of(cfg) if cfg[RunOptions].with_two_stage and not has else None
 
 
@@ -131,9 +139,10 @@ def launch(cfg: Config, processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         resolved = Path(folder) / "config.yaml"
         resolved.write_text(settings.dump(cfg))
+        launcher, preset = ROOT / "scripts" / "launcher.py", ROOT / f"accelerate_{kind}.yaml"
         command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / f"accelerate_{kind}.yaml"),
-            "--num_processes", str(processes), str(ROOT / "main.py"), "--config", str(resolved),
+            sys.executable, str(launcher), "--config_file", str(preset), "--num_processes", str(processes),
+            str(ROOT / "main.py"), "--config", str(resolved),
         ]  # fmt: skip
         status = guard.run_launcher(command, main.go_on(cfg), DIGER_PROCESSES=str(processes))
     if status:

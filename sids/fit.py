@@ -287,7 +287,9 @@ class _Loop:
             self.optimizer.load_state_dict(state["optimizer"])
             self.best = Report(**state["best"]) if state["best"] else None
             self.looked, self.lowest, epoch = int(state["looked"]), float(state["lowest"]), int(state["epoch"])
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as e:
+            if not -1 <= self.looked <= epoch < 2**53 or epoch < 0 or math.isnan(self.lowest):
+                raise ValueError("no run stands there")
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as e:
             raise Problem(f"{last}: not a state of this pre-training ({type(e).__name__}); delete it") from None
         log.info(f"tokenizer: going on after epoch {epoch + 1}")
         return epoch + 1

@@ -33,7 +33,9 @@ class CodeOptions:
     code_length: int | None = option(None, "L + 1: learned levels and the suffix; must agree with num_emb_list", ge=2)
     semantic_hidden_size: int | None = option(None, "width D of the content embeddings; must agree with the file", ge=1)
     rqvae_path: str | None = option(
-        None, "checkpoint of the pre-trained tokenizer (ours or a released best_collision_model.pth)"
+        None,
+        "checkpoint of the pre-trained tokenizer (ours or a released best_collision_model.pth)",
+        path=True,
     )
 
     def __post_init__(self) -> None:
