@@ -22,9 +22,9 @@ from main import finish
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from runs import report
 from runs.folder import RunFolder
 from runs.guard import log
+from sids.files import letters
 from trainer import Evaluation, Progress
 from utils import Problem, Stopped, fingerprint, read_json, write_json
 
@@ -468,7 +468,7 @@ def test_other_looks_and_other_results_count(ground, tmp_path):
 
 
 def test_levels_have_names_however_many():
-    names = [report.letters(i) for i in range(1000)]
+    names = [letters(i) for i in range(1000)]
     assert names[:3] + names[25:29] + names[701:703] == ["a", "b", "c", "z", "aa", "ab", "ac", "zz", "aaa"]
     assert len(set(names)) == 1000
 
