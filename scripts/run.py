@@ -141,7 +141,8 @@ def launch(cfg: Config, processes: int) -> None:
         resolved.write_text(settings.dump(cfg))
         launcher, preset = ROOT / "scripts" / "launcher.py", ROOT / f"accelerate_{kind}.yaml"
         command = [
-            sys.executable, str(launcher), "--config_file", str(preset), "--num_processes", str(processes), str(ROOT / "main.py"), "--config", str(resolved),
+            sys.executable, str(launcher), "--config_file", str(preset), "--num_processes", str(processes),
+            str(ROOT / "main.py"), "--config", str(resolved),
         ]  # fmt: skip
         status = guard.run_launcher(command, main.go_on(cfg), DIGER_PROCESSES=str(processes))
     if status:
