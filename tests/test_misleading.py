@@ -122,7 +122,7 @@ def test_how_many_interactions_a_user_needs(tmp_path, rows, enough):
     if enough:
         assert len(read_dataset(cfg).train) == 1
     else:
-        with pytest.raises(Problem, match="the train part .* at least 4 interactions"):
+        with pytest.raises(Problem, match=r"the train part .* at least 4 interactions"):
             read_dataset(cfg)
 
 
@@ -306,7 +306,7 @@ def test_what_is_only_large_is_not(ground):
 def test_a_step_that_can_never_fit_is_refused(ground, tmp_path, monkeypatch):
     fit = fit_of(ground, tmp_path)
     monkeypatch.setattr(memory, "available", lambda device: 1000)
-    with pytest.raises(Problem, match="memory: about .* lower batch_size"):
+    with pytest.raises(Problem, match=r"memory: about .* lower batch_size"):
         memory.log_estimate(fit.cfg, fit.raw, fit.data, fit.shape, 2, torch.device("cpu"))
 
 
@@ -425,5 +425,6 @@ def test_busy_cores_are_noticed(tmp_path, load, steal, chosen, want):
     env = os.environ | {"OMP_NUM_THREADS": chosen}
     env |= {"DIGER_LOADAVG": str(tmp_path / "load"), "DIGER_STAT": str(tmp_path / "stat")}
     script = 'setup() { :; }; source <(sed "s/^setup .*//" scripts/setup.sh) run; echo "${OMP_NUM_THREADS:-free}"'
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.stdout == f"{want}\n" and done.stderr.count("\n") == (want == "1")
