@@ -394,9 +394,8 @@ def ids_of(text: str, number: dict[str, int]) -> list[str]:
 
 def read_lines(path: str) -> list[str]:
     try:
-        return (
-            regular_file(path, "not readable, no such file").read_text(encoding="utf-8-sig").split("\n")
-        )  # text mode has turned \r\n into \n
+        text = regular_file(path, "not readable, no such file").read_text(encoding="utf-8-sig")
+        return text.split("\n")  # text mode has turned \r\n into \n
     except (OSError, UnicodeDecodeError) as e:
         raise Problem(f"--among: {path} is not readable as text ({e})") from None
 

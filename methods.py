@@ -29,7 +29,7 @@ from sids.search import SearchOptions
 from sids.tokenizer import CodeOptions, is_learned
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
-from utils import Problem, check_weights, is_file, log, quoted, read_checkpoint, shown
+from utils import Problem, check_weights, is_file, log, quoted, read_checkpoint, shortened, shown
 from vq import QuantizerOptions, RQVAEOptions
 
 # ---------------------------------------------------------------- the parts, by name
@@ -298,8 +298,12 @@ def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
         raise Problem(f"num_beams: {beams} beams are more than the catalogue of {n_items} items can fill; lower it")
     k = max(beams, cutoff(longest))
     memory.refuse_hopeless(k * (n_items + 1) + 2 * k * k, f"lists of {k} items", "lower metrics and num_beams")
-    numbers = sum(math.prod(size) for size in tensor_sizes(cfg, n_items, n_input).values())
     remedy = "lower its widths and layers, num_emb_list or max_his_len"
+    try:
+        numbers = sum(math.prod(size) for size in tensor_sizes(cfg, n_items, n_input).values())
+    except (RuntimeError, OverflowError, TypeError) as e:  # a tensor of more bytes than an address has bits for
+        reason = shortened(" ".join(str(e).split()))
+        raise Problem(f"the model's weights have no room in any memory ({reason}); {remedy}") from None
     memory.refuse_hopeless(memory.FLOAT * numbers, "the model's weights", remedy)
 
 

@@ -178,7 +178,7 @@ def regular_file(path: str | Path, missing: str = "no such file") -> Path:
         raise Problem(f"{shortened(path)}: not a path, {fault}; name a file")
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise Problem(f"{path}: {missing}") from None
     except OSError as e:
         raise Problem(f"{path}: not readable ({e.strerror}); name another file or mend its permissions") from None

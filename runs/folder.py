@@ -189,7 +189,7 @@ class RunFolder:
     def results(self) -> dict[str, Any]:
         """test.json; Problem where it is not what a run writes."""
         found = read_json(self.test)
-        texts = isinstance(found, dict) and all(isinstance(found.get(k), str) for k in ("method", "dataset"))
+        texts = isinstance(found, dict) and all(isinstance(found.get(k, ""), str) for k in ("method", "dataset"))
         if not texts or (wrong := wrong_figure(found)):
             what = wrong if texts else "no method or data set"
             raise Problem(f"{self.test}: not the results of a run ({what}); put the old file back")

@@ -5,7 +5,7 @@ from typing import Any
 import settings
 from recommenders.protocol import Hit
 from runs.folder import RunFolder
-from utils import log, printable
+from utils import Problem, log, printable
 
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
@@ -54,6 +54,8 @@ def rows_of(run: RunFolder) -> list[dict[str, Any]]:
 def log_results(run: RunFolder) -> None:
     """Print the result table of a finished run."""
     found = run.results()
+    if not {"method", "dataset"} <= found.keys():
+        raise Problem(f"{run.test}: not the results of a run (no method or data set); put the old file back")
     wanted = COLUMNS if "recall@10" in found else settings.read_yaml(run.config).get("metrics")
     names = [m for m in wanted if m in found] if isinstance(wanted, list | tuple) else []
     rows = rows_of(run)

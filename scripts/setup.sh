@@ -46,4 +46,41 @@ setup() {
   echo "$wanted" >"$stamp"
 }
 
+# busy CORES LOADAVG STAT SECONDS: does other work hold the cores? Prints why: a load above their number, or time that
+# the host gave to other machines while it was watched. Two threads that wait for each other are then slower than one.
+busy() {
+  local load before after
+  load=$(cut -d ' ' -f 1 "$2" 2>/dev/null) || return 1
+  if awk -v load="$load" -v cores="$1" 'BEGIN { exit !(load > cores) }'; then
+    echo "load $load on $1 cores"
+    return
+  fi
+  before=$(head -n 1 "$3" 2>/dev/null) || return 1
+  sleep "$4"
+  after=$(head -n 1 "$3" 2>/dev/null) || return 1
+  # cpu user nice system idle iowait irq softirq steal ...
+  echo "$before $after" | awk '{
+    half = NF / 2
+    for (i = 2; i <= 9 && i <= half; i++) total += $(half + i) - $i
+    share = total > 0 && half >= 9 ? ($(half + 9) - $9) / total : 0
+    if (share > 0.05) { printf "%.0f %% of the time stolen by the host\n", 100 * share; found = 1 }
+    exit !found
+  }'
+}
+
+threads() {
+  local cores why
+  cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+  if [ -n "${OMP_NUM_THREADS:-}" ] || [ "$cores" -lt 2 ]; then
+    return 0 # a person has chosen, or there is nothing to choose
+  fi
+  if why=$(busy "$cores" "${DIGER_LOADAVG:-/proc/loadavg}" "${DIGER_STAT:-/proc/stat}" 0.3); then
+    export OMP_NUM_THREADS=1
+    echo "note: other work holds the cores ($why): one thread; set OMP_NUM_THREADS to choose" >&2
+  fi
+}
+
 setup "$1"
+if [ "$1" = run ]; then
+  threads
+fi

@@ -1,0 +1,430 @@
+"""What misled and what was absurd: each class of such input ends in a true line, or works."""
+
+import os
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import HEADER, tiny_overrides, write_tiny
+from test_cli import fails
+from test_trainer import fit_of
+
+import main
+import methods
+import utils
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from readers.tables import read_rows
+from recommenders.protocol import Found
+from runs import memory, report
+from runs.folder import RunFolder
+from sids.fit import load_state
+from trainer import TrainOptions, learning_rate, rate_sum
+from utils import Problem, read_checkpoint, read_json, regular_file
+
+ROOT = Path(main.__file__).parent
+HUGE = "7" * 5000
+
+
+def one_line(problem):
+    text = str(problem.value)
+    assert "\n" not in text and len(text) < 5000
+    return text
+
+
+# ---------------------------------------------------------------- the proof
+
+
+CUTS = [
+    {"batch_size": 1}, {"token_budget": 1}, {"gradient_accumulation_steps": 1000}, {"batch_size": 10**9},
+    {"batch_size": 2, "gradient_accumulation_steps": 3}, {"gradient_accumulation_steps": 2**53},
+    {"token_budget": 2**53, "batch_size": 2**53},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("uncertainty", ["frqud", "none"])
+def test_the_proof_is_the_same_however_the_batch_is_cut(ground, tmp_path, uncertainty):
+    found = [fit_of(ground, tmp_path / str(i), uncertainty=uncertainty, **cut)._probe() for i, cut in enumerate(CUTS)]
+    assert found[0] and min(found[0].values()) > 0 and all(f == found[0] for f in found)
+
+
+@pytest.mark.parametrize("cut", [c for c in CUTS if c.get("batch_size", 32) > 1], ids=str)
+def test_any_cut_trains(ground, tmp_path, cut):
+    fit_of(ground, tmp_path, epochs=1, **cut).train()
+
+
+def test_a_severed_road_is_refused_whatever_the_batch_and_a_handful_of_samples_only_warned_of(
+    ground, tmp_path, caplog, monkeypatch
+):
+    fit = fit_of(ground, tmp_path, batch_size=1)
+    fit.raw.tokenizer.scale_L.fill_(1e30)
+    with pytest.raises(Problem, match="check logit_scale"):
+        fit._probe()
+    monkeypatch.setattr("trainer.PROBED", 5)
+    assert fit._probe() == {} and "only 5 training samples" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warm", [0, 1, 7, 500])
+def test_the_schedules_sum_in_closed_form(kind, warm):
+    t = methods.build({"warmup_steps": warm, "lr_scheduler_type": kind})[TrainOptions]
+    for steps in (1, 2, 7, 8, 100, 700):
+        for first, end in ((0, steps), (0, steps + 9), (3, 6), (5, 5), (6, 3), (steps, steps), (steps - 1, steps)):
+            want = sum(map(learning_rate(t, steps, first, end), range(steps)))
+            assert rate_sum(t, steps, first, end) == pytest.approx(want, abs=1e-9), (steps, first, end)
+
+
+def test_a_run_of_countless_epochs_begins_at_once(ground, tmp_path):
+    assert fit_of(ground, tmp_path, epochs=2**53).reachable["id"] > 0
+
+
+# ---------------------------------------------------------------- what is said
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("misleading")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root) | {"run_name": "r", "epochs": 1}
+    cfg = methods.build(options)
+    methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    return main.train(cfg)
+
+
+NOTHING = [
+    (["--constrained=false"], "search found none of the 40 items"),
+    (["--constrained=false", "--mask_seen=true"], "search found none of the 38 items"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), NOTHING)
+def test_why_nothing_is_recommended(trained, capsys, monkeypatch, words, message):
+    nothing = Found(torch.zeros(1, 10, dtype=torch.long), torch.full((1, 10), -1.0))
+    monkeypatch.setattr("model.beam_search", lambda *args, **kwargs: nothing)
+    err = fails(capsys, main.main, "recommend", f"--checkpoint={trained.best}", "--history=i1,i2", *words)
+    assert message in err and "mask_seen" not in err
+
+
+def test_nothing_is_left(trained, capsys, tmp_path):
+    (tmp_path / "some").write_text("i1\ni2\n")
+    words = ["--history=i1,i2", f"--among={tmp_path / 'some'}", "--mask_seen=true"]
+    assert "nothing is left" in fails(capsys, main.main, "recommend", f"--checkpoint={trained.best}", *words)
+
+
+@pytest.mark.parametrize(("rows", "enough"), [([3], False), ([3, 3, 3], False), ([4], True), ([3, 4], True)])
+def test_how_many_interactions_a_user_needs(tmp_path, rows, enough):
+    lines = [f"u{u}\ti{t}\t{t}" for u, n in enumerate(rows) for t in range(n)]
+    (tmp_path / "t.inter").write_text("\n".join([HEADER, *lines]) + "\n")
+    cfg = methods.build({"data_path": str(tmp_path), "dataset": "t", "method": "sasrec"})[DataOptions]
+    if enough:
+        assert len(read_dataset(cfg).train) == 1
+    else:
+        with pytest.raises(Problem, match=r"the train part .* at least 4 interactions"):
+            read_dataset(cfg)
+
+
+@pytest.mark.parametrize("number", [30, 28, 13])  # read-only, full, forbidden
+def test_a_look_that_cannot_be_counted_is_a_look(trained, capsys, monkeypatch, number):
+    before = read_json(trained.looks)
+
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    inner = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, mode="r", *a, **k: refuse() if "w" in mode else inner(self, mode, *a, **k)
+    )
+    main.main(["evaluate", f"--checkpoint={trained.best}"])
+    said = capsys.readouterr().out
+    assert "test/recall@10" in said and "not counted" in said and read_json(trained.looks) == before
+
+
+LONG = "x" * 2_000_000
+QUOTES = [
+    lambda d: methods.parse_overrides([LONG]),
+    lambda d: methods.parse_overrides([f"--epochs=[{LONG}"]),
+    lambda d: methods.build({"epochs": LONG}),
+    lambda d: methods.build({LONG: 1}),
+    lambda d: methods.build({"metrics": [LONG]}),
+    lambda d: methods.build({"metrics": LONG}),
+    lambda d: methods.build({"valid_metric": LONG}),
+    lambda d: methods.build({"run_name": LONG}),
+    lambda d: methods.build({"method": LONG}),
+    lambda d: methods.build({"data_path": LONG}),
+    lambda d: main.numbers([LONG], {"a": 1}, "--history"),
+    lambda d: main.read_lines(LONG),
+    lambda d: read_checkpoint(LONG),
+    lambda d: read_rows(write(d, f"{HEADER}\nu\ti\t{LONG}\n")),
+    lambda d: read_rows(write(d, f"{HEADER}\nu\t{LONG}\n")),
+    lambda d: _inter(d, f"u\t{LONG}\t1\n"),
+    lambda d: _items(d, f'{{"item_id": "{LONG}"}}\n' * 2),
+    lambda d: main.settings.read_yaml(write(d, f"a: !!bool {LONG}")),
+]
+
+
+def write(folder, text):
+    (folder / "file").write_text(text)
+    return folder / "file"
+
+
+def _inter(folder, rows):
+    (folder / "t.inter").write_text(f"{HEADER}\n{rows}")
+    (folder / "t.items.jsonl").write_text('{"item_id": "a"}\n')
+    return read_dataset(methods.build({"data_path": str(folder), "dataset": "t"})[DataOptions])
+
+
+def _items(folder, lines):
+    (folder / "t.inter").write_text(f"{HEADER}\nu\ta\t1\n")
+    (folder / "t.items.jsonl").write_text(lines)
+    return read_dataset(methods.build({"data_path": str(folder), "dataset": "t"})[DataOptions])
+
+
+@pytest.mark.parametrize("work", QUOTES, ids=range(len(QUOTES)))
+def test_what_is_quoted_is_short(tmp_path, work):
+    with pytest.raises(Problem) as problem:
+        work(tmp_path)
+    assert len(one_line(problem)) < 1500
+
+
+# ---------------------------------------------------------------- absurd values
+
+
+VALUES = [
+    HUGE, "-" + HUGE, "0x" + HUGE, "0b" + "1" * 20000, "1_" + HUGE, f"[{HUGE}]", f"[0x{HUGE}]", f"{{a: 0x{HUGE}}}",
+    f"1:{HUGE}", "!!bool maybe", "!!timestamp x", "!!timestamp 2001-99-99", "!!map [1]", "!!int x",
+    "!!int ''", "!!float x", "!!float ''", "!!binary x", "!!binary aGk=", "!!null x", "!!set [1]", "!!omap 1",
+    "!!pairs x", "!!seq x", "!!str [1]", "!!python/object:os.system x", "!unknown x", "2001-01-01", "? [1]", "{[1]: 2}",
+    "&a [*a]", "!!value =", "<<: 1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda v: v[:12])
+@pytest.mark.parametrize("key", ["epochs", "num_emb_list", "lr_rec", "mask_seen", "uncertainty"])
+def test_a_value_of_the_wrong_kind_is_one_line(tmp_path, key, value):
+    for work in (
+        lambda: methods.build({}, methods.parse_overrides([f"--{key}={value}"])),
+        lambda: methods.load(write(tmp_path, f"{key}: {value}\n")),
+    ):
+        with pytest.raises(Problem) as problem:
+            work()
+        one_line(problem)
+
+
+@pytest.mark.parametrize("word", [f"recall@{HUGE}", "recall@" + "9" * 16, "recall@²"])
+def test_a_cut_off_of_thousands_of_digits(word):
+    with pytest.raises(Problem):
+        methods.build({"metrics": [word]})
+
+
+@pytest.mark.parametrize("text", [f"[{HUGE}]", f'{{"a": -{HUGE}}}', "[" * 100000, "\0", "{"])
+def test_json_that_python_cannot_hold(tmp_path, text):
+    with pytest.raises(Problem, match="not readable as JSON") as problem:
+        read_json(write(tmp_path, text))
+    one_line(problem)
+
+
+PATHS = ["data_path", "output_dir", "log_dir", "semantic_emb_path", "map_path", "rqvae_path"]
+BAD = ["a" * 300, f"x/{'b' * 256}/c", "é" * 128, "a/" * 3000, "a\0b", "\ud800"]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+def test_what_cannot_be_a_path(bad):
+    for key in PATHS:
+        with pytest.raises(Problem, match=f"{key}: .*not a path"):
+            methods.build({key: bad})
+    for work in (read_checkpoint, regular_file, main.read_lines, lambda p: main.settings.read_yaml(Path(p))):
+        with pytest.raises(Problem, match="not a path"):
+            work(bad)
+
+
+def special(folder):
+    """Things that are no regular files, by name."""
+    os.mkfifo(folder / "pipe")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(folder / "socket"))
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "broken").symlink_to(folder / "nothing")
+    (folder / "folder").mkdir()
+    return server
+
+
+def test_only_regular_files_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    server = special(Path())
+    names = ["pipe", "socket", "zero", "loop", "broken", "folder", "/dev/zero", "/dev/stdin", "/dev/null", "nothing"]
+    readers = [
+        read_json, read_checkpoint, utils.digest, main.read_lines, main.settings.read_yaml, read_rows,
+        lambda p: load_state(p, torch.nn.Linear(1, 1), "rqvae"),
+    ]  # fmt: skip
+    for name in names:
+        for read in readers:
+            found = []
+
+            def work(read=read, name=name, found=found):
+                try:
+                    read(Path(name))
+                except Problem as e:
+                    found.append(str(e))
+
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            thread.join(20)
+            assert found and "\n" not in found[0], (name, read)
+    server.close()
+
+
+SIZES = [
+    {"metrics": ["recall@1000000000", "ndcg@10"]}, {"num_beams": 10**8}, {"num_beams": 41},
+    {"num_beams": 10**8, "constrained": False}, {"num_beams": 50, "metrics": ["recall@41", "ndcg@10"]},
+    {"d_model": 10**10}, {"d_ff": 2**50}, {"layers": [10**9]}, {"num_emb_list": [10**12, 8, 8]}, {"e_dim": 2**45},
+    {"encoder_layers": 100_000}, {"num_workers": 10**9}, {"layers": [8] * 100_000},
+    {"method": "sasrec", "max_his_len": 10**9},
+    {"method": "diffsasrec", "max_his_len": 10**9}, {"method": "sasrec", "hidden_units": 2**40},
+    {"method": "sasrec", "num_blocks": 100_000}, {"method": "sasrec", "metrics": ["recall@41", "ndcg@10"]},
+    {"recommender": "rq_transformer", "item_blocks": 10**6},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", SIZES, ids=lambda c: str(c)[:60])
+def test_what_exceeds_the_catalogue_or_the_memory_is_refused_before_anything_is_made(ground, changes):
+    options, _ = ground
+    with pytest.raises(Problem) as problem:
+        main.check_data(methods.build({**options, **changes}))
+    assert any(key in one_line(problem) for key in (*changes, "memory", "weights"))
+
+
+def test_what_is_only_large_is_not(ground):
+    options, _ = ground
+    for changes in ({"num_beams": 40}, {"eval_batch_size": 10**9}, {"batch_size": 10**9}, {"max_his_len": 10**9}):
+        main.check_data(methods.build({**options, **changes}))
+
+
+def test_a_step_that_can_never_fit_is_refused(ground, tmp_path, monkeypatch):
+    fit = fit_of(ground, tmp_path)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    with pytest.raises(Problem, match=r"memory: about .* lower batch_size"):
+        memory.log_estimate(fit.cfg, fit.raw, fit.data, fit.shape, 2, torch.device("cpu"))
+
+
+# ---------------------------------------------------------------- damaged by hand
+
+
+def damage(**changes):
+    return lambda state: state | changes
+
+
+STATES = {f"{k}={str(v)[:9]}": {k: v} for k, v in [
+    ("epoch", -3), ("next_step", 99), ("epoch", 1.5), ("epoch", "x"), ("epoch", None), ("step", -1), ("step", True),
+    ("next_step", -1), ("best", "x"), ("best", float("nan")), ("best_epoch", 10**9), ("best_epoch", -7), ("looked", 77),
+    ("epoch", 10**60), ("more", 1), ("step", [1]),
+]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopped(ground, tmp_path_factory):
+    fit = fit_of(ground, tmp_path_factory.mktemp("stopped"), method="sasrec", hidden_units=4)
+    fit.train()
+    return fit
+
+
+def resumed(ground, stopped, tmp_path, state):
+    again = fit_of(ground, tmp_path, method="sasrec", hidden_units=4, resume="auto")
+    again.run.load_state = lambda: state
+    with pytest.raises(Problem, match="the state does not fit") as problem:
+        again._resume()
+    one_line(problem)
+
+
+@pytest.mark.parametrize("changes", STATES.values(), ids=STATES)
+def test_a_state_where_no_run_can_stand(ground, stopped, tmp_path, changes):
+    state = stopped.run.load_state()
+    resumed(ground, stopped, tmp_path, state | {"progress": state["progress"] | changes})
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", [], [1], {0: 1}])
+@pytest.mark.parametrize("key", ["progress", "model", "optimizer", "totals"])
+def test_a_state_of_wrong_parts(ground, stopped, tmp_path, key, value):
+    resumed(ground, stopped, tmp_path, stopped.run.load_state() | {key: value})
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3, 3, 3), torch.tensor(float("nan")), "x", None])
+def test_moments_of_other_parameters(ground, stopped, tmp_path, value):
+    state = stopped.run.load_state()
+    state["optimizer"]["state"][0]["exp_avg"] = value
+    resumed(ground, stopped, tmp_path, state)
+
+
+RESULTS = [
+    "[]", "1", "null", '"x"', '{"method": 1, "dataset": "t"}', '{"method": "m"}', "{}", f"[{HUGE}]",
+    '{"method": "m", "dataset": "t", "recall@10": "x"}', '{"method": "m", "dataset": "t", "recall@10": null}',
+    '{"method": "m", "dataset": "t", "recall@10": NaN}', '{"method": "m", "dataset": "t", "recall@10": [1]}',
+    '{"method": "m", "dataset": "t", "recall@10": 1, "collision_rate": {}}', "{", "",
+]  # fmt: skip
+GOOD = '{"method": "m", "dataset": "t", "recall@10": 1, "ndcg@10": 0.5}'
+FLOORS = [
+    "[]", "1", "null", '{"a": 1}', '{"a": []}', '{"a": null}', '{"a": {"recall@10": "x"}}', f'{{"a": {HUGE}}}', "{",
+]  # fmt: skip
+DAMAGED = [*(("test.json", t) for t in RESULTS), *(("baselines.json", t) for t in FLOORS)]
+
+
+@pytest.mark.parametrize(("file", "text"), DAMAGED)
+def test_results_damaged_by_hand(tmp_path, file, text):
+    (tmp_path / "test.json").write_text(GOOD)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(Problem, match=file.replace(".", r"\.")) as problem:
+        report.log_results(RunFolder(tmp_path))
+    one_line(problem)
+
+
+@pytest.mark.parametrize("text", ["-1", '"x"', "1.5", "true", "[]", HUGE])
+def test_a_count_of_looks_damaged_by_hand(tmp_path, text):
+    (tmp_path / "test_looks.json").write_text(text)
+    with pytest.raises(Problem, match=r"test_looks\.json"):
+        RunFolder(tmp_path).look_at_test()
+
+
+CLAIMS = [
+    {"encoder_layers": 100_000}, {"encoder_layers": 150}, {"decoder_layers": 200}, {"d_model": 10**6}, {"d_ff": 64},
+    {"layers": [10**6]}, {"layers": [16] * 60}, {"e_dim": 9}, {"num_emb_list": [8, 8, 10**9]},
+    {"num_emb_list": [8] * 10**5},
+    {"num_emb_list": [8, 8]}, {"d_kv": 10**7}, {"num_heads": 10**6}, {"num_beams": 10**8}, {"method": "sasrec"},
+    {"recommender": "rq_transformer"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("claims", CLAIMS, ids=lambda c: str(c)[:40])
+def test_a_configuration_that_its_own_tensors_contradict(trained, tmp_path, claims):
+    state = torch.load(trained.best, weights_only=True)
+    state["config"] |= claims
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(Problem, match=r"x\.pth|num_beams|weights alone") as problem:
+        methods.restore(tmp_path / "x.pth")
+    one_line(problem)
+
+
+# ---------------------------------------------------------------- threads of the run scripts
+
+
+THREADS = [  # load, steal before and after, a person's choice -> threads
+    ("99.5", (0, 0), "", "1"), ("0.0", (0, 0), "", "free"), ("99.5", (0, 0), "3", "3"), (None, None, "", "free"),
+    ("0.0", None, "", "free"),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="nothing to choose")
+@pytest.mark.parametrize(("load", "steal", "chosen", "want"), THREADS)
+def test_busy_cores_are_noticed(tmp_path, load, steal, chosen, want):
+    if load is not None:
+        (tmp_path / "load").write_text(f"{load} 1 1 1/2 3\n")
+    if steal is not None:
+        (tmp_path / "stat").write_text(f"cpu 1 2 3 4 5 6 7 {steal[0]} 0 0\n")
+    env = os.environ | {"OMP_NUM_THREADS": chosen}
+    env |= {"DIGER_LOADAVG": str(tmp_path / "load"), "DIGER_STAT": str(tmp_path / "stat")}
+    script = 'setup() { :; }; source <(sed "s/^setup .*//" scripts/setup.sh) run; echo "${OMP_NUM_THREADS:-free}"'
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{want}\n" and done.stderr.count("\n") == (want == "1")
