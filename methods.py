@@ -314,7 +314,7 @@ def tensor_sizes(cfg: Config, n_items: int, n_input: int) -> dict[str, tuple[int
     """Sizes of the tensors that a run's parts learn, by their names in its model, without making them."""
     with torch.device("meta"):
         if cfg[MethodOptions].method in ITEM_MODELS:
-            parts = {"": empty_model(cfg, n_items)}
+            parts: dict[str, Any] = {"": empty_model(cfg, n_items)}
         else:
             parts = {"recommender.": network_of(cfg, n_items)}
             if cfg[MethodOptions].training == "joint" and n_input:
