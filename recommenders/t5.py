@@ -309,10 +309,12 @@ class T5Network(nn.Module):
         return score
 
     def training_numbers(self, B: int, S: int) -> int:
-        """Numbers kept for the backward pass of B samples: per layer, streams, keys and values, attention."""
+        """Numbers kept for the backward pass of B samples: per layer, streams with their norms and
+        masks, keys and values, attention.
+        """
         r, places, T = self.cfg, len(self.vocabulary), S * len(self.vocabulary)
         inner = r.num_heads * r.d_kv
-        encoder = r.encoder_layers * (B * T * (8 * r.d_model + 4 * inner + 3 * r.d_ff) + 3 * B * r.num_heads * T * T)
+        encoder = r.encoder_layers * (B * T * (16 * r.d_model + 4 * inner + 3 * r.d_ff) + 3 * B * r.num_heads * T * T)
         cross = r.decoder_layers * (2 * B * T * inner + 3 * B * r.num_heads * places * T)
         decoder = r.decoder_layers * B * places * (12 * r.d_model + 8 * inner + 3 * r.d_ff)
         return encoder + cross + decoder + 4 * B * T * r.d_model + 6 * B * sum(self.vocabulary)

@@ -209,7 +209,7 @@ def test_an_evaluation_without_memory_halves_its_batch(ground, tmp_path, monkeyp
         k: v for k, v in want.figures.items() if k != "users_per_s"
     }
     monkeypatch.setattr(fit.raw, "recommend", lambda *a: (_ for _ in ()).throw(error))
-    with pytest.raises(Problem, match="single user; lower num_beams"):
+    with pytest.raises(Problem, match="single user; lower max_his_len"):
         evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
     monkeypatch.setattr(fit.raw, "recommend", lambda *a: (_ for _ in ()).throw(RuntimeError("a fault")))
     with pytest.raises(RuntimeError, match="a fault"):
@@ -227,7 +227,7 @@ def measure(options, folder, phase, answer):
     data = read_dataset(methods.build(options)[DataOptions])
     before = held("VmRSS")
     fit = fit_of((options, data), folder)
-    need = memory.estimate(fit.cfg, fit.raw, data, fit.shape)
+    need = memory.estimate(fit.cfg, fit.raw, data, fit.shape, fit.moments)
     other = {"training": "evaluation batch", "evaluation": "training step"}[phase]
     if phase == "training":
         fit._epoch()
@@ -260,10 +260,11 @@ def test_too_little_memory_is_a_warning(ground, tmp_path, monkeypatch, caplog):
     fit = fit_of(ground, tmp_path)
     monkeypatch.setattr(guard.log, "propagate", True)
     guard.log.setLevel("INFO")
-    for have, warned in ((1 << 40, False), (1000, True)):
+    needed = sum(memory.estimate(fit.cfg, fit.raw, fit.data, fit.shape, fit.moments).values())
+    for have, warned in ((1 << 40, False), (needed // 2, True)):
         monkeypatch.setattr(memory, "available", lambda device, have=have: have)
         caplog.clear()
-        memory.log_estimate(fit.cfg, fit.raw, fit.data, fit.shape, fit.acc.device)
+        memory.log_estimate(fit.cfg, fit.raw, fit.data, fit.shape, fit.moments, fit.acc.device)
         assert "memory: about" in caplog.text and ("lower token_budget" in caplog.text) == warned
 
 
