@@ -315,7 +315,7 @@ def tensor_sizes(cfg: Config, n_items: int, n_input: int) -> dict[str, tuple[int
     parts: dict[str, Any]
     with torch.device("meta"):
         if cfg[MethodOptions].method in ITEM_MODELS:
-            parts: dict[str, Any] = {"": empty_model(cfg, n_items)}
+            parts = {"": empty_model(cfg, n_items)}
         else:
             parts = {"recommender.": network_of(cfg, n_items)}
             if cfg[MethodOptions].training == "joint" and n_input:
