@@ -16,7 +16,7 @@ from utils import Problem
 
 SECTIONS = ["train", "search", "recommender", "tokenizer", "sasrec"]
 NAMED = [
-    "recommender.joint_step_cost",
+    "recommender.samples_per_s",
     "recommender.users_per_s",
     "train.samples_per_s",
     "train.peak_memory_gb",
