@@ -120,6 +120,7 @@ def test_killed_from_outside_at_a_random_moment(ground, seed):
     assert_same_results(folder, whole(ground, 1))
 
 
+@pytest.mark.slow
 def test_both_stages_of_diffusion_go_on_where_they_were_killed(ground):
     """Fine-tuning is a run like any other: killed in a step and in a write, it ends as if it had not been."""
     root, argv, _ = ground
