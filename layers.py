@@ -185,6 +185,11 @@ def gaussian(u: Tensor) -> Tensor:
 # ---------------------------------------------------------------- straight-through
 
 
+def rows_of(x_UPh: Tensor, row: Tensor) -> Tensor:
+    """x_UPh[row] [..., P, h], whose gradient is summed in one order whatever the number of threads."""
+    return nn.functional.embedding(row, x_UPh.flatten(1)).unflatten(-1, x_UPh.shape[1:])
+
+
 class _Lookup(torch.autograd.Function):
     """table[index] forward; backward as if it had been (onehot + p - sg(p)) @ table."""
 

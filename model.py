@@ -282,7 +282,7 @@ class JointModel(GenerativeModel):
         j, row_R = self.joint, batch.goals(self.targets)
         q = self.quantize(batch)
         rec = self.recommendation_loss(batch, q, self.roads)
-        recon, vq = q.recon[row_R].mean(), q.vq[row_R].mean()  # type: ignore[index]
+        recon, vq = q.recon.index_select(0, row_R).mean(), q.vq.index_select(0, row_R).mean()  # type: ignore[union-attr]
         loss = j.code_loss_weight * self.decay.task_loss(rec)
         loss = loss + j.recon_loss_weight * recon + j.vq_loss_weight * vq
         if self.training:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch
-from layers import Dropout, depth_attention
+from layers import Dropout, depth_attention, rows_of
 from recommenders.protocol import Codes, Scorer
 from settings import option
 from utils import Problem
@@ -150,7 +150,7 @@ class RQTransformer(nn.Module):
         h_BSh = self.encode(self.vectors(history_UPh, batch.item_U), batch.history_row_BS, batch.history_BS)
         h_Rh, row_R = h_BSh[batch.history_BS > 0], batch.goals("next")
         before_UPh = teacher_UPh[:, :-1] * self.scale
-        before_RPh = F.embedding(row_R, before_UPh.flatten(1)).view(len(h_Rh), *before_UPh.shape[1:])
+        before_RPh = rows_of(before_UPh, row_R)
         x_RPh = torch.cat([self.bridge(h_Rh)[:, None], before_RPh], 1) + self.places.weight
         if open_UP is None:
             hidden_RPh = self.depth(x_RPh, [self._attend_depth] * len(self.depth.blocks))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch
-from layers import Dropout, attention
+from layers import Dropout, attention, rows_of
 from recommenders.protocol import Codes, Scorer
 from settings import option
 
@@ -283,8 +283,8 @@ class T5Network(nn.Module):
         """Teacher-forced logits [B, V] of each sample's target, place by place; where open_UP says so, of those
         targets only whose token is a choice there.
         """
-        cache = self.t5.start(*self.encode(history_UPh[batch.history_row_BS], batch.history_BS))
-        before_BPh = teacher_UPh[batch.target_row_B, :-1]  # of the place after it
+        cache = self.t5.start(*self.encode(rows_of(history_UPh, batch.history_row_BS), batch.history_BS))
+        before_BPh = rows_of(teacher_UPh[:, :-1], batch.target_row_B)  # of the place after it
         start_B1h = self.start.expand(len(before_BPh), 1, -1)
         hidden = self.t5.decode(torch.cat([start_B1h, before_BPh], 1), cache)
         for place, hidden_Bh in enumerate(hidden.unbind(1)):
