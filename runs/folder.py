@@ -176,6 +176,19 @@ class RunFolder:
         self._still_ours()
         write_text(self.metrics, self._rows() + json.dumps(row) + "\n")
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What `record` has written, an object an epoch; Problem names a line that is none."""
+        found = []
+        for number, line in enumerate(self._rows().splitlines(), 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise Problem(f"{self.metrics}, line {number}: not an epoch's figures; put the old file back")
+            found.append(row)
+        return found
+
     def _rows(self) -> str:
         return self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.is_file() else ""
 

@@ -1,0 +1,364 @@
+"""Every row of a data set's table from nothing, with a verdict on each.
+
+  python scripts/reproduce.py scientific --data_path=DIR [--rows two_stage,frqud] [--seeds 2020,2021,2022]
+                              [--budget small|full] [--results DIR] [--key=value ...]
+
+Rows are those of config/tables/rows.yaml, all of them when none is named; a row's frozen twin comes with it. Each
+run is kept and found again: the same command goes on where it was stopped. `small` is 20 epochs and one seed, `full`
+the preset's epochs and three. Ends with results/<data set>/<digest of the question>.{json,md,svg}: test figures
+(looked at once a run), paired differences from the twin over users and over seeds, published figures where there are.
+"""
+
+import html
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from scipy import stats
+from tqdm import tqdm
+
+import main
+import methods
+import settings
+from metrics import paired_difference, per_user
+from readers.dataset import Dataset
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from scripts import compare
+from scripts.make_demo import build_demo
+from settings import Config
+from utils import (
+    Problem,
+    digest,
+    environment,
+    keep_freed_memory,
+    log,
+    log_to,
+    problems_exit_2,
+    write_json,
+    write_text,
+)
+
+METRICS = ("recall@10", "ndcg@10")
+TOLERANCE = 0.05  # of a published figure: within it a row counts as reproduced
+CERTAIN = 1.96  # z beyond which a difference over users is called one
+BUDGETS: dict[str, dict[str, Any]] = {"small": {"epochs": 20, "eval_step": 5}, "full": {}}
+SEEDS = {"small": "2020", "full": "2020,2021,2022"}
+
+
+# ---------------------------------------------------------------- what is to be run
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A row as the file of rows describes it."""
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    twin: str | None = None
+
+
+def read_rows(wanted: list[str]) -> dict[str, Spec]:
+    """The rows that were asked for and their twins, in the file's order; all when none is named."""
+    path = ROOT / "config" / "tables" / "rows.yaml"
+    try:
+        known = {name: Spec(**row) for name, row in settings.read_yaml(path).items()}
+    except TypeError as e:
+        raise Problem(f"{path}: a row has method, options and twin only ({e})") from None
+    for name in wanted:
+        methods.check_known("--rows", name, known)
+    chosen = set(wanted or known)
+    chosen |= {twin for name in chosen if (twin := known[name].twin) is not None}
+    return {name: spec for name, spec in known.items() if name in chosen}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a row and a seed."""
+
+    row: str
+    spec: Spec
+    cfg: Config
+
+    @property
+    def trains(self) -> bool:
+        return self.spec.method not in methods.FLOORS
+
+
+def plan(rows: dict[str, Spec], dataset: str, seeds: list[int], overrides: dict[str, Any]) -> list[Job]:
+    """All jobs, checked before the first one begins; Problem when an option belongs to none of the rows."""
+    jobs, known = [], methods.owners()
+    for key in overrides:
+        if key not in known:
+            raise methods.unknown(key, known)
+    for name, spec in rows.items():
+        for seed in seeds:
+            wanted = {**overrides, **spec.options, "seed": seed}
+            own = settings.flat(compare.recipe(spec.method, dataset, {}))
+            cfg = compare.recipe(spec.method, dataset, {k: v for k, v in wanted.items() if k in own})
+            jobs.append(Job(name, spec, cfg))
+            if not jobs[-1].trains:
+                break  # a floor has no seed
+    used = {key for job in jobs for key in settings.flat(job.cfg)}
+    if foreign := [key for key in overrides if key not in used]:
+        raise Problem(f"--{foreign[0]}: none of the rows has this option")
+    compare.check_protocol({job.row: job.cfg for job in jobs})
+    return jobs
+
+
+# ---------------------------------------------------------------- running it
+
+
+@dataclass
+class Outcome:
+    """What the runs of a row gave."""
+
+    ranks: dict[int, np.ndarray] = field(default_factory=dict)  # seed -> ranks [users]; a floor's under 0
+    runs: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    failure: str | None = None
+
+    def per_user(self, metric: str) -> torch.Tensor:
+        """Mean over seeds of a metric of each user, [users]."""
+        return torch.stack([self.of_seed(metric, seed) for seed in self.ranks]).mean(0)
+
+    def of_seed(self, metric: str, seed: int) -> torch.Tensor:
+        return per_user(metric, torch.from_numpy(self.ranks[seed]))
+
+    def on(self, seeds: list[int]) -> "Outcome":
+        """The runs of some seeds alone."""
+        return replace(self, ranks={seed: self.ranks[seed] for seed in seeds})
+
+
+def run_all(jobs: list[Job], data: Dataset) -> dict[str, Outcome]:
+    """Train or find every run; a row that fails is named and the others go on."""
+    found: dict[str, Outcome] = {job.row: Outcome() for job in jobs}
+    trained = [job for job in jobs if job.trains]
+    clock, done = time.monotonic(), 0
+    with tqdm(jobs, desc="runs", unit="run") as bar:
+        for job in bar:
+            bar.set_postfix_str(f"{job.row}, {_left(clock, done, len(trained))}")
+            outcome = found[job.row]
+            try:
+                done += _run(job, data, outcome)
+            except Problem as e:
+                outcome.failure = str(e)
+                log.warning(f"{job.row}: {e}")
+    return found
+
+
+def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
+    """One job; was anything trained?"""
+    if not job.trains:
+        outcome.ranks[0] = compare.results(job.spec.method, [job.cfg], data, {}).rank[0]
+        return False
+    before = compare.finished(job.cfg, data)
+    run = before or compare.trained(job.row, job.cfg, data, {})
+    outcome.ranks[job.cfg[DataOptions].seed] = compare.saved_ranks(run)
+    outcome.runs.append(str(run.path))
+    outcome.seconds += sum(row.get("seconds", 0.0) for row in run.rows())
+    return before is None
+
+
+def _left(clock: float, done: int, total: int) -> str:
+    """The time that is left, from what the runs so far took."""
+    if not done:
+        return "time left not known yet"
+    minutes = (time.monotonic() - clock) / done * (total - done) / 60
+    return f"at most {minutes / 60:.1f} h left" if minutes > 90 else f"at most {minutes:.0f} min left"
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def summary(outcome: Outcome, metric: str) -> dict[str, Any]:
+    """Mean, half of the 95 % interval over users, and each seed's mean."""
+    ours = outcome.per_user(metric)
+    half = CERTAIN * float(ours.std()) / len(ours) ** 0.5 if len(ours) > 1 else 0.0
+    return {
+        "mean": float(ours.mean()),
+        "interval": half,
+        "seeds": [float(outcome.of_seed(metric, seed).mean()) for seed in outcome.ranks],
+    }
+
+
+def against_twin(ours: Outcome, twin: Outcome, metric: str) -> dict[str, Any]:
+    """How far a row is above its frozen twin, over the seeds that both have.
+
+    z: of the difference over users, each user's mean over seeds; p: of each seed alone, over users, two-sided;
+    interval: half of the 95 % interval of the seeds' differences (Student's t), None with one seed.
+    """
+    both = [seed for seed in ours.ranks if seed in twin.ranks]
+    difference, z = paired_difference(ours.on(both).per_user(metric), twin.on(both).per_user(metric))
+    each = [paired_difference(ours.of_seed(metric, seed), twin.of_seed(metric, seed)) for seed in both]
+    base = float(twin.on(both).per_user(metric).mean())
+    spread = np.std([d for d, _ in each], ddof=1) if len(each) > 1 else None
+    half = None if spread is None else float(stats.t.ppf(0.975, len(each) - 1) * spread / len(each) ** 0.5)
+    return {
+        "difference": difference,
+        "relative": difference / base if base else None,
+        "z": z,
+        "interval": half,
+        "seeds": [d for d, _ in each],
+        "p": [float(2 * stats.norm.sf(abs(seed_z))) for _, seed_z in each],
+        "verdict": "above" if z > CERTAIN else "below" if z < -CERTAIN else "no difference shown",
+    }
+
+
+def against_published(mean: float, published: float) -> dict[str, Any]:
+    """Within the tolerance of a published figure?"""
+    relative = mean / published - 1
+    words = "reproduced" if abs(relative) <= TOLERANCE else "above" if relative > 0 else "below"
+    return {"published": published, "relative": relative, "verdict": words}
+
+
+def judged(rows: dict[str, Spec], found: dict[str, Outcome], published: dict[str, Any]) -> dict[str, Any]:
+    """All figures and verdicts, row by row."""
+    table: dict[str, Any] = {}
+    for name, spec in rows.items():
+        ours, twin = found[name], found.get(spec.twin or "")
+        table[name] = {"method": spec.method, "options": spec.options, "seconds": ours.seconds, "runs": ours.runs}
+        if ours.failure is not None:
+            table[name]["failure"] = ours.failure
+        if not ours.ranks:
+            continue
+        for metric in METRICS:
+            table[name][metric] = summary(ours, metric)
+            if twin is not None and ours.ranks.keys() & twin.ranks.keys():
+                table[name][metric]["twin"] = {"row": spec.twin, **against_twin(ours, twin, metric)}
+            if metric in published.get(name, {}):
+                mean = table[name][metric]["mean"]
+                table[name][metric]["published"] = against_published(mean, published[name][metric])
+    return table
+
+
+# ---------------------------------------------------------------- as people read it
+
+
+def markdown(table: dict[str, Any], card: dict[str, Any]) -> str:
+    """The table, then the protocol card."""
+    heads = [f"{m} (test)" for m in METRICS]
+    lines = ["| row | seeds | " + " | ".join(heads) + " | against its frozen twin, ndcg@10 | published ndcg@10 |"]
+    lines.append("|" + "---|" * (4 + len(METRICS)))
+    for name, row in table.items():
+        if METRICS[0] not in row:
+            lines.append(f"| {name} | 0 | failed: {row.get('failure', 'not run')} |" + " |" * (1 + len(METRICS)))
+            continue
+        cells = [f"{row[m]['mean']:.4f} ± {row[m]['interval']:.4f}" for m in METRICS]
+        seeds = len(row[METRICS[0]]["seeds"])
+        lines.append(f"| {name} | {seeds} | " + " | ".join([*cells, _twin_words(row), _published_words(row)]) + " |")
+    lines += ["", "± half of the 95 % interval over users; z and p paired over users, each user's mean over seeds.", ""]
+    return "\n".join([*lines, *(f"- {key}: {value}" for key, value in card.items())]) + "\n"
+
+
+def _twin_words(row: dict[str, Any]) -> str:
+    twin = row["ndcg@10"].get("twin")
+    if twin is None:
+        return ""
+    seeds = "" if twin["interval"] is None else f" ± {twin['interval']:.4f} over seeds"
+    share = "" if twin["relative"] is None else f" ({twin['relative']:+.1%})"
+    return f"{twin['difference']:+.4f}{share}{seeds}, z {twin['z']:+.1f}: {twin['verdict']}"
+
+
+def _published_words(row: dict[str, Any]) -> str:
+    found = row["ndcg@10"].get("published")
+    return "" if found is None else f"{found['published']:.4f} ({found['relative']:+.0%}): {found['verdict']}"
+
+
+def picture(table: dict[str, Any], metric: str) -> str:
+    """Rows as points with their intervals, seeds as small points, one below the other: a plain SVG."""
+    rows = {name: row[metric] for name, row in table.items() if metric in row}
+    left, width, step = 230, 420, 24
+    top = max([v["mean"] + v["interval"] for v in rows.values()], default=1.0) or 1.0
+    height = step * (len(rows) + 2)
+
+    def x(value: float) -> float:
+        return left + width * value / top
+
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 60}" height="{height}" '
+             f'font-family="sans-serif" font-size="13"><text x="{left}" y="16">{metric}, test</text>']  # fmt: skip
+    for i, (name, v) in enumerate(rows.items(), 1):
+        y = step * i + step / 2
+        low, high = x(max(0.0, v["mean"] - v["interval"])), x(v["mean"] + v["interval"])
+        color = "#c0392b" if "twin" in v else "#2c3e50"
+        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{html.escape(name)}</text>')
+        parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x(s):.1f}" cy="{y}" r="2" fill="#888"/>' for s in v["seeds"]]
+        parts.append(f'<circle cx="{x(v["mean"]):.1f}" cy="{y}" r="4" fill="{color}"/>')
+        parts.append(f'<text x="{high + 8:.1f}" y="{y + 4}" fill="#555">{v["mean"]:.4f}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def protocol(cfg: Config, data: Dataset, seeds: list[int], command: str, seconds: float) -> dict[str, Any]:
+    """What a reader needs to repeat the table, and to know what it may be compared with."""
+    flat, here = settings.flat(cfg), environment()
+    return {
+        "command": command,
+        "data": f"{data.name} ({data.hash}), {len(data.test)} test users, {data.n_items} items",
+        "protocol": ", ".join(f"{k} {flat[k]}" for k in ("split", "max_his_len", "mask_seen")),
+        "seeds": ", ".join(map(str, seeds)),
+        "training": f"{seconds / 3600:.1f} hours in all",
+        "machine": f"{here['gpu'] or here['platform']}, {here['threads']} threads",
+        "versions": f"torch {here['torch']}, commit {here['commit']}",
+    }
+
+
+# ---------------------------------------------------------------- the command
+
+
+def reproduce(argv: list[str]) -> dict[str, Any]:
+    """Run a table and write it; Problem before anything is trained when the command line cannot be followed."""
+    given, words = main.split_off(argv, ["rows", "seeds", "budget", "results", "data_path"])
+    names = [w for w in words if not w.startswith("-")]
+    if len(names) != 1:
+        raise Problem("reproduce: needs one data set, as in: reproduce.py scientific --data_path=DIR")
+    budget = given.get("budget", "full")
+    methods.check_known("--budget", budget, BUDGETS)
+    overrides = BUDGETS[budget] | methods.parse_overrides([w for w in words if w.startswith("-")])
+    overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
+    seeds = given.get("seeds", SEEDS[budget]).split(",")
+    if bad := [s for s in seeds if not s.isdecimal() or len(s) > 15]:
+        raise Problem(f"--seeds: expected whole numbers separated by commas, got {bad[0]!r}")
+    rows = read_rows([r for r in given.get("rows", "").split(",") if r])
+    log_to(None, main=True)
+    jobs = plan(rows, names[0], list(dict.fromkeys(map(int, seeds))), overrides)
+    cfg = jobs[0].cfg
+    if names[0] == "demo":
+        build_demo(Path(cfg[DataOptions].data_path) / "demo")
+    data = read_dataset(cfg[DataOptions])
+    found = run_all(jobs, data)
+    published = settings.read_yaml(ROOT / "config" / "tables" / "published.yaml").get(names[0], {})
+    table = judged(rows, found, published)
+    seconds = sum(outcome.seconds for outcome in found.values())
+    card = protocol(cfg, data, list(map(int, seeds)), "python scripts/reproduce.py " + " ".join(argv), seconds)
+    write(Path(given.get("results", ROOT / "results")) / names[0], jobs, table, card)
+    return table
+
+
+def write(folder: Path, jobs: list[Job], table: dict[str, Any], card: dict[str, Any]) -> None:
+    """JSON, Markdown and picture, named by the question that they answer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / digest([(job.row, settings.counting(job.cfg)) for job in jobs])
+    text = markdown(table, card)
+    write_json(stem.with_suffix(".json"), {"rows": table, "card": card})
+    write_text(stem.with_suffix(".md"), text)
+    write_text(stem.with_suffix(".svg"), picture(table, "ndcg@10"))
+    log.info(f"\n{text}\nas JSON, Markdown and picture: {stem}.json, .md, .svg")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    with problems_exit_2():
+        if {"--help", "-h"} & set(sys.argv):
+            print(__doc__, "rows: " + ", ".join(read_rows([])), sep="\n")
+        else:
+            failed = [name for name, row in reproduce(sys.argv[1:]).items() if "failure" in row]
+            if failed:
+                raise Problem(f"{', '.join(failed)}: did not run to the end; the reasons stand in the table")

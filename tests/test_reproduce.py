@@ -1,0 +1,113 @@
+"""The table of reproduce.py: its rows, its verdicts against scipy, what a second call trains."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import tiny_overrides, write_tiny
+from scipy import stats
+
+from metrics import per_user
+from scripts import compare, reproduce
+from scripts.reproduce import Outcome, Spec
+from utils import Problem, read_json
+
+
+@pytest.mark.parametrize("name", reproduce.read_rows([]))
+@pytest.mark.parametrize("dataset", ["demo", "scientific", "beauty"])
+def test_every_row_is_a_run_that_can_be_composed(name, dataset):
+    spec = reproduce.read_rows([name])[name]
+    jobs = reproduce.plan({name: spec}, dataset, [1, 2], {"lr_rec": 2e-3})
+    assert len(jobs) == (2 if jobs[0].trains else 1)
+
+
+def test_a_row_brings_its_twin():
+    assert list(reproduce.read_rows(["frqud"])) == ["two_stage", "frqud"]
+    with pytest.raises(Problem, match="did you mean 'two_stage'"):
+        reproduce.read_rows(["two_stages"])
+
+
+@pytest.fixture
+def ranks():
+    draw = np.random.default_rng(0)
+    return {name: {seed: draw.integers(0, 30, 500) for seed in (1, 2, 3)} for name in ("ours", "twin")}
+
+
+def test_verdict_against_scipy(ranks):
+    """z and p over users and the interval over seeds, as scipy's paired and one-sample tests have them."""
+    ours, twin = Outcome(ranks["ours"]), Outcome({s: ranks["twin"][s] for s in (3, 2, 1)})  # in another order
+    found = reproduce.against_twin(ours, twin, "ndcg@10")
+    value = {k: {s: per_user("ndcg@10", torch.from_numpy(r)).numpy() for s, r in v.items()} for k, v in ranks.items()}
+    mean = {k: np.mean(list(v.values()), 0) for k, v in value.items()}
+    assert found["z"] == pytest.approx(stats.ttest_rel(mean["ours"], mean["twin"]).statistic)
+    for seed, p in zip((1, 2, 3), found["p"], strict=True):
+        assert p == pytest.approx(stats.ttest_rel(value["ours"][seed], value["twin"][seed]).pvalue, rel=0.02)
+    each = [value["ours"][s].mean() - value["twin"][s].mean() for s in (1, 2, 3)]
+    low, high = stats.ttest_1samp(each, 0).confidence_interval(0.95)
+    assert found["interval"] == pytest.approx((high - low) / 2)
+
+
+def test_verdicts_in_words():
+    hit, miss = np.zeros(100, int), np.full(100, 99)
+    good, bad = Outcome({1: hit}), Outcome({1: np.where(np.arange(100) < 50, hit, miss)})
+    assert reproduce.against_twin(good, bad, "recall@10")["verdict"] == "above"
+    assert reproduce.against_twin(bad, good, "recall@10")["verdict"] == "below"
+    assert reproduce.against_twin(good, good, "recall@10")["verdict"] == "no difference shown"
+    assert reproduce.against_twin(good, bad, "recall@10")["interval"] is None
+    verdicts = [reproduce.against_published(x, 0.04)["verdict"] for x in (0.0381, 0.0379, 0.0419, 0.0421)]
+    assert verdicts == ["reproduced", "below", "reproduced", "above"]
+
+
+def test_only_seeds_that_both_have_are_compared(ranks):
+    ours, twin = Outcome(ranks["ours"]), Outcome({2: ranks["twin"][2]})
+    found = reproduce.against_twin(ours, twin, "recall@10")
+    assert len(found["p"]) == 1
+    alone = reproduce.against_twin(ours.on([2]), twin, "recall@10")
+    assert found == alone
+    table = reproduce.judged({"a": Spec("frqud", twin="b")}, {"a": ours, "b": Outcome({9: ranks["twin"][1]})}, {})
+    assert "twin" not in table["a"]["ndcg@10"]
+
+
+def test_from_nothing_and_again(tmp_path, monkeypatch):
+    """A failed row is told and leaves the others whole; the second call finds every run."""
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = tiny_overrides(tmp_path) | {"epochs": 1}
+    (tmp_path / "config" / "tables").mkdir(parents=True)
+    (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
+    rows = {"floor": {"method": "popularity"}, "two_stage": {"method": "two_stage"}}
+    rows |= {"moved": {"method": "none", "twin": "two_stage"}}
+    rows |= {"broken": {"method": "two_stage", "options": {"rqvae_path": str(tmp_path / "nothing.pth")}}}
+    (tmp_path / "config" / "tables" / "rows.yaml").write_text(yaml.safe_dump(rows, sort_keys=False))
+    (tmp_path / "config" / "tables" / "published.yaml").write_text("tiny: {moved: {ndcg@10: 0.5}}")
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    words = ["tiny", "--seeds=1", f"--results={tmp_path / 'results'}"]
+    table = reproduce.reproduce(words)
+    assert "no pre-trained tokenizer" in table["broken"]["failure"]
+    assert len(table["moved"]["ndcg@10"]["twin"]["seeds"]) == 1
+    assert table["moved"]["ndcg@10"]["published"]["verdict"] == "below"
+    runs = sorted((tmp_path / "out" / "tiny").iterdir())
+    assert reproduce.reproduce(words) == table
+    assert sorted((tmp_path / "out" / "tiny").iterdir()) == runs
+    written = {p.suffix: p for p in (tmp_path / "results" / "tiny").iterdir()}
+    assert read_json(written[".json"])["rows"]["moved"]["method"] == "none"
+    assert "| floor | 1 |" in written[".md"].read_text()
+    assert "failed: " in written[".md"].read_text()
+    assert written[".svg"].read_text().count("<line") == 3
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["scientific", "--rows=frqq"], "did you mean 'frqud'"),
+        (["scientific", "--seeds=1,x"], "--seeds"),
+        (["scientific", "--budget=large"], "--budget"),
+        (["scientific", "beauty"], "one data set"),
+        (["scientific", "--no_such=1"], "unknown option"),
+        (["scientific", "--rows=popularity", "--hidden_units=8"], "none of the rows has this option"),
+        (["nowhere"], "no such preset"),
+    ],
+)
+def test_a_wrong_command_line_stops_before_anything_is_trained(words, line):
+    with pytest.raises(Problem, match=line):
+        reproduce.reproduce(words)
