@@ -81,6 +81,16 @@ class Split:
         shorter: np.ndarray = np.minimum(history, longest)
         return shorter
 
+    def alone(self) -> "Split":
+        """The same samples without the rows behind a user's last target: parts may share one array of items."""
+        end = self.offsets[:-1].copy()
+        np.maximum.at(end, self.users(), self.position + 1)
+        length = end - self.offsets[:-1]
+        offsets = np.concatenate([[0], length.cumsum()])
+        moved = self.offsets[:-1] - offsets[:-1]
+        rows = np.arange(offsets[-1]) + np.repeat(moved, length)
+        return Split(self.items[rows], offsets, self.position - moved[self.users()])
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -56,11 +56,11 @@ class Source(NamedTuple):
 
     content_ND: np.ndarray  # embeddings, any float type, perhaps memory-mapped
     count_N: np.ndarray  # how often each item occurs in the training part
-    train: Split
+    train: Split  # without the rows that only validation and test reach
 
     @classmethod
     def of(cls, data: Dataset) -> "Source":
-        return cls(read_embeddings(data), data.popularity[1:], data.train)
+        return cls(read_embeddings(data), data.popularity[1:], data.train.alone())
 
 
 class Tokenizer(Protocol):
