@@ -24,6 +24,7 @@ from retired import RETIRED, upgraded
 from runs import memory
 from runs.folder import RunOptions
 from settings import Config, option
+from sids.behaviour import side_width
 from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
 from sids.search import SearchOptions
 from sids.tokenizer import CodeOptions, is_learned
@@ -530,7 +531,8 @@ def _sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
     if cfg[MethodOptions].method in ITEM_MODELS:
         return len(model["encoder.items.weight"]) - (1 if cfg[MethodOptions].method == "sasrec" else 2), 0
     first = model.get("tokenizer.encoder.mlp_layers.1.weight")
-    return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), 0 if first is None else first.shape[1]
+    width = 0 if first is None else first.shape[1] - side_width(cfg[CodeOptions])
+    return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), width
 
 
 def check_kinds(path: str | Path, state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from layers import MLP, counter_uniform, distance, kmeans, sinkhorn
 from settings import option
-from sids.tokenizer import ROWS, CodeOptions, Quantized, Source, in_pieces, through
+from sids.behaviour import BehaviourOptions, ContentTokenizer
+from sids.tokenizer import ROWS, Quantized, Source, in_pieces, through
 from uncertainty import Uncertainty, keep_probability
 from utils import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
-class RQVAEOptions(CodeOptions):
+class RQVAEOptions(BehaviourOptions):
     e_dim: int = option(256, "width d of latents and codebooks", ge=1)
     layers: list[int] = option([2048, 1024, 512], "hidden widths of the encoder MLP (the decoder mirrors them)", ge=1)
     beta: float = option(0.25, "weight of the commitment term in the VQ loss", ge=0)
@@ -110,21 +111,21 @@ class ResidualQuantizer(nn.Module):
         return codebook + self.cfg.beta * (residual - q.detach()).square().mean(1)
 
 
-class RQVAE(nn.Module):
+class RQVAE(ContentTokenizer):
     """Encoder, residual quantizer and decoder; state keys as in the released checkpoints."""
 
     Options: ClassVar[type[RQVAEOptions]] = RQVAEOptions
     cfg: RQVAEOptions
 
     def __init__(self, cfg: RQVAEOptions, n_input: int) -> None:
-        super().__init__()
+        super().__init__(cfg, n_input)
         self.cfg = cfg
-        sizes = [n_input, *cfg.layers, cfg.e_dim]
+        sizes = [self.width, *cfg.layers, cfg.e_dim]
         self.encoder = MLP(sizes, cfg.dropout_prob)
         self.rq = ResidualQuantizer(cfg)
         self.decoder = MLP(sizes[::-1], cfg.dropout_prob)
         if cfg.standardize_embeddings:
-            self.register_buffer("shift", torch.zeros(n_input))
+            self.register_buffer("shift", torch.zeros(self.width))
             self.register_buffer("spread", torch.ones(()))
 
     def prepare(self, x_ND: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ class RQVAE(nn.Module):
     def encode(self, content_ND: np.ndarray) -> Tensor:
         """Codes [N, L] of a whole catalogue, by `catalogue_assignment`."""
         device = self.rq.codebooks()[0].device
-        rows = (self.prepare(piece.to(device)) for piece in in_pieces(content_ND))
+        rows = (self.prepare(piece.to(device)) for piece in in_pieces(self.seen(content_ND)))
         return self.rq.assign(through(self.encoder, rows, device), self.cfg.catalogue_assignment)
 
     @torch.no_grad()
@@ -154,7 +155,9 @@ class RQVAE(nn.Module):
 
     def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
         """Hold the catalogue; on a fresh start take the embeddings' spread and k-means on one batch."""
-        x_ND = torch.cat(list(in_pieces(source.content_ND)))
+        if fresh and self.side is not None:
+            self.side.learn(source, seed)
+        x_ND = torch.cat(list(in_pieces(self.seen(source.content_ND))))
         if fresh and self.cfg.standardize_embeddings:
             self.get_buffer("shift").copy_(x_ND.mean(0))
             self.get_buffer("spread").copy_((x_ND - x_ND.mean(0)).std())
@@ -271,7 +274,7 @@ class JointRQVAE(RQVAE):
 
     def attach(self, content_ND: np.ndarray, noise: list[float]) -> None:
         """Run what rests over the catalogue once, and fix the logits' scale; noise: s of each level."""
-        rows = (self.prepare(piece) for piece in in_pieces(content_ND))
+        rows = (self.prepare(piece) for piece in in_pieces(self.seen(content_ND)))
         self.input_Nd = through(self._stages[0], rows, torch.device("cpu"))
         self.levels = measure_scales(self.rq, self.latents(), self.joint.logit_scale, noise)
         self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))

@@ -19,6 +19,7 @@ from readers.splits import DataOptions
 from runs import guard
 from runs.folder import RunOptions
 from settings import Config, option
+from sids.behaviour import vectors_of
 from sids.tokenizer import ROWS, CodeOptions, Source, Tokenizer, in_pieces, is_learned
 from utils import Problem, digest, log, read_checkpoint, write_checkpoint, write_json
 
@@ -69,9 +70,10 @@ class Report:
 def measure(model: Any, content_ND: np.ndarray, epoch: int) -> Report:
     """Measure a tokenizer on a catalogue's embeddings."""
     code_NT = model.encode(content_ND)
-    mean_D = torch.cat([x.double().sum(0, keepdim=True) for x in in_pieces(content_ND)]).sum(0) / len(content_ND)
+    seen_ND = model.seen(content_ND) if hasattr(model, "seen") else content_ND
+    mean_D = torch.cat([x.double().sum(0, keepdim=True) for x in in_pieces(seen_ND)]).sum(0) / len(content_ND)
     error = spread = 0.0
-    for code, x in zip(code_NT.split(ROWS), in_pieces(content_ND), strict=True):
+    for code, x in zip(code_NT.split(ROWS), in_pieces(seen_ND), strict=True):
         error += float((model.decode(code)[:, -1].cpu() - x).square().sum())
         spread += float((x - mean_D.float()).square().sum())
     usage = [perplexity(code, k) for code, k in zip(code_NT.unbind(1), model.cfg.num_emb_list, strict=True)]
@@ -89,6 +91,8 @@ def checkpoint_path(cfg: Config, name: str, data: Dataset) -> Path:
     """
     parts = [settings.changed(cfg[kind]) for kind in (CodeOptions, FitOptions) if kind in cfg]
     parts[0].pop("rqvae_path", None)  # names one, makes none
+    if vectors := parts[0].pop("vectors_from", None):  # what it holds counts, not where it lies
+        parts.append({"vectors": digest(Path(vectors))})
     folder = Path(cfg[RunOptions].output_dir) / data.name
     new = folder / f"{name}-{digest(*parts, cfg[DataOptions].seed, data.hash)}" / "best_collision_model.pth"
     old = folder / f"rqvae-{_all_options_hash(cfg, data)}" / new.name if name == "rqvae" else new
@@ -126,6 +130,11 @@ def load_state(path: Path, model: nn.Module, name: str) -> None:
 
 def check_state(path: Path, state: dict[str, Any], own: dict[str, Tensor]) -> None:
     """Problem when a tokenizer's saved tensors are not those that the configuration asks for."""
+    beside = "side.vector_NV"
+    if (beside in own) != (beside in state):
+        has, wants = ("has", "none") if beside in state else ("has no", "it")
+        raise Problem(f"{path}: {has} behaviour beside the content, the configuration wants {wants}; set behaviour so")
+    own = {k: v for k, v in own.items() if k != beside}  # as many rows as are loaded
     first = "encoder.mlp_layers.1.weight"
     if first in own and isinstance(state.get(first), Tensor) and state[first].shape[1] != own[first].shape[1]:
         raise Problem(
@@ -133,7 +142,7 @@ def check_state(path: Path, state: dict[str, Any], own: dict[str, Tensor]) -> No
             "use the embeddings of that checkpoint or pre-train again"
         )
     ours = {k: tuple(v.shape) for k, v in own.items()}
-    theirs = {str(k): tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor)}
+    theirs = {str(k): tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor) and k != beside}
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             raise Problem(
@@ -158,7 +167,7 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
         log.info(f"tokenizer: {path} has these options, seed and data already; used again")
         return path
     torch.manual_seed(cfg[DataOptions].seed)
-    source = Source.of(data)
+    source = Source.of(data, vectors_of(cfg[CodeOptions], data))
     model = kind(cfg[CodeOptions], source.content_ND.shape[1])
     guard.lock(path.parent)
     if not is_learned(kind):

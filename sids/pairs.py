@@ -4,7 +4,7 @@ Shape letters: N items, P pairs.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,6 @@ class PairOptions:
     pair_window: int = option(1, "items of a history at most so far apart are a pair", ge=1)
     pair_min_count: int = option(1, "pairs seen less often are left out", ge=1)
     pair_top_n: int | None = option(None, "an item keeps its most frequent partners only; default all", ge=1)
-    pair_weighting: Literal["uniform", "count"] = option(
-        "uniform", "a pair comes once an epoch, or is drawn as often as it was seen"
-    )
 
 
 class Pairs(NamedTuple):

@@ -11,36 +11,39 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layers import distance, kmeans
 from settings import option
-from sids.tokenizer import CodeOptions, Source, in_pieces
+from sids.behaviour import BehaviourOptions, ContentTokenizer
+from sids.tokenizer import Source, in_pieces
 
 
 @dataclass(frozen=True, kw_only=True)
-class RQKMeansOptions(CodeOptions):
+class RQKMeansOptions(BehaviourOptions):
     weights: Literal["uniform", "counts"] = option(
         "uniform", "weight of an item: all alike, or how often the training part holds it"
     )
     kmeans_iters: int = option(100, "iterations of the k-means of a level", ge=1)
 
 
-class RQKMeans(nn.Module):
+class RQKMeans(ContentTokenizer):
     Options: ClassVar[type[RQKMeansOptions]] = RQKMeansOptions
 
     def __init__(self, cfg: RQKMeansOptions, n_input: int) -> None:
-        super().__init__()
+        super().__init__(cfg, n_input)
         self.cfg = cfg
         for level, k in enumerate(cfg.num_emb_list):
-            self.register_buffer(f"centre_{level}", torch.zeros(k, n_input))
+            self.register_buffer(f"centre_{level}", torch.zeros(k, self.width))
 
     def centres(self) -> list[Tensor]:
         return [self.get_buffer(f"centre_{level}") for level in range(len(self.cfg.num_emb_list))]
 
     def fit(self, source: Source, seed: int) -> None:
         """k-means of each level on the residuals; with `counts`, items that never occur weigh nothing."""
-        r_ND = torch.cat(list(in_pieces(source.content_ND)))
+        if self.side is not None:
+            self.side.learn(source, seed)
+        r_ND = torch.cat(list(in_pieces(self.seen(source.content_ND))))
         weight_N = source.count_N.astype(np.float32) if self.cfg.weights == "counts" else None
         for centre_KD in self.centres():
             found = kmeans(r_ND.numpy(), len(centre_KD), self.cfg.kmeans_iters, seed, weight_N)
@@ -49,7 +52,7 @@ class RQKMeans(nn.Module):
 
     def encode(self, content_ND: np.ndarray) -> Tensor:
         """Codes [N, L] by the nearest centre, level by level."""
-        return torch.cat([self._assign(piece) for piece in in_pieces(content_ND)])
+        return torch.cat([self._assign(piece) for piece in in_pieces(self.seen(content_ND))])
 
     def _assign(self, r_ND: Tensor) -> Tensor:
         codes = []

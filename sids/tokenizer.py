@@ -57,10 +57,11 @@ class Source(NamedTuple):
     content_ND: np.ndarray  # embeddings, any float type, perhaps memory-mapped
     count_N: np.ndarray  # how often each item occurs in the training part
     train: Split  # without the rows that only validation and test reach
+    vectors_NV: np.ndarray | None = None  # item vectors of a recommender that was trained on it
 
     @classmethod
-    def of(cls, data: Dataset) -> "Source":
-        return cls(read_embeddings(data), data.popularity[1:], data.train.alone())
+    def of(cls, data: Dataset, vectors_NV: np.ndarray | None = None) -> "Source":
+        return cls(read_embeddings(data), data.popularity[1:], data.train.alone(), vectors_NV)
 
 
 class Tokenizer(Protocol):
@@ -176,7 +177,22 @@ class Quantized:
         return dataclasses.replace(self, soft=soft)
 
 
-def in_pieces(content_ND: np.ndarray) -> Iterator[Tensor]:
+class Joined:
+    """Content embeddings [N, D] less their mean and at length 1, vectors [N, V] behind them, joined when read."""
+
+    def __init__(self, content_ND: np.ndarray, mean_D: np.ndarray, vector_NV: np.ndarray) -> None:
+        self.content_ND, self.mean_D, self.vector_NV = content_ND, mean_D, vector_NV
+
+    def __len__(self) -> int:
+        return len(self.content_ND)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        centred = np.array(self.content_ND[rows], np.float32) - self.mean_D
+        length = np.linalg.norm(centred, axis=1, keepdims=True)
+        return np.concatenate([centred / np.maximum(length, 1e-12), self.vector_NV[rows]], 1)
+
+
+def in_pieces(content_ND: np.ndarray | Joined) -> Iterator[Tensor]:
     """A catalogue's embeddings in float32, some rows at a time."""
     for begin in range(0, len(content_ND), ROWS):
         yield torch.from_numpy(np.array(content_ND[begin : begin + ROWS], np.float32))

@@ -1,0 +1,133 @@
+"""Behaviour beside the content: what is joined, by hand; that it travels with the tokenizer; what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_overrides, write_tiny
+
+import main
+import methods
+from readers.dataset import read_embeddings
+from readers.layouts import read_dataset
+from readers.splits import DataOptions, Split
+from sids.behaviour import BehaviourOptions, Side, components, spectrum
+from sids.pairs import PairOptions, pairs_of
+from sids.tokenizer import Source
+from utils import Problem, read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """(options, data, best_model.pth of a SASRec of two epochs)."""
+    root = tmp_path_factory.mktemp("behaviour")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root) | {"method": "two_stage", "recommender": "rq_transformer", "epochs": 1}
+    run = main.train(methods.build(options | {"method": "sasrec", "hidden_units": 16, "run_name": "sasrec"}))
+    return options, read_dataset(methods.build(options)[DataOptions]), run.best
+
+
+def test_halves_are_centred_of_length_one_and_weighted():
+    """Three items in the plane; the last one never occurs in the training part."""
+    cfg = BehaviourOptions(behaviour="vectors", behaviour_weight=2.0, behaviour_width=2)
+    content = np.array([[3, 0], [0, 0], [0, 3]], np.float32)
+    vectors = np.array([[5, 1], [1, 1], [9, 9]], np.float32)
+    side = Side(cfg, 2)
+    side.learn(Source(content, np.array([4, 1, 0]), None, vectors), 0)
+    joined = side.join(content)
+    got = joined[0:3]
+    unit = np.array([2, -1]) / 5**0.5  # item 1 less the mean (1, 1)
+    assert np.allclose(got[:, :2], [unit, [-(0.5**0.5)] * 2, unit[::-1]], atol=1e-6)
+    assert np.allclose(np.abs(got[:, 2:]), [[2, 0], [2, 0], [0, 0]], atol=1e-6) and got[0, 2] == -got[1, 2]
+    assert np.array_equal(joined[1:2], got[1:2]) and len(joined) == 3
+
+
+def test_components_are_a_rotation_where_none_is_left_out():
+    x = np.random.default_rng(0).normal(size=(30, 5))
+    x -= x.mean(0)
+    assert np.allclose(components(x, 5) @ components(x, 5).T, x @ x.T)
+    u, s, _ = np.linalg.svd(x)
+    assert np.allclose(np.abs(components(x, 2)), np.abs(u[:, :2] * s[:2]))
+
+
+def test_the_spectrum_approaches_the_mutual_information():
+    """Against the dense matrix and numpy's own singular values."""
+    random = np.random.default_rng(0)
+    items = random.integers(1, 13, 400).astype(np.int32)
+    pairs = pairs_of(Split(items, np.array([0, 400]), np.arange(1, 400)), 12, PairOptions())
+    count = np.zeros((12, 12))
+    for (a, b), n in zip(pairs.item_P2, pairs.count_P, strict=True):
+        count[a, b] = count[b, a] = n
+    total = count.sum(1)
+    with np.errstate(divide="ignore"):
+        want = np.maximum(np.log(count * count.sum() / np.outer(total, total)), 0)
+    u, s, _ = np.linalg.svd(want)
+    got = spectrum(pairs, 12, 4, 0)
+    assert np.allclose(np.linalg.norm(got, axis=0), s[:4] ** 0.5, rtol=1e-3)
+    assert np.allclose(np.abs(got), np.abs(u[:, :4]) * s[:4] ** 0.5, atol=1e-2)
+
+
+@pytest.mark.parametrize("tokenizer", ["rqvae", "rq_kmeans"])
+@pytest.mark.parametrize("behaviour", ["pairs", "vectors"])
+def test_a_run_carries_its_behaviour(place, tokenizer, behaviour):
+    """The SIDs of a run are made again from its checkpoint and the content alone, and are not those of the content."""
+    options, data, sasrec = place
+    source = {"vectors_from": str(sasrec)} if behaviour == "vectors" else {}
+    chosen = {"tokenizer": tokenizer, "behaviour": behaviour, "behaviour_width": 8, **source}
+    cfg = methods.build(options | chosen | {"run_name": f"{tokenizer}-{behaviour}"})
+    methods.train_tokenizer(cfg, data)
+    run = main.train(cfg)
+    restored, model, state = methods.restore(run.best)
+    again = methods.empty_tokenizer(restored, read_embeddings(data).shape[1])
+    again.load_state_dict(state["tokenizer"])
+    code = again.eval().encode(read_embeddings(data))
+    assert torch.equal(code, model.code_NT.long())
+    plain = methods.build(options | {"tokenizer": tokenizer})
+    methods.train_tokenizer(plain, data)
+    assert not torch.equal(code, methods.tokenizer_of(plain, data).eval().encode(read_embeddings(data)))
+
+
+def test_joint_training_takes_it_along(place):
+    options, data, sasrec = place
+    chosen = {"method": "diger", "behaviour": "vectors", "vectors_from": str(sasrec), "behaviour_width": 8}
+    cfg = methods.build(options | chosen | {"run_name": "joint"})
+    methods.train_tokenizer(cfg, data)
+    run = main.train(cfg)
+    model = methods.restore(run.best).model
+    assert model.tokenizer.side.vector_NV.shape == (data.n_items, 8)
+
+
+def test_another_file_of_vectors_is_another_tokenizer(place, tmp_path):
+    options, data, sasrec = place
+    chosen = options | {"tokenizer": "rq_kmeans", "behaviour": "vectors", "behaviour_width": 8}
+    copy, other = tmp_path / "copy.pth", tmp_path / "other.pth"
+    copy.write_bytes(sasrec.read_bytes())
+    state = read_checkpoint(sasrec)
+    state["model"]["encoder.items.weight"] = state["model"]["encoder.items.weight"].flip(1)
+    torch.save(state, other)
+    paths = [
+        methods.train_tokenizer(methods.build(chosen | {"vectors_from": str(p)}), data) for p in (sasrec, copy, other)
+    ]
+    assert paths[0] == paths[1] != paths[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"behaviour": "vectors"}, "vectors_from: behaviour: vectors needs the best_model.pth"),
+        ({"behaviour": "pairs", "behaviour_width": 500}, "behaviour_width: 500 is too wide"),
+        ({"behaviour": "vectors", "behaviour_width": 17, "vectors_from": "SASREC"}, "have 16 dimensions; lower it"),
+        ({"behaviour": "none", "vectors_from": "SASREC"}, "is read by behaviour: vectors alone"),
+        ({"behaviour": "vectors", "vectors_from": "TOKENIZER"}, "is of None; only a sasrec run"),
+        ({"behaviour": "vectors", "vectors_from": "OTHER"}, "was trained on another catalogue"),
+        ({"rqvae_path": "TOKENIZER", "behaviour": "pairs"}, "has no behaviour beside the content"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(place, tmp_path, changes, message):
+    options, data, sasrec = place
+    plain = str(methods.train_tokenizer(methods.build(options | {"tokenizer": "rq_kmeans"}), data))
+    torch.save(read_checkpoint(sasrec) | {"items": ["x"]}, tmp_path / "other.pth")
+    names = {"SASREC": str(sasrec), "TOKENIZER": plain, "OTHER": str(tmp_path / "other.pth")}
+    changes = {k: names.get(v, v) for k, v in changes.items()}
+    with pytest.raises(Problem, match=message):
+        cfg = methods.build(options | {"tokenizer": "rq_kmeans"} | changes)
+        (methods.tokenizer_of if "rqvae_path" in changes else methods.train_tokenizer)(cfg, data)
