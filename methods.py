@@ -27,6 +27,7 @@ from settings import Config, option
 from sids.behaviour import side_width
 from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
 from sids.search import SearchOptions
+from sids.table import SidOptions, end_tokens
 from sids.tokenizer import CodeOptions, is_learned
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
@@ -125,7 +126,7 @@ def sections(m: MethodOptions) -> dict[str, type]:
     else:
         kinds |= tokenizer_sections(str(m.tokenizer))
         kinds[f"recommender {m.recommender}"] = part(NETWORKS[str(m.recommender)]).Options
-        kinds["search"] = SearchOptions
+        kinds |= {"semantic IDs": SidOptions, "search": SearchOptions}
     if m.training == "joint":
         kinds |= {
             "uncertainty decay": UncertaintyOptions,
@@ -262,6 +263,11 @@ def check_together(cfg: Config) -> None:
     """Problem when options of different parts contradict each other."""
     check_lists(cfg)
     check_joint(cfg)
+    if SidOptions in cfg and cfg[SidOptions].collision == "item" and not cfg[SearchOptions].legal_softmax:
+        raise Problem(
+            "collision: item has as many end tokens as there are items, of which a few may follow a prefix; it needs "
+            "legal_softmax: true"
+        )
     run, data = cfg[RunOptions], cfg[DataOptions]
     if run.resume == "auto" and run.run_name is None:
         raise Problem("resume: auto needs the run_name to go on with")
@@ -416,8 +422,9 @@ def empty_tokenizer(cfg: Config, n_input: int) -> Any:
 
 def network_of(cfg: Config, n_items: int) -> TokenNetwork:
     """The network over semantic IDs, untrained."""
-    kind, sizes = part(NETWORKS[str(cfg[MethodOptions].recommender)]), cfg[CodeOptions].num_emb_list
-    made: TokenNetwork = kind(cfg[kind.Options], (*sizes, sizes[-1]), cfg[DataOptions].max_his_len, n_items)
+    kind, sizes = part(NETWORKS[str(cfg[MethodOptions].recommender)]), tuple(cfg[CodeOptions].num_emb_list)
+    ends = end_tokens(cfg[SidOptions].collision, sizes, n_items)
+    made: TokenNetwork = kind(cfg[kind.Options], (*sizes, ends), cfg[DataOptions].max_his_len, n_items)
     return made
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import methods
 from data import Batch
-from layers import soft_label_loss, suffixes
+from layers import soft_label_loss
 from metrics import EvalOptions
 from prior import PRIORS, PriorOptions
 from readers.splits import DataOptions
@@ -25,7 +25,7 @@ from recommenders.protocol import AllReduce, Autocast, Found, Hit, Logs, Recomme
 from settings import Config, option
 from sids.legal import Legal
 from sids.search import AllTokens, SearchOptions, Trie, beam_search
-from sids.table import SidTable
+from sids.table import SidOptions, SidTable, end_tokens, ended
 from sids.tokenizer import CodeOptions, Joint, Quantized
 from uncertainty import STRATEGIES, UncertaintyOptions
 from utils import Problem, log, quoted
@@ -81,7 +81,7 @@ class GenerativeModel(nn.Module):
         self.tokens_per_item, self.targets = network.tokens_per_item, network.targets
         self.sequences = network.targets == "next"
         self.sizes = tuple(cfg[CodeOptions].num_emb_list)
-        self.ends = self.sizes[-1]
+        self.ends = end_tokens(cfg[SidOptions].collision, self.sizes, n_items)
         self.register_buffer("code_NT", torch.zeros(n_items, len(self.sizes), dtype=torch.int32))
         self.register_buffer("end_N", torch.zeros(n_items, dtype=torch.int32))
         self._sids: SidTable | None = None
@@ -98,16 +98,10 @@ class GenerativeModel(nn.Module):
         return self._sids
 
     def set_codes(self, code_NT: Tensor) -> None:
-        """Take the learned codes [N, T] of the catalogue and number the items that share them."""
-        suffix_N = suffixes(code_NT)
-        largest = int(suffix_N.max()) + 1
-        if largest > self.ends:
-            raise Problem(
-                f"{largest} items share one code, the suffix can number {self.ends}; "
-                "raise num_emb_list or pre-train the tokenizer longer"
-            )
+        """Take the learned codes [N, T] of the catalogue and tell the items apart that share them."""
+        end_N = ended(code_NT, self.cfg[SidOptions].collision, self.ends)
         self.code_NT.copy_(code_NT)
-        self.end_N.copy_(suffix_N)
+        self.end_N.copy_(end_N)
         self._sids = self._tree = self._legal = None
 
     def trie(self, among_M: Tensor | None = None) -> Trie:
@@ -123,7 +117,7 @@ class GenerativeModel(nn.Module):
         """Which tokens may follow which prefix, of the SIDs as they are."""
         sids = self.sids
         if self._legal is None:
-            self._legal = Legal(sids)
+            self._legal = Legal(sids, self.trie())
         return self._legal
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

@@ -124,10 +124,12 @@ class Scorer(Protocol):
     """Scores the tokens of the next place for rows of a search, [R, V], as log-probabilities.
 
     token_R is what was just appended and parent_R the row it was appended to (both None at place 0, where
-    there is a row a user).
+    there is a row a user). among_RC: the only tokens that are wanted; then [R, C], up to a constant a row.
     """
 
-    def __call__(self, place: int, token_R: Tensor | None, parent_R: Tensor | None) -> Tensor: ...
+    def __call__(
+        self, place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None
+    ) -> Tensor: ...
 
 
 class Codes(Protocol):
@@ -139,6 +141,14 @@ class Codes(Protocol):
 
     def lookup(self, level: int, table_Kh: Tensor) -> Tensor:
         """Embedded codes of a place, [U, h]."""
+
+
+def scored(vocabulary: tuple[int, ...]) -> list[int]:
+    """How many tokens of each place a row is scored with, for memory: where the last place has a token for every
+    item, the few that may follow.
+    """
+    *codes, ends = vocabulary
+    return [*codes, min(ends, max(codes, default=ends))]
 
 
 class TokenNetwork(Protocol):

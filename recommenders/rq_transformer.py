@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch
-from layers import Dropout, depth_attention, rows_of
-from recommenders.protocol import Codes, Scorer
+from layers import Dropout, depth_attention, rows_of, some_logits
+from recommenders.protocol import Codes, Scorer, scored
 from settings import option
 from utils import Problem
 
@@ -191,7 +191,9 @@ class RQTransformer(nn.Module):
         start_Bh = self.bridge(self.encode(self.vectors(token_UPh, item_U), row_BS, history_BS)[:, -1])
         past = [Past(self.cfg.num_heads) for _ in self.depth.blocks]
 
-        def score(place: int, token_R: Tensor | None, parent_R: Tensor | None) -> Tensor:
+        def score(
+            place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None
+        ) -> Tensor:
             if token_R is None or parent_R is None:
                 x_Rh = start_Bh
             else:
@@ -199,6 +201,8 @@ class RQTransformer(nn.Module):
                     own.reorder(parent_R)
                 x_Rh = self.tables[place - 1][token_R] * self.scale
             hidden_R1h = self.depth((x_Rh + self.places.weight[place])[:, None], past)
+            if among_RC is not None:
+                return some_logits(hidden_R1h[:, 0], self.tables[place], among_RC)
             return self.logits(place, hidden_R1h[:, 0]).log_softmax(-1)
 
         return score
@@ -209,13 +213,17 @@ class RQTransformer(nn.Module):
         row = 12 * r.d_model + 4 * r.d_ff
         items = r.item_blocks * (rows * row + 3 * B * r.num_heads * S * S)
         depth = r.depth_blocks * (rows * P * row + 3 * rows * r.num_heads * P * P)
-        return items + depth + rows * (4 * P * r.d_model + 4 * sum(self.vocabulary))
+        return items + depth + rows * (4 * P * r.d_model + 4 * sum(scored(self.vocabulary)))
 
     def search_numbers(self, B: int, S: int, beams: int) -> int:
         """Numbers held at the widest moment of a search for B users: in the item stack, or at the last place."""
         r, P = self.cfg, len(self.vocabulary)
         items = B * S * (6 * r.d_model + 2 * r.d_ff) + 2 * B * r.num_heads * S * S
-        rows = B * beams * (6 * r.d_model + 2 * r.d_ff + 4 * P * r.depth_blocks * r.d_model + 8 * max(self.vocabulary))
+        rows = (
+            B
+            * beams
+            * (6 * r.d_model + 2 * r.d_ff + 4 * P * r.depth_blocks * r.d_model + 8 * max(scored(self.vocabulary)))
+        )
         return max(items, rows)
 
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch
-from layers import Dropout, attention, rows_of
-from recommenders.protocol import Codes, Scorer
+from layers import Dropout, attention, rows_of, some_logits
+from recommenders.protocol import Codes, Scorer, scored
 from settings import option
 
 
@@ -298,13 +298,18 @@ class T5Network(nn.Module):
         cache = self.t5.start(*self.encode(token_BSPh, history_BS))
         users = len(history_BS)
 
-        def score(place: int, token_R: Tensor | None, parent_R: Tensor | None) -> Tensor:
+        def score(
+            place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None
+        ) -> Tensor:
             if token_R is None or parent_R is None:
                 x = self.start.expand(users, 1, -1)
             else:
                 cache.reorder(parent_R)
                 x = self.tables[place - 1][token_R][:, None]
-            return self.logits(place, self.t5.decode(x, cache)[:, 0]).log_softmax(-1)
+            hidden_Rh = self.t5.decode(x, cache)[:, 0]
+            if among_RC is not None:
+                return some_logits(hidden_Rh, self.tables[place], among_RC)
+            return self.logits(place, hidden_Rh).log_softmax(-1)
 
         return score
 
@@ -317,7 +322,7 @@ class T5Network(nn.Module):
         encoder = r.encoder_layers * (B * T * (16 * r.d_model + 4 * inner + 3 * r.d_ff) + 3 * B * r.num_heads * T * T)
         cross = r.decoder_layers * (2 * B * T * inner + 3 * B * r.num_heads * places * T)
         decoder = r.decoder_layers * B * places * (12 * r.d_model + 8 * inner + 3 * r.d_ff)
-        return encoder + cross + decoder + 4 * B * T * r.d_model + 6 * B * sum(self.vocabulary)
+        return encoder + cross + decoder + 4 * B * T * r.d_model + 6 * B * sum(scored(self.vocabulary))
 
     def search_numbers(self, B: int, S: int, beams: int) -> int:
         """Numbers held at the widest moment of a search for B users: in the encoder, or at the last place."""
@@ -327,4 +332,4 @@ class T5Network(nn.Module):
         encoder = B * T * (4 * r.d_model + max(4 * inner, 2 * r.d_ff)) + 2 * B * r.num_heads * T * T
         rows = R * (4 * r.d_model + 4 * inner + 2 * r.d_ff + 2 * r.num_heads * T)
         own = 2 * r.decoder_layers * 2 * R * len(self.vocabulary) * inner  # twice while the beams are re-ordered
-        return max(encoder, source + rows + own + 8 * R * max(self.vocabulary))
+        return max(encoder, source + rows + own + 8 * R * max(scored(self.vocabulary)))

@@ -9,31 +9,41 @@ Shape letters: N items of the catalogue, U items asked about, P places of a SID,
 import torch
 from torch import Tensor
 
+from sids.search import Trie
 from sids.table import SidTable
+
+KEPT = 1 << 25  # entries of a place's mask; a larger one is made anew for the prefixes that are asked for
 
 
 class Legal:
-    """A table's SIDs as one mask a prefix; made anew when the SIDs change."""
+    """What follows each item's prefixes, of a table and its trie; made anew when the SIDs change."""
 
-    def __init__(self, sids: SidTable) -> None:
-        token_NP = sids.token_NP
-        self.node: list[Tensor] = []  # number of each item's prefix, [N]
-        self.mask: list[Tensor] = []  # [prefixes, V]
+    def __init__(self, sids: SidTable, trie: Trie, kept: int = KEPT) -> None:
+        token_NP, self.trie = sids.token_NP, trie
+        self.node: list[Tensor] = []  # the trie's node of each item's prefix, [N]
+        self.mask: list[Tensor | None] = []  # [nodes, V], where that is not too large
+        choices = []
         for place, size in enumerate(sids.vocabulary):
             node_N = torch.zeros_like(token_NP[:, 0])
-            if place:
+            if place:  # distinct prefixes in order, as the trie numbers them
                 node_N = token_NP[:, :place].unique(dim=0, return_inverse=True)[1]
-            mask = torch.zeros(int(node_N.max()) + 1, size, dtype=torch.bool, device=token_NP.device)
-            mask[node_N, token_NP[:, place]] = True
+            begin = trie.begin[place]
+            choices.append((begin[1:] - begin[:-1])[node_N])
             self.node.append(node_N)
-            self.mask.append(mask)
-        choices = [mask.sum(1) for mask in self.mask]
-        self.open_NP = torch.stack([c[node] > 1 for c, node in zip(choices, self.node, strict=True)], 1)
+            nodes = torch.arange(len(begin) - 1, device=token_NP.device)
+            self.mask.append(self._mask(place, nodes) if len(nodes) * size <= kept else None)
+        self.open_NP = torch.stack(choices, 1) > 1
         self.open_NP[:, 0] = True  # every SID has a first token to be told, be it the only one
+
+    def _mask(self, place: int, node_U: Tensor) -> Tensor:
+        child, size = self.trie.children(place, node_U), self.trie.vocabulary[place]
+        mask = torch.zeros(len(node_U), size + 1, dtype=torch.bool, device=node_U.device)
+        return mask.scatter_(1, child.token.masked_fill(~child.there, size), True)[:, :size]
 
     def tokens(self, place: int, item_U: Tensor) -> Tensor:
         """Tokens that may follow the items' prefixes, [U, V] bool; items count from 1."""
-        return self.mask[place][self.node[place][item_U - 1]]
+        node_U, mask = self.node[place][item_U - 1], self.mask[place]
+        return self._mask(place, node_U) if mask is None else mask[node_U]
 
     def open(self, item_U: Tensor) -> Tensor:
         """Whether an item's token is a choice at all, [U, P]; the first place always counts as one."""

@@ -34,6 +34,9 @@ class SearchOptions:
             raise Problem("legal_softmax: knows only SIDs that exist; it cannot go with constrained: false")
 
 
+FEW = 8  # a place with so many tokens for each that may follow is not scored whole
+
+
 class Children(NamedTuple):
     """What may follow each of some nodes, [..., C] each: token, node of the next place, is it there."""
 
@@ -153,16 +156,19 @@ def beam_search(
 
     score(place, token_R, parent_R) gives the log-probabilities [R, V] of the tokens of a place after each of
     R = users * W rows, over the place's whole softmax; legal_softmax: they are normalised anew over the tokens
-    that may follow. Items in banned_BS are never returned.
+    that may follow, and where these are few of many, no other is scored. Items in banned_BS are never returned.
     """
     node_BW = torch.zeros(users, 1, dtype=torch.long, device=device)
     score_BW = torch.zeros(users, 1, device=device)
     token_R = parent_R = None
     last = len(tree.vocabulary) - 1
     for place in range(last + 1):
-        logp_BWV = score(place, token_R, parent_R).view(*node_BW.shape, -1)
         child = tree.children(place, node_BW)
-        next_BWC = logp_BWV.gather(2, child.token).masked_fill(~child.there, -torch.inf)
+        if legal_softmax and FEW * child.token.shape[2] < tree.vocabulary[place]:
+            next_BWC = score(place, token_R, parent_R, child.token.flatten(0, 1)).view_as(child.token)
+        else:
+            next_BWC = score(place, token_R, parent_R).view(*node_BW.shape, -1).gather(2, child.token)
+        next_BWC = next_BWC.masked_fill(~child.there, -torch.inf)
         if legal_softmax:
             next_BWC = next_BWC.log_softmax(2)
         total_BWC = score_BW[..., None] + next_BWC
@@ -173,7 +179,7 @@ def beam_search(
         score_BW, entry_BW = total_BM.topk(min(beams, total_BM.shape[1]), dim=1)
         node_BW = child.node.flatten(1).gather(1, entry_BW)
         token_R = child.token.flatten(1).gather(1, entry_BW).flatten()
-        first_row_B1 = torch.arange(users, device=device)[:, None] * logp_BWV.shape[1]
+        first_row_B1 = torch.arange(users, device=device)[:, None] * next_BWC.shape[1]
         parent_R = (first_row_B1 + entry_BW // total_BWC.shape[2]).flatten()
     return unfold(tree.items_of(node_BW), score_BW, banned_BS)
 

@@ -8,14 +8,25 @@ Shape letters: N items, T code places, P token places, G items of a leaf.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers import collision_rate, perplexity
+from layers import collision_rate, perplexity, suffixes
+from settings import option
 from sids.search import Trie
+from utils import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class SidOptions:
+    collision: Literal["suffix", "item"] = option(
+        "suffix",
+        "what tells items of equal codes apart: their number within the group, or a token of their own, which never "
+        "changes hands (not in the paper)",
+    )
 
 
 class Tokens(NamedTuple):
@@ -23,6 +34,28 @@ class Tokens(NamedTuple):
 
     token: Tensor
     real: Tensor
+
+
+def end_tokens(rule: str, sizes: tuple[int, ...], n_items: int) -> int:
+    """How many end tokens there may be: as many as codes of the last place, or none (0) and one an item."""
+    return n_items + 1 if rule == "item" else sizes[-1]
+
+
+def ended(code_NT: Tensor, rule: str, ends: int) -> Tensor:
+    """The end token of each item, [N] int64: `suffix` counts 0, 1 ... within a group of equal codes, `item` is 0 for
+    an item that stands alone and else its number. Problem when a group is larger than the tokens there are.
+    """
+    if rule == "item":
+        _, group_N, size_G = code_NT.unique(dim=0, return_inverse=True, return_counts=True)
+        number_N = torch.arange(1, len(code_NT) + 1, device=code_NT.device)
+        return torch.where(size_G[group_N] > 1, number_N, 0)
+    end_N = suffixes(code_NT)
+    if (largest := int(end_N.max()) + 1) > ends:
+        raise Problem(
+            f"{largest} items share one code, the suffix can number {ends}; "
+            "raise num_emb_list, pre-train the tokenizer longer, or set collision: item"
+        )
+    return end_N
 
 
 @dataclass(frozen=True)

@@ -246,8 +246,9 @@ def test_the_second_network_from_the_command_line(place, capsys):
     root, options = place
     given = options | {
         "method": "diger", "recommender": "rq_transformer", "legal_softmax": True, "label_prior": "usage",
-        "assignment_forward": "history", "run_name": "rq", "epochs": 2,
+        "assignment_forward": "history", "collision": "item", "run_name": "rq", "epochs": 2,
     }  # fmt: skip
+    scripts.pretrain.run([f"--config={root / 'c.yaml'}"])  # used again where another test has made it
     main.main(words(given))
     folder = root / "out" / "tiny" / "rq"
     results = read_json(folder / "test.json")
@@ -257,6 +258,8 @@ def test_the_second_network_from_the_command_line(place, capsys):
     assert "decay.usage_0" in read_checkpoint(folder / "best_model.pth")["model"]
     with pytest.raises(Problem, match="legal_softmax: a target drawn anew"):
         methods.load(None, ["--legal_softmax=true"])
+    with pytest.raises(Problem, match="collision: item has as many end tokens .* needs legal_softmax: true"):
+        methods.load(None, ["--collision=item"])
     with pytest.raises(Problem, match="it cannot go with constrained: false"):
         methods.load(None, ["--method=two_stage", "--legal_softmax=true", "--constrained=false"])
     for wrong in ({"gradient": "detached"}, {"assignment_forward": "soft"}):
@@ -265,7 +268,7 @@ def test_the_second_network_from_the_command_line(place, capsys):
     with pytest.raises(Problem, match="id_last_epoch: 2 comes before id_first_epoch 3"):
         methods.build({"id_first_epoch": 3, "id_last_epoch": 2})
     with pytest.raises(Problem, match=r"legal_softmax: .* was trained with True, which cannot be changed now"):
-        load(folder / "best_model.pth", ["--legal_softmax=false"])
+        load(folder / "best_model.pth", ["--legal_softmax=false", "--collision=suffix"])
 
 
 def test_another_tokenizer_is_another_run(place):

@@ -9,17 +9,17 @@ from layers import depth_attention, soft_label_loss
 from recommenders.rq_transformer import RQTransformer, RQTransformerOptions
 from sids.legal import Legal
 from sids.search import beam_search
-from sids.table import SidTable
+from sids.table import SidTable, end_tokens, ended
 from sids.tokenizer import Quantized
 
 SIZES = (6, 5, 4)
 N = 20
 
 
-def network(**options):
+def network(ends=3, **options):
     torch.manual_seed(0)
     cfg = RQTransformerOptions(d_model=16, d_ff=32, num_heads=2, **options)
-    return RQTransformer(cfg, (*SIZES, 3), 8, N).eval()
+    return RQTransformer(cfg, (*SIZES, ends), 8, N).eval()
 
 
 def table(count=N):
@@ -124,9 +124,19 @@ def test_the_soft_label_is_the_dense_one(weight, with_prior, rows):
         torch.testing.assert_close(x, z, rtol=1e-12, atol=1e-15)
 
 
-def test_the_legal_softmax_is_a_distribution_over_the_items():
-    net, sids = network(), table()
-    legal, every = Legal(sids), torch.arange(1, N + 1)
+def crowded(rule):
+    """Few distinct codes, so that most items share theirs."""
+    code_NT = torch.stack([torch.arange(N) % 3, torch.arange(N) % 2, torch.zeros(N, dtype=torch.long)], 1)
+    ends = end_tokens(rule, SIZES, N)
+    return SidTable(code_NT.int(), ended(code_NT, rule, ends), SIZES, ends)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 20])
+@pytest.mark.parametrize("make", [table, lambda: crowded("suffix"), lambda: crowded("item")])
+def test_the_legal_softmax_is_a_distribution_over_the_items(make, kept):
+    sids = make()
+    net = network(ends=sids.vocabulary[-1])
+    legal, every = Legal(sids, sids.trie(), kept), torch.arange(1, N + 1)
     token_NPh = tokens(net, sids, every)
     batch = batch_of([[7]] * N, every.tolist())
     batch = batch._replace(item_U=every, history_row_BS=torch.full((N, 1), 6), target_row_B=every - 1)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sids.search import beam_search
-from sids.table import SidTable
+from sids.table import SidTable, end_tokens, ended
+from utils import Problem
 
 
 def table(codes, end=None, sizes=(4, 4, 4), ends=0):
@@ -53,6 +54,31 @@ def brute_force(model, sids, user):
 
 
 # ---------------------------------------------------------------- tokens
+
+
+def test_end_tokens_by_hand():
+    code_NT = torch.tensor([[0, 1], [3, 2], [0, 1], [0, 2], [0, 1]])
+    assert ended(code_NT, "suffix", 4).tolist() == [0, 0, 1, 0, 2]
+    assert ended(code_NT, "item", 6).tolist() == [1, 0, 3, 0, 5]
+    assert (end_tokens("suffix", (8, 4), 5), end_tokens("item", (8, 4), 5)) == (4, 6)
+    with pytest.raises(Problem, match="3 items share one code, the suffix can number 2"):
+        ended(code_NT, "suffix", 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=30))
+def test_either_rule_tells_items_apart_and_gives_strangers_nothing(codes):
+    """No two items have one SID; one that stands alone needs no end token of its own; and an item that does not
+    move keeps its `item` token whatever the others do.
+    """
+    code_NT = torch.tensor(codes)
+    for rule in ("suffix", "item"):
+        end_N = ended(code_NT, rule, 99)
+        assert len({(*c, e) for c, e in zip(codes, end_N.tolist(), strict=True)}) == len(codes)
+        assert all(e == 0 for c, e in zip(codes, end_N.tolist(), strict=True) if codes.count(c) == 1)
+    moved = code_NT.clone()
+    moved[0] += 5
+    before, after = ended(code_NT, "item", 99), ended(moved, "item", 99)
+    assert all(a in (b, 0) for a, b in zip(after[1:].tolist(), before[1:].tolist(), strict=True))
 
 
 def test_equal_lengths_put_the_end_token_last():
