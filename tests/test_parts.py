@@ -258,7 +258,7 @@ def test_the_second_network_from_the_command_line(place, capsys):
     assert "decay.usage_0" in read_checkpoint(folder / "best_model.pth")["model"]
     with pytest.raises(Problem, match="legal_softmax: a target drawn anew"):
         methods.load(None, ["--legal_softmax=true"])
-    with pytest.raises(Problem, match="collision: item has as many end tokens .* needs legal_softmax: true"):
+    with pytest.raises(Problem, match=r"collision: item has as many end tokens .* needs legal_softmax: true"):
         methods.load(None, ["--collision=item"])
     with pytest.raises(Problem, match="it cannot go with constrained: false"):
         methods.load(None, ["--method=two_stage", "--legal_softmax=true", "--constrained=false"])
