@@ -29,7 +29,7 @@ from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from recommenders.protocol import Recommender
-from runs import guard, memory, report
+from runs import guard, memory, page, report
 from runs.folder import RunFolder, RunOptions
 from settings import Config
 from sids.files import spelled
@@ -264,12 +264,19 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
         "method": methods.label(cfg), "dataset": cfg[DataOptions].dataset, "seed": cfg[DataOptions].seed,
         "best_epoch": best["epoch"], "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
         **figures, "test_evaluations": looks, "data": data.hash,
-        "split": {"kind": cfg[DataOptions].split, **data.facts},
+        "split": {"kind": cfg[DataOptions].split, **data.facts}, **content_of(data),
     }  # fmt: skip
     with guard.fail_together(acc):
         if acc.is_main_process:
             save_ranks(run, "test", found, data.test.users())
             run.save_results(results)
+            page.write(run)
+
+
+def content_of(data: Dataset) -> dict[str, Any]:
+    """Name and hash of the content embeddings, where there are any."""
+    path, stamp = data.embedding_path, data.embedding_stamp
+    return {} if path is None or stamp is None else {"content": {"file": path.name, "hash": stamp.digest}}
 
 
 def write_index(run: RunFolder, cfg: Config, model: Recommender) -> None:

@@ -195,7 +195,7 @@ class GenerativeModel(nn.Module):
     def after_step(self, all_reduce: AllReduce) -> None:
         """Once per optimizer step, on every process alike."""
 
-    def refresh(self) -> dict[str, float]:
+    def refresh(self) -> dict[str, Any]:
         """After each epoch: re-read the catalogue's SIDs, report on them."""
         return self.figures()
 
@@ -349,10 +349,10 @@ class JointModel(GenerativeModel):
         sigma = {"name": "sigma", "params": trainable(self.decay), "lr": lr_sigma, "weight_decay": 0.0, "clip": False}
         return [*super().param_groups(), tokenizer, *([sigma] if sigma["params"] else [])]
 
-    def refresh(self) -> dict[str, float]:
+    def refresh(self) -> dict[str, Any]:
         code_NT, token_NP = self.code_NT.clone(), self.sids.token_NP
         self.set_codes(self.tokenizer.codes())
-        figures = self.figures()
+        figures: dict[str, Any] = self.figures()
         changed_N = (self.code_NT != code_NT).any(1)
         figures["codes_changed"] = float(changed_N.float().mean())  # without end tokens
         figures["sid_changed"] = float((self.sids.token_NP != token_NP).any(1).float().mean())
@@ -363,6 +363,7 @@ class JointModel(GenerativeModel):
         figures["noise_scale"] = sum(scales) / len(scales)
         figures |= {f"noise_scale/level_{i}": s for i, s in enumerate(scales, 1)}
         figures["tau"] = float(self.decay.tau(self.step))
+        figures |= {f"code_count/level_{i}": counts for i, counts in enumerate(self.sids.counts(), 1)}
         return figures | self.tokenizer.figures(scales)
 
     def announce(self, reachable: dict[str, float]) -> None:

@@ -96,8 +96,8 @@ class Recommender(Ranker, Protocol):
     def after_step(self, all_reduce: AllReduce) -> None:
         """Once per optimizer step, on every process alike."""
 
-    def refresh(self) -> dict[str, float]:
-        """After each epoch: bring up to date whatever depends on the weights; figures to report."""
+    def refresh(self) -> dict[str, Any]:
+        """After each epoch: bring up to date whatever depends on the weights; figures (or lists of them) to report."""
 
     def figures(self) -> dict[str, float]:
         """Figures of the model as it is, for the results."""

@@ -1,13 +1,20 @@
 """What a run says: a line an epoch, the result table, recommendations."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
+
 import settings
+from metrics import is_per_user, per_user
 from recommenders.protocol import Hit
 from runs.folder import RunFolder
 from utils import Problem, log, printable
 
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+PROTOCOL = ("dataset", "split", "time_quantile", "test_size", "k_core", "short_users", "max_his_len",
+            "mask_seen", "metrics", "data_path")  # fmt: skip
 
 
 def epoch_line(row: dict[str, Any], *, best: bool) -> str:
@@ -77,3 +84,40 @@ def show_items(hits: list[Hit]) -> None:
     """Recommendations as a person reads them: rank, log-probability, id, title."""
     for rank, hit in enumerate(hits, 1):
         print(f"{rank:>3}  {hit.score:>8.3f}  {printable(hit.item):<16}  {printable(hit.title)}".rstrip())
+
+
+# ---------------------------------------------------------------- runs side by side
+
+
+def check_protocol(options: Mapping[str, Mapping[str, Any]], leave: tuple[str, ...] = ()) -> None:
+    """Problem when runs, given by name with their options, would be measured in different ways.
+
+    leave: what is told otherwise, like a folder that holds the same data.
+    """
+    first, *others = options
+    for other in others:
+        for key in (k for k in PROTOCOL if k not in leave):
+            ours, theirs = options[first].get(key), options[other].get(key)
+            if ours != theirs:
+                raise Problem(
+                    f"{key}: {ours!r} for {first} but {theirs!r} for {other}; figures of unlike protocols "
+                    f"cannot be compared, set --{key}=... for all"
+                )
+
+
+def read_ranks(run: RunFolder) -> np.ndarray:
+    """Users and ranks [2, users] of a finished run; Problem where they are not those that its test.json was made of."""
+    path, told = run.path / "ranks-test.npy", run.results()
+    try:
+        found: np.ndarray = np.load(path, allow_pickle=False)
+        rank = torch.from_numpy(found[1])
+    except (OSError, ValueError, EOFError, IndexError, TypeError) as e:
+        raise Problem(f"{path}: not readable ({' '.join(str(e).split())[:160]}); train that run again") from None
+    for metric in (m for m in told if "@" in m and is_per_user(m)):
+        value = float(per_user(metric, rank).mean())
+        if abs(value - told[metric]) > 1e-9:  # for one: ranks above 32,767 that an earlier version cut to 16 bits
+            raise Problem(
+                f"{path}: gives {metric} {value:.6f}, {run.test.name} says {told[metric]:.6f}; train that run again "
+                "(delete its folder, or choose other options)"
+            )
+    return found

@@ -32,6 +32,7 @@ from readers.splits import DataOptions
 from recommenders.diffusion import FineTuningOptions
 from retired import upgraded
 from runs.folder import RunFolder, RunOptions
+from runs.report import check_protocol, read_ranks
 from settings import Config
 from sids.tokenizer import CodeOptions
 from trainer import evaluate
@@ -43,8 +44,6 @@ DECODINGS = {
     "diffsasrec": ("multi", "autoregressive"),
     "diffsasrec_sft": ("multi", "autoregressive"),
 }
-PROTOCOL = ("dataset", "split", "time_quantile", "test_size", "k_core", "short_users", "max_his_len",
-            "mask_seen", "metrics", "data_path")  # fmt: skip
 FEW = 300  # test users below which differences of the usual size cannot be told from chance
 
 
@@ -122,20 +121,6 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
     return methods.build({**preset, **overrides, **kind, **parts})
 
 
-def check_protocol(configs: dict[str, Config]) -> None:
-    """Problem when two methods would be measured in different ways."""
-    first, *others = configs
-    ours = settings.flat(configs[first])
-    for other in others:
-        theirs = settings.flat(configs[other])
-        for key in PROTOCOL:
-            if ours[key] != theirs[key]:
-                raise Problem(
-                    f"{key}: {ours[key]!r} for {first} but {theirs[key]!r} for {other}; figures of unlike protocols "
-                    f"cannot be compared, set --{key}=... for all"
-                )
-
-
 def finished(cfg: Config, data: Dataset) -> RunFolder | None:
     """A finished run of the same options on the same data, whatever its name."""
     for path in sorted((Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset).glob("*/config.yaml")):
@@ -183,7 +168,7 @@ def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str
     for cfg in configs:
         run = trained(name, cfg, data, overrides)
         if decoding is None:
-            ranks.append(saved_ranks(run))
+            ranks.append(read_ranks(run)[1])
             figures.append(run.results())
             continue
         run.look_at_test()
@@ -193,23 +178,6 @@ def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str
         ranks.append(again.rank)
         figures.append(again.figures)
     return Row(name, np.stack(ranks), figures)
-
-
-def saved_ranks(run: RunFolder) -> np.ndarray:
-    """Ranks [users] of a finished run; Problem where they are not those that its test.json was made of."""
-    path, told = run.path / "ranks-test.npy", run.results()
-    try:
-        rank: np.ndarray = np.load(path, allow_pickle=False)[1]
-    except (OSError, ValueError, EOFError, IndexError) as e:
-        raise Problem(f"{path}: not readable ({' '.join(str(e).split())[:160]}); train that run again") from None
-    for metric in (m for m in told if "@" in m and is_per_user(m)):
-        found = float(per_user(metric, torch.from_numpy(rank)).mean())
-        if abs(found - told[metric]) > 1e-9:  # for one: ranks above 32,767 that an earlier version cut to 16 bits
-            raise Problem(
-                f"{path}: gives {metric} {found:.6f}, {run.test.name} says {told[metric]:.6f}; train that run again "
-                "(delete its folder, or choose other options)"
-            )
-    return rank
 
 
 def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
@@ -246,7 +214,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
     if bad := [s for s in seeds if not s.isdecimal()]:
         raise Problem(f"--seeds: expected whole numbers separated by commas, got {bad[0]!r}")
     configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
-    check_protocol({n: c[0] for n, c in configs.items()})
+    check_protocol({n: settings.flat(c[0]) for n, c in configs.items()})
     known = {key for c in configs.values() for key in settings.flat(c[0])}
     if foreign := [key for key in overrides if key not in known]:
         raise Problem(f"--{foreign[0]}: none of {', '.join(chosen)} has this option")

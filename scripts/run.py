@@ -22,7 +22,7 @@ import methods
 import settings
 from readers.dataset import Dataset
 from readers.splits import DataOptions
-from runs import guard, report
+from runs import guard, page, report
 from runs.folder import RunFolder, RunOptions
 from scripts.make_demo import build_demo
 from settings import Config
@@ -61,6 +61,7 @@ def run(uncertainty: str, argv: list[str]) -> None:
         train(each, processes)
     if beside is not None:
         write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **folder.floors()})
+        page.write(folder)
     report.log_results(folder)
     log.info(f"run folder: {folder.path}")
 

@@ -134,3 +134,8 @@ class SidTable:
             used, spread = perplexity(code_N[code_N >= 0], self.sizes[level])
             figures |= {f"codes_used/level_{level + 1}": used, f"perplexity/level_{level + 1}": spread}
         return figures
+
+    def counts(self) -> list[list[int]]:
+        """Items of each code, level by level."""
+        levels = zip(self.code_NT.long().unbind(1), self.sizes, strict=True)
+        return [code_N[code_N >= 0].bincount(minlength=size).tolist() for code_N, size in levels]

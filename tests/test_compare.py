@@ -9,6 +9,7 @@ import yaml
 from conftest import tiny_overrides, write_tiny
 from sklearn.metrics import ndcg_score
 
+from runs.report import read_ranks
 from scripts import compare
 from scripts.compare import Row, table
 from utils import Problem
@@ -142,10 +143,10 @@ def test_ranks_must_give_the_figures_of_the_run(tmp_path, kind):
     run.save_results({"recall@5": 0.25, "recall@10": 0.5, "coverage@10": 0.7, "num_users": 4})
     np.save(tmp_path / "ranks-test.npy", np.stack([np.arange(len(rank)), rank]).astype(np.int32))
     if own:
-        assert compare.saved_ranks(run).tolist() == rank
+        assert read_ranks(run)[1].tolist() == rank
     else:
         with pytest.raises(Problem, match=r"ranks-test\.npy: gives recall@\d+ .* says 0"):
-            compare.saved_ranks(run)
+            read_ranks(run)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text", b"\x93NUMPY"])
@@ -155,7 +156,7 @@ def test_ranks_that_cannot_be_read(tmp_path, content):
     if content is not None:
         (tmp_path / "ranks-test.npy").write_bytes(content)
     with pytest.raises(Problem, match=r"ranks-test\.npy: not readable"):
-        compare.saved_ranks(run)
+        read_ranks(run)
 
 
 @pytest.mark.parametrize("ending", [".emb-test.npy", ".inter", ".items.jsonl"])

@@ -1,0 +1,155 @@
+"""Small charts as text: SVG lines and bars, heat-maps as PNG in a data: address. Nothing is loaded from anywhere."""
+
+import base64
+import html
+import math
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a7a00", "#000000")  # Okabe & Ito
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 210, 58, 10, 10, 26
+Points = Sequence[tuple[float, float]]
+
+
+def escaped(text: object) -> str:
+    """Text for HTML, in elements and in quoted attributes; controls that no browser should see are dropped."""
+    return html.escape("".join(c for c in str(text) if c >= " " or c in "\n\t"), quote=True)
+
+
+def lines(title: str, series: Mapping[str, Points], *, log: bool = False, x_label: str = "epoch") -> str:
+    """A figure with a curve a name; points that are not finite (or, on a log axis, not positive) are left out."""
+    kept = {name: [(x, y) for x, y in points if sound(y, log=log)] for name, points in series.items()}
+    kept = {name: points for name, points in kept.items() if points}
+    if not kept:
+        return ""
+    xs, ys = zip(*(p for points in kept.values() for p in points), strict=True)
+    x_low, x_high = spread(min(xs), max(xs))
+    y_low, y_high = spread(*(math.log10(y) if log else y for y in (min(ys), max(ys))))
+    px = scale(x_low, x_high, LEFT, WIDTH - RIGHT)
+    py = scale(y_low, y_high, HEIGHT - BOTTOM, TOP)
+    parts = [grid(px, py, (x_low, x_high), (y_low, y_high), log=log)]
+    for color, points in zip(colors(len(kept)), kept.values(), strict=True):
+        at = [(px(x), py(math.log10(y) if log else y)) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+        dots = at if len(at) < 30 else at[-1:]
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="{color}"/>' for x, y in dots]
+    return figure(title, "".join(parts) + caption(x_label), legend(list(kept)))
+
+
+def bars(title: str, values: Mapping[str, float], x_label: str) -> str:
+    """A figure with a bar a name, from zero."""
+    if not values:
+        return ""
+    top = max(*values.values(), 1e-12)
+    py, room = scale(0, top, HEIGHT - BOTTOM, TOP), (WIDTH - LEFT - RIGHT) / len(values)
+    parts = [grid(None, py, (0, 0), (0, top), log=False)]
+    for i, (name, value) in enumerate(values.items()):
+        x, y = LEFT + room * (i + 0.15), py(value)
+        size = f'width="{room * 0.7:.1f}" height="{HEIGHT - BOTTOM - y:.1f}"'
+        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{COLORS[0]}"><title>{value:g}</title></rect>')
+        if len(values) <= 24:
+            parts.append(label(x + room * 0.35, HEIGHT - BOTTOM + 12, name, "middle"))
+    return figure(title, "".join(parts) + caption(x_label), "")
+
+
+def heat(title: str, rows: np.ndarray, x_label: str, y_label: str) -> str:
+    """A figure of numbers >= 0, [y, x], dark where they are large (on a log scale); zero is red."""
+    peak = max(float(rows.max(initial=0)), 1.0)
+    shade = np.log1p(rows) / math.log1p(peak)
+    low, high = np.array([236, 244, 250]), np.array([4, 44, 84])
+    pixel = (low + (high - low) * shade[..., None]).round().astype(np.uint8)
+    pixel[rows == 0] = (213, 94, 0)
+    picture = base64.b64encode(png(pixel)).decode()
+    note = f"{y_label} downwards, {x_label} to the right; darker: more items (most: {peak:g}), orange: none"
+    return (
+        f'<figure><figcaption>{escaped(title)}</figcaption><img class="heat" alt="{escaped(title)}" '
+        f'src="data:image/png;base64,{picture}"><p class="note">{escaped(note)}</p></figure>'
+    )
+
+
+def png(pixel_HW3: np.ndarray) -> bytes:
+    """A true-colour PNG (RFC 2083) of uint8 [height, width, 3]."""
+    height, width = pixel_HW3.shape[:2]
+    raw = np.concatenate([np.zeros((height, 1), np.uint8), pixel_HW3.reshape(height, -1)], 1).tobytes()
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(raw)),
+              (b"IEND", b"")]  # fmt: skip
+    body = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+# ---------------------------------------------------------------- parts of a figure
+
+
+def colors(n: int) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(n)]
+
+
+def sound(y: float, *, log: bool) -> bool:
+    return math.isfinite(y) and (y > 0 or not log)
+
+
+def spread(low: float, high: float) -> tuple[float, float]:
+    """A range with some width."""
+    if high > low:
+        return low, high
+    return low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5)
+
+
+def scale(low: float, high: float, first: float, last: float) -> Callable[[float], float]:
+    """A straight map from [low, high] to pixels."""
+    return lambda value: first + (value - low) * (last - first) / (high - low)
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers within a range."""
+    step = 10 ** math.floor(math.log10((high - low) / most))
+    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= most)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Exponents of 1, 2 and 5 times powers of ten within a range, or of these powers alone where it is wide."""
+    steps = (1, 2, 5) if high - low < 2 else (1,)
+    found = [k + math.log10(m) for k in range(math.floor(low), math.ceil(high) + 1) for m in steps]
+    return [x for x in found if low <= x <= high] or ticks(low, high, 2)
+
+
+def grid(
+    px: Callable[[float], float] | None, py: Callable[[float], float], x: tuple[float, float], y: tuple[float, float],
+    *, log: bool,
+) -> str:  # fmt: skip
+    parts = []
+    for value in log_ticks(*y) if log else ticks(*y):
+        at, shown = py(value), f"{10**value:.3g}" if log else f"{value:.6g}"
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" class="grid"/>')
+        parts.append(label(LEFT - 6, at + 4, shown, "end"))
+    if px is not None:
+        parts += [label(px(v), HEIGHT - BOTTOM + 14, f"{v:g}", "middle") for v in ticks(*x, most=8)]
+    return "".join(parts)
+
+
+def label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escaped(text)}</text>'
+
+
+def caption(text: str) -> str:
+    return label(WIDTH - RIGHT, HEIGHT - 1, text, "end")
+
+
+def legend(names: list[str]) -> str:
+    if len(names) < 2:
+        return ""
+    entries = zip(names, colors(len(names)), strict=True)
+    items = "".join(f'<span><svg width="12" height="12"><rect width="12" height="12" fill="{c}"/></svg> '
+                    f"{escaped(n)}</span>" for n, c in entries)  # fmt: skip
+    return f'<p class="legend">{items}</p>'
+
+
+def figure(title: str, inside: str, below: str) -> str:
+    box = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escaped(title)}"'
+    return f"<figure><figcaption>{escaped(title)}</figcaption><svg {box}>{inside}</svg>{below}</figure>"

@@ -1,0 +1,42 @@
+"""The report of finished runs as one HTML file that needs nothing else.
+
+  python scripts/report.py myckpt/scientific/first [myckpt/scientific/second ...] [--output FILE.html]
+
+A training writes its own as report.html into its run folder. Several runs stand side by side, with paired
+significance against the first; runs that were measured in unlike ways are refused. Default output: report.html of
+the run folder, or report.html in the present folder when there are several runs.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import main
+from runs import page
+from runs.folder import RunFolder
+from utils import Problem, problems_exit_2, quoted, write_text
+
+
+def run(argv: list[str]) -> Path:
+    """Write the report of the runs that a command line names; returns its path."""
+    given, names = main.split_off(argv, ["output"])
+    if wrong := [n for n in names if n.startswith("-")]:
+        raise Problem(f"report: unknown option {quoted(wrong[0])}; there is --output FILE.html")
+    if not names:
+        raise Problem("report: name the folder of a finished run, myckpt/<data set>/<run>")
+    folders = [RunFolder(Path(name)) for name in names]
+    alone = folders[0].path if len(folders) == 1 else Path()
+    path = Path(given.get("output", alone / "report.html"))
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise Problem(f"--output: {quoted(str(path))}: expected a name that ends in .html")
+    write_text(path, page.page([page.finished(folder) for folder in folders]))
+    return path
+
+
+if __name__ == "__main__":
+    with problems_exit_2():
+        if {"--help", "-h"} & set(sys.argv):
+            print(__doc__)
+        else:
+            print(f"report: {run(sys.argv[1:])}")

@@ -1,0 +1,177 @@
+"""The HTML report: what it shows against the run's files, nothing of a file reaches it as markup, what it refuses."""
+
+import json
+import re
+import shutil
+import struct
+import zlib
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+import main
+import methods
+from runs import charts, page
+from runs.folder import RunFolder
+from scripts import report
+from utils import Problem, write_checkpoint
+
+BAD = '<script>alert("1")</script>&\x07\'"><img src=x>'
+
+
+class Elements(HTMLParser):
+    """Checks that elements nest, and keeps tags, addresses and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.addresses, self.text = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
+        assert not [k for k, _ in attrs if k.startswith("on")]
+        if tag not in ("meta", "img", "line", "rect", "circle", "polyline") or self.get_starttag_text()[-2] != "/":
+            self.open += [] if tag in ("meta", "img") else [tag]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def run(ground):
+    """A finished joint run whose first title is an attack."""
+    options, _ = ground
+    folder = main.train(methods.build(options | {"run_name": "first", "resume": "auto"}))
+    state = torch.load(folder.best, weights_only=True)
+    write_checkpoint(folder.best, state | {"titles": [BAD, *state["titles"][1:]]})
+    return folder
+
+
+def copy_of(run, folder, **results):
+    shutil.copytree(run.path, folder)
+    copy = RunFolder(folder)
+    copy.test.write_text(json.dumps(json.loads(run.test.read_text()) | results))
+    return copy
+
+
+def test_a_training_writes_its_report(run):
+    assert (run.path / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_page_is_sound_and_holds_no_foreign_markup(run):
+    report.run([str(run.path)])
+    text = (run.path / "report.html").read_text()
+    found = Elements(text)
+    assert not {"script", "link", "iframe", "object", "form"} & set(found.tags)
+    assert all(a.startswith("data:image/png;base64,") for a in found.addresses)
+    assert "default-src 'none'" in text and "\x07" not in text
+    assert BAD.replace("\x07", "") in "".join(found.text)
+
+
+def test_what_it_shows_is_what_the_run_has_written(run):
+    text = "".join(Elements(page.page([page.finished(run)])).text)
+    rank = np.load(run.path / "ranks-test.npy")[1]
+    hits = rank < 10
+    half = 1.96 * hits.std(ddof=1) / len(hits) ** 0.5
+    assert f"{hits.mean():.4f}\xa0±{half:.4f}" in text
+    assert f"seed{2020}" in text and json.loads(run.test.read_text())["content"]["hash"] in text
+    index = json.loads((run.path / "tiny.index.json").read_text())
+    assert " ".join(index["1"]) in text and "Item 1" in text
+
+
+def test_codes_in_use_are_written_down_epoch_by_epoch(run):
+    """The last epoch's are those of its SIDs."""
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    counts = rows[-1]["code_count/level_1"]
+    assert len(counts) == 8 and sum(counts) == 40
+    assert sum(c > 0 for c in counts) == rows[-1]["codes_used/level_1"]
+    assert len([f for f in page.usage(page.finished(run)) if "data:image/png" in f]) == 3
+
+
+def test_runs_side_by_side(run, tmp_path):
+    """z by hand, against ranks that are one better for every third user."""
+    other = copy_of(run, tmp_path / "other")
+    rank = np.load(run.path / "ranks-test.npy")
+    better = rank.copy()
+    better[1, ::3] = 0
+    np.save(other.path / "ranks-test.npy", better)
+    told = {m: float((better[1] < int(m.split("@")[1])).mean()) for m in ("recall@1", "recall@5", "recall@10")}
+    gain = {f"ndcg@{k}": float(np.where(better[1] < k, 1 / np.log2(better[1] + 2), 0).mean()) for k in (1, 5, 10)}
+    other.test.write_text(json.dumps(json.loads(run.test.read_text()) | told | gain))
+    path = report.run([str(run.path), str(other.path), f"--output={tmp_path / 'both.html'}"])
+    text = "".join(Elements(path.read_text()).text)
+    d = (better[1] < 10).astype(float) - (rank[1] < 10)
+    assert f"z\xa0{d.mean() / (d.std(ddof=1) / len(d) ** 0.5):+.1f}" in text
+    assert (run.path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "config.yaml").write_text(
+            (f / "config.yaml").read_text().replace("mask_seen: false", "mask_seen: true")),
+         "mask_seen: False for .* but True for .*cannot be compared"),
+        (lambda f: write_checkpoint(
+            f / "best_model.pth", torch.load(f / "best_model.pth", weights_only=True) | {"split": "else"}),
+         "was tested on other interactions"),
+        (lambda f: (f / "test.json").unlink(), "holds no test.json"),
+        (lambda f: (f / "tiny.index.json").write_text("{}x"), "not readable as JSON"),
+        (lambda f: (f / "tiny.index.json").write_text('{"7": ["<a_1>"]}'), "other items"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused(run, tmp_path, change, message):
+    copy = copy_of(run, tmp_path / "other")
+    change(copy.path)
+    with pytest.raises(Problem, match=message):
+        report.run([str(run.path), str(copy.path), f"--output={tmp_path / 'both.html'}"])
+    assert not (tmp_path / "both.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [([], "name the folder"), (["nowhere"], "no such run folder"), (["--x=1"], "unknown option"),
+                           (["a", "--output=x.pth"], "ends in .html")],
+)  # fmt: skip
+def test_a_wrong_command_line_is_one_line(words, message):
+    with pytest.raises(Problem, match=message):
+        report.run(words)
+
+
+def test_a_report_that_fails_does_not_fail_the_run(run, tmp_path, caplog):
+    copy = copy_of(run, tmp_path / "other")
+    copy.best.write_bytes(b"damaged")
+    (copy.path / "report.html").unlink()
+    page.write(copy)
+    assert not (copy.path / "report.html").exists()
+
+
+def test_a_picture_is_what_was_drawn():
+    """Decoded by the format's own rules (RFC 2083), filter 0."""
+    pixel = np.random.default_rng(0).integers(0, 256, (3, 5, 3)).astype(np.uint8)
+    data, at, found = charts.png(pixel), 8, {}
+    while at < len(data):
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        found[kind] = data[at + 8 : at + 8 + size]
+        assert struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0] == zlib.crc32(kind + found[kind])
+        at += 12 + size
+    rows = np.frombuffer(zlib.decompress(found[b"IDAT"]), np.uint8).reshape(3, 16)
+    assert struct.unpack(">II", found[b"IHDR"][:8]) == (5, 3)
+    assert (rows[:, 1:].reshape(3, 5, 3) == pixel).all() and not rows[:, 0].any()
+
+
+def test_curves_leave_out_what_cannot_be_drawn():
+    nan, inf = float("nan"), float("inf")
+    assert charts.lines("t", {"a": [(0, nan)], "b": []}) == ""
+    text = charts.lines("t", {"a": [(0, 1.0), (1, nan), (2, -1.0), (3, inf), (4, 10.0)]}, log=True)
+    assert re.findall(r'points="([^"]*)"', text)[0].count(",") == 2
+    low, high = (float(p.split(",")[1]) for p in re.findall(r'points="([^"]*)"', text)[0].split())
+    assert (low, high) == (charts.HEIGHT - charts.BOTTOM, charts.TOP)
