@@ -518,7 +518,7 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
         if settings.sizeless(cfg).get(key) != before:
             raise Problem(f"{key}: {path} was trained with {before!r}, which cannot be changed now")
     try:
-        n_items, n_input = _sizes_of(cfg, state["model"])
+        n_items, n_input = sizes_of(cfg, state["model"])
         if n_items != len(state["items"]):
             raise Problem(f"{path}: its model knows {n_items} items, its list {len(state['items'])}")
         check_sizes(cfg, n_items, n_input)
@@ -533,7 +533,7 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
     return Restored(cfg, model.eval(), state)
 
 
-def _sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
+def sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
     """(items, width of the content embeddings) of a saved model; 0 where it holds none."""
     if cfg[MethodOptions].method in ITEM_MODELS:
         return len(model["encoder.items.weight"]) - (1 if cfg[MethodOptions].method == "sasrec" else 2), 0

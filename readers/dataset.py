@@ -78,8 +78,11 @@ class Dataset:
 
 def items_file(folder: Path, stem: str) -> Catalogue | None:
     path = find_file(folder, stem, ".items.jsonl")
-    if path is None:
-        return None
+    return None if path is None else read_items(path)
+
+
+def read_items(path: Path) -> Catalogue:
+    """The items of a .items.jsonl file; Problem names the first line that is none."""
     ids: dict[str, int] = {}
     titles = []
     for line, row in json_lines(path):
@@ -155,6 +158,29 @@ def check_rows(path: Path, content_ND: np.ndarray, ids: list[str]) -> None:
                 raise Problem(f"{path}: row {row} (item {quoted(ids[row])}) {what}")
 
 
+def open_array(path: Path) -> np.ndarray:
+    """An .npy file, memory-mapped; Problem when it is none."""
+    try:
+        found = np.load(regular_file(path), mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError("an .npz archive")
+    except Exception as e:  # numpy raises many kinds for a damaged header
+        reason = " ".join(str(e).split())[:160] or type(e).__name__
+        raise Problem(f"{path}: not readable as .npy ({reason})") from None
+    return found
+
+
+def check_array(path: Path, content_ND: np.ndarray, ids: list[str]) -> None:
+    """Problem when an array is not one sound embedding for each of some items."""
+    if content_ND.ndim != 2 or content_ND.dtype.kind != "f" or content_ND.shape[1] < 1:
+        raise Problem(f"{path}: expected floating-point [items, D], found {content_ND.dtype} {list(content_ND.shape)}")
+    if len(content_ND) != len(ids):
+        rows = len(content_ND)
+        first = f"; the first item without one is {quoted(ids[rows])}" if rows < len(ids) else ""
+        raise Problem(f"{path}: {rows} rows for {len(ids)} items{first}; row i must belong to item i of the catalogue")
+    check_rows(path, content_ND, ids)
+
+
 def read_embeddings(data: Dataset) -> np.ndarray:
     """Content embeddings [N, D], memory-mapped; row i belongs to item i + 1.
 
@@ -166,24 +192,10 @@ def read_embeddings(data: Dataset) -> np.ndarray:
         raise Problem(
             f"no content embeddings beside {data.name!r}; set semantic_emb_path to a .npy with a row per item"
         )
-    try:
-        found = np.load(regular_file(path), mmap_mode="r", allow_pickle=False)
-        if not isinstance(found, np.ndarray):
-            raise ValueError("an .npz archive")
-    except Exception as e:  # numpy raises many kinds for a damaged header
-        reason = " ".join(str(e).split())[:160] or type(e).__name__
-        raise Problem(f"{path}: not readable as .npy ({reason})") from None
+    found = open_array(path)
     if data.embedding_stamp is not None and not data.embedding_stamp.holds(path):
         raise Problem(f"{path}: has changed since this command read it; put the old file back or begin again")
-    if found.ndim != 2 or found.dtype.kind != "f" or found.shape[1] < 1:
-        raise Problem(f"{path}: expected floating-point [items, D], found {found.dtype} {list(found.shape)}")
-    if len(found) != data.n_items:
-        ids = data.catalogue.ids
-        first = f"; the first item without one is {quoted(ids[len(found)])}" if len(found) < len(ids) else ""
-        raise Problem(
-            f"{path}: {len(found)} rows for {data.n_items} items{first}; row i must belong to item i of the catalogue"
-        )
-    check_rows(path, found, data.catalogue.ids)
+    check_array(path, found, data.catalogue.ids)
     if not data.catalogue.keyed:
         raise Problem(
             f"{path}: which row belongs to which item? Add {data.name}.items.jsonl, a line an item in the "

@@ -1,6 +1,5 @@
 """The report of finished runs: one HTML file that holds all it shows. Text from files is escaped, nothing is loaded."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,22 +91,10 @@ def finished(folder: RunFolder) -> Finished:
     options = upgraded(settings.read_yaml(folder.config))
     rank = read_ranks(folder)
     spelled = [list(map(str, sids[str(i)])) for i in range(len(items))] if sids else []
-    rows = list(_rows(folder))
+    rows = folder.rows()
     return Finished(
         folder.path.name, folder, options, results, rows, rank, spelled, items, titles, state.get("split")
     )
-
-
-def _rows(folder: RunFolder) -> Any:
-    """Rows of metrics.jsonl; one torn by a kill is passed over."""
-    text = folder.metrics.read_text(encoding="utf-8", errors="replace") if folder.metrics.is_file() else ""
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            yield row
 
 
 def write(folder: RunFolder) -> None:

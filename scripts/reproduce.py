@@ -31,6 +31,7 @@ from metrics import paired_difference, per_user
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from runs.report import check_protocol, read_ranks
 from scripts import compare
 from scripts.make_demo import build_demo
 from settings import Config
@@ -109,7 +110,7 @@ def plan(rows: dict[str, Spec], dataset: str, seeds: list[int], overrides: dict[
     used = {key for job in jobs for key in settings.flat(job.cfg)}
     if foreign := [key for key in overrides if key not in used]:
         raise Problem(f"--{foreign[0]}: none of the rows has this option")
-    compare.check_protocol({job.row: job.cfg for job in jobs})
+    check_protocol({job.row: settings.flat(job.cfg) for job in jobs})
     return jobs
 
 
@@ -161,7 +162,7 @@ def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
         return False
     before = compare.finished(job.cfg, data)
     run = before or compare.trained(job.row, job.cfg, data, {})
-    outcome.ranks[job.cfg[DataOptions].seed] = compare.saved_ranks(run)
+    outcome.ranks[job.cfg[DataOptions].seed] = read_ranks(run)[1]
     outcome.runs.append(str(run.path))
     outcome.seconds += sum(row.get("seconds", 0.0) for row in run.rows())
     return before is None

@@ -1,0 +1,133 @@
+"""New items for a trained model without training: codes by its tokenizer, a free semantic ID for each.
+
+  python scripts/add_items.py --checkpoint myckpt/.../best_model.pth --items new.items.jsonl --embeddings new.npy
+                              --output extended.pth
+
+new.items.jsonl has a line an item ({"item_id": ..., "title": ...}), row i of new.npy belongs to line i and comes from
+the text encoder that made the embeddings of the training. Items that the model knows keep their semantic IDs; the
+output is a checkpoint for `main.py recommend` and `scripts/serve.py`, and beside it stand all semantic IDs.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import main
+import methods
+import settings
+from model import GenerativeModel, JointModel
+from readers.dataset import Catalogue, check_array, open_array, read_items
+from settings import Config
+from sids.files import spelled
+from utils import Problem, log, log_to, problems_exit_2, quoted, shortened, write_checkpoint, write_json
+
+PER_ITEM = ("code_NT", "end_N", "first_NP", "recommender.own.weight")  # tensors of a model with a row an item
+
+
+def tokenizer_of(path: str | Path, restored: methods.Restored, width: int) -> Any:
+    """The tokenizer that a checkpoint carries, for embeddings of some width; Problem where it carries none."""
+    cfg, model, state = restored
+    if not isinstance(model, GenerativeModel):
+        raise Problem(f"{path}: recommends by items, which have to be trained; new items need semantic IDs")
+    if settings.flat(cfg).get("behaviour", "none") != "none":
+        raise Problem(f"{path}: its tokenizer reads behaviour beside the content, of which a new item has none")
+    if isinstance(model, JointModel):
+        held = methods.sizes_of(cfg, state["model"])[1]
+        if held != width:
+            raise Problem(f"--embeddings: are of width {width}, the tokenizer's were of width {held}; use that encoder")
+        return model.tokenizer
+    if not isinstance(state.get("tokenizer"), dict):
+        raise Problem(f"{path}: carries no tokenizer (its semantic IDs were made elsewhere); new items cannot be coded")
+    tokenizer = methods.empty_tokenizer(cfg, width)
+    try:
+        tokenizer.load_state_dict(state["tokenizer"])
+    except (RuntimeError, KeyError, TypeError) as e:
+        reason = shortened(" ".join(str(e).split()))
+        raise Problem(f"{path}: its tokenizer does not take embeddings of width {width} ({reason})") from None
+    return tokenizer.eval()
+
+
+def free_ends(code_NT: Tensor, end_N: Tensor, new_MT: Tensor, ends: int) -> Tensor:
+    """The first free end token for each of M new items, [M]; -1 where all are taken."""
+    taken: dict[tuple[int, ...], set[int]] = {}
+    for code, end in zip(map(tuple, code_NT.tolist()), end_N.tolist(), strict=True):
+        taken.setdefault(code, set()).add(end)
+    found = []
+    for code in map(tuple, new_MT.tolist()):
+        used = taken.setdefault(code, set())
+        found.append(next((e for e in range(ends) if e not in used), -1))
+        used.add(found[-1])
+    return torch.tensor(found, dtype=end_N.dtype)
+
+
+def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[str, Any]:
+    """A checkpoint's state with more items; Problem where they cannot be had. Items it knows keep their SIDs."""
+    restored = methods.restore(path)
+    state, model = restored.state, restored.model
+    known = set(state["items"])
+    if twice := [token for token in new.ids if token in known]:
+        raise Problem(f"--items: item {quoted(twice[0])} is in the checkpoint already; leave it out")
+    tokenizer = tokenizer_of(path, restored, content_MD.shape[1])
+    assert isinstance(model, GenerativeModel)
+    new_MT = tokenizer.encode(content_MD).to(model.code_NT.dtype)
+    end_M = free_ends(model.code_NT, model.end_N, new_MT, model.ends)
+    if (end_M < 0).any():
+        item = new.ids[int((end_M < 0).int().argmax())]
+        raise Problem(
+            f"--items: {quoted(item)}: the {model.ends} semantic IDs of its codes are all taken; leave it out, or "
+            "train anew with larger num_emb_list"
+        )
+    rows = {"code_NT": new_MT, "end_N": end_M, "first_NP": torch.cat([new_MT, end_M[:, None]], 1)}
+    weights = dict(model.state_dict())
+    for name in (n for n in PER_ITEM if n in weights):
+        old = weights[name]
+        more = rows.get(name, old.new_zeros(len(new), *old.shape[1:]))  # an item's own vector: nothing is known of it
+        weights[name] = torch.cat([old, more.to(old.dtype)])
+    kept = {k: v for k, v in state.items() if k not in ("run", "split")}  # of the data it was trained on
+    lists = {"items": state["items"] + new.ids, "titles": state["titles"] + new.titles}
+    return {**kept, **lists, "model": weights, "added": len(new) + int(state.get("added", 0))}
+
+
+def sids_of(cfg: Config, state: dict[str, Any]) -> dict[str, list[str]]:
+    """The SIDs of an extended state, which is proved sound by loading."""
+    model = methods.empty_model(cfg, len(state["items"]), methods.sizes_of(cfg, state["model"])[1])
+    model.load_state_dict(state["model"])
+    methods.check_sids("the extended table", model)
+    return spelled(model.sids)  # type: ignore[attr-defined]
+
+
+def run(argv: list[str]) -> Path:
+    """The command; returns the path of the new checkpoint."""
+    given, rest = main.split_off(argv, ["checkpoint", "items", "embeddings", "output"])
+    if rest:
+        raise Problem(f"add_items: unknown option {quoted(rest[0])}; --help shows them all")
+    if missing := [k for k in ("checkpoint", "items", "embeddings", "output") if k not in given]:
+        raise Problem(f"add_items: needs --{missing[0]}")
+    output = Path(given["output"])
+    index = output.with_suffix(".index.json")
+    if there := [p for p in (output, index) if p.exists()]:
+        raise Problem(f"--output: {there[0]} is there already; choose another name")
+    new = read_items(Path(given["items"]))
+    content_MD = open_array(Path(given["embeddings"]))
+    check_array(Path(given["embeddings"]), content_MD, new.ids)
+    state = extended(given["checkpoint"], new, content_MD)
+    sids = sids_of(methods.restore(given["checkpoint"]).cfg, state)
+    write_checkpoint(output, state)
+    write_json(index, sids)
+    log.info(f"{len(new)} items added to {len(state['items']) - len(new)}; SIDs: {index}")
+    return output
+
+
+if __name__ == "__main__":
+    log_to(None, main=True)
+    with problems_exit_2():
+        if {"--help", "-h"} & set(sys.argv):
+            print(__doc__)
+        else:
+            print(f"checkpoint: {run(sys.argv[1:])}")
