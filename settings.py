@@ -181,6 +181,31 @@ def parse_overrides(overrides: Sequence[str], text: Iterable[str] = ()) -> dict[
     return found
 
 
+def command(
+    argv: Sequence[str], kinds: Mapping[str, type], names: Sequence[str]
+) -> tuple[list[str], dict[str, str], Config]:
+    """(plain words, the values of the options `names` as text, the typed options of `kinds`) of a command line.
+
+    An option's value stands behind `=` or is the next word.
+    """
+    plain, given, words = [], [], iter(argv)
+    for word in words:
+        if not word.startswith("--"):
+            plain.append(word)
+            continue
+        value = "" if "=" in word else next(words, None)
+        if value is None:
+            raise Problem(f"{shortened(word)}: needs a value")
+        given.append(word if "=" in word else f"{word}={value}")
+    found = parse_overrides(given, [*names, *(k for kind in kinds.values() for k in takes_text(kind))])
+    known = [*names, *(k for kind in kinds.values() for k in fields_of(kind))]
+    for key in found:
+        if key not in known:
+            raise unknown(key, known)
+    named = {k: str(found.pop(k)) for k in names if found.get(k) is not None}
+    return plain, named, compose(kinds, {k: v for k, v in found.items() if k not in names})
+
+
 def takes_text(kind: type) -> list[str]:
     """Options of a section whose values are text."""
     return [k for k, want in hints(kind).items() if want is str or want == str | None]

@@ -168,14 +168,19 @@ def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cf
 
 def core(rows: Rows, k: int) -> Rows:
     """The rows whose user and item have at least k rows each, among the rows that are left."""
-    kept = np.ones(len(rows.time), bool)
-    while True:
-        user, item = (np.bincount(x[kept], minlength=x.max(initial=0) + 1) for x in (rows.user, rows.item))
-        enough = kept & (user[rows.user] >= k) & (item[rows.item] >= k)
-        if enough.sum() == kept.sum():
-            break
-        kept = enough
+    kept = core_rows(rows.user, rows.item, k)
     log.info(f"k_core: {kept.sum()} of {len(kept)} interactions are left")
     users, user = np.unique(rows.user[kept], return_inverse=True)
     items, item = np.unique(rows.item[kept], return_inverse=True)
     return Rows(user, item, rows.time[kept], [rows.users[u] for u in users], [rows.items[i] for i in items])
+
+
+def core_rows(user: np.ndarray, item: np.ndarray, k: int) -> np.ndarray:
+    """[n] bool, the k-core of codes of users and items."""
+    kept = np.ones(len(user), bool)
+    while True:
+        users, items = (np.bincount(x[kept], minlength=x.max(initial=0) + 1) for x in (user, item))
+        enough = kept & (users[user] >= k) & (items[item] >= k)
+        if enough.sum() == kept.sum():
+            return kept
+        kept = enough

@@ -11,7 +11,7 @@ import settings
 
 ROOT = Path(settings.__file__).parent
 PACKAGES = ("readers", "sids", "recommenders", "runs")
-FILES = sorted([*ROOT.glob("*.py"), *(p for d in PACKAGES for p in (ROOT / d).glob("*.py"))])
+FILES = sorted([*ROOT.glob("*.py"), *(p for d in PACKAGES for p in (ROOT / d).rglob("*.py"))])
 # who may be imported by whom: a file imports from its own row and from those above it, within a row without a circle
 ROWS = [
     ["utils", "settings", "retired", "layers"],

@@ -1,0 +1,317 @@
+"""From the rows of a source to a data set: rating, repeats, k-core, order, longest history; statistics and files.
+
+Order: by user (as they first occur), then by time; rows of equal time keep the order of the source's files.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from readers.raw.scan import ROLES, ROW, Part, Raw, reading
+from readers.tables import core_rows
+from settings import option
+from utils import Problem, log, quoted, shortened
+
+BATCH = 500_000  # rows that are held as text at a time
+UNFIT = r"[\t\r\n]"  # what no id may hold: .inter files have no quotes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    min_rating: float | None = option(None, "leave out interactions with a lower rating; before all else")
+    duplicates: Literal["all", "exact", "first", "last"] = option(
+        "exact",
+        "repeated interactions: keep all; drop those of the same user, item and time; keep only the first or the last "
+        "of a user and an item",
+    )
+    k_core: int = option(5, "leave out users and items with fewer interactions, until none is left; 0 = keep all", ge=0)
+    max_history: int = option(0, "keep only each user's last interactions, so many, after the k-core; 0 = all", ge=0)
+    split: Literal["leave_one_out", "time"] = option(
+        "leave_one_out", "the split that the statistics count and the preset names; the data are the same"
+    )
+    time_quantile: float = option(0.95, "split: time: share of all interactions before that point", gt=0, le=1)
+
+
+@dataclass(frozen=True)
+class Events:
+    """Rows as read: codes into the lists of users and items, [n]."""
+
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray  # float64
+    rating: np.ndarray | None  # float32
+    users: list[str]
+    items: list[str]
+
+    def of(self, rows: np.ndarray) -> "Events":
+        rating = None if self.rating is None else self.rating[rows]
+        return Events(self.user[rows], self.item[rows], self.time[rows], rating, self.users, self.items)
+
+    def counts(self) -> dict[str, int]:
+        users, items = (int((np.bincount(x) > 0).sum()) if len(x) else 0 for x in (self.user, self.item))
+        return {"interactions": len(self.user), "users": users, "items": items}
+
+
+@dataclass(frozen=True)
+class Prepared(Events):
+    """Events in their order, numbered as they first occur, with the text of each item as a JSON object."""
+
+    texts: list[str]
+
+    def sequences(self) -> Iterator[list[int]]:
+        """The item numbers of each user."""
+        ends = np.flatnonzero(np.diff(self.user, append=-1)) + 1
+        begin = 0
+        for end in ends.tolist():
+            yield self.item[begin:end].tolist()
+            begin = end
+
+    def plain_texts(self) -> list[str]:
+        """All fields of each item in one line."""
+        rows = [{k: v for k, v in json.loads(t).items() if k != "item_id"} for t in self.texts]
+        one = all(set(row) <= {"text"} for row in rows)
+        lines = [row.get("text", "") if one else "; ".join(f"{k}: {v}" for k, v in row.items()) for row in rows]
+        return [" ".join(line.split()) for line in lines]
+
+    def write_texts(self, path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="\n") as f:
+            f.writelines(f"{text}\n" for text in self.texts)
+
+    def write_table(self, path: Path, names: dict[str, str], separator: str) -> None:
+        """A text table of the interactions, written in pieces; `names` of the columns by role."""
+        users, items = pl.Series(self.users, dtype=pl.String), pl.Series(self.items, dtype=pl.String)
+        columns = {"time": _whole(self.time)}
+        if self.rating is not None:
+            columns["rating"] = _whole(self.rating)
+        order = [role for role in ("user", "item", "rating", "time") if role in ("user", "item", *columns)]
+        with path.open("wb") as f:
+            for begin in range(0, len(self.user), BATCH):
+                rows = slice(begin, begin + BATCH)
+                found = {"user": users.gather(self.user[rows]), "item": items.gather(self.item[rows])}
+                found |= {role: pl.Series(numbers[rows]) for role, numbers in columns.items()}
+                frame = pl.DataFrame({names[role]: found[role] for role in order})
+                quotes: Any = "necessary" if separator == "," else "never"
+                f.write(frame.write_csv(separator=separator, include_header=begin == 0, quote_style=quotes).encode())
+
+
+def _whole(numbers: np.ndarray) -> np.ndarray:
+    """As whole numbers, where they are such: so they are written."""
+    whole = (numbers == np.rint(numbers)).all() and np.abs(numbers).max() < 2**53
+    return numbers.astype(np.int64) if whole else numbers
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Coder:
+    """Text to whole numbers, a batch at a time."""
+
+    def __init__(self) -> None:
+        self.kind = pl.Categorical(pl.Categories.random())
+        self.chunks: list[pl.Series] = []
+
+    def add(self, text: pl.Series) -> None:
+        self.chunks.append(text.cast(self.kind))
+
+    def finish(self) -> tuple[np.ndarray, list[str]]:
+        """(code of each row, text of each code)."""
+        whole = pl.concat(self.chunks)
+        self.chunks.clear()
+        distinct = whole.unique()
+        words = [""] * len(distinct)
+        codes = distinct.to_physical().to_list()
+        for code, text in zip(codes, distinct.cast(pl.String).to_list(), strict=True):
+            words[code] = text
+        return whole.to_physical().to_numpy().astype(np.int32), words
+
+
+def read_events(raw: Raw) -> Events:
+    """All rows of a source; Problem names the file and row of the first that is not one."""
+    coders = {"user": Coder(), "item": Coder()}
+    numbers: dict[str, list[np.ndarray]] = {"time": [], "rating": []}
+    seen = 0
+    with tqdm(unit=" rows", unit_scale=True, desc="reading", mininterval=1) as bar:
+        for part in raw.parts:
+            clock = Clock(part.path)
+            with reading(part.path):
+                for batch in part.frame.collect_batches(chunk_size=BATCH, engine="streaming"):
+                    if not batch.height:
+                        continue
+                    check_ids(part, batch)
+                    for role, coder in coders.items():
+                        coder.add(batch[role].cast(pl.String))
+                    timed = "time" in batch.columns
+                    numbers["time"].append(clock.seconds(batch) if timed else np.arange(seen, seen + len(batch)))
+                    if "rating" in batch.columns:
+                        numbers["rating"].append(numeric(part.path, batch, "rating").astype(np.float32))
+                    seen += batch.height
+                    bar.update(batch.height)
+    if not seen:
+        raise Problem(f"{raw.parts[0].path}: holds no interactions")
+    (user, users), (item, items) = (coder.finish() for coder in coders.values())
+    time = np.concatenate(numbers["time"]).astype(np.float64)
+    rating = np.concatenate(numbers["rating"]) if numbers["rating"] else None
+    if rating is not None and len(rating) != seen:
+        raise Problem(f"{raw.parts[0].path}: some of the files have ratings and some have not; prepare them alike")
+    return Events(user, item, time, rating, users, items)
+
+
+def check_ids(part: Part, batch: pl.DataFrame) -> None:
+    for role in ROLES[:2]:
+        text = batch[role].cast(pl.String)
+        for bad, what in ((text.is_null() | (text == ""), "is empty"),
+                          (text.str.contains(UNFIT), "holds a tab or line end, which no .inter file can")):  # fmt: skip
+            if bad.any():
+                row = batch.row(int(bad.arg_max() or 0), named=True)
+                raise Problem(f"{part.path}, row {row[ROW]}: the {role} {what}; mend or leave out that row")
+
+
+def numeric(path: Path, batch: pl.DataFrame, role: str) -> np.ndarray:
+    """A column as float64; Problem where a cell is no finite number."""
+    found = batch[role].cast(pl.Float64, strict=False)
+    _all_there(path, batch, role, found, "is not a number")
+    return found.to_numpy()
+
+
+def _all_there(path: Path, batch: pl.DataFrame, role: str, found: pl.Series, what: str) -> None:
+    bad = found.is_null() | ~found.is_finite()
+    if bad.any():
+        row = batch.row(int(bad.arg_max() or 0), named=True)
+        raise Problem(f"{path}, row {row[ROW]}: the {role} {quoted(row[role])} {what}; mend or leave out that row")
+
+
+class Clock:
+    """Times of one file as seconds (or whatever numbers they are): numbers, or dates, decided by its first rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.dates: bool | None = None
+
+    def seconds(self, batch: pl.DataFrame) -> np.ndarray:
+        cells = batch["time"]
+        if cells.dtype.is_temporal():
+            found = cells.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
+            _all_there(self.path, batch, "time", found, "is no date")
+            return found.to_numpy()
+        if self.dates is None:
+            first = cells.head(100).cast(pl.Float64, strict=False)
+            self.dates = cells.dtype == pl.String and bool(first.is_null().all())
+        if not self.dates:
+            return numeric(self.path, batch, "time")
+        found = _dates(cells)
+        _all_there(self.path, batch, "time", found, "is no date like 2024-05-31 or 2024-05-31T12:30:00Z")
+        return found.to_numpy()
+
+
+def _dates(cells: pl.Series) -> pl.Series:
+    """Seconds since 1970 of ISO dates; without an offset they count as UTC. Null where a cell is none."""
+    text = cells.str.strip_chars().str.replace(r"( UTC|Z)$", "").str.replace(" ", "T", literal=True)
+    clocks = ("%H:%M:%S%.f", "%H:%M")
+    ways = [text.str.to_datetime(f"%Y-%m-%dT{clock}", strict=False, time_unit="us") for clock in clocks]
+    ways.append(text.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")))
+    offset = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", strict=False, time_unit="us")
+    ways.append(offset.dt.replace_time_zone(None))
+    frame = pl.DataFrame({str(i): way for i, way in enumerate(ways)})
+    return frame.select(pl.coalesce(pl.all()).dt.epoch("us") / 1e6).to_series()
+
+
+# ---------------------------------------------------------------- filtering
+
+
+def prepare(raw: Raw, cfg: PrepareOptions) -> tuple[Prepared, dict[str, Any]]:
+    """(the data set, what each step left)."""
+    events = read_events(raw)
+    steps: dict[str, Any] = {"read": events.counts()}
+    source = raw.parts[0].path
+    if cfg.min_rating is not None:
+        if events.rating is None:
+            raise Problem(f"{source}: min_rating: there are no ratings; name their column by rating_col")
+        events = _left(events.of(events.rating >= cfg.min_rating), "min_rating", cfg.min_rating, steps, source)
+    if cfg.duplicates != "all":
+        events = _left(events.of(kept_of_repeats(events, cfg.duplicates)), "duplicates", cfg.duplicates, steps, source)
+    if cfg.k_core:
+        events = _left(events.of(core_rows(events.user, events.item, cfg.k_core)), "k_core", cfg.k_core, steps, source)
+    events = in_order(events)
+    if cfg.max_history:
+        kept = events.of(latest(events.user, cfg.max_history))
+        events = in_order(_left(kept, "max_history", cfg.max_history, steps, source))
+    texts, found = texts_of(raw, events.items)
+    return Prepared(**vars(events), texts=texts), {"steps": steps, "texts": found}
+
+
+def _left(events: Events, name: str, value: object, steps: dict[str, Any], source: Path) -> Events:
+    steps[name] = events.counts()
+    if not len(events.user):
+        before = list(steps.values())[-2]["interactions"]
+        raise Problem(f"{source}: {name} {value} leaves none of {before} interactions; choose another --{name}")
+    return events
+
+
+def kept_of_repeats(events: Events, rule: str) -> np.ndarray:
+    """[n] bool: the first (or last) in time of each user and item, or of each user, item and time."""
+    order = np.lexsort((events.time, events.item, events.user))  # stable: equal ones stay as they came
+    same = np.ones(len(order) - 1, bool)
+    for key in (events.user, events.item, *([events.time] if rule == "exact" else [])):
+        ordered = key[order]
+        same &= ordered[1:] == ordered[:-1]
+    kept = np.ones(len(order), bool)
+    kept[order[:-1] if rule == "last" else order[1:]] = ~same
+    return kept
+
+
+def latest(user: np.ndarray, longest: int) -> np.ndarray:
+    """[n] bool: the last `longest` rows of each user; rows grouped by user."""
+    ends = np.searchsorted(user, user, side="right")
+    return ends - np.arange(len(user)) <= longest
+
+
+def in_order(events: Events) -> Events:
+    """Grouped by user and ordered by time, both numbered as they first occur."""
+    user, users = renumbered(events.user, events.users)
+    order = np.lexsort((events.time, user))
+    item, items = renumbered(events.item[order], events.items)
+    rating = None if events.rating is None else events.rating[order]
+    return Events(user[order], item, events.time[order], rating, users, items)
+
+
+def renumbered(codes: np.ndarray, words: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Codes by first occurrence, and what they stand for."""
+    first = np.full(len(words), len(codes), np.int64)
+    np.minimum.at(first, codes, np.arange(len(codes)))
+    occurring = np.flatnonzero(first < len(codes))
+    order = occurring[np.argsort(first[occurring])]
+    number = np.zeros(len(words), np.int32)
+    number[order] = np.arange(len(order), dtype=np.int32)
+    return number[codes], [words[i] for i in order.tolist()]
+
+
+def texts_of(raw: Raw, items: list[str]) -> tuple[list[str], dict[str, int]]:
+    """The text of each item as a JSON object, {"item_id": ...} alone where none is known; and how many are."""
+    found: dict[str, str] = {}
+    empty: set[str] = set()
+    repeated = 0
+    if raw.texts is not None:
+        wanted = set(items)
+        for row in tqdm(raw.texts(wanted), unit=" items", unit_scale=True, desc="texts", mininterval=1):
+            token = row["item_id"]
+            if token in found:
+                repeated += 1
+                if not raw.repeated_texts:
+                    where = ", ".join(map(str, raw.text_files))
+                    raise Problem(f"{where}: item {quoted(token)} stands there twice; leave one out")
+                continue
+            found[token] = json.dumps(row, ensure_ascii=False)
+            if not any(v.strip() for k, v in row.items() if k != "item_id"):
+                empty.add(token)
+    bare = [token for token in items if token not in found or token in empty]
+    if bare:
+        where = ", ".join(map(str, raw.text_files)) or "no file of texts was named (--items=FILE)"
+        log.warning(f"{len(bare)} of {len(items)} items have no text, first {quoted(bare[0])}; {shortened(where)}")
+    texts = [found.get(token) or json.dumps({"item_id": token}, ensure_ascii=False) for token in items]
+    return texts, {"with": len(items) - len(bare), "repeated": repeated}

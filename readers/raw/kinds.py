@@ -1,0 +1,52 @@
+"""Which module reads which source, and writes it back: a new source is a file and a line here."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from readers.prepare import Prepared
+from readers.raw import amazon, diger, letter, movielens, recbole, sequences, table, yelp
+from readers.raw.scan import Raw, SourceOptions, files_of
+from utils import Problem, quoted
+
+
+class Kind(NamedTuple):
+    fits: Callable[[Path, list[Path]], bool]
+    read: Callable[[Path, SourceOptions], Raw]
+
+
+KINDS = {  # in the order in which they are looked for
+    "diger": Kind(diger.fits, diger.read),
+    "letter": Kind(letter.fits, letter.read),
+    "p5": Kind(sequences.fits_p5, sequences.read_p5),
+    "recbole": Kind(recbole.fits, recbole.read),
+    "movielens": Kind(movielens.fits, movielens.read),
+    "yelp": Kind(yelp.fits, yelp.read),
+    "amazon": Kind(amazon.fits, amazon.read),
+    "s3rec": Kind(sequences.fits_s3rec, sequences.read_s3rec),
+    "table": Kind(table.fits, table.read),
+}
+
+WRITERS: dict[str, Callable[[Prepared, Path, str], None]] = {
+    "own": recbole.write_own,
+    "table": table.write,
+    "recbole": recbole.write,
+    "letter": letter.write,
+    "diger": diger.write,
+    "s3rec": sequences.write_s3rec,
+    "p5": sequences.write_p5,
+}
+
+
+def find(source: Path, cfg: SourceOptions) -> Raw:
+    """The source as the first kind that fits reads it, or as the one that the options name."""
+    files = files_of(source)
+    if cfg.source == "auto":
+        name = next((name for name, kind in KINDS.items() if kind.fits(source, files)), None)
+        if name is None:
+            raise Problem(f"{source}: of no kind that is known; name it: --source=KIND, one of {', '.join(KINDS)}")
+    elif cfg.source in KINDS:
+        name = cfg.source
+    else:
+        raise Problem(f"source: {quoted(cfg.source)} is unknown; expected auto or one of {', '.join(KINDS)}")
+    return KINDS[name].read(source, cfg)

@@ -1,0 +1,68 @@
+"""LETTER's and LC-Rec's JSON: <Name>.inter.json (user -> item numbers from 0), <Name>.item.json (number -> fields)."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from readers.prepare import Prepared
+from readers.raw.scan import ROW, Part, Raw, SourceOptions, Texts, files_of, one
+from readers.raw.sequences import read_numbers, renamed, write_numbers
+from utils import Problem, quoted, read_json
+
+
+def fits(source: Path, files: list[Path]) -> bool:
+    return any(p.name.endswith(".inter.json") for p in files)
+
+
+def read(source: Path, cfg: SourceOptions) -> Raw:
+    files = files_of(source)
+    path = files[0] if source.is_file() else one([p for p in files if p.name.endswith(".inter.json")], "sequences")
+    stem = path.name.removesuffix(".inter.json")
+    parts = [renamed(_part(path), stem)]
+    beside = Path(cfg.items) if cfg.items else path.with_name(f"{stem}.item.json")
+    if not cfg.items and not beside.is_file():
+        return Raw("letter", parts)
+    return Raw("letter", parts, _texts(beside, read_numbers(path.with_name(f"{stem}.item2id"))), (beside,))
+
+
+def _part(path: Path) -> Part:
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(row, list) for row in found.values()):
+        raise Problem(f"{path}: expected an object of user -> list of items")
+    for user, row in found.items():
+        if bad := [i for i in row if not isinstance(i, int | str) or isinstance(i, bool)]:
+            raise Problem(f"{path}: user {quoted(user)} has the item {quoted(bad[0])}; expected numbers or ids")
+    lists = {"user": list(found), "item": [[str(i) for i in row] for row in found.values()]}
+    frame = pl.LazyFrame(lists, {"user": pl.String, "item": pl.List(pl.String)}).with_row_index(ROW, offset=1)
+    return Part(path, frame.with_columns(time=pl.int_ranges(0, pl.col("item").list.len())).explode("item", "time"))
+
+
+def _texts(path: Path, ids: dict[str, str]) -> Texts:
+    def rows(wanted: set[str]) -> Iterator[dict[str, str]]:
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise Problem(f"{path}: expected an object of item -> text fields")
+        for number, fields in found.items():
+            token = ids.get(number, number)
+            if token in wanted:
+                named = fields if isinstance(fields, dict) else {"text": fields}
+                yield {"item_id": token, **{k: str(v) for k, v in named.items() if v is not None and k != "item_id"}}
+
+    return rows
+
+
+def write(data: Prepared, folder: Path, name: str) -> None:
+    """The sequences and texts by numbers from 0, and which ids these stand for."""
+    rows = {str(user): row for user, row in enumerate(data.sequences())}
+    _dump(folder / f"{name}.inter.json", rows)
+    texts = {str(i): {k: v for k, v in json.loads(t).items() if k != "item_id"} for i, t in enumerate(data.texts)}
+    _dump(folder / f"{name}.item.json", texts)
+    for role, ids in (("user", data.users), ("item", data.items)):
+        write_numbers(folder / f"{name}.{role}2id", ids, 0)
+
+
+def _dump(path: Path, value: object) -> None:
+    with path.open("w", encoding="utf-8") as f:
+        json.dump(value, f)

@@ -1,0 +1,120 @@
+"""Any table with named columns: clicks in .csv, .tsv, .parquet or .jsonl (.gz or not), items with text in another."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from readers.prepare import Prepared
+from readers.raw.scan import ROLES, ROW, Raw, SourceOptions, Texts, ending, files_of, one, part, reading, scan
+from utils import Problem, quoted, shortened
+
+USUAL = {  # usual names, without case, underscores and spaces
+    "users_col": ("userid", "user", "customerid", "visitorid", "reviewerid", "memberid", "uid"),
+    "items_col": ("itemid", "item", "productid", "product", "movieid", "articleid", "businessid", "parentasin", "asin",
+                  "sku", "iid"),
+    "time_col": ("timestamp", "time", "datetime", "date", "unixreviewtime", "ts", "eventtime", "createdat"),
+    "rating_col": ("rating", "stars", "overall", "score"),
+}  # fmt: skip
+ROLE_NAMES = {"users_col": "users", "items_col": "items", "time_col": "times"}
+TITLES = ("title", "name", "itemname", "productname", "producttitle", "itemtitle")
+TYPE = re.compile(r":(token|float)(_seq)?$")  # of an atomic file
+TABLES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson", ".json")
+
+
+def fits(source: Path, files: list[Path]) -> bool:
+    return all(ending(p) in TABLES for p in files)
+
+
+def read(source: Path, cfg: SourceOptions) -> Raw:
+    files, texts = files_of(source), Path(cfg.items) if cfg.items else None
+    if source.is_dir() and texts is None:  # a file that names no user holds the items
+        lists = [p for p in files if cfg.users_col is None and not _usual(_columns(p), "users_col")]
+        texts = one(lists, "items") if lists and len(lists) < len(files) else None
+    parts = []
+    for path in (p for p in files if p != texts):
+        there = _columns(path)
+        roles = [_column(path, there, role, getattr(cfg, role)) for role in USUAL]
+        if len(set(roles[:3])) < 3:
+            named = ", ".join(map(str, roles[:3]))
+            raise Problem(f"{path}: users_col, items_col, time_col: {named} are not three columns")
+        parts.append(part(path, roles))
+    if texts is None:
+        return Raw("table", parts)
+    return Raw("table", parts, texts_of(texts, cfg.items_col, cfg.text_cols), (texts,))
+
+
+def write(data: Prepared, folder: Path, name: str) -> None:
+    """A comma-separated table of the usual columns; texts as in our own layout."""
+    names = dict(zip(ROLES, ("UserId", "ProductId", "Timestamp", "Rating"), strict=True))
+    data.write_table(folder / f"{name}.csv", names, separator=",")
+    data.write_texts(folder / f"{name}.items.jsonl")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace(" ", "").partition(":")[0]
+
+
+def _columns(path: Path) -> list[str]:
+    with reading(path):
+        return [c for c in scan(path).collect_schema().names() if c != ROW]
+
+
+def _column(path: Path, there: Sequence[str], role: str, named: str | None) -> str | None:
+    """The column of a role: the one that is named, else the only one with a usual name, the likeliest name first."""
+    if named is not None:
+        if named not in there:
+            raise Problem(f"{path}: no column {quoted(named)} ({role}); there are {_listed(there)}")
+        return named
+    found = _usual(there, role)
+    if len(found) > 1:
+        raise Problem(f"{path}: {' and '.join(found)} may both be meant; choose by --{role}=NAME")
+    if found:
+        return found[0]
+    if role == "rating_col":
+        return None
+    raise Problem(f"{path}: which column holds the {ROLE_NAMES[role]}? Set --{role}=NAME; there are {_listed(there)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return shortened(", ".join(names), 400) or "none"
+
+
+def _usual(there: Sequence[str], role: str) -> list[str]:
+    """The columns with the likeliest usual name of a role that occurs."""
+    return next((found for usual in USUAL[role] if (found := [c for c in there if _plain(c) == usual])), [])
+
+
+def texts_of(path: Path, id_col: str | None, text_cols: Sequence[str]) -> Texts:
+    """The items of a table; its column of titles is called title, the others keep their names."""
+    there = _columns(path)
+    key = _column(path, there, "items_col", id_col if id_col in there else None) or ""
+    fields = list(text_cols) or [c for c in there if c != key]
+    if missing := [c for c in fields if c not in there]:
+        raise Problem(f"{path}: no column {quoted(missing[0])} (text_cols); there are {_listed(there)}")
+    names = {c: TYPE.sub("", c) for c in fields if c != "item_id"}
+    if "title" not in names.values() and (title := next((c for t in TITLES for c in fields if _plain(c) == t), None)):
+        names[title] = "title"
+
+    def rows(wanted: set[str]) -> Iterator[dict[str, str]]:
+        wanted_columns = {"item_id": pl.col(key).cast(pl.String), **{n: pl.col(c) for c, n in names.items()}}
+        chosen = scan(path, [key, *fields]).select(**wanted_columns)
+        with reading(path):
+            for batch in chosen.collect_batches(chunk_size=50_000):
+                for row in batch.iter_rows(named=True):
+                    if row["item_id"] in wanted:
+                        yield {k: _joined(v) for k, v in row.items() if v is not None}
+
+    return rows
+
+
+def _joined(value: object) -> str:
+    """A cell as text; a list, also one written as JSON, in one line."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

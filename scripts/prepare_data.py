@@ -1,0 +1,197 @@
+"""Make a data set of what you have: files of interactions (and of items with text) to DIR/NAME.
+
+  python scripts/prepare_data.py clicks.csv --items items.csv --out dataset/shop
+  python scripts/prepare_data.py SOURCE --out DIR/NAME [--key=value ...]   SOURCE: a file, or a folder as published
+  python scripts/prepare_data.py SOURCE --out DIR/NAME --to LAYOUT         written for another program
+  python scripts/prepare_data.py --download REPOSITORY --out DIR           files of a Hugging Face repository, checked
+
+docs/your_data.md says which sources and layouts there are. Needs polars: pip install -r requirements-data.txt
+"""
+
+import hashlib
+import json
+import re
+import sys
+import tempfile
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+import settings
+from readers.layouts import read_dataset
+from readers.splits import SHORTEST, DataOptions
+from utils import Problem, log, log_to, problems_exit_2, quoted, write_json, write_text
+
+if TYPE_CHECKING:
+    from readers.prepare import Prepared, PrepareOptions
+
+TIES = "grouped by user as they first occur, then by time; rows of equal time keep the order of the source's files"
+PRESETS = {2000: "scientific", 0: "demo"}  # items from which on -> the preset whose sizes fit
+READ = {"own": "auto", "recbole": "inter", "letter": "json", "diger": "jsonl"}  # layouts that training reads as well
+
+
+def run(argv: list[str]) -> None:
+    if find_spec("polars") is None:
+        raise Problem("prepare_data.py needs polars, which is not installed: pip install -r requirements-data.txt")
+    from readers.prepare import PrepareOptions, prepare
+    from readers.raw.kinds import KINDS, WRITERS, find
+    from readers.raw.scan import SourceOptions
+
+    kinds: dict[str, type] = {"source": SourceOptions, "preparation": PrepareOptions}
+    if {"--help", "-h"} & set(argv):
+        print(__doc__, settings.help_text(kinds), sep="\n")
+        print(
+            f"\nsources: {', '.join(KINDS)}\nlayouts of --to: {', '.join(WRITERS)} (default own, which training reads)"
+        )
+        return
+    sources, named, cfg = settings.command(argv, kinds, ["out", "to", "download"])
+    log_to(None, main=True)
+    if "download" in named:
+        from readers.hub import download
+
+        download(named["download"], Path(named.get("out", ".")))
+        return
+    layout = named.get("to", "own")
+    if len(sources) != 1 or "out" not in named:
+        raise Problem("prepare_data.py: needs one SOURCE and --out DIR/NAME; --help shows how")
+    if layout not in WRITERS:
+        raise Problem(f"--to: unknown layout {quoted(layout)}; expected one of {', '.join(WRITERS)}")
+    out = free_folder(Path(named["out"]))
+    raw = find(Path(sources[0]), cfg[SourceOptions])
+    data, facts = prepare(raw, cfg[PrepareOptions])
+    facts = {"source": {"kind": raw.kind, "files": [sized(p) for p in (*(p.path for p in raw.parts), *raw.text_files)]},
+             "layout": layout, "options": settings.flat(cfg), **facts}  # fmt: skip
+
+    def fill(folder: Path) -> dict[str, Any]:
+        WRITERS[layout](data, folder, out.name)
+        return {**facts, **described(data, folder, layout, cfg[PrepareOptions])}
+
+    card = write_whole(out, fill)
+    show(card, out, data)
+
+
+def free_folder(out: Path) -> Path:
+    """The folder of the data set to be; Problem where something is in the way, or its name is no name."""
+    if not settings.plain_name(out.name):
+        raise Problem(f"--out: {out} ends in no plain name; write --out DIR/NAME, NAME being that of the data set")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Problem(f"--out: {out} is there already; choose another name, or remove it")
+    return out
+
+
+def sized(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size}
+
+
+def write_whole(out: Path, fill: Any) -> dict[str, Any]:
+    """Make the folder in a private place and put it under its name when all is in it; the card that it got."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            draft = Path(scratch) / out.name  # inside the private folder, so that it gets the usual permissions
+            draft.mkdir()
+            card: dict[str, Any] = fill(draft)
+            write_json(draft / f"{out.name}.card.json", card)
+            draft.rename(out)
+    except OSError as e:
+        raise Problem(f"{out}: cannot be written ({e.strerror or e}); nothing is left of it") from None
+    return card
+
+
+# ---------------------------------------------------------------- what is told about it
+
+
+def described(data: "Prepared", folder: Path, layout: str, cfg: "PrepareOptions") -> dict[str, Any]:
+    """Statistics, the split as training will read it, hashes of the files; the preset is written beside them."""
+    lengths = np.bincount(data.user)
+    uses = np.bincount(data.item)
+    counts = data.counts()
+    facts: dict[str, Any] = {
+        "statistics": {
+            **counts,
+            "density": counts["interactions"] / (counts["users"] * counts["items"]),
+            "of_a_user": {"mean": float(lengths.mean()), "median": float(np.median(lengths)),
+                          "least": int(lengths.min()), "most": int(lengths.max())},
+            "of_an_item": {"mean": float(uses.mean()), "median": float(np.median(uses)),
+                           "least": int(uses.min()), "most": int(uses.max())},
+            "time": {"first": float(data.time.min()), "last": float(data.time.max()), "equal_neighbours": ties(data)},
+        },
+        "order": TIES,
+    }  # fmt: skip
+    short = int((lengths < SHORTEST).sum())
+    if layout == "own":
+        write_text(folder / f"{folder.name}.yaml", preset(folder.name, counts["items"], cfg, drop=short > 0))
+    facts["split"] = {"kind": cfg.split, "users_of_fewer_than_3": short, **split_counts(folder, layout, cfg)}
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    facts["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    return {**facts, "versions": {name: version(name) for name in ("polars", "numpy")}}
+
+
+def ties(data: "Prepared") -> int:
+    """Rows with the same user and time as the row before."""
+    return int(((data.user[1:] == data.user[:-1]) & (data.time[1:] == data.time[:-1])).sum())
+
+
+def split_counts(folder: Path, layout: str, cfg: "PrepareOptions") -> dict[str, Any]:
+    """Samples of each part, counted by the reader that training uses; or why there can be none."""
+    if layout not in READ:
+        return {}
+    split = {"split": cfg.split, "time_quantile": cfg.time_quantile} if layout in ("own", "recbole") else {}
+    where = {"dataset": folder.name, "data_path": str(folder.parent), "data_format": READ[layout]}
+    try:
+        found = read_dataset(settings.section(DataOptions, {**where, **split, "short_users": "drop"}))
+    except Problem as e:
+        log.warning(f"not to be trained on as it is: {str(e).replace(str(folder.parent), '...')}")
+        return {"problem": str(e).replace(str(folder), folder.name)}
+    return {name: len(found.split(name)) for name in ("train", "valid", "test")}
+
+
+def preset(name: str, items: int, cfg: "PrepareOptions", *, drop: bool) -> str:
+    """A preset of config/ whose sizes fit, for this data set."""
+    base = next(preset for least, preset in PRESETS.items() if items >= least)
+    text = (ROOT / "config" / f"{base}.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^dataset:.*$", lambda _: f"dataset: {json.dumps(name)}", text, flags=re.MULTILINE)
+    more = ["short_users: drop"] if drop and cfg.split == "leave_one_out" else []
+    more += [f"split: time\ntime_quantile: {cfg.time_quantile}"] if cfg.split == "time" else []
+    begin = f"# The sizes of config/{base}.yaml; change what you like.  bash run_FrqUD.sh {name} --data_path=DIR\n"
+    return begin + text + "".join(f"{line}\n" for line in more)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def show(card: dict[str, Any], out: Path, data: "Prepared") -> None:
+    """The statistics on the screen, and what to do next."""
+    print(f"{'step':<14}{'users':>12}{'items':>12}{'interactions':>15}")
+    for name, counts in card["steps"].items():
+        print(f"{name:<14}{counts['users']:>12,}{counts['items']:>12,}{counts['interactions']:>15,}")
+    found, split = card["statistics"], card["split"]
+    user, item = found["of_a_user"], found["of_an_item"]
+    print(f"a user: {user['least']} to {user['most']}, mean {user['mean']:.1f}, median {user['median']:g}; "
+          f"an item: {item['least']} to {item['most']}, mean {item['mean']:.1f}, median {item['median']:g}; "
+          f"density {found['density']:.2e}")  # fmt: skip
+    if "train" in split:
+        print(
+            f"{split['kind']}: {split['train']:,} to train, {split['valid']:,} to validate, {split['test']:,} to test"
+        )
+    equal = found["time"]["equal_neighbours"]
+    print(f"texts: {card['texts']['with']:,} of {found['items']:,} items")
+    print(f"{equal:,} rows at the time of the one before keep the source's order")
+    print(f"written: {out}/ ({', '.join(card['files'])}, {out.name}.card.json)")
+    if card["layout"] == "own" and "train" in split:
+        where = "" if out.parent == Path("dataset") else f" --data_path={out.parent}"
+        print(f"next: python scripts/embed_items.py {out}, then bash run_FrqUD.sh {out.name}{where}")
+
+
+if __name__ == "__main__":
+    with problems_exit_2():
+        run(sys.argv[1:])
