@@ -6,6 +6,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,6 +55,31 @@ def bars(title: str, values: Mapping[str, float], x_label: str) -> str:
         if len(values) <= 24:
             parts.append(label(x + room * 0.35, HEIGHT - BOTTOM + 12, name, "middle"))
     return figure(title, "".join(parts) + caption(x_label), "")
+
+
+class Interval(NamedTuple):
+    """A figure with half of its interval, and what it is the mean of."""
+
+    mean: float
+    half: float
+    parts: Sequence[float]
+
+
+def intervals(title: str, rows: Mapping[str, Interval]) -> str:
+    """An SVG file of its own: a row a name, its mean with the interval, what it is the mean of in grey."""
+    left, width, step = 230, 420, 24
+    x = scale(0, max([row.mean + row.half for row in rows.values()], default=1.0) or 1.0, left, left + width)
+    size = f'width="{left + width + 60}" height="{step * (len(rows) + 2)}"'
+    drawn = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">']
+    drawn.append(label(left, 16, title, "start"))
+    for i, (name, row) in enumerate(rows.items(), 1):
+        y, ends = step * (i + 0.5), [x(max(0.0, row.mean - row.half)), x(row.mean + row.half)]
+        line = f'x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y}" y2="{y}" stroke="{COLORS[0]}" stroke-width="2"'
+        drawn += [label(left - 8, y + 4, name, "end"), f"<line {line}/>"]
+        drawn += [f'<circle cx="{x(part):.1f}" cy="{y}" r="2" fill="#888"/>' for part in row.parts]
+        drawn.append(f'<circle cx="{x(row.mean):.1f}" cy="{y}" r="4" fill="{COLORS[0]}"/>')
+        drawn.append(label(ends[1] + 8, y + 4, f"{row.mean:.4f}", "start"))
+    return "\n".join([*drawn, "</svg>"]) + "\n"
 
 
 def heat(title: str, rows: np.ndarray, x_label: str, y_label: str) -> str:

@@ -92,9 +92,7 @@ def finished(folder: RunFolder) -> Finished:
     rank = read_ranks(folder)
     spelled = [list(map(str, sids[str(i)])) for i in range(len(items))] if sids else []
     rows = folder.rows()
-    return Finished(
-        folder.path.name, folder, options, results, rows, rank, spelled, items, titles, state.get("split")
-    )
+    return Finished(folder.path.name, folder, options, results, rows, rank, spelled, items, titles, state.get("split"))
 
 
 def write(folder: RunFolder) -> None:

@@ -9,7 +9,6 @@ the preset's epochs and three. Ends with results/<data set>/<digest of the quest
 (looked at once a run), paired differences from the twin over users and over seeds, published figures where there are.
 """
 
-import html
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from metrics import paired_difference, per_user
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from runs import charts
 from runs.report import check_protocol, read_ranks
 from scripts import compare
 from scripts.make_demo import build_demo
@@ -273,30 +273,6 @@ def _published_words(row: dict[str, Any]) -> str:
     return "" if found is None else f"{found['published']:.4f} ({found['relative']:+.0%}): {found['verdict']}"
 
 
-def picture(table: dict[str, Any], metric: str) -> str:
-    """Rows as points with their intervals, seeds as small points, one below the other: a plain SVG."""
-    rows = {name: row[metric] for name, row in table.items() if metric in row}
-    left, width, step = 230, 420, 24
-    top = max([v["mean"] + v["interval"] for v in rows.values()], default=1.0) or 1.0
-    height = step * (len(rows) + 2)
-
-    def x(value: float) -> float:
-        return left + width * value / top
-
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 60}" height="{height}" '
-             f'font-family="sans-serif" font-size="13"><text x="{left}" y="16">{metric}, test</text>']  # fmt: skip
-    for i, (name, v) in enumerate(rows.items(), 1):
-        y = step * i + step / 2
-        low, high = x(max(0.0, v["mean"] - v["interval"])), x(v["mean"] + v["interval"])
-        color = "#c0392b" if "twin" in v else "#2c3e50"
-        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{html.escape(name)}</text>')
-        parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x(s):.1f}" cy="{y}" r="2" fill="#888"/>' for s in v["seeds"]]
-        parts.append(f'<circle cx="{x(v["mean"]):.1f}" cy="{y}" r="4" fill="{color}"/>')
-        parts.append(f'<text x="{high + 8:.1f}" y="{y + 4}" fill="#555">{v["mean"]:.4f}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
 def protocol(cfg: Config, data: Dataset, seeds: list[int], command: str, seconds: float) -> dict[str, Any]:
     """What a reader needs to repeat the table, and to know what it may be compared with."""
     flat, here = settings.flat(cfg), environment()
@@ -350,7 +326,9 @@ def write(folder: Path, jobs: list[Job], table: dict[str, Any], card: dict[str, 
     text = markdown(table, card)
     write_json(stem.with_suffix(".json"), {"rows": table, "card": card})
     write_text(stem.with_suffix(".md"), text)
-    write_text(stem.with_suffix(".svg"), picture(table, "ndcg@10"))
+    rows = {name: row["ndcg@10"] for name, row in table.items() if "ndcg@10" in row}
+    shown = {name: charts.Interval(v["mean"], v["interval"], v["seeds"]) for name, v in rows.items()}
+    write_text(stem.with_suffix(".svg"), charts.intervals("ndcg@10, test", shown))
     log.info(f"\n{text}\nas JSON, Markdown and picture: {stem}.json, .md, .svg")
 
 
