@@ -318,21 +318,31 @@ def sinkhorn(distance_UK: Tensor, epsilon: float, iterations: int) -> Tensor:
     return (kernel * v).argmax(1)
 
 
+FARTHEST = 1e36  # squared length of a vector; the squared distance of two, and some room, must fit into float32
+
+
 def kmeans(
     x_Ud: np.ndarray, n_codes: int, iterations: int, seed: int, weight_U: np.ndarray | None = None
 ) -> np.ndarray:
-    """Centres [K, d] float32 by faiss; with fewer points than codes the rest are jittered points."""
+    """Centres [K, d] float32 by faiss; with fewer points than codes the rest are jittered points.
+
+    Problem when a point is not finite, or so long that squared distances leave float32: faiss would end the process.
+    """
     import faiss  # slow to import, and evaluation never needs it
 
     x_Ud = np.ascontiguousarray(x_Ud, dtype=np.float32)
-    if not np.isfinite(x_Ud).all():  # faiss would end the process
+    with np.errstate(over="ignore"):
+        longest = np.einsum("ud,ud->u", x_Ud, x_Ud, dtype=np.float64).max()
+    if not longest < FARTHEST:
+        what = f"as long as {longest**0.5:.3g}" if np.isfinite(longest) else "not finite"
         raise Problem(
-            "k-means: the vectors are not finite; check the embeddings, or lower the tokenizer's learning rate"
+            f"k-means: the vectors, made of the content embeddings, are {what}; normalise the embeddings, or, when "
+            "the tokenizer is being trained, lower rqvae_lr"
         )
     if len(x_Ud) <= n_codes:
         random = np.random.default_rng(seed)
         extra = x_Ud[random.integers(0, len(x_Ud), n_codes - len(x_Ud))]
-        jitter = x_Ud.std() * 1e-2 * random.standard_normal(extra.shape)
+        jitter = x_Ud.std(dtype=np.float64) * 1e-2 * random.standard_normal(extra.shape)
         return np.concatenate([x_Ud, extra + jitter]).astype(np.float32)
     run = faiss.Kmeans(
         x_Ud.shape[1], n_codes, niter=iterations, seed=seed, min_points_per_centroid=1,

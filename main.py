@@ -41,8 +41,10 @@ from utils import (
     environment,
     fingerprint,
     keep_freed_memory,
+    load_weights,
     log,
     log_to,
+    one_line,
     problems_exit_2,
     quoted,
     regular_file,
@@ -91,6 +93,10 @@ def preset_of(path: Path, overrides: dict[str, Any], typed: str | None = None) -
     sets, as a copied preset does until its line is changed, or none: the default is for commands without a file.
     """
     raw = settings.read_yaml(path)
+    for source in (raw, overrides):
+        for key in {"dataset", "data_path"} & source.keys():
+            if source[key] is not None:
+                settings.check_value(DataOptions, key, source[key])
     if typed is None:
         both = {**raw, **overrides}
         if both.get("dataset") is None and not str(both.get("data_path")).lower().endswith(".csv"):
@@ -251,7 +257,11 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
                 f"{fit.progress.best_epoch}; put "
                 "that file back, or choose another run_name"
             )
-    model.load_state_dict(best["model"])
+    with guard.fail_together(acc):
+        try:
+            load_weights(model, best["model"])
+        except RuntimeError as e:
+            raise Problem(f"{run.best}: does not fit its run ({one_line(e)}); put its own file back") from None
     floors, figures, looks = floor_figures(cfg, data, acc), model.figures(), 0
     with guard.fail_together(acc):
         if acc.is_main_process:

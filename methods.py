@@ -31,7 +31,18 @@ from sids.table import SidOptions, end_tokens
 from sids.tokenizer import CodeOptions, is_learned
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
-from utils import Problem, check_weights, is_file, log, quoted, read_checkpoint, shortened, shown
+from utils import (
+    Problem,
+    check_weights,
+    is_file,
+    load_weights,
+    log,
+    one_line,
+    quoted,
+    read_checkpoint,
+    shortened,
+    shown,
+)
 from vq import QuantizerOptions, RQVAEOptions
 
 # ---------------------------------------------------------------- the parts, by name
@@ -471,10 +482,11 @@ def finetuned(cfg: Config, data: Dataset) -> Recommender:
     if path is None:
         raise Problem("sft_from: name the best_model.pth of a diffsasrec run to fine-tune")
     state = read_checkpoint(path)
-    saved = upgraded(state.get("config", {}))
+    check_checkpoint(path, state)
+    saved = upgraded(state["config"])
     if saved.get("method") not in ("diffsasrec", "diffsasrec_sft"):
         kind = saved.get("method")
-        raise Problem(f"sft_from: {path} is of {kind!r}; only a diffusion model (diffsasrec) can be fine-tuned")
+        raise Problem(f"sft_from: {path} is of {shown(kind)}; only a diffusion model (diffsasrec) can be fine-tuned")
     if state["items"] != data.catalogue.ids:
         raise Problem(f"sft_from: {path} was trained on another catalogue")
     if state.get("split", data.split_hash) != data.split_hash:
@@ -482,14 +494,13 @@ def finetuned(cfg: Config, data: Dataset) -> Recommender:
     theirs = settings.sizeless(build(saved))
     for key, ours in settings.sizeless(cfg).items():
         if theirs[key] != ours:
-            raise Problem(f"sft_from: {path} was trained with {key} {theirs[key]!r}; set --{key} so")
+            raise Problem(f"sft_from: {path} was trained with {key} {shown(theirs[key])}; set --{key} so")
     model = empty_model(cfg, data.n_items)
     try:
-        model.load_state_dict(state["model"])
+        load_weights(model, state["model"])
     except RuntimeError as e:
-        reason = " ".join(str(e).split())[:200]
         raise Problem(
-            f"sft_from: {path} has other sizes; use its hidden_units, num_blocks, max_his_len ({reason})"
+            f"sft_from: {path} has other sizes; use its hidden_units, num_blocks, max_his_len ({one_line(e)})"
         ) from None
     return model
 
@@ -524,12 +535,10 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
         check_sizes(cfg, n_items, n_input)
         check_plausible(path, tensor_sizes(cfg, n_items, n_input), state["model"])
         model = empty_model(cfg, n_items, n_input)
-        check_kinds(path, state["model"], model.state_dict())
-        model.load_state_dict(state["model"])
+        load_weights(model, state["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
-        raise Problem(f"{path}: does not fit its configuration ({' '.join(str(e).split())[:300]})") from None
+        raise Problem(f"{path}: does not fit its configuration ({one_line(e)}); use another checkpoint") from None
     check_weights(path, model.state_dict())
-    check_sids(path, model)
     return Restored(cfg, model.eval(), state)
 
 
@@ -540,31 +549,6 @@ def sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
     first = model.get("tokenizer.encoder.mlp_layers.1.weight")
     width = 0 if first is None else first.shape[1] - side_width(cfg[CodeOptions])
     return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), width
-
-
-def check_kinds(path: str | Path, state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:
-    """Problem when a saved tensor is of another kind than the model's: copying would round or cut it silently."""
-    for name, ours in own.items():
-        theirs = state.get(name)
-        if isinstance(theirs, torch.Tensor) and (
-            theirs.is_complex() or theirs.is_floating_point() != ours.is_floating_point()
-        ):
-            raise Problem(f"{path}: {name} holds {theirs.dtype}, the model {ours.dtype}; use another checkpoint")
-
-
-def check_sids(path: str | Path, model: Any) -> None:
-    """Problem when a model's semantic IDs are no table: out of range, or two items with one."""
-    sids = getattr(model, "sids", None)
-    if sids is None:
-        return
-    sizes = torch.tensor(sids.sizes)
-    bad_N = ((sids.code_NT < 0) | (sids.code_NT >= sizes)).any(1) | (sids.end_N < 0) | (sids.end_N >= sids.ends)
-    if bad_N.any():
-        raise Problem(
-            f"{path}: the SID of item {int(bad_N.int().argmax()) + 1} is out of range; use another checkpoint"
-        )
-    if len(sids.token_NP.unique(dim=0)) != sids.n_items:
-        raise Problem(f"{path}: two items have one SID; use another checkpoint")
 
 
 def check_plausible(path: str | Path, sizes: Mapping[str, tuple[int, ...]], model: Mapping[str, Any]) -> None:

@@ -126,6 +126,9 @@ class GenerativeModel(nn.Module):
             state_dict[f"{prefix}code_NT"], state_dict[f"{prefix}end_N"] = sid_NP[:, :-1], sid_NP[:, -1]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._sids = self._tree = self._legal = None
+        errors = args[-1]  # of torch's signature: the missing names stand elsewhere
+        if not errors and f"{prefix}code_NT" in state_dict and (fault := self.sids.fault()):
+            errors.append(fault)
 
     # ---- training
 

@@ -21,6 +21,7 @@ from utils import Problem, path_fault, quoted, regular_file, shortened, shown
 
 S = TypeVar("S")
 MOST = 64  # entries of a list, more than any option has a use for
+LONGEST_NUMBER = 10**100  # that may stand for text; Python itself spells no number of thousands of digits
 LARGEST = 2**53  # a whole number beyond it is a slip, and neither YAML nor JSON carries it everywhere
 
 
@@ -104,7 +105,7 @@ def differences(saved: Mapping[str, Any], cfg: Config) -> list[str]:
         now, default = dataclasses.asdict(part), dataclasses.asdict(type(part)())
         counted = [k for k, f in fields_of(type(part)).items() if not f.metadata["free"]]
         before = {k: saved.get(k, default[k]) for k in counted}
-        found += [f"{k}: {before[k]!r} -> {now[k]!r}" for k in counted if before[k] != now[k]]
+        found += [f"{k}: {shown(before[k])} -> {shown(now[k])}" for k in counted if before[k] != now[k]]
     return found
 
 
@@ -271,7 +272,7 @@ def _scalar(want: type, value: Any, key: str) -> Any:
             pass
     if want is int and type(value) is float and value.is_integer() and abs(value) < 2**53:
         return int(value)  # YAML 1.2 files write 1e3
-    if want is str and type(value) in (int, float):  # a data set called 2014
+    if want is str and type(value) in (int, float) and abs(value) < LONGEST_NUMBER:  # a data set called 2014
         return str(value)
     name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[want]
     raise Problem(f"{key}: expected {name}, got {shown(value)}")

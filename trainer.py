@@ -37,7 +37,7 @@ from recommenders.protocol import Ranker, Recommender, unsound
 from runs import guard
 from runs.folder import RunFolder, RunOptions
 from settings import Config, option
-from utils import Problem, Stopped, log, not_finite, peak_memory_gb, shown
+from utils import Problem, Stopped, check_moments, load_weights, log, not_finite, one_line, peak_memory_gb, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,18 +176,19 @@ class Progress:
     looked: int = -1  # epoch of the last validation
 
     @classmethod
-    def of(cls, saved: dict[str, Any], steps_per_epoch: int) -> "Progress":
-        """As it was saved; ValueError where no run can stand there."""
+    def of(cls, saved: dict[str, Any], steps_per_epoch: int, epochs: int) -> "Progress":
+        """As it was saved; ValueError where no run of so many epochs can stand there."""
         p = cls(**saved)
         ranges = {
-            "epoch": (0, FAR), "next_step": (0, steps_per_epoch), "step": (0, FAR), "best_epoch": (-1, p.epoch),
+            "epoch": (0, epochs), "next_step": (0, steps_per_epoch), "step": (0, FAR), "best_epoch": (-1, p.epoch),
             "looked": (-1, p.epoch),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(p, name)
             if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"progress: {name} is {shown(value)}")
-        if type(p.best) not in (int, float) or math.isnan(p.best):
+        none = p.best == -math.inf and p.best_epoch == -1
+        if type(p.best) not in (int, float) or not (none or 0 <= p.best <= 1):
             raise ValueError(f"progress: best is {shown(p.best)}")
         return p
 
@@ -250,15 +251,15 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + rank) % (1 << 63))
 
 
-def check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """ValueError when what an optimizer has loaded does not belong to its parameters; torch does not look."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            for name, value in optimizer.state.get(p, {}).items():
-                if not isinstance(value, Tensor):
-                    raise ValueError(f"optimizer: {name} is {shown(value)}")
-                if value.shape not in (p.shape, torch.Size([])) or not torch.isfinite(value).all():
-                    raise ValueError(f"optimizer: {name} of a parameter {list(p.shape)} is {list(value.shape)}")
+def check_totals(totals: Any, progress: Progress, processes: int) -> None:
+    """ValueError when these are not the log sums of an epoch's first steps, of every process."""
+    if not isinstance(totals, list) or len(totals) != processes or not all(isinstance(t, dict) for t in totals):
+        raise ValueError(f"totals: expected the sums of {processes} processes, got {shown(totals)}")
+    if any(t.keys() != totals[0].keys() for t in totals) or (progress.next_step and not totals[0]):
+        raise ValueError("totals: the processes have other sums")
+    for name, value in (pair for t in totals for pair in t.items()):
+        if not isinstance(name, str) or type(value) not in (int, float):
+            raise ValueError(f"totals: {shown(name)} is {shown(value)}")
 
 
 class Fit:
@@ -535,8 +536,10 @@ class Fit:
             try:
                 self._restore(state)
             except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as e:
-                reason = " ".join(str(e).split())[:300]
-                raise Problem(f"{self.run.states}: the state does not fit this configuration ({reason})") from None
+                raise Problem(
+                    f"{self.run.states}: the state does not fit this configuration ({one_line(e)}); remove it to go on "
+                    "from the one before, or choose another run_name"
+                ) from None
             self._check_best()
             log.info(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
         with guard.fail_together(self.acc):
@@ -577,13 +580,17 @@ class Fit:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Take everything that training has changed; rates and decays come from the configuration."""
-        self.progress = p = Progress.of(state["progress"], self.steps_per_epoch)
+        changes = self.cfg[RunOptions].resume_with_changes  # perhaps fewer epochs, or sequences cut at other places
+        most = FAR if changes else self.cfg[TrainOptions].epochs
+        self.progress = p = Progress.of(state["progress"], self.steps_per_epoch, most)
+        if p.step != p.epoch * self.steps_per_epoch + p.next_step and not (changes and self.raw.sequences):
+            raise ValueError(f"progress: step {p.step} is not in epoch {p.epoch}")
         if "looked" not in state["progress"] and p.next_step == 0 and p.epoch % self.cfg[EvalOptions].eval_step == 0:
             p.looked = p.epoch - 1  # a state of a run begun before looks were noted: where it stopped, it stays stopped
-        self.raw.load_state_dict(state["model"])
+        load_weights(self.raw, state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
-        check_moments(self.optimizer)
+        check_moments(self.optimizer, p.step)
         self.schedule.last_epoch = p.step
         for group, base, rate in zip(
             self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
@@ -592,6 +599,7 @@ class Fit:
         if self.acc.scaler is not None and state["scaler"]:
             self.acc.scaler.load_state_dict(state["scaler"])
         totals, rank = state["totals"], self.acc.process_index
+        check_totals(totals, p, state["world"]["processes"])
         if len(totals) != self.acc.num_processes:  # the main process goes on from the sums of all
             names = [k for k in totals[0] if not k.startswith(AT_START)]
             sums = totals[0] | {k: sum(t[k] for t in totals) for k in names}

@@ -41,7 +41,7 @@ class DataOptions:
     map_path: str | None = option(
         None, "item token -> id map of the .jsonl layout; default <dataset>.emb_map.json", path=True
     )
-    max_his_len: int = option(50, "longest history, in items", ge=1)
+    max_his_len: int = option(50, "longest history, in items", ge=1, le=10**6)
     short_users: Literal["refuse", "drop"] = option("refuse", "users with fewer than 3 interactions")
     seed: int = option(2020, "seed of everything random", ge=0, le=2**31 - 1)
 

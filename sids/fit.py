@@ -21,7 +21,20 @@ from runs.folder import RunOptions
 from settings import Config, option
 from sids.behaviour import vectors_of
 from sids.tokenizer import ROWS, CodeOptions, Source, Tokenizer, in_pieces, is_learned
-from utils import Problem, digest, log, read_checkpoint, write_checkpoint, write_json
+from utils import (
+    Problem,
+    check_moments,
+    digest,
+    holds,
+    load_weights,
+    log,
+    not_finite,
+    one_line,
+    read_checkpoint,
+    shown,
+    write_checkpoint,
+    write_json,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +69,17 @@ class Report:
         """
         good, other_good = (r.reconstruction_error <= 1.1 * lowest for r in (self, other))
         return good and (not other_good or self.collision_rate < other.collision_rate)
+
+    @classmethod
+    def of(cls, saved: dict[str, Any], looked: int) -> "Report":
+        """As a look no later than epoch `looked` saved it; ValueError where it is none."""
+        r = cls(**saved)
+        figures = [r.collision_rate, r.reconstruction_error, *r.codes_used, *r.perplexity]
+        if any(type(x) not in (int, float) or not 0 <= x < math.inf for x in figures):
+            raise ValueError(f"a figure of {shown(saved)} is none")
+        if type(r.epoch) is not int or not 0 <= r.epoch <= looked or len(r.codes_used) != len(r.perplexity):
+            raise ValueError(f"epoch {shown(r.epoch)} was not looked at")
+        return r
 
     def lines(self) -> list[str]:
         levels = zip(self.codes_used, self.perplexity, strict=True)
@@ -149,6 +173,8 @@ def check_state(path: Path, state: dict[str, Any], own: dict[str, Tensor]) -> No
                 f"{path}: {key} has shape {theirs.get(key, 'none')}, the configuration wants "
                 f"{ours.get(key, 'none')}; check num_emb_list, e_dim, layers, standardize_embeddings"
             )
+    if bad := [k for k in ours if not holds(own[k].dtype, state[k])]:
+        raise Problem(f"{path}: {bad[0]} holds {state[bad[0]].dtype}, not {own[bad[0]].dtype}; pre-train again")
     if bad := [k for k in ours if not torch.isfinite(state[k]).all()]:
         raise Problem(f"{path}: {bad[0]} holds NaN or infinity; pre-train again")
 
@@ -292,13 +318,28 @@ class _Loop:
             return 0
         state = read_checkpoint(last)
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.best = Report(**state["best"]) if state["best"] else None
-            self.looked, self.lowest, epoch = int(state["looked"]), float(state["lowest"]), int(state["epoch"])
-            if not -1 <= self.looked <= epoch < 2**53 or epoch < 0 or math.isnan(self.lowest):
-                raise ValueError("no run stands there")
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as e:
-            raise Problem(f"{last}: not a state of this pre-training ({type(e).__name__}); delete it") from None
+            epoch = self._restore(state)
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as e:
+            raise Problem(f"{last}: not a state of this pre-training ({one_line(e)}); delete it") from None
+        if self.best is not None and not self.path.is_file():
+            raise Problem(f"{self.path}: is gone, {last} goes on from it; put it back, or delete the other too")
         log.info(f"tokenizer: going on after epoch {epoch + 1}")
         return epoch + 1
+
+    def _restore(self, state: dict[str, Any]) -> int:
+        """Take what the epochs so far have changed, return the last one; ValueError where no run can stand there."""
+        epoch, best, looked, lowest = (state[k] for k in ("epoch", "best", "looked", "lowest"))
+        whole = all(type(x) is int for x in (epoch, looked)) and type(lowest) is float
+        if not whole or not -1 <= looked <= epoch < self.p.rqvae_epochs or epoch < 0 or not lowest >= 0:
+            raise ValueError(f"epoch {shown(epoch)}, looked {shown(looked)}, lowest {shown(lowest)}")
+        if (best is None) != (looked == -1) or (looked < epoch and epoch + 1 == self.p.rqvae_epochs):
+            raise ValueError("the looks are not those of such a run")
+        self.looked, self.lowest = looked, lowest
+        self.best = None if best is None else Report.of(best, looked)
+        if bad := not_finite(state["model"]):
+            raise ValueError(f"{bad[0]} is not finite")
+        load_weights(self.model, state["model"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        check_moments(self.optimizer, (epoch + 1) * self.per_epoch)
+        return int(epoch)

@@ -112,6 +112,18 @@ class SidTable:
         place_P = torch.arange(len(self.vocabulary), device=self.code_NT.device)
         return place_P < (self.length_N + (self.end_N is not None))[:, None]
 
+    def fault(self) -> str | None:
+        """Why these are no SIDs of a catalogue (out of range, or two items with one), None where they are."""
+        sizes_T = torch.tensor(self.sizes, device=self.code_NT.device)
+        bad_N = ((self.code_NT < 0) | (self.code_NT >= sizes_T)).any(1)
+        if self.end_N is not None:
+            bad_N |= (self.end_N < 0) | (self.end_N >= self.ends)
+        if bad_N.any():
+            return f"the SID of item {int(bad_N.int().argmax()) + 1} is out of range"
+        if self.end_N is not None and len(self.token_NP.unique(dim=0)) != self.n_items:
+            return "two items have one SID"
+        return None
+
     def tokens(self, item: Tensor) -> Tokens:
         """Tokens of item numbers [...]; those of 0, padding, mean nothing."""
         row = item.clamp(min=1) - 1

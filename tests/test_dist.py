@@ -191,6 +191,7 @@ def test_a_stop_reaches_every_worker_and_none_outlives_its_launcher(tmp_path):
     said = script.communicate(timeout=60)[0]
     assert script.returncode == 128 + signal.SIGTERM, said
     assert said.splitlines()[-1].startswith("stopped by SIGTERM; its state is saved; go on with")
+    assert "Traceback" not in said and "SignalException" not in said, said
     assert not any(map(alive, [launcher, *workers]))
     done = len(metrics.read_text().splitlines())
 

@@ -283,7 +283,7 @@ SIZES = [
     {"d_model": 10**10}, {"d_ff": 2**50}, {"layers": [10**9]}, {"num_emb_list": [10**12, 8, 8]}, {"e_dim": 2**45},
     {"encoder_layers": 100_000}, {"num_workers": 10**9}, {"layers": [8] * 100_000},
     {"method": "sasrec", "max_his_len": 10**9},
-    {"method": "diffsasrec", "max_his_len": 10**9}, {"method": "sasrec", "hidden_units": 2**40},
+    {"method": "diffsasrec", "max_his_len": 10**9}, {"max_his_len": 10**9}, {"method": "sasrec", "hidden_units": 2**40},
     {"method": "sasrec", "num_blocks": 100_000}, {"method": "sasrec", "metrics": ["recall@41", "ndcg@10"]},
     {"recommender": "rq_transformer", "item_blocks": 10**6},
 ]  # fmt: skip
@@ -299,7 +299,7 @@ def test_what_exceeds_the_catalogue_or_the_memory_is_refused_before_anything_is_
 
 def test_what_is_only_large_is_not(ground):
     options, _ = ground
-    for changes in ({"num_beams": 40}, {"eval_batch_size": 10**9}, {"batch_size": 10**9}, {"max_his_len": 10**9}):
+    for changes in ({"num_beams": 40}, {"eval_batch_size": 10**9}, {"batch_size": 10**9}, {"max_his_len": 10**6}):
         main.check_data(methods.build({**options, **changes}))
 
 

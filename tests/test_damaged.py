@@ -1,0 +1,399 @@
+"""States, checkpoints and numbers damaged by hand: refused in one line, never trained on, never a traceback."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_misleading import one_line, write
+from test_trainer import fit_of
+
+import main
+import methods
+import settings
+from layers import kmeans
+from runs import guard
+from sids import fit as pretraining
+from utils import Problem, load_weights
+
+NAN, INF = math.nan, math.inf
+
+# ---------------------------------------------------------------- k-means
+
+
+LENGTHS = [
+    1e-45,
+    1e-20,
+    1.0,
+    1e14,
+    1e17,
+    3e17,
+    3e18,
+    1e19,
+    1e20,
+    1e25,
+    3e38,
+    1e39,
+    1e300,
+    INF,
+    -INF,
+    NAN,
+    -1e20,
+    -1e300,
+]
+
+
+@pytest.mark.parametrize("value", LENGTHS)
+def test_k_means_gives_finite_centres_or_says_why_not(value):
+    """faiss ends the process where a distance leaves float32. One long row, or all; more points than codes, or fewer;
+    a long row of many small numbers."""
+    x = np.random.default_rng(0).normal(size=(90, 64))
+    one, all_alike = x.copy(), np.broadcast_to(np.float64(value), x.shape)
+    one[7, 2] = value
+    for points in (one, all_alike, x * value):
+        with np.errstate(over="ignore"):
+            longest = np.linalg.norm(np.nan_to_num(points / 1e18, nan=9.0), axis=1).max()
+        for n_codes in (5, 100):
+            with np.errstate(over="ignore"):
+                points_32 = points.astype(np.float32)
+            try:
+                assert np.isfinite(kmeans(points_32, n_codes, 2, 0)).all() and longest < 1
+            except Problem as e:
+                assert longest >= 1 and "embeddings" in str(e) and "normalise" in str(e) and "\n" not in str(e)
+
+
+# ---------------------------------------------------------------- numbers that stand for text
+
+
+TEXTS = sorted({k for kind in methods.all_sections().values() for k in settings.takes_text(kind)})
+NUMBERS = [10**5000, -(10**5000), 10**100, 10**4300 - 1, INF, -INF, NAN, 1e300]
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_a_number_may_stand_for_text_when_it_can_be_spelled(tmp_path, key):
+    for value in NUMBERS:
+        with pytest.raises(Problem, match="expected text") as problem:
+            methods.build({key: value})
+        one_line(problem)
+    for text in ("0x" + "f" * 5000, "0b" + "1" * 20000, "0" + "7" * 6000, "1" + ":59" * 3000, ".inf", "-.inf"):
+        for work in (
+            lambda text=text: methods.load(write(tmp_path, f"{key}: {text}\n")),
+            lambda text=text: main.preset_of(write(tmp_path, f"{key}: {text}\n"), {}),
+            lambda text=text: main.preset_of(write(tmp_path, f"{key}: {text}\n"), {}, "t"),
+            lambda text=text: methods.load(None, [f"--{key}={text}"]),
+        ):
+            try:
+                work()
+            except Problem as e:
+                assert "\n" not in str(e) and len(str(e)) < 5000
+
+
+@pytest.mark.parametrize("key", ["run_name", "dataset"])
+@pytest.mark.parametrize("value", [2014, 0, 10**99, 1.5])
+def test_a_data_set_may_be_called_2014(key, value):
+    assert settings.flat(methods.build({key: value}))[key] == str(value)
+
+
+def test_a_saved_configuration_with_such_a_number_differs_in_one_line():
+    for key in settings.flat(methods.build({})):
+        for line in settings.differences({key: 10**5000}, methods.build({})):
+            assert line.startswith(key) and len(line) < 500
+
+
+LONGEST = [
+    {},
+    {"recommender": "rq_transformer"},
+    {"method": "two_stage"},
+    {"method": "sasrec"},
+    {"method": "diffsasrec"},
+]
+
+
+@pytest.mark.parametrize("value", [10**6 + 1, 10**9, 2**53])
+@pytest.mark.parametrize("parts", LONGEST, ids=str)
+def test_a_history_longer_than_any_memory_is_refused(parts, value):
+    with pytest.raises(Problem, match="max_his_len: must be at most") as problem:
+        methods.build({**parts, "max_his_len": value})
+    one_line(problem)
+
+
+# ---------------------------------------------------------------- the state of a training
+
+
+@pytest.fixture(scope="module")
+def stopped(ground, tmp_path_factory):
+    """method -> (its options, its state in the middle of the second of three epochs)."""
+    found = {}
+    for method in ("sasrec", "two_stage", "diger"):
+        small = {"hidden_units": 4} if method == "sasrec" else {}
+        same = {"method": method, "epochs": 3, **small}
+        fit = fit_of(ground, tmp_path_factory.mktemp(method), **same)
+        step = fit._step
+        fit._step = lambda parts, fit=fit, step=step: (step(parts)[0], 15 if fit.progress.step == 11 else 0)
+        with pytest.raises(Exception, match="15"):
+            fit.train()
+        found[method] = same, fit.run.load_state(), fit.run
+    return found
+
+
+def put(place, value):
+    """A damage: `value` (of what stands there, when it is a function) at a place of the state."""
+
+    def change(state):
+        *way, last = place
+        for key in way:
+            state = state[key]
+        state[last] = value(state[last]) if callable(value) else value
+
+    return change
+
+
+def drop(*place):
+    def change(state):
+        *way, last = place
+        for key in way:
+            state = state[key]
+        del state[last]
+
+    return change
+
+
+def each_parameter(state):
+    return state["optimizer"]["state"].values()
+
+
+def negative(state):
+    next(iter(each_parameter(state)))["exp_avg_sq"].view(-1)[0] = -1e-9
+
+
+FIRST = ("optimizer", "state", 0)
+DAMAGES = {
+    "step far ahead": put(["progress", "step"], 10**9),
+    "step one ahead": put(["progress", "step"], lambda x: x + 1),
+    "step behind": put(["progress", "step"], 0),
+    "next step": put(["progress", "next_step"], lambda x: x + 1),
+    "epoch ahead": put(["progress", "epoch"], lambda x: x + 1),
+    "epoch and step alike, beyond the end": lambda s: s["progress"].update(epoch=10**6, step=7 * 10**6, next_step=0),
+    "best above 1": put(["progress", "best"], 1e9),
+    "best below 0": put(["progress", "best"], -0.5),
+    "best infinite": put(["progress", "best"], INF),
+    "none yet, of an epoch": put(["progress", "best"], -INF),
+    "best true": put(["progress", "best"], True),
+    "no exp_avg": drop(*FIRST, "exp_avg"),
+    "no exp_avg_sq": drop(*FIRST, "exp_avg_sq"),
+    "no step": drop(*FIRST, "step"),
+    "exp_avg of one number": put([*FIRST, "exp_avg"], torch.zeros(())),
+    "exp_avg turned": put([*FIRST, "exp_avg"], lambda x: x.T.contiguous() if x.dim() > 1 else x[:-1]),
+    "exp_avg a list": put([*FIRST, "exp_avg"], lambda x: x.tolist()),
+    "step a text": put([*FIRST, "step"], "1"),
+    "step of many": put([*FIRST, "step"], lambda x: x.expand(3).clone()),
+    "moved too often": put([*FIRST, "step"], torch.tensor(1e6)),
+    "moved -1 times": put([*FIRST, "step"], torch.tensor(-1.0)),
+    "moved a half": put([*FIRST, "step"], torch.tensor(0.5)),
+    "moved nan times": put([*FIRST, "step"], torch.tensor(NAN)),
+    "squares below 0": negative,
+    "squares infinite": put([*FIRST, "exp_avg_sq"], lambda x: x + INF),
+    "moments of others": lambda s: s["optimizer"]["state"].update({0: s["optimizer"]["state"][1]}),
+    "groups missing": drop("optimizer", "state"),
+    "totals of text": put(["totals"], [{"loss": "x"}]),
+    "totals None": put(["totals"], [{"loss": None}]),
+    "totals nested": put(["totals"], [{"loss": [1.0]}]),
+    "totals true": put(["totals"], [{"loss": True}]),
+    "totals tensor": put(["totals"], [{"loss": torch.ones(2)}]),
+    "totals of a number's name": put(["totals"], [{3: 1.0}]),
+    "totals of nobody": put(["totals"], []),
+    "totals of two": put(["totals"], lambda x: x * 2),
+    "totals empty": put(["totals"], [{}]),
+    "weights bool": put(["model", "encoder.norm.weight"], lambda x: x > 0),
+    "weights whole": put(["model", "encoder.norm.weight"], lambda x: x.long()),
+    "weights complex": put(["model", "encoder.norm.weight"], lambda x: x.to(torch.complex64)),
+    "weights a number": put(["model", "encoder.norm.weight"], 1.0),
+    "weights by number": lambda s: s["model"].update({7: torch.ones(1)}),
+}
+
+
+def refused(ground, tmp_path, same, state, **more):
+    again = fit_of(ground, tmp_path, **same, resume="auto", **more)
+    again.run.load_state = lambda: state
+    with pytest.raises(Problem, match=r"the state does not fit .*remove it") as problem:
+        again._resume()
+    one_line(problem)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_state_damaged_by_hand(ground, stopped, tmp_path, damage):
+    same, state, _ = stopped["sasrec"]
+    state = copy.deepcopy(state)
+    damage(state)
+    refused(ground, tmp_path, same, state)
+
+
+@pytest.mark.parametrize("method", ["sasrec", "two_stage", "diger"])
+def test_a_whole_state_is_gone_on_from(ground, stopped, tmp_path, method):
+    """As it was, by a run of fewer epochs, and by another optimizer."""
+    same, state, run = stopped[method]
+    for more in ({}, {"epochs": 1, "resume_with_changes": True}, {"learner": "sgd", "resume_with_changes": True}):
+        again = fit_of(ground, tmp_path / str(len(more)), **{**same, **more}, resume="auto")
+        again.run.load_state, again.run.read_best = lambda: copy.deepcopy(state), run.read_best
+        again._resume()
+        assert again.progress.step == 12
+
+
+CODES = {
+    "out of range": put(["model", "code_NT"], lambda x: x + 8),
+    "below 0": put(["model", "code_NT"], lambda x: x - 9),
+    "one for all": put(["model", "code_NT"], lambda x: x * 0),
+    "bool": put(["model", "code_NT"], lambda x: x > 0),
+    "fractional": put(["model", "code_NT"], lambda x: x + 0.5),
+    "complex": put(["model", "code_NT"], lambda x: x.to(torch.complex64)),
+    "wrapped around": put(["model", "code_NT"], lambda x: x.long() + 2**32),
+    "ends bool": put(["model", "end_N"], lambda x: x > 0),
+    "ends out of range": put(["model", "end_N"], lambda x: x + 8),
+    "ends wrapped around": put(["model", "end_N"], lambda x: x.long() - 2**32),
+}
+
+
+@pytest.mark.parametrize("damage", CODES.values(), ids=CODES)
+@pytest.mark.parametrize("method", ["two_stage", "diger"])
+def test_a_state_with_semantic_ids_that_are_none(ground, stopped, tmp_path, method, damage):
+    same, state, _ = stopped[method]
+    state = copy.deepcopy(state)
+    damage(state)
+    refused(ground, tmp_path, same, state)
+
+
+# ---------------------------------------------------------------- whole numbers of a checkpoint
+
+
+KINDS = [torch.bool, torch.float32, torch.float16, torch.complex64, "wider"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("method", ["two_stage", "diger"])
+def test_every_whole_number_of_a_model_is_one(ground, stopped, method, kind):
+    """And every real number a real one; a wider type may hold the same numbers, no others."""
+    same, state, _ = stopped[method]
+    model = methods.build_model(methods.build(ground[0] | same), ground[1]).model
+    for name, value in state["model"].items():
+        if kind != "wider" and (value.is_floating_point() or value.dtype == torch.bool):
+            changed = value.to(torch.int32 if kind in (torch.float32, torch.float16) else kind)
+        elif kind != "wider":
+            changed = value.to(kind)
+        elif value.dtype == torch.int32:
+            load_weights(model, state["model"] | {name: value.long()})
+            changed = value.long() + 2**32
+        else:
+            continue
+        with pytest.raises(RuntimeError, match=f"{name} holds"):
+            load_weights(model, state["model"] | {name: changed})
+
+
+BESTS = {
+    "bool": lambda m: m.update({"encoder.norm.bias": m["encoder.norm.bias"] > 0}),
+    "missing": lambda m: m.pop("encoder.norm.bias"),
+    "more": lambda m: m.update({"more": torch.zeros(1)}),
+    "by number": lambda m: m.update({7: torch.zeros(1)}),
+    "of another size": lambda m: m.update({"encoder.norm.bias": torch.zeros(5)}),
+    "no tensor": lambda m: m.update({"encoder.norm.bias": "x"}),
+}
+
+
+@pytest.mark.parametrize("damage", BESTS.values(), ids=BESTS)
+def test_the_best_model_is_checked_again_before_the_test(ground, tmp_path, damage):
+    fit = fit_of(ground, tmp_path, method="sasrec", hidden_units=4, epochs=1)
+    fit.train()
+    best = torch.load(fit.run.best, weights_only=True)
+    damage(best["model"])
+    torch.save(best, fit.run.best)
+    with pytest.raises(Problem, match=r"best_model\.pth: does not fit its run") as problem:
+        main.finish(fit.cfg, ground[1], fit, fit.run)
+    one_line(problem)
+    assert not fit.run.looks.exists()
+
+
+FIRST_STAGES = [{}, {"config": 1}, {"config": {}}, {"config": {"method": "sasrec"}}, {"items": None}, {"model": [1]}]
+
+
+@pytest.mark.parametrize("damage", [*FIRST_STAGES, "weights bool"], ids=str)
+def test_a_second_stage_reads_its_first_with_the_same_care(ground, tmp_path, damage):
+    cfg = methods.build(ground[0] | {"method": "diffsasrec", "hidden_units": 8})
+    state = main.portable(cfg, ground[1]) | {"model": methods.build_model(cfg, ground[1]).model.state_dict()}
+    if damage == "weights bool":
+        state["model"]["encoder.norm.bias"] = state["model"]["encoder.norm.bias"] > 0
+    else:
+        state = state | damage if damage else {}
+    torch.save(state, tmp_path / "first.pth")
+    second = {"method": "diffsasrec_sft", "hidden_units": 8, "sft_from": str(tmp_path / "first.pth")}
+    with pytest.raises(Problem, match=r"first\.pth") as problem:
+        methods.build_model(methods.build(ground[0] | second), ground[1])
+    one_line(problem)
+
+
+# ---------------------------------------------------------------- the state of a pre-training
+
+
+@pytest.fixture(scope="module")
+def begun(ground, tmp_path_factory):
+    """(configuration, path of the tokenizer, its state) of a pre-training that was stopped after 3 of 6 epochs."""
+    root = tmp_path_factory.mktemp("begun")
+    cfg = methods.build({k: v for k, v in ground[0].items() if k != "rqvae_path"} | {"output_dir": str(root)})
+    inner = pretraining._Loop._epoch
+
+    def stop(loop, epoch):
+        if epoch == 2:
+            guard._asked.append(15)
+        return inner(loop, epoch)
+
+    pretraining._Loop._epoch = stop
+    with pytest.raises(Exception, match="15"):
+        methods.train_tokenizer(cfg, ground[1])
+    pretraining._Loop._epoch = inner
+    (last,) = root.rglob("last.pth")
+    return cfg, last, torch.load(last, weights_only=True)
+
+
+PRETRAINED = {
+    **{k: v for k, v in DAMAGES.items() if k.startswith(("no ", "exp", "step of", "step a ", "moved", "squ"))},
+    **{f"{k} {v!r}": put([k], v) for k, v in [
+        ("epoch", 10**9), ("epoch", -1), ("epoch", 6), ("epoch", 2.0), ("epoch", "2"), ("epoch", True),
+        ("looked", -1), ("looked", 3), ("looked", None), ("lowest", NAN), ("lowest", -1.0), ("lowest", "x"),
+        ("best", None), ("best", {}), ("best", [1]), ("best", "x"), ("model", None), ("optimizer", {}), ("model", {}),
+    ]},
+    **{f"best {k} {v!r}": put(["best", k], v) for k, v in [
+        ("epoch", 2), ("epoch", -1), ("epoch", 1.0), ("collision_rate", "x"), ("collision_rate", NAN),
+        ("reconstruction_error", None), ("reconstruction_error", INF), ("codes_used", 3), ("codes_used", ["x"] * 3),
+        ("perplexity", []), ("more", 1),
+    ]},
+    "weights bool": put(["model", "encoder.mlp_layers.1.bias"], lambda x: x > 0),
+    "weights nan": put(["model", "encoder.mlp_layers.1.bias"], lambda x: x + NAN),
+    "weights missing": drop("model", "encoder.mlp_layers.1.bias"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", PRETRAINED.values(), ids=PRETRAINED)
+def test_a_pre_training_damaged_by_hand(ground, begun, damage):
+    cfg, last, state = begun
+    changed = copy.deepcopy(state)
+    damage(changed)
+    torch.save(changed, last)
+    with pytest.raises(Problem, match=r"last\.pth: not a state of this pre-training .*delete it") as problem:
+        methods.train_tokenizer(cfg, ground[1])
+    one_line(problem)
+
+
+def test_a_whole_pre_training_goes_on_and_groups_are_the_configurations(ground, begun):
+    """What the saved optimizer says of rates does not count; a best tokenizer that is gone is missed."""
+    cfg, last, state = begun
+    changed = copy.deepcopy(state)
+    changed["optimizer"]["param_groups"] = "x"
+    torch.save(changed, last)
+    best = last.with_name("best_collision_model.pth")
+    content = best.read_bytes()
+    best.unlink()
+    with pytest.raises(Problem, match=r"best_collision_model\.pth: is gone"):
+        methods.train_tokenizer(cfg, ground[1])
+    best.write_bytes(content)
+    path = methods.train_tokenizer(cfg, ground[1])
+    ours, theirs = (torch.load(p, weights_only=True)["state_dict"] for p in (path, ground[0]["rqvae_path"]))
+    assert all(torch.equal(v, theirs[k]) for k, v in ours.items())
