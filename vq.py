@@ -138,9 +138,7 @@ class RQVAE(ContentTokenizer):
 
     def encode(self, content_ND: np.ndarray) -> Tensor:
         """Codes [N, L] of a whole catalogue, by `catalogue_assignment`."""
-        device = self.rq.codebooks()[0].device
-        rows = (self.prepare(piece.to(device)) for piece in in_pieces(self.seen(content_ND)))
-        return self.rq.assign(through(self.encoder, rows, device), self.cfg.catalogue_assignment)
+        return self.rq.assign(self.latent(content_ND), self.cfg.catalogue_assignment)
 
     @torch.no_grad()
     def decode(self, code_NL: Tensor) -> Tensor:
@@ -150,6 +148,17 @@ class RQVAE(ContentTokenizer):
         if self.cfg.standardize_embeddings:
             x_NLD = x_NLD * self.get_buffer("spread") + self.get_buffer("shift")
         return x_NLD
+
+    def latent(self, content_ND: np.ndarray) -> Tensor:
+        """z of a whole catalogue, [N, d]."""
+        device = self.rq.codebooks()[0].device
+        return through(self.encoder, (self.prepare(x.to(device)) for x in in_pieces(self.seen(content_ND))), device)
+
+    @torch.no_grad()
+    def quantized(self, code_NL: Tensor) -> Tensor:
+        """Sum of the code vectors, [N, d]."""
+        chosen = [c[i] for c, i in zip(self.rq.codebooks(), code_NL.unbind(1), strict=True)]
+        return torch.stack(chosen).sum(0)
 
     # ---- pre-training
 

@@ -1,6 +1,14 @@
 """SIDs in the field's exchange format, {"0": ["<a_12>", "<b_3>", ...], ...}: a list of tokens an item."""
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
 from sids.table import SidTable
+from utils import Problem, quoted, read_json, shortened
 
 END = "z"  # letter of an end token where codes have unlike lengths
 
@@ -23,3 +31,68 @@ def spelled(sids: SidTable) -> dict[str, list[str]]:
             for row, n, end in zip(sids.code_NT.tolist(), lengths, ends, strict=True)
         ]
     return {str(i): row for i, row in enumerate(rows)}
+
+
+# ---------------------------------------------------------------- back again
+
+TOKEN = re.compile(r"<([a-z]+)_(\d{1,9})>")
+
+
+def read_index(path: Path, sizes: Sequence[int] | None = None) -> SidTable:
+    """The SIDs of an index file, whoever made it; Problem names the item that does not fit.
+
+    A last token is an end token where it numbers the items of equal codes 0, 1, 2 ..., in any order, or where it is
+    the <z_...> of lists of unlike length. sizes: codes of each level; default: the largest that occurs, and one.
+    """
+    rows = _rows(path)
+    length_N = torch.tensor([len(row) for row in rows])
+    longest = int(length_N.max())
+    token_NP = torch.tensor([[number for _, number in row] + [-1] * (longest - len(row)) for row in rows])
+    last_N = token_NP.gather(1, length_N[:, None] - 1)[:, 0]
+    even = bool((length_N == longest).all())
+    if not even and all(row[-1][0] == END for row in rows):
+        code_NT, end_N = token_NP.scatter(1, length_N[:, None] - 1, -1)[:, : longest - 1], last_N
+    elif even and longest > 1 and _numbers(last_N, token_NP[:, :-1]):
+        code_NT, end_N = token_NP[:, :-1], last_N
+    else:
+        code_NT, end_N = token_NP, None
+    return SidTable(code_NT, end_N, _sizes(path, code_NT, sizes), 0 if end_N is None else int(end_N.max()) + 1)
+
+
+def _numbers(end_N: Tensor, code_NT: Tensor) -> bool:
+    """Are the items of each code numbered 0, 1, 2 ..., each number once?"""
+    group_N = code_NT.unique(dim=0, return_inverse=True)[1]
+    size_G = group_N.bincount()
+    largest_G = torch.zeros_like(size_G).scatter_reduce(0, group_N, end_N, "amax")
+    return torch.equal(largest_G, size_G - 1) and len(torch.stack([group_N, end_N]).unique(dim=1).T) == len(end_N)
+
+
+def _rows(path: Path) -> list[list[tuple[str, int]]]:
+    """(letter, number) of each token of each item, in the order of the items."""
+    raw = read_json(path)
+    if not isinstance(raw, dict) or not raw:
+        raise Problem(f'{path}: expected {{"0": ["<a_12>", ...], ...}}, an item index and its tokens')
+    rows = []
+    for item in range(len(raw)):
+        tokens = raw.get(str(item))
+        if not isinstance(tokens, list) or not tokens:
+            raise Problem(f"{path}: item {item} of {len(raw)} has no list of tokens; keys count from 0")
+        found = [TOKEN.fullmatch(t) if isinstance(t, str) else None for t in tokens]
+        if None in found:
+            raise Problem(f"{path}: item {item}: {quoted(tokens[found.index(None)])} is no token like <a_12>")
+        rows.append([(m[1], int(m[2])) for m in found if m])
+        for place, (letter, _) in enumerate(rows[-1]):
+            if letter != letters(place) and (letter != END or place != len(tokens) - 1):
+                wanted = f"token {place + 1} is <{letter}_...>, expected <{letters(place)}_...>"
+                raise Problem(f"{path}: item {item}: {wanted}")
+    return rows
+
+
+def _sizes(path: Path, code_NT: Tensor, sizes: Sequence[int] | None) -> tuple[int, ...]:
+    largest = [int(code_N.max()) for code_N in code_NT.unbind(1)]
+    if sizes is None:
+        return tuple(code + 1 for code in largest)
+    if len(sizes) != len(largest) or any(code >= k for code, k in zip(largest, sizes, strict=True)):
+        told = shortened(", ".join(map(str, sizes)))
+        raise Problem(f"{path}: largest codes {', '.join(map(str, largest))} do not fit into levels of {told} codes")
+    return tuple(sizes)

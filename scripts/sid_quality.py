@@ -1,0 +1,139 @@
+"""What can be told of semantic IDs before a recommender is trained on them.
+
+  python scripts/sid_quality.py FILE [--dataset=NAME --data_path=DIR] [--against OLD] [--queries valid] [--json OUT]
+                                     [--sizes 256,256,256] [--key=value ...]
+
+FILE is an <name>.index.json, whoever made it, a tokenizer's best_collision_model.pth or a run's best_model.pth, and so
+is OLD, an earlier map of the same items. What needs neither interactions nor embeddings is told without a data set.
+--queries: histories and targets of the validation (to choose by) or of the test set (to report). --sizes: codes of each
+level, where an index does not use the last ones. Further options are those of the data (--semantic_emb_path=...).
+"""
+
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import main
+import methods
+import settings
+from readers.dataset import Dataset, read_embeddings
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from sids import quality
+from sids.files import read_index
+from sids.fit import load_state
+from sids.pairs import PairOptions, pairs_of
+from sids.table import SidTable
+from sids.tokenizer import CodeOptions
+from utils import Problem, log, log_to, problems_exit_2, quoted, read_checkpoint, write_json
+
+
+class Subject(NamedTuple):
+    """What is judged: SIDs, the tokenizer behind them where it is known, the data where they are named."""
+
+    sids: SidTable
+    tokenizer: Any = None
+    data: Dataset | None = None
+
+
+def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Subject:
+    """What a file holds, joined with the data that the words name, or that a run was trained on."""
+    if path.suffix.lower() == ".json":
+        data = read_data(settings.parse_overrides(data_words)) if data_words else None
+        return checked(path, Subject(read_index(path, sizes), None, data))
+    if sizes is not None:
+        raise Problem(f"--sizes: {path} says itself how many codes it has; drop the option")
+    state = read_checkpoint(path, allow=(Namespace,))
+    if "state_dict" in state:
+        return of_tokenizer(path, state, read_data(settings.parse_overrides(data_words)))
+    cfg, model, _ = methods.restore(path, data_words)
+    if CodeOptions not in cfg:
+        raise Problem(f"{path}: recommends by items, it has no semantic IDs")
+    data = read_dataset(cfg[DataOptions])
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None and data.embedding_path is not None:
+        tokenizer = methods.empty_tokenizer(cfg, read_embeddings(data).shape[1])
+        tokenizer.load_state_dict(state["tokenizer"])
+    return checked(path, Subject(model.sids, tokenizer and tokenizer.eval(), data))  # type: ignore[attr-defined]
+
+
+def of_tokenizer(path: Path, state: dict[str, Any], data: Dataset) -> Subject:
+    """The SIDs that a tokenizer's checkpoint gives the items of a data set, without end tokens."""
+    name, args = state.get("tokenizer", "rqvae"), state.get("args", {})
+    methods.check_known("tokenizer", name, methods.TOKENIZERS)
+    kind = methods.part(methods.TOKENIZERS[name])
+    values = vars(args) if isinstance(args, Namespace) else args
+    options = settings.section(kind.Options, {k: v for k, v in values.items() if k in settings.fields_of(kind.Options)})
+    content_ND = read_embeddings(data)
+    model = kind(options, content_ND.shape[1])
+    load_state(path, model, name)
+    return Subject(SidTable(model.eval().encode(content_ND), None, tuple(options.num_emb_list)), model, data)
+
+
+def read_data(given: dict[str, Any]) -> Dataset:
+    if "dataset" not in given:
+        raise Problem("--dataset: name the data set whose items these are, and --data_path=DIR where it lies")
+    if foreign := [key for key in given if key not in settings.fields_of(DataOptions)]:
+        raise settings.unknown(foreign[0], settings.fields_of(DataOptions))
+    return read_dataset(settings.section(DataOptions, given))
+
+
+def checked(path: Path, found: Subject) -> Subject:
+    if found.data is not None and found.data.n_items != found.sids.n_items:
+        raise Problem(f"{path}: has SIDs of {found.sids.n_items} items, {found.data.name} has {found.data.n_items}")
+    return found
+
+
+def measured(found: Subject, queries: str) -> tuple[quality.Figures, dict[str, quality.Figures]]:
+    """All figures, and embedding hit rates by representation, as far as what is known goes."""
+    sids, tokenizer, data = found
+    figures = quality.load_figures(sids)
+    if data is None:
+        return figures, {}
+    train = data.train.alone()
+    figures |= quality.purity_figures(sids, pairs_of(train, data.n_items, PairOptions()))
+    figures |= quality.cold_figures(sids, data.popularity[1:])
+    if data.embedding_path is None:
+        return figures, {}
+    asked = quality.Queries.of_split(data.split(queries))
+    views = quality.representations(tokenizer, read_embeddings(data), sids)
+    return figures, {name: quality.emb_hit_rate(x_ND, asked) for name, x_ND in views.items()}
+
+
+def run(argv: list[str]) -> dict[str, Any]:
+    given, words = main.split_off(argv, ["against", "json", "queries", "sizes"])
+    files, data_words = [w for w in words if not w.startswith("--")], [w for w in words if w.startswith("--")]
+    if len(files) != 1:
+        raise Problem("sid_quality: needs one file, as in: myckpt/demo/<run>/demo.index.json --dataset=demo")
+    queries = given.get("queries", "valid")
+    if queries not in ("valid", "test"):
+        raise Problem(f"--queries: expected valid or test, got {quoted(queries)}")
+    sizes = settings.coerce(list[int], given["sizes"], "sizes", {"ge": 1}) if "sizes" in given else None
+    log_to(None, main=True)
+    begin = time.perf_counter()
+    found = subject_of(Path(files[0]), data_words, sizes)
+    figures, hits = measured(found, queries)
+    if "against" in given:
+        old = subject_of(Path(given["against"]), data_words, None)
+        if old.sids.n_items != found.sids.n_items:
+            raise Problem(f"--against: {given['against']} has {old.sids.n_items} items, not {found.sids.n_items}")
+        figures |= quality.churn_figures(found.sids, old.sids)
+    groups = quality.group_sizes(found.sids)
+    name = f"{found.data.name}, {queries} queries" if found.data else "no data set"
+    log.info(f"{files[0]} ({name}; {time.perf_counter() - begin:.0f} s)\n\n{quality.text(figures, hits)}")
+    plain = {"file": files[0], "queries": queries, **figures, "groups": groups, "embedding_hit_rate": hits}
+    if "json" in given:
+        write_json(Path(given["json"]), plain)
+    return plain
+
+
+if __name__ == "__main__":
+    with problems_exit_2():
+        if {"--help", "-h"} & set(sys.argv):
+            print(__doc__)
+        else:
+            run(sys.argv[1:])
