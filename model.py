@@ -354,7 +354,10 @@ class JointModel(GenerativeModel):
 
     def refresh(self) -> dict[str, Any]:
         code_NT, token_NP = self.code_NT.clone(), self.sids.token_NP
-        self.set_codes(self.tokenizer.codes())
+        try:
+            self.set_codes(self.tokenizer.codes())
+        except Problem as e:  # a collapse; what has been trained so far is not lost with it
+            log.warning(f"{e}. The catalogue keeps the semantic IDs it had; no SID changes until its codes fit again")
         figures: dict[str, Any] = self.figures()
         changed_N = (self.code_NT != code_NT).any(1)
         figures["codes_changed"] = float(changed_N.float().mean())  # without end tokens

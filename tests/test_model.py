@@ -248,6 +248,28 @@ def test_too_many_items_in_one_group_are_refused():
         model.set_codes(torch.zeros(N, 3, dtype=torch.long))
 
 
+def test_a_collapse_keeps_the_semantic_ids_of_before(caplog):
+    """The run goes on, and takes new SIDs as soon as the codes fit again; with tokens of their own items always do."""
+    for rule in ("suffix", "item"):
+        fit = {"legal_softmax": True, "assignment_forward": "history"} if rule == "item" else {}
+        model, batch = joint(collision=rule, **fit), some_batch()
+        before, books = model.sids.token_NP.clone(), [c.detach().clone() for c in model.tokenizer.rq.codebooks()]
+        with torch.no_grad():
+            for book in model.tokenizer.rq.codebooks():
+                book.copy_(book[:1].expand_as(book))
+        figures = model.refresh()
+        assert (figures["sid_changed"] == 0) == (rule == "suffix")
+        assert ("The catalogue keeps the semantic IDs it had" in caplog.text) == (rule == "suffix")
+        loss, _ = model(batch)
+        assert torch.isfinite(loss)
+        with torch.no_grad():
+            for book, old in zip(model.tokenizer.rq.codebooks(), books, strict=True):
+                book.copy_(old.flip(0))
+        model.refresh()
+        assert not torch.equal(model.sids.token_NP, before)
+        caplog.clear()
+
+
 def test_recommend_equals_scoring_every_item():
     """A beam as wide as the catalogue against teacher-forced log-probabilities of every SID."""
     model = joint(num_beams=N, metrics=["recall@10", "ndcg@10"]).eval()
