@@ -25,6 +25,7 @@ from model import GenerativeModel, JointModel
 from readers.dataset import Catalogue, check_array, open_array, read_items
 from settings import Config
 from sids.files import spelled
+from sids.table import SidOptions, SidTable
 from utils import Problem, log, log_to, problems_exit_2, quoted, shortened, write_checkpoint, write_json
 
 PER_ITEM = ("code_NT", "end_N", "first_NP", "recommender.own.weight")  # tensors of a model with a row an item
@@ -53,17 +54,22 @@ def tokenizer_of(path: str | Path, restored: methods.Restored, width: int) -> An
     return tokenizer.eval()
 
 
-def free_ends(code_NT: Tensor, end_N: Tensor, new_MT: Tensor, ends: int) -> Tensor:
-    """The first free end token for each of M new items, [M]; -1 where all are taken."""
+def free_ends(sids: SidTable, new_MT: Tensor, rule: str) -> Tensor:
+    """The end token of each of M new items, [M]: the first free one, -1 where all are taken; or, as `collision: item`
+    has it, 0 for one that stands alone and a new one of its own for one that shares its codes.
+    """
     taken: dict[tuple[int, ...], set[int]] = {}
-    for code, end in zip(map(tuple, code_NT.tolist()), end_N.tolist(), strict=True):
+    for code, end in zip(map(tuple, sids.code_NT.tolist()), sids.end_N.tolist(), strict=True):  # type: ignore[union-attr]
         taken.setdefault(code, set()).add(end)
     found = []
-    for code in map(tuple, new_MT.tolist()):
+    for number, code in enumerate(map(tuple, new_MT.tolist()), sids.n_items + 1):
         used = taken.setdefault(code, set())
-        found.append(next((e for e in range(ends) if e not in used), -1))
+        if rule == "item":
+            found.append(number if used else 0)
+        else:
+            found.append(next((e for e in range(sids.ends) if e not in used), -1))
         used.add(found[-1])
-    return torch.tensor(found, dtype=end_N.dtype)
+    return torch.tensor(found, dtype=new_MT.dtype)
 
 
 def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[str, Any]:
@@ -76,7 +82,8 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
     tokenizer = tokenizer_of(path, restored, content_MD.shape[1])
     assert isinstance(model, GenerativeModel)
     new_MT = tokenizer.encode(content_MD).to(model.code_NT.dtype)
-    end_M = free_ends(model.code_NT, model.end_N, new_MT, model.ends)
+    rule = restored.cfg[SidOptions].collision
+    end_M = free_ends(model.sids, new_MT, rule)
     if (end_M < 0).any():
         item = new.ids[int((end_M < 0).int().argmax())]
         raise Problem(
@@ -89,6 +96,9 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
         old = weights[name]
         more = rows.get(name, old.new_zeros(len(new), *old.shape[1:]))  # an item's own vector: nothing is known of it
         weights[name] = torch.cat([old, more.to(old.dtype)])
+    if rule == "item":  # a token that nobody has met is as one that says nothing
+        last = f"recommender.tables.{len(model.sids.vocabulary) - 1}"
+        weights[last] = torch.cat([weights[last], weights[last][:1].expand(len(new), -1)])
     kept = {k: v for k, v in state.items() if k not in ("run", "split")}  # of the data it was trained on
     lists = {"items": state["items"] + new.ids, "titles": state["titles"] + new.titles}
     return {**kept, **lists, "model": weights, "added": len(new) + int(state.get("added", 0))}

@@ -104,9 +104,7 @@ def cold_figures(sids: SidTable, count_N: np.ndarray) -> Figures:
         here_N = cold_N & (code_N >= 0)
         if here_N.any():
             found[f"cold_seen_code/level_{level}"] = float(np.isin(code_N[here_N], code_N[~cold_N]).mean())
-            found[f"cold_unseen_prefix/level_{level}"] = float(
-                1 - np.isin(prefix_N[here_N], prefix_N[~cold_N]).mean()
-            )
+            found[f"cold_unseen_prefix/level_{level}"] = float(1 - np.isin(prefix_N[here_N], prefix_N[~cold_N]).mean())
     return found
 
 

@@ -11,6 +11,7 @@ import methods
 from model import load
 from readers.dataset import read_embeddings
 from scripts import add_items, cold_items
+from sids.table import SidTable
 from sids.tokenizer import CodeOptions
 from utils import Problem
 
@@ -19,7 +20,9 @@ from utils import Problem
 def runs(ground):
     """A finished run of each kind, by name."""
     options, _ = ground
-    kinds = {"frqud": {}, "two_stage": {"method": "two_stage"}, "sasrec": {"method": "sasrec", "hidden_units": 8}}
+    own_tokens = {"method": "two_stage", "collision": "item", "legal_softmax": True}
+    kinds = {"frqud": {}, "two_stage": {"method": "two_stage"}, "own_tokens": own_tokens,
+             "sasrec": {"method": "sasrec", "hidden_units": 8}}  # fmt: skip
     sparing = {"epochs": 1, "metrics": "recall@5,ndcg@5", "valid_metric": "ndcg@5"}
     return {
         name: main.train(methods.build(options | sparing | kind | {"run_name": f"new-{name}", "resume": "auto"}))
@@ -37,7 +40,7 @@ def arrivals(tmp_path, ground):
     return [f"--items={tmp_path / 'new.items.jsonl'}", f"--embeddings={tmp_path / 'new.npy'}"]
 
 
-@pytest.mark.parametrize("name", ["frqud", "two_stage"])
+@pytest.mark.parametrize("name", ["frqud", "two_stage", "own_tokens"])
 def test_new_items_are_coded_and_old_ones_stay(runs, arrivals, tmp_path, ground, name):
     before = load(runs[name].best)
     path = add_items.run([f"--checkpoint={runs[name].best}", *arrivals, f"--output={tmp_path / 'x.pth'}"])
@@ -47,7 +50,7 @@ def test_new_items_are_coded_and_old_ones_stay(runs, arrivals, tmp_path, ground,
     assert torch.equal(new.token_NP[:-2], old.token_NP)
     assert new.code_NT[40].tolist() == old.code_NT[3].tolist()  # what has the embedding of item 3 has its codes
     group = (old.code_NT == old.code_NT[3]).all(1)
-    assert int(new.end_N[40]) == int(old.end_N[group].max()) + 1
+    assert int(new.end_N[40]) == (41 if name == "own_tokens" else int(old.end_N[group].max()) + 1)
     assert len(new.token_NP.unique(dim=0)) == 42
     if name == "two_stage":  # by the tokenizer's own file
         cfg = methods.build(ground[0] | {"method": "two_stage"})
@@ -86,7 +89,9 @@ def test_end_tokens_are_the_first_free_ones():
     code = torch.tensor([[1, 1], [1, 1], [2, 2]])
     end = torch.tensor([0, 2, 0])
     new = torch.tensor([[1, 1], [1, 1], [2, 2], [3, 3], [1, 1]])
-    assert add_items.free_ends(code, end, new, 4).tolist() == [1, 3, 1, 0, -1]
+    sids = SidTable(code, end, (4, 4), 4)
+    assert add_items.free_ends(sids, new, "suffix").tolist() == [1, 3, 1, 0, -1]
+    assert add_items.free_ends(sids, new, "item").tolist() == [4, 5, 6, 0, 8]
 
 
 def test_the_newest_items_and_the_questions_about_them(ground):
