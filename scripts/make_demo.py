@@ -16,6 +16,7 @@ history) .61, which no model can beat but by luck.
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils import Problem, path_fault, problems_exit_2, quoted, shown
 
 FILES = INTERACTIONS, ITEMS, EMBEDDINGS = "demo.inter", "demo.items.jsonl", "demo.emb-text.npy"
 EMBEDDING_SIZE = 64
@@ -278,13 +282,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("dataset/demo"))
     parser.add_argument("--seed", type=int, default=2020)
     args = parser.parse_args()
+    if fault := path_fault(args.folder):
+        raise Problem(f"--folder: {quoted(str(args.folder))} is not a path, {fault}")
+    if not 0 <= args.seed < 2**63:
+        raise Problem(f"--seed: must be from 0 to 2^63 - 1, got {shown(args.seed)}")
     if is_complete(args.folder):
         print(f"{args.folder} is complete already; left alone")
         return
-    build_demo(args.folder, args.seed)
+    try:
+        build_demo(args.folder, args.seed)
+    except OSError as e:
+        raise Problem(f"--folder: {args.folder} cannot be written ({e.strerror or e}); name another") from None
     n_items = len(np.load(args.folder / EMBEDDINGS, mmap_mode="r"))
     print(f"{args.folder}: {N_USERS} users, {n_items} items, seed {args.seed}")
 
 
 if __name__ == "__main__":
-    main()
+    with problems_exit_2():
+        main()
