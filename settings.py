@@ -187,23 +187,25 @@ def command(
 ) -> tuple[list[str], dict[str, str], Config]:
     """(plain words, the values of the options `names` as text, the typed options of `kinds`) of a command line.
 
-    An option's value stands behind `=` or is the next word.
+    An option's value stands behind `=` or is the next word. Text is taken as it stands, other values as YAML.
     """
-    plain, given, words = [], [], iter(argv)
+    text = {*names, *(k for kind in kinds.values() for k in takes_text(kind))}
+    known = [*names, *(k for kind in kinds.values() for k in fields_of(kind))]
+    found: dict[str, Any] = {}
+    plain, words = [], iter(argv)
     for word in words:
         if not word.startswith("--"):
             plain.append(word)
             continue
-        value = "" if "=" in word else next(words, None)
-        if value is None:
-            raise Problem(f"{shortened(word)}: needs a value")
-        given.append(word if "=" in word else f"{word}={value}")
-    found = parse_overrides(given, [*names, *(k for kind in kinds.values() for k in takes_text(kind))])
-    known = [*names, *(k for kind in kinds.values() for k in fields_of(kind))]
-    for key in found:
+        key, sep, value = word.removeprefix("--").partition("=")
         if key not in known:
             raise unknown(key, known)
-    named = {k: str(found.pop(k)) for k in names if found.get(k) is not None}
+        if key in found:
+            raise Problem(f"--{key}: given twice")
+        if not sep and (value := next(words, "")) == "":
+            raise Problem(f"--{key}: needs a value")
+        found[key] = (value or None) if key in text else parse_overrides([f"--{key}={value}"])[key]
+    named = {k: found[k] for k in names if found.get(k) is not None}
     return plain, named, compose(kinds, {k: v for k, v in found.items() if k not in names})
 
 

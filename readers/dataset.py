@@ -66,6 +66,7 @@ class Dataset:
     split_hash: str  # of the interactions and of how they were split
     hash: str  # of these and of every other file that was read
     facts: dict[str, float] = field(default_factory=dict)  # of the split, for log and results
+    folder: Path | None = None  # where its files lie
     embedding_stamp: Stamp | None = None  # whoever reads the embeddings later must find those that were hashed
 
     @property
@@ -127,7 +128,7 @@ def assemble(
     log_split(parts, cfg)
     return Dataset(
         stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding, split_hash,
-        digest(split_hash, *others), parts.facts, Stamp.of(embedding) if embedding else None,
+        digest(split_hash, *others), parts.facts, folder, Stamp.of(embedding) if embedding else None,
     )  # fmt: skip
 
 
@@ -189,8 +190,10 @@ def read_embeddings(data: Dataset) -> np.ndarray:
     """
     path = data.embedding_path
     if path is None:
+        where = data.folder or data.name
         raise Problem(
-            f"no content embeddings beside {data.name!r}; set semantic_emb_path to a .npy with a row per item"
+            f"no content embeddings beside {data.name!r}: python scripts/embed_items.py {where} makes them; or set "
+            "semantic_emb_path to a .npy with a row per item"
         )
     found = open_array(path)
     if data.embedding_stamp is not None and not data.embedding_stamp.holds(path):

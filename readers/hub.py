@@ -52,7 +52,7 @@ def download(repository: str, out: Path, endpoint: str | None = None) -> list[Pa
 
 
 @contextlib.contextmanager
-def asking(name: str, kind: str, out: Path) -> Iterator[None]:
+def asking(name: str, kind: str, out: str | Path) -> Iterator[None]:
     """Say what to fetch where, when the hub does not deliver; that a repository is not there is for the caller."""
     from huggingface_hub.errors import RepositoryNotFoundError
 

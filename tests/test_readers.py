@@ -489,7 +489,7 @@ def test_a_pickle_in_an_embedding_never_runs(tmp_path):
 
 
 def test_which_embedding(logs_inter):
-    with pytest.raises(Problem, match="no content embeddings beside 'toy'; set semantic_emb_path"):
+    with pytest.raises(Problem, match=r"beside 'toy': python scripts/embed_items.py .*; or set semantic_emb_path"):
         read_embeddings(read(logs_inter))
     np.save(logs_inter / "Toy.emb-a.npy", FIVE)
     with pytest.raises(Problem, match=r"which row belongs to which item\? Add toy\.items\.jsonl"):

