@@ -40,6 +40,7 @@ from utils import (
     Unwritable,
     environment,
     fingerprint,
+    is_file,
     keep_freed_memory,
     load_weights,
     log,
@@ -51,6 +52,8 @@ from utils import (
     shortened,
 )
 from vq import QuantizerOptions
+
+CONFIG = Path(__file__).resolve().parent / "config"
 
 
 def configuration(
@@ -114,6 +117,12 @@ def preset_of(path: Path, overrides: dict[str, Any], typed: str | None = None) -
             "names a preset"
         )
     return {**raw, "dataset": typed}
+
+
+def presets(stem: str, dataset: str, overrides: dict[str, Any]) -> list[Path]:
+    """The files <stem>.yaml there are: in config/, then beside the data, where scripts/prepare_data.py puts one."""
+    beside = Path(str(overrides.get("data_path", DataOptions().data_path))) / dataset
+    return [p for p in (folder / f"{stem}.yaml" for folder in (CONFIG, beside)) if is_file(p)]
 
 
 def split_off(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -6,8 +6,8 @@
 Methods: sasrec, diffsasrec, diffsasrec_sft, two_stage, a decay (frqud, sdud, ...), popularity, content;
 with _multi or _autoregressive behind it, one of the first three is decoded that way. Parts that are not the preset's
 stand in brackets: two_stage[rq_kmeans], frqud[rq_transformer]. A method's preset is
-config/<data set>_<method>.yaml, else config/<data set>.yaml. Finished runs of the same options are reused.
-z compares with the first method, paired over users.
+config/<data set>_<method>.yaml, else config/<data set>.yaml, or such a file beside the data. Finished runs of the same
+options are reused. z compares with the first method, paired over users.
 """
 
 import re
@@ -109,9 +109,9 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
     if decoding and decoding not in DECODINGS.get(method, ()):
         able = [m for m, ways in DECODINGS.items() if decoding in ways]
         raise Problem(f"{name}: {method} is not decoded that way; {', '.join(able)} can be")
-    found = [p for p in (ROOT / "config" / f"{stem}.yaml" for stem in (f"{dataset}_{method}", dataset)) if p.is_file()]
+    found = [p for stem in (f"{dataset}_{method}", dataset) for p in main.presets(stem, dataset, overrides)]
     if not found:
-        raise Problem(f"config/{dataset}.yaml: no such preset; copy one for your own data")
+        raise Problem(f"config/{dataset}.yaml: no such preset, nor beside the data; copy one for your own data")
     kind = {"method": "diger", "uncertainty": method} if method in STRATEGIES else {"method": method}
     if method in methods.FLOORS:
         kind = {}  # nothing to train; the protocol is that of the preset

@@ -2,8 +2,8 @@
 
   bash run_FrqUD.sh [data set] [--key=value ...]      NPROC=2 for two processes
 
-The data set is a file in config/ (demo when none is named), which need not repeat its name and may not say another;
---config=FILE takes another file. Options that begin with rqvae_ go to the
+The data set is a file in config/, or beside its data (demo when none is named), which need not repeat its name and may
+not say another; --config=FILE takes another file. Options that begin with rqvae_ go to the
 pre-training, the rest to the joint training; --dry_run checks everything and prints the configuration.
 """
 
@@ -94,9 +94,11 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
     if len(names) > 1:
         raise Problem(f"one data set at a time, not {', '.join(names)}; options are written --key=value")
     name = names[0] if names else "demo"
-    path = Path(given.get("config", ROOT / "config" / f"{name}.yaml"))
-    known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.yaml")))
-    regular_file(path, f"no such configuration; there are {known}; copy one for your own data")
+    found = main.presets(name, name, overrides)
+    path = Path(given.get("config", found[0] if found else main.CONFIG / f"{name}.yaml"))
+    known = ", ".join(sorted(p.stem for p in main.CONFIG.glob("*.yaml")))
+    own = "scripts/prepare_data.py makes one beside your own data, else copy one"
+    regular_file(path, f"no such configuration; there are {known}; {own}")
     preset = main.preset_of(path, overrides, names[0] if names else None)
     preset |= {"uncertainty": uncertainty, "method": "diger"}
     cfg = methods.build({k: v for k, v in preset.items() if k != "training"}, overrides)
