@@ -2,7 +2,8 @@
 
   accelerate launch --config_file accelerate_config.yaml main.py --config config/beauty.yaml [--key=value ...]
   python main.py evaluate --checkpoint myckpt/.../best_model.pth [--split valid] [--key=value ...]
-  python main.py recommend --checkpoint myckpt/.../best_model.pth --history itemA,itemB --k 10 [--among items.txt]
+  python main.py recommend --checkpoint myckpt/.../best_model.pth --history itemA,itemB [--k 10] [--allow items.txt]
+  python main.py recommend --checkpoint myckpt/.../best_model.pth --users FILE.inter --output recs.parquet
 
 --help lists every option, --dry_run checks everything and prints the resolved configuration.
 """
@@ -366,25 +367,51 @@ def count_look(run: RunFolder) -> None:
 
 
 def command_recommend(argv: list[str]) -> None:
-    """`main.py recommend`: the best items for a history, with titles where they are known.
+    """`main.py recommend`: the best items for a history, with titles where they are known; with --users FILE.inter
+    those of every user, into a file.
 
-    --among FILE restricts them to the items of a file, one id a line (what is in stock, a category).
+    --allow FILE restricts them to the items of a file, one id a line (what is in stock, a category; --among is its
+    older name); --deny FILE leaves out others.
     """
-    given, overrides = split_off(argv, ["checkpoint", "history", "k", "among"])
-    if "checkpoint" not in given or "history" not in given:
-        raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB")
+    given, overrides = split_off(argv, ["checkpoint", "history", "users", "output", "k", "among", "allow", "deny"])
+    if "checkpoint" not in given or ("history" in given) == ("users" in given):
+        raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB, or --users FILE.inter")
+    if ("users" in given) != ("output" in given):
+        raise Problem("recommend: --users FILE.inter and --output FILE (.parquet, .csv, .jsonl) go together")
+    if "among" in given and "allow" in given:
+        raise Problem("--among: is --allow by its older name; drop one of the two")
     k = given.get("k", "10")
     if not k.isdecimal() or len(k) > 15 or int(k) < 1:
         raise Problem(f"--k: expected a whole number from 1, got {quoted(k)}")
     loaded = load(given["checkpoint"], overrides)
+    lists = {name: trimmed(read_lines(given[name]), loaded.number, f"--{name} {given[name]}")
+             for name in ("among", "allow", "deny") if name in given}  # fmt: skip
+    allow, deny = lists.get("allow", lists.get("among")), lists.get("deny", [])
+    if "users" in given:
+        recommend_users(loaded, given, int(k), allow, deny)
+        return
     history = trimmed(ids_of(given["history"], loaded.number), loaded.number, "--history")
-    among = None
-    if "among" in given:
-        among = trimmed(read_lines(given["among"]), loaded.number, f"--among {given['among']}")
-    hits = loaded.recommend([history], int(k), allow=among)[0]
+    if deny:  # as in the lists of a file: the search goes on until it has k items that may come
+        refused = set(deny)
+        allow = [token for token in (loaded.items if allow is None else allow) if token not in refused]
+    hits = loaded.recommend([history], int(k), allow=allow)[0]
     if not hits:
-        raise Problem(f"recommend: {why_nothing(loaded, history, among)}")
+        raise Problem(f"recommend: {why_nothing(loaded, history, allow)}")
     report.show_items(hits)
+
+
+def recommend_users(loaded: Loaded, given: dict[str, str], k: int, allow: list[str] | None, deny: list[str]) -> None:
+    """The lists of all users of a file, into a file."""
+    from serve import bulk
+
+    log_to(None, main=True)
+    begin = time.perf_counter()
+    allowed = None if allow is None else [loaded.number[token] for token in allow]
+    among_M = bulk.among_of(loaded, allowed, [loaded.number[token] for token in deny])
+    histories = bulk.read_histories(Path(given["users"]), loaded.number)
+    rows = bulk.recommend_all(loaded, histories, Path(given["output"]), k, among_M)
+    seconds = time.perf_counter() - begin
+    log.info(f"{given['output']}: {rows} recommendations for {len(histories)} users in {seconds:.0f} s")
 
 
 def why_nothing(loaded: Loaded, history: list[str], among: list[str] | None) -> str:
@@ -423,7 +450,7 @@ def read_lines(path: str) -> list[str]:
         text = regular_file(path, "not readable, no such file").read_text(encoding="utf-8-sig")
         return text.split("\n")  # text mode has turned \r\n into \n
     except (OSError, UnicodeDecodeError) as e:
-        raise Problem(f"--among: {path} is not readable as text ({e})") from None
+        raise Problem(f"{path}: not readable as text ({e})") from None
 
 
 COMMANDS = {"evaluate": command_evaluate, "recommend": command_recommend}

@@ -470,13 +470,18 @@ class Loaded:
         found: list[list[Hit]] = []
         size = self.cfg[EvalOptions].eval_batch_size
         for begin in range(0, len(wanted), size) if most else ():
-            found += self._batch(wanted[begin : begin + size], most, among_M, refused)
+            found += self.hits(self.rank(wanted[begin : begin + size], most, among_M, refused))
         return found or [[] for _ in wanted]
 
-    def _batch(self, wanted: list[list[int]], k: int, among_M: Tensor | None, refused: list[int]) -> list[list[Hit]]:
+    def rank(
+        self, histories: Sequence[Sequence[int]], k: int, among_M: Tensor | None = None, refused: Sequence[int] = ()
+    ) -> Found:
+        """Lists of item numbers for some histories of item numbers, one batch; among_M: the only items that may come;
+        refused: items that may not. Problem when a score is not finite.
+        """
         longest, seen = self.cfg[DataOptions].max_his_len, self.cfg[EvalOptions].mask_seen
-        history_BS = left_padded([history[-longest:] for history in wanted])
-        banned_BS = left_padded([refused + (history if seen else []) for history in wanted])
+        history_BS = left_padded([list(history[-longest:]) for history in histories])
+        banned_BS = left_padded([[*refused, *(history if seen else ())] for history in histories])
         device = next(self.model.parameters()).device
         among_M = None if among_M is None else among_M.to(device)
         found = self.model.recommend(history_BS.to(device), k, banned_BS.to(device), among_M)
@@ -485,6 +490,10 @@ class Loaded:
                 f"{self.source}: its scores are not finite, its training diverged; use another checkpoint, or train it "
                 "again with lower learning rates"
             )
+        return found
+
+    def hits(self, found: Found) -> list[list[Hit]]:
+        """Lists as people read them."""
         rows = zip(found.item_BW.tolist(), found.score_BW.tolist(), strict=True)
         return [
             [Hit(self.items[i - 1], self.titles[i - 1], s) for i, s in zip(*row, strict=True) if i > 0] for row in rows

@@ -196,14 +196,22 @@ def is_file(path: str | Path) -> bool:
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Write a file aside, flush it to disk, then rename: `path` is the old file or the whole new one.
+    """Write a file: `path` is the old file or the whole new one."""
+    with whole_file(path, len(content)) as f:
+        f.write(content)
 
-    Makes no folder: one that went away while a command runs is not to come back half empty.
+
+@contextlib.contextmanager
+def whole_file(path: Path, size: int | None = None) -> Iterator[IO[bytes]]:
+    """A file to write to, aside; flushed to disk, then renamed: `path` is the old file or the whole new one.
+
+    size: bytes that it will need, where they are known. Makes no folder: one that went away while a command runs is
+    not to come back half empty.
     """
     aside, failed = path.with_name(f".{path.name}.{os.getpid()}.part"), None
     try:
         with aside.open("wb") as f:
-            f.write(content)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         aside.replace(path)
@@ -216,8 +224,9 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
     if failed is not None:
+        needs = f"it needs {size} bytes, " if size is not None else ""
         raise Unwritable(
-            f"{path}: cannot be written ({failed}): it needs {len(content)} bytes, {_free(path.parent)} are free; "
+            f"{path}: cannot be written ({failed}): {needs}{_free(path.parent)} are free; "
             "make room or choose another folder; what was there before is untouched"
         )
 

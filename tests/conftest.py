@@ -158,6 +158,21 @@ def ground(tmp_path_factory):
     return options | {"rqvae_path": str(methods.train_tokenizer(cfg, data))}, data
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """(options, data, finished runs by name): frqud, two_stage (and with end tokens of the items' own), sasrec on the tiny data set."""
+    root = tmp_path_factory.mktemp("trained")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root) | {"epochs": 1, "metrics": "recall@5,ndcg@5", "valid_metric": "ndcg@5"}
+    cfg = methods.build(options)
+    data = read_dataset(cfg[DataOptions])
+    options |= {"rqvae_path": str(methods.train_tokenizer(cfg, data))}
+    kinds = {"frqud": {}, "two_stage": {"method": "two_stage"}, "sasrec": {"method": "sasrec", "hidden_units": 8},
+             "own_tokens": {"method": "two_stage", "collision": "item", "legal_softmax": True}}  # fmt: skip
+    runs = {name: main.train(methods.build(options | kind | {"run_name": name})) for name, kind in kinds.items()}
+    return options, data, runs
+
+
 @pytest.fixture(autouse=True)
 def log_as_before():
     """Commands point the log at this test's stdout, which is closed afterwards."""

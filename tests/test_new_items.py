@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import main
 import methods
 from model import load
 from readers.dataset import read_embeddings
@@ -16,18 +15,14 @@ from sids.tokenizer import CodeOptions
 from utils import Problem
 
 
-@pytest.fixture(scope="module")
-def runs(ground):
-    """A finished run of each kind, by name."""
-    options, _ = ground
-    own_tokens = {"method": "two_stage", "collision": "item", "legal_softmax": True}
-    kinds = {"frqud": {}, "two_stage": {"method": "two_stage"}, "own_tokens": own_tokens,
-             "sasrec": {"method": "sasrec", "hidden_units": 8}}  # fmt: skip
-    sparing = {"epochs": 1, "metrics": "recall@5,ndcg@5", "valid_metric": "ndcg@5"}
-    return {
-        name: main.train(methods.build(options | sparing | kind | {"run_name": f"new-{name}", "resume": "auto"}))
-        for name, kind in kinds.items()
-    }
+@pytest.fixture
+def ground(trained):
+    return trained[:2]
+
+
+@pytest.fixture
+def runs(trained):
+    return trained[2]
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""A trained model at work: recommendations for a file of users, and over HTTP."""

@@ -1,0 +1,158 @@
+"""Recommendations for every user of a file in one pass: a batch is ranked and written before the next one is read.
+
+Shape letters: B users of a batch, k list length.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import csv, parquet
+from torch import Tensor
+from tqdm import tqdm
+
+from metrics import EvalOptions
+from model import Loaded
+from readers.tables import read_rows
+from utils import Problem, log, quoted, whole_file
+
+CHUNK = 64  # batches that are sorted by length together, so that little is padded
+SCHEMA = pa.schema(
+    {"user_id": pa.string(), "rank": pa.int32(), "item_id": pa.string(), "title": pa.string(), "score": pa.float32()}
+)
+Write = Callable[[pa.Table], None]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Item numbers of some users, oldest first, one user after the other."""
+
+    users: list[str]
+    item: np.ndarray
+    offsets: np.ndarray  # [users + 1]
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def of(self, user: int) -> list[int]:
+        found: list[int] = self.item[self.offsets[user] : self.offsets[user + 1]].tolist()
+        return found
+
+
+def read_histories(path: Path, number: dict[str, int]) -> Histories:
+    """The histories of an .inter file, rows in any order, equal times in the order of the file.
+
+    Items that the model does not know are left out, and so are users who have no other; the log says how many.
+    """
+    rows = read_rows(path)
+    known = np.array([number.get(token, 0) for token in rows.items], np.int32)
+    item = known[rows.item]
+    if lost := int((item == 0).sum()):
+        first = next(token for token in rows.items if token not in number)
+        log.warning(f"{path}: {lost} of {len(item)} rows have unknown items and are left out, first {quoted(first)}")
+    order = np.lexsort((rows.time, rows.user))
+    order = order[item[order] > 0]
+    user, kept = np.unique(rows.user[order], return_index=True)
+    if not len(user):
+        raise Problem(f"{path}: holds no item that the model knows; ids are those of the interaction log")
+    if len(user) < len(rows.users):
+        log.warning(f"{path}: {len(rows.users) - len(user)} users have no item that the model knows, they get no list")
+    return Histories([rows.users[u] for u in user], item[order], np.append(kept, len(order)))
+
+
+def recommend_all(loaded: Loaded, histories: Histories, output: Path, k: int, among_M: Tensor | None = None) -> int:
+    """Write the k best items of every user; returns the number of rows.
+
+    Parquet and CSV have a row an item (user_id, rank from 1, item_id, title, score), JSON lines an object a user.
+    The file appears when it is whole. Problem where one is there already, or its name has none of these endings.
+    """
+    if output.exists():
+        raise Problem(f"--output: {output} is there already; choose another name")
+    ending = output.suffix.lower()
+    if ending not in WRITERS:
+        raise Problem(f"--output: {output}: expected a name that ends in {', '.join(WRITERS)}")
+    done = 0
+    with whole_file(output) as f, tqdm(total=len(histories), unit=" users", leave=False, disable=None) as bar:
+        write, close = WRITERS[ending](f)
+        try:
+            for table, users in _tables(loaded, histories, k, among_M):
+                write(table)
+                done += len(table)
+                bar.update(users)
+        finally:
+            close()  # while the file is open, also where it will be thrown away
+    return done
+
+
+def _tables(loaded: Loaded, histories: Histories, k: int, among_M: Tensor | None) -> Iterator[tuple[pa.Table, int]]:
+    """A table of rows for each chunk of users, in their order, and how many users it had."""
+    size = loaded.cfg[EvalOptions].eval_batch_size
+    names = {"user_id": histories.users, "item_id": loaded.items, "title": loaded.titles}
+    text = {name: pa.array(values, pa.string()) for name, values in names.items()}
+    length = np.diff(histories.offsets)
+    k = min(k, len(loaded.items) if among_M is None else len(among_M))
+    for begin in range(0, len(histories), size * CHUNK):
+        users = np.arange(begin, min(begin + size * CHUNK, len(histories)))
+        item_Bk, score_Bk = np.zeros((len(users), k), np.int64), np.full((len(users), k), -np.inf, np.float32)
+        by_length = np.argsort(-length[users], kind="stable")
+        for rows in np.array_split(by_length, -(-len(users) // size)):
+            found = loaded.rank([histories.of(u) for u in users[rows]], k, among_M)
+            width = found.item_BW.shape[1]  # fewer where the search found fewer
+            item_Bk[rows, :width], score_Bk[rows, :width] = found.item_BW.cpu().numpy(), found.score_BW.cpu().numpy()
+        held = item_Bk > 0
+        row, _ = np.nonzero(held)
+        columns = [
+            text["user_id"].take(pa.array(users[row])), pa.array((held.cumsum(1)[held]).astype(np.int32)),
+            text["item_id"].take(pa.array(item_Bk[held] - 1)), text["title"].take(pa.array(item_Bk[held] - 1)),
+            pa.array(score_Bk[held]),
+        ]  # fmt: skip
+        yield pa.table(columns, schema=SCHEMA), len(users)
+
+
+# ---------------------------------------------------------------- formats
+
+
+def _parquet(f: IO[bytes]) -> tuple[Write, Callable[[], Any]]:
+    writer = parquet.ParquetWriter(f, SCHEMA, compression="zstd")
+    return writer.write_table, writer.close
+
+
+def _csv(f: IO[bytes]) -> tuple[Write, Callable[[], Any]]:
+    writer = csv.CSVWriter(f, SCHEMA)
+    return writer.write_table, writer.close
+
+
+def _jsonl(f: IO[bytes]) -> tuple[Write, Callable[[], Any]]:
+    """{"user_id": ..., "items": [{"item_id": ..., "title": ..., "score": ...}, ...]}"""
+
+    def write(table: pa.Table) -> None:
+        line: dict[str, Any] = {}
+        for row in table.to_pylist():
+            user = row.pop("user_id")
+            if row.pop("rank") == 1:
+                if line:
+                    f.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                line = {"user_id": user, "items": []}
+            line["items"].append(row)
+        if line:
+            f.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    return write, lambda: None
+
+
+WRITERS = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}
+
+
+def among_of(loaded: Loaded, allow: list[int] | None, deny: list[int]) -> Tensor | None:
+    """Item numbers that may come; None for the whole catalogue. Problem when none is left."""
+    if allow is None and not deny:
+        return None
+    left = set(range(1, len(loaded.items) + 1) if allow is None else allow) - set(deny)
+    if not left:
+        raise Problem("--allow, --deny: no item is left that may be recommended")
+    return torch.tensor(sorted(left))
