@@ -160,7 +160,7 @@ def ground(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """(options, data, finished runs by name): frqud, two_stage (and with end tokens of the items' own), sasrec on the tiny data set."""
+    """(options, data, finished runs by name) on the tiny data set; own_tokens: two_stage with collision: item."""
     root = tmp_path_factory.mktemp("trained")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"epochs": 1, "metrics": "recall@5,ndcg@5", "valid_metric": "ndcg@5"}
