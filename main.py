@@ -51,6 +51,7 @@ from utils import (
     quoted,
     regular_file,
     shortened,
+    whole_number,
 )
 from vq import QuantizerOptions
 
@@ -380,21 +381,21 @@ def command_recommend(argv: list[str]) -> None:
         raise Problem("recommend: --users FILE.inter and --output FILE (.parquet, .csv, .jsonl) go together")
     if "among" in given and "allow" in given:
         raise Problem("--among: is --allow by its older name; drop one of the two")
-    k = given.get("k", "10")
-    if not k.isdecimal() or len(k) > 15 or int(k) < 1:
-        raise Problem(f"--k: expected a whole number from 1, got {quoted(k)}")
+    k = whole_number(given.get("k", "10"))
+    if not k:
+        raise Problem(f"--k: expected a whole number from 1, got {quoted(given['k'])}")
     loaded = load(given["checkpoint"], overrides)
     lists = {name: trimmed(read_lines(given[name]), loaded.number, f"--{name} {given[name]}")
              for name in ("among", "allow", "deny") if name in given}  # fmt: skip
     allow, deny = lists.get("allow", lists.get("among")), lists.get("deny", [])
     if "users" in given:
-        recommend_users(loaded, given, int(k), allow, deny)
+        recommend_users(loaded, given, k, allow, deny)
         return
     history = trimmed(ids_of(given["history"], loaded.number), loaded.number, "--history")
     if deny:  # as in the lists of a file: the search goes on until it has k items that may come
         refused = set(deny)
         allow = [token for token in (loaded.items if allow is None else allow) if token not in refused]
-    hits = loaded.recommend([history], int(k), allow=allow)[0]
+    hits = loaded.recommend([history], k, allow=allow)[0]
     if not hits:
         raise Problem(f"recommend: {why_nothing(loaded, history, allow)}")
     report.show_items(hits)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from settings import option
-from utils import Problem, quoted
+from utils import Problem, quoted, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ METRICS = ("recall", "hr", "ndcg", "mrr", "coverage")
 def cutoff(metric: str) -> int:
     """The k of `recall@k`; Problem for anything that is not a metric."""
     name, _, k = metric.partition("@")
-    if name not in METRICS or not k.isdecimal() or len(k) > 15 or int(k) < 1:
+    if name not in METRICS or not whole_number(k):
         raise Problem(f"metrics: {quoted(metric)} is not one of {', '.join(m + '@k' for m in METRICS)}")
     return int(k)
 

@@ -54,6 +54,11 @@ def quoted(text: object, most: int = 200) -> str:
     return repr(shortened(text, most)) if isinstance(text, str) else shown(text, most)
 
 
+def whole_number(text: str) -> int | None:
+    """The number, from 0, that a word of digits spells; None for anything else, thousands of digits included."""
+    return int(text) if text.isdecimal() and len(text) <= 15 else None
+
+
 def shown(value: Any, most: int = 200) -> str:
     """A value for a message; nested and repeated ones, which may unfold without end, are cut."""
     return _Shown(most).repr(value)

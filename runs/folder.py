@@ -142,6 +142,7 @@ class RunFolder:
         best = read_checkpoint(self.best)
         self.check_own(self.best, best)
         whole = isinstance(best.get("model"), dict) and isinstance(best.get("valid"), dict)
+        whole = whole and all(type(v) in (int, float) for v in best["valid"].values())
         if not whole or type(best.get("epoch")) is not int:
             raise Problem(f"{self.best}: not a checkpoint of main.py")
         check_weights(self.best, best["model"])

@@ -26,7 +26,19 @@ from readers.dataset import Catalogue, check_array, open_array, read_items
 from settings import Config
 from sids.files import spelled
 from sids.table import SidOptions, SidTable
-from utils import Problem, log, log_to, problems_exit_2, quoted, shortened, write_checkpoint, write_json
+from utils import (
+    Problem,
+    load_weights,
+    log,
+    log_to,
+    one_line,
+    problems_exit_2,
+    quoted,
+    shortened,
+    shown,
+    write_checkpoint,
+    write_json,
+)
 
 PER_ITEM = ("code_NT", "end_N", "first_NP", "recommender.own.weight")  # tensors of a model with a row an item
 
@@ -90,6 +102,9 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
             f"--items: {quoted(item)}: the {model.ends} semantic IDs of its codes are all taken; leave it out, or "
             "train anew with larger num_emb_list"
         )
+    added = state.get("added", 0)
+    if type(added) is not int or not 0 <= added < 2**53:
+        raise Problem(f"{path}: has had {shown(added)} items added, which is no number; use another checkpoint")
     rows = {"code_NT": new_MT, "end_N": end_M, "first_NP": torch.cat([new_MT, end_M[:, None]], 1)}
     weights = dict(model.state_dict())
     for name in (n for n in PER_ITEM if n in weights):
@@ -101,13 +116,16 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
         weights[last] = torch.cat([weights[last], weights[last][:1].expand(len(new), -1)])
     kept = {k: v for k, v in state.items() if k not in ("run", "split")}  # of the data it was trained on
     lists = {"items": state["items"] + new.ids, "titles": state["titles"] + new.titles}
-    return {**kept, **lists, "model": weights, "added": len(new) + int(state.get("added", 0))}
+    return {**kept, **lists, "model": weights, "added": len(new) + added}
 
 
 def sids_of(cfg: Config, state: dict[str, Any]) -> dict[str, list[str]]:
     """The SIDs of an extended state, which loading proves sound."""
     model = methods.empty_model(cfg, len(state["items"]), methods.sizes_of(cfg, state["model"])[1])
-    model.load_state_dict(state["model"])
+    try:
+        load_weights(model, state["model"])
+    except RuntimeError as e:
+        raise Problem(f"the extended table is not sound ({one_line(e)}); use another checkpoint") from None
     return spelled(model.sids)  # type: ignore[attr-defined]
 
 

@@ -33,7 +33,7 @@ from scripts.make_demo import build_demo
 from settings import Config
 from sids.search import SearchOptions
 from trainer import TrainOptions
-from utils import Problem, is_file, keep_freed_memory, log_to, problems_exit_2, write_json
+from utils import Problem, is_file, keep_freed_memory, log_to, problems_exit_2, whole_number, write_json
 
 SECTIONS = {
     s.__name__.rpartition(".")[2]: s.measure for s in (train, search, recommender, trie, tokenizer, scale, sasrec)
@@ -84,7 +84,7 @@ def configuration(overrides: list[str]) -> Config:
 
 def _widths(text: str) -> tuple[int, ...]:
     widths = text.split(",")
-    if not all(w.isdecimal() and int(w) > 0 for w in widths):
+    if not all(map(whole_number, widths)):
         raise Problem(f"--beams: expected numbers such as 20,50,80, got {text!r}")
     return tuple(map(int, widths))
 

@@ -43,6 +43,8 @@ from utils import (
     log,
     log_to,
     problems_exit_2,
+    quoted,
+    whole_number,
     write_json,
     write_text,
 )
@@ -301,8 +303,8 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     overrides = BUDGETS[budget] | methods.parse_overrides([w for w in words if w.startswith("-")])
     overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
     seeds = given.get("seeds", SEEDS[budget]).split(",")
-    if bad := [s for s in seeds if not s.isdecimal() or len(s) > 15]:
-        raise Problem(f"--seeds: expected whole numbers separated by commas, got {bad[0]!r}")
+    if bad := [s for s in seeds if whole_number(s) is None]:
+        raise Problem(f"--seeds: expected whole numbers separated by commas, got {quoted(bad[0])}")
     rows = read_rows([r for r in given.get("rows", "").split(",") if r])
     log_to(None, main=True)
     jobs = plan(rows, names[0], list(dict.fromkeys(map(int, seeds))), overrides)

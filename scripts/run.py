@@ -35,6 +35,7 @@ from utils import (
     problems_exit_2,
     quoted,
     regular_file,
+    whole_number,
     write_json,
 )
 
@@ -109,9 +110,12 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
 
 def processes_wanted() -> int:
     text = os.environ.get("NPROC", "1")
-    if not text.isdecimal() or len(text) > 6 or int(text) < 1:
+    number, cores = whole_number(text), os.cpu_count() or 1
+    if not number:
         raise Problem(f"NPROC: expected a whole number from 1, got {quoted(text)}")
-    return int(text)
+    if number > 4 * cores:  # each loads all of torch: thousands would take the machine down
+        raise Problem(f"NPROC: {number} processes are too many for {cores} cores; lower it")
+    return number
 
 
 def two_stage_of(cfg: Config) -> Config:

@@ -20,7 +20,7 @@ from readers.dataset import Dataset
 from settings import option
 from sids.pairs import PairOptions, Pairs, pairs_of
 from sids.tokenizer import CodeOptions, Joined, Source, in_pieces
-from utils import Problem, log, read_checkpoint
+from utils import Problem, log, read_checkpoint, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +151,16 @@ def vectors_of(cfg: CodeOptions, data: Dataset) -> np.ndarray | None:
     state = read_checkpoint(path)
     method = state.get("config", {}).get("method") if isinstance(state.get("config"), dict) else None
     if method != "sasrec":
-        raise Problem(f"vectors_from: {path} is of {method!r}; only a sasrec run has the vectors that are meant")
+        raise Problem(f"vectors_from: {path} is of {shown(method)}; only a sasrec run has the vectors that are meant")
     if state.get("items") != data.catalogue.ids:
         raise Problem(f"vectors_from: {path} was trained on another catalogue")
     if state.get("split") != data.split_hash:
         raise Problem(f"vectors_from: {path} was trained on other interactions or another split; it may know targets")
-    table = state.get("model", {}).get("encoder.items.weight")
-    if not isinstance(table, Tensor) or len(table) != data.n_items + 1 or not torch.isfinite(table).all():
+    model = state.get("model")
+    table = model.get("encoder.items.weight") if isinstance(model, dict) else None
+    if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
+        raise Problem(f"vectors_from: {path} holds no item vectors")
+    if len(table) != data.n_items + 1 or not torch.isfinite(table).all():
         raise Problem(f"vectors_from: {path} holds no finite vector for each of the {data.n_items} items")
     log.info(f"behaviour: {table.shape[1]} dimensions of the item vectors in {path}")
     found: np.ndarray = table[1:].float().numpy()

@@ -299,6 +299,14 @@ BESTS = {
 }
 
 
+@pytest.mark.parametrize("valid", [1, {"recall@10": "x"}, {"recall@10": None}, {"a": torch.ones(1)}, {"a": True}])
+def test_figures_of_the_best_model_are_numbers(ground, tmp_path, valid):
+    fit = fit_of(ground, tmp_path, method="sasrec", hidden_units=4)
+    fit.run.save_best(fit._portable({}) | {"valid": valid})
+    with pytest.raises(Problem, match="not a checkpoint of"):
+        fit.run.read_best()
+
+
 @pytest.mark.parametrize("damage", BESTS.values(), ids=BESTS)
 def test_the_best_model_is_checked_again_before_the_test(ground, tmp_path, damage):
     fit = fit_of(ground, tmp_path, method="sasrec", hidden_units=4, epochs=1)

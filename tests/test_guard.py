@@ -168,16 +168,16 @@ def test_a_number_that_is_not_finite_stops_before_the_update(ground, tmp_path, m
     assert rows(resumed) == rows(whole)
 
 
-def test_bf16_stays_close_to_float32_over_50_steps(ground, tmp_path):
-    """Stated band: each epoch's mean loss within 2 %, the parameters within 0.03."""
-    changes = {"batch_size": 30, "epochs": 8, "lr_id": 1e-3, "dropout_rate": 0, "uncertainty": "sdud", "early_stop": 8}
+def test_bf16_stays_close_to_float32(ground, tmp_path):
+    """Stated band over 28 steps: each epoch's mean loss within 2 %, the parameters within 0.03."""
+    changes = {"batch_size": 30, "epochs": 4, "eval_step": 4, "lr_id": 1e-3, "dropout_rate": 0, "uncertainty": "sdud"}
     fits = [fit_of(ground, tmp_path / precision, **changes) for precision in ("no", "bf16")]
     AcceleratorState._reset_state()
     fits[1].acc = Accelerator(cpu=True, mixed_precision="bf16")
     for fit in fits:
         fit.train()
     AcceleratorState._reset_state()
-    assert fits[0].progress.step >= 50
+    assert fits[0].progress.step >= 28
     losses = [[r["loss/rec"] for r in rows(fit)] for fit in fits]
     assert losses[0] != losses[1]  # it is another arithmetic
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

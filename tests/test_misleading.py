@@ -51,9 +51,10 @@ def test_the_proof_is_the_same_however_the_batch_is_cut(ground, tmp_path, uncert
     assert found[0] and min(found[0].values()) > 0 and all(f == found[0] for f in found)
 
 
-@pytest.mark.parametrize("cut", [c for c in CUTS if c.get("batch_size", 32) > 1], ids=str)
+@pytest.mark.parametrize("cut", [c for c in CUTS if c.get("batch_size", 32) > 2], ids=str)
 def test_any_cut_trains(ground, tmp_path, cut):
-    fit_of(ground, tmp_path, epochs=1, **cut).train()
+    """Of the network with the cheapest step: how a batch is cut is the trainer's business."""
+    fit_of(ground, tmp_path, epochs=1, method="sasrec", hidden_units=4, **cut).train()
 
 
 def test_a_severed_road_is_refused_whatever_the_batch_and_a_handful_of_samples_only_warned_of(
