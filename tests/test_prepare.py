@@ -12,7 +12,7 @@ from readers.layouts import read_dataset
 from readers.prepare import Events, kept_of_repeats
 from readers.raw.kinds import WRITERS
 from readers.splits import DataOptions
-from scripts import prepare_data
+from scripts import prepare_data, run
 from utils import Problem
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
@@ -312,6 +312,12 @@ def test_a_split_by_time_is_counted_and_named(shop, tmp_path):
     assert [card["split"][p] for p in ("train", "valid", "test")] == [
         len(data.split(p)) for p in ("train", "valid", "test")
     ]
+
+
+def test_the_run_script_takes_it_as_it_is(shop):
+    """The preset beside the data is found; what is missing still is named with the command that makes it."""
+    with pytest.raises(Problem, match=r"beside 'shop': python scripts/embed_items.py \S+shop makes them"):
+        run.run("frqud", ["shop", f"--data_path={shop.parent}", "--dry_run"])
 
 
 # ---------------------------------------------------------------- what is wrong
