@@ -85,7 +85,8 @@ class GenerativeModel(nn.Module):
         self.register_buffer("code_NT", torch.zeros(n_items, len(self.sizes), dtype=torch.int32))
         self.register_buffer("end_N", torch.zeros(n_items, dtype=torch.int32))
         self._sids: SidTable | None = None
-        self._tree: tuple[Tensor | None, Trie] | None = None  # of the last `among`
+        self._whole: Trie | None = None
+        self._tree: tuple[Tensor, Trie] | None = None  # of the last `among`
         self._legal: Legal | None = None
 
     # ---- semantic IDs
@@ -93,7 +94,7 @@ class GenerativeModel(nn.Module):
     @property
     def sids(self) -> SidTable:
         if self._sids is None or self._sids.code_NT is not self.code_NT:  # the buffers are others on another device
-            self._tree = self._legal = None
+            self._whole = self._tree = self._legal = None
             self._sids = SidTable(self.code_NT, self.end_N, self.sizes, self.ends)
         return self._sids
 
@@ -102,11 +103,14 @@ class GenerativeModel(nn.Module):
         end_N = ended(code_NT, self.cfg[SidOptions].collision, self.ends)
         self.code_NT.copy_(code_NT)
         self.end_N.copy_(end_N)
-        self._sids = self._tree = self._legal = None
+        self._sids = self._whole = self._tree = self._legal = None
 
     def trie(self, among_M: Tensor | None = None) -> Trie:
-        """The prefix tree of the catalogue or of some items; the last one is kept."""
-        sids, kept = self.sids, self._tree
+        """The prefix tree of the catalogue or of some items; that of the catalogue and the last other one are kept."""
+        sids, kept, whole = self.sids, self._tree, self._whole
+        if among_M is None:
+            whole = self._whole = whole or sids.trie()
+            return whole
         if kept is None or kept[0] is not among_M:
             kept = among_M, sids.trie(among_M)
             self._tree = kept  # in one assignment: callers in other threads see a whole pair
@@ -125,7 +129,7 @@ class GenerativeModel(nn.Module):
         if sid_NP is not None:
             state_dict[f"{prefix}code_NT"], state_dict[f"{prefix}end_N"] = sid_NP[:, :-1], sid_NP[:, -1]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._sids = self._tree = self._legal = None
+        self._sids = self._whole = self._tree = self._legal = None
         errors = args[-1]  # of torch's signature: the missing names stand elsewhere
         if not errors and f"{prefix}code_NT" in state_dict and (fault := self.sids.fault()):
             errors.append(fault)
