@@ -1,0 +1,173 @@
+"""Do metrics that cost nothing predict the recommender? Many kinds of SIDs under one recommender, budget and seeds.
+
+  python scripts/sid_study.py scientific [rqvae,kmeans,random] --data_path=DIR [--seeds 2020,2021,2022]
+                              [--vectors_from=SASREC/best_model.pth] [--key=value ...]
+
+Each configuration's tokenizer is pre-trained, its cheap metrics are taken on the validation queries, and two_stage is
+trained on it. What is finished is used again, so that a stopped study goes on with the same command. A table, rank
+correlations over configurations (means over seeds; with and without random codes) and two plots are written into
+<output_dir>/<data set>/study-<hash of the question>/.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+from scipy.stats import kendalltau, spearmanr
+
+import main
+import methods
+from readers.dataset import Dataset, read_embeddings
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from runs.folder import RunOptions
+from scripts.compare import recipe, trained
+from scripts.sid_quality import Subject, measured
+from settings import Config
+from utils import Problem, digest, keep_freed_memory, log, log_to, problems_exit_2, write_json, write_text
+
+THREE = [0.003] * 3
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "rqvae": {},
+    "argmin": {"rqvae_assignment": "argmin"},
+    "K=64": {"num_emb_list": [64] * 3},
+    "K=512": {"num_emb_list": [512] * 3},
+    "L=2": {"num_emb_list": [256] * 2, "sk_epsilons": THREE[:2]},
+    "L=4": {"num_emb_list": [256] * 4, "sk_epsilons": [*THREE, 0.003]},
+    "kmeans": {"tokenizer": "rq_kmeans"},
+    "pairs": {"behaviour": "pairs"},
+    "vectors": {"behaviour": "vectors"},
+    "kmeans+pairs": {"tokenizer": "rq_kmeans", "behaviour": "pairs"},
+    "kmeans+vectors": {"tokenizer": "rq_kmeans", "behaviour": "vectors"},
+    "random": {"tokenizer": "random_codes"},
+}
+CHEAP = ("decoded hit@30", "decoded budget@30", "gini_sid", "gini/level_1", "collision_rate", "joint_entropy",
+         "pair_agreement/level_1")  # fmt: skip
+DRAWS = 10_000  # of the permutation test and of the bootstrap
+
+
+def cheap_metrics(cfg: Config, data: Dataset) -> dict[str, float]:
+    """Load, agreement and embedding hit rate (validation queries) of a configuration's tokenizer."""
+    model = methods.build_model(cfg, data)
+    figures, hits = measured(Subject(model.model.sids, model.tokenizer, data), "valid")  # type: ignore[attr-defined]
+    return figures | {f"{name} {key}": value for name, found in hits.items() for key, value in found.items()}
+
+
+def one(name: str, dataset: str, overrides: dict[str, Any], data: Dataset) -> dict[str, Any]:
+    """All figures of a configuration with one seed, from its own file where it is finished."""
+    options = dict(CONFIGURATIONS[name])
+    if options.get("behaviour") != "vectors":
+        overrides = {k: v for k, v in overrides.items() if k != "vectors_from"}
+    cfg = recipe("two_stage", dataset, overrides | options)
+    run = trained(name, cfg, data, overrides)
+    log_to(None, main=True)
+    results = run.results()
+    figures = {k: v for k, v in results.items() if k.startswith(("recall@", "ndcg@", "hr@"))}
+    valid = {f"valid {k}": v for k, v in results["valid"].items() if k.startswith(("recall@", "ndcg@", "hr@"))}
+    return cheap_metrics(cfg, data) | figures | valid
+
+
+def correlations(rows: dict[str, dict[str, float]], cheap: str, target: str) -> dict[str, float]:
+    """Spearman's rho with its permutation p-value and bootstrap interval (95 %), and Kendall's tau_b."""
+    x, y = (np.array([row[key] for row in rows.values()]) for key in (cheap, target))
+    random = np.random.default_rng(0)
+    if len(set(x)) < 3 or len(set(y)) < 3:
+        return {"n": len(x), "rho": float("nan")}
+    rho = float(spearmanr(x, y).statistic)
+    by_chance = [spearmanr(x, random.permutation(y)).statistic for _ in range(DRAWS // 10)]
+    drawn = [random.integers(0, len(x), len(x)) for _ in range(DRAWS // 10)]
+    again = [spearmanr(x[i], y[i]).statistic for i in drawn if len(set(x[i])) > 1 and len(set(y[i])) > 1]
+    low, high = np.quantile(again, [0.025, 0.975])
+    p = (1 + sum(abs(r) >= abs(rho) - 1e-12 for r in by_chance)) / (1 + len(by_chance))
+    tau = float(kendalltau(x, y).statistic)
+    return {"n": len(x), "rho": rho, "p": float(p), "low": float(low), "high": float(high), "tau": tau}
+
+
+def scatter(rows: dict[str, dict[str, float]], x: str, y: str) -> str:
+    """A scatter plot of two figures of the configurations, as SVG."""
+    points = np.array([[row[x], row[y]] for row in rows.values()])
+    low, span = points.min(0), np.maximum(np.ptp(points, 0), 1e-12)
+    place = (points - low) / span * [420, -260] + [70, 290]
+    style = 'font-family="sans-serif" font-size="11"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="620" height="350" {style}>',
+             '<rect width="620" height="350" fill="white"/><path d="M60 20V300H560" fill="none" stroke="black"/>',
+             f'<text x="310" y="335" text-anchor="middle">{x}</text>',
+             f'<text x="14" y="160" transform="rotate(-90 14 160)" text-anchor="middle">{y}</text>']  # fmt: skip
+    for axis, ends in enumerate(zip(low, low + span, strict=True)):
+        for end, value in zip((0, 1), ends, strict=True):
+            at = f'x="{70 + 420 * end:.0f}" y="315"' if axis == 0 else f'x="20" y="{294 - 260 * end:.0f}"'
+            parts.append(f"<text {at}>{value:.4f}</text>")
+    for name, (left, top) in zip(rows, place, strict=True):
+        parts.append(f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4" fill="steelblue"/>')
+        parts.append(f'<text x="{left + 6:.1f}" y="{top - 5:.1f}">{name}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def table(rows: dict[str, dict[str, float]], columns: list[str]) -> str:
+    head = f"{'SIDs':18}" + "  ".join(f"{c.replace('pair_agreement', 'agreement'):>17}" for c in columns)
+    body = [f"{name:18}" + "  ".join(f"{row[c]:17.4f}" for c in columns) for name, row in rows.items()]
+    return "\n".join([head, *body])
+
+
+def told(rows: dict[str, dict[str, float]], targets: list[str]) -> tuple[str, list[dict[str, Any]]]:
+    """The correlations as text and as plain values, with and without random codes."""
+    lines, plain = [f"{'cheap metric':26}{'against':14}{'SIDs':8}   rho      p    95 % interval     tau_b"], []
+    real = {k: v for k, v in rows.items() if k != "random"}
+    for cheap in CHEAP:
+        for target in targets:
+            for label, chosen in (("all", rows), ("real", real)):
+                found = correlations(chosen, cheap, target)
+                plain.append({"cheap": cheap, "target": target, "which": label, **found})
+                if "p" in found:
+                    lines.append(f"{cheap:26}{target:14}{label:8}{found['rho']:6.2f}  {found['p']:.3f}   "
+                                 f"{found['low']:5.2f} ... {found['high']:5.2f}   {found['tau']:6.2f}")  # fmt: skip
+    return "\n".join(lines), plain
+
+
+def study(argv: list[str]) -> dict[str, Any]:
+    given, rest = main.split_off(argv, ["seeds", "data_path"])
+    names = [a for a in rest if not a.startswith("--")]
+    overrides = methods.parse_overrides([a for a in rest if a.startswith("--")])
+    overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
+    if not 1 <= len(names) <= 2:
+        raise Problem("sid_study: needs a data set, as in: scientific --data_path=DIR")
+    dataset = names[0]
+    chosen = list(dict.fromkeys(names[1].split(","))) if len(names) == 2 else list(CONFIGURATIONS)
+    for name in chosen:
+        methods.check_known("configuration", name, CONFIGURATIONS)
+        if CONFIGURATIONS[name].get("behaviour") == "vectors" and "vectors_from" not in overrides:
+            raise Problem(f"--vectors_from: {name} needs the best_model.pth of a sasrec run; name it, or leave it out")
+    seeds = given.get("seeds", "2020").split(",")
+    if not all(s.isdecimal() for s in seeds):
+        raise Problem(f"--seeds: expected whole numbers separated by commas, got {given['seeds']!r}")
+    log_to(None, main=True)
+    plain = {k: v for k, v in overrides.items() if k != "vectors_from"}
+    cfg = recipe("two_stage", dataset, plain)
+    data = read_dataset(cfg[DataOptions])
+    read_embeddings(data)
+    found = {n: [one(n, dataset, overrides | {"seed": int(s)}, data) for s in seeds] for n in chosen}
+    rows = {n: {k: float(np.mean([f[k] for f in each])) for k in each[0]} for n, each in found.items()}
+    targets: list[str] = [k for k in ("valid ndcg@10", "recall@10", "ndcg@10") if k in rows[chosen[0]]]
+    text, told_plain = told(rows, targets)
+    log.info(f"\n{table(rows, [*CHEAP, *targets])}\n\n{text}\n\n{len(seeds)} seeds, {data.name}")
+    folder = Path(cfg[RunOptions].output_dir) / data.name / f"study-{digest(data.hash, chosen, seeds, overrides)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"seeds": seeds, "mean": rows, "each": found, "correlations": told_plain}
+    write_json(folder / "study.json", result)
+    for cheap in ("decoded hit@30", "gini_sid"):
+        write_text(folder / f"{cheap.replace(' ', '-')}.svg", scatter(rows, cheap, targets[-1]))
+    log.info(f"written: {folder}")
+    return result
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    with problems_exit_2():
+        if {"--help", "-h"} & set(sys.argv):
+            print(__doc__)
+        else:
+            study(sys.argv[1:])
