@@ -50,9 +50,10 @@ from vq import QuantizerOptions, RQVAEOptions
 TOKENIZERS = {
     "rqvae": "vq:RQVAE",
     "rq_kmeans": "sids.rq_kmeans:RQKMeans",
+    "contrastive": "sids.contrastive:ContrastiveRQVAE",
     "random_codes": "sids.random_codes:RandomCodes",
 }
-JOINT = {"rqvae": "vq:JointRQVAE"}  # the form of a tokenizer that learns together with a recommender
+JOINT = {"rqvae": "vq:JointRQVAE", "contrastive": "vq:JointRQVAE"}  # the form that learns with a recommender
 NETWORKS = {
     "t5": "recommenders.t5:T5Network",
     "rq_transformer": "recommenders.rq_transformer:RQTransformer",

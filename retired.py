@@ -41,6 +41,22 @@ RETIRED = {
     "state_dict_path": "is now --checkpoint of main.py evaluate",
     "l2_emb": "is now weight_decay",
     "device": "is not needed: a GPU is used when there is one",
+    # of the published FORGE: they did nothing there
+    "batch_loss_weight": _NOTHING,
+    "neg_loss_weight": _NOTHING,
+    "kl_div_loss_weight": _NOTHING,
+    "latent_loss_weight": _NOTHING,
+    "max_neg_len": _NOTHING,
+    "neg_num": _NOTHING,
+    "filter_lr": _NOTHING,
+    "freeze_lv1": _NOTHING,
+    "freeze_lv2": _NOTHING,
+    "rotation_trick": _NOTHING,
+    "contrastive": _NOTHING,
+    "fuka": _NOTHING,
+    "restart_unused_codes": f"{_NOTHING} (codes that nobody uses: dead_code_ratio)",
+    "VQ_ema": "is now codebook_learning=ema",
+    "latent_weight": "is now quant_loss_weight (its second number) and beta (the first divided by the second)",
     # of earlier versions
     "reference": "is now two options: split=time_groups (DiffSASRec's split) and as_published=true (its network)",
 }

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from layers import MLP, counter_uniform, distance, kmeans, sinkhorn
 from settings import option
 from sids.behaviour import BehaviourOptions, ContentTokenizer
+from sids.codebooks import Upkeep, UpkeepOptions
 from sids.tokenizer import ROWS, Quantized, Source, in_pieces, through
 from uncertainty import Uncertainty, keep_probability
 from utils import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
-class RQVAEOptions(BehaviourOptions):
+class RQVAEOptions(BehaviourOptions, UpkeepOptions):
     e_dim: int = option(256, "width d of latents and codebooks", ge=1)
     layers: list[int] = option([2048, 1024, 512], "hidden widths of the encoder MLP (the decoder mirrors them)", ge=1)
     beta: float = option(0.25, "weight of the commitment term in the VQ loss", ge=0)
@@ -35,6 +36,9 @@ class RQVAEOptions(BehaviourOptions):
     standardize_embeddings: bool = option(False, "centre the embeddings and divide by their standard deviation")
     catalogue_assignment: Literal["argmin", "sinkhorn"] = option("argmin", "SIDs of the whole catalogue")
     rqvae_assignment: Literal["sinkhorn", "argmin"] = option("sinkhorn", "how pre-training assigns codes")
+    vq_form: Literal["residual", "cumulative"] = option(
+        "residual", "VQ loss of each level's residual and code, or of the latent and the sum of codes so far (FORGE)"
+    )
     quant_loss_weight: float = option(1.0, "weight w of the VQ loss beside the reconstruction", ge=0)
     kmeans_init: bool = option(True, "codebooks start from k-means on the first batch's residuals")
     kmeans_iters: int = option(100, "iterations of that k-means", ge=1)
@@ -81,7 +85,7 @@ class ResidualQuantizer(nn.Module):
 
     def __init__(self, cfg: RQVAEOptions) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.averaged = cfg, False  # averaged: codes do not learn by gradient
         self.vq_layers = nn.ModuleList(Codebook(k, cfg.e_dim) for k in cfg.num_emb_list)
 
     def codebooks(self) -> list[nn.Parameter]:
@@ -106,9 +110,9 @@ class ResidualQuantizer(nn.Module):
         return torch.stack(codes, 1)
 
     def vq_loss(self, residual: Tensor, q: Tensor) -> Tensor:
-        """|sg(r) - q|^2 + beta |r - sg(q)|^2, mean over dimensions, [U]."""
-        codebook = (q - residual.detach()).square().mean(1)
-        return codebook + self.cfg.beta * (residual - q.detach()).square().mean(1)
+        """|sg(r) - q|^2 + beta |r - sg(q)|^2, mean over dimensions, [U]; without the first term for moving averages."""
+        commitment = self.cfg.beta * (residual - q.detach()).square().mean(1)
+        return commitment if self.averaged else (q - residual.detach()).square().mean(1) + commitment
 
 
 class RQVAE(ContentTokenizer):
@@ -116,6 +120,7 @@ class RQVAE(ContentTokenizer):
 
     Options: ClassVar[type[RQVAEOptions]] = RQVAEOptions
     cfg: RQVAEOptions
+    keeps_last = False
 
     def __init__(self, cfg: RQVAEOptions, n_input: int) -> None:
         super().__init__(cfg, n_input)
@@ -124,6 +129,12 @@ class RQVAE(ContentTokenizer):
         self.encoder = MLP(sizes, cfg.dropout_prob)
         self.rq = ResidualQuantizer(cfg)
         self.decoder = MLP(sizes[::-1], cfg.dropout_prob)
+        self.upkeep: Upkeep | None = None
+        if cfg.codebook_learning == "ema" or cfg.dead_code_ratio:
+            self.upkeep = Upkeep(cfg, cfg.num_emb_list, cfg.e_dim)
+        for codebook in self.rq.codebooks():
+            codebook.requires_grad_(cfg.codebook_learning == "gradient")
+        self.rq.averaged = cfg.codebook_learning == "ema"
         if cfg.standardize_embeddings:
             self.register_buffer("shift", torch.zeros(self.width))
             self.register_buffer("spread", torch.ones(()))
@@ -178,8 +189,10 @@ class RQVAE(ContentTokenizer):
                 )
         self.register_buffer("x_ND", self.prepare(x_ND.to(self.rq.codebooks()[0].device)), persistent=False)
         if fresh and self.cfg.kmeans_init:
-            first = self.batches(source, size, seed, 0)[0]
+            first = RQVAE.batches(self, source, size, seed, 0)[0]
             self.init_codebooks(self.get_buffer("x_ND")[first], self.cfg.kmeans_iters, seed)
+        if fresh and self.upkeep is not None:
+            self.upkeep.begin(self.rq.codebooks())
 
     def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Tensor]:
         """Rows of the catalogue in a fresh random order, `size` at a time."""
@@ -193,18 +206,41 @@ class RQVAE(ContentTokenizer):
 
     def forward(self, x_ND: Tensor, rule: str) -> tuple[Tensor, Tensor, Tensor]:
         """Pre-training pass on prepared embeddings: (reconstruction loss, VQ loss, codes [N, L])."""
-        z = self.encoder(x_ND)
-        r, out, vq, codes = z, torch.zeros_like(z), z.new_zeros(()), []
+        out, vq, codes = self.straight_through(self.encoder(x_ND), rule)
+        return F.mse_loss(self.decoder(out), x_ND), vq, codes
+
+    def straight_through(self, z_Nd: Tensor, rule: str) -> tuple[Tensor, Tensor, Tensor]:
+        """(sum of the codes with the latent's gradient [N, d], VQ loss, codes [N, L])."""
+        r, out, total, vq, codes = z_Nd, torch.zeros_like(z_Nd), torch.zeros_like(z_Nd), z_Nd.new_zeros(()), []
         for level, codebook in enumerate(self.rq.codebooks()):
             with torch.no_grad():
                 code = self.rq.nearest(r, level, rule)
+            if self.training and self.upkeep is not None:
+                self.upkeep.observe(level, r, code)
             q = F.embedding(code, codebook)
-            vq = vq + self.rq.vq_loss(r, q).mean()
+            total = total + q
+            whole = self.cfg.vq_form == "cumulative"
+            vq = vq + self.rq.vq_loss(z_Nd if whole else r, total if whole else q).mean()
             q = r + (q - r).detach()  # straight-through
             out, r = out + q, r - q
             codes.append(code)
-        recon = F.mse_loss(self.decoder(out), x_ND)
-        return recon, vq / len(codes), torch.stack(codes, 1)
+        return out, vq / len(codes), torch.stack(codes, 1)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """After each step of pre-training: the codebooks' upkeep; figures for the log."""
+        return {} if self.upkeep is None else self.upkeep.step(self.rq.codebooks(), optimizer)
+
+    @torch.no_grad()
+    def disagreement(self, size: int, seed: int) -> list[float]:
+        """Share of items per level whose code in a batch of pre-training is not the catalogue's; [] for equal rules."""
+        x_ND, rule = self.get_buffer("x_ND"), self.cfg.rqvae_assignment
+        if rule == self.cfg.catalogue_assignment == "argmin" or not any(self.cfg.sk_epsilons):
+            return []
+        z_Nd = through(self.encoder, x_ND.split(ROWS), x_ND.device)
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(z_Nd)))
+        batches_NL = torch.cat([self.rq.assign(z_Nd[rows], rule) for rows in order.split(size)])
+        differ_NL = batches_NL != self.rq.assign(z_Nd, self.cfg.catalogue_assignment)[order]
+        return [float(level) for level in differ_NL.float().mean(0)]
 
     @torch.no_grad()
     def init_codebooks(self, x_ND: Tensor, iterations: int, seed: int) -> None:
@@ -249,6 +285,10 @@ class JointRQVAE(RQVAE):
 
     def __init__(self, cfg: RQVAEOptions, joint: QuantizerOptions, n_input: int, seed: int) -> None:
         super().__init__(cfg, n_input)
+        self.upkeep = None  # of pre-training
+        for codebook in self.rq.codebooks():
+            codebook.requires_grad_(True)
+        self.rq.averaged = False
         self.joint, self.seed = joint, seed
         self.levels: list[LevelScale] = []  # as measured at the start
         self.register_buffer("scale_L", torch.ones(len(cfg.num_emb_list)))

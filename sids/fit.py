@@ -36,6 +36,8 @@ from utils import (
     write_json,
 )
 
+PRE_TRAINING = ("upkeep.", "theta")  # beginnings of the tensors that only pre-training needs
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
@@ -60,6 +62,7 @@ class Report:
     reconstruction_error: float  # |x_hat - x|^2 / |x - mean|^2, relative
     codes_used: list[int]
     perplexity: list[float]
+    disagreement: list[float] = dataclasses.field(default_factory=list)  # of the codes in training and afterwards
 
     def beats(self, other: "Report", lowest: float) -> bool:
         """Fewer collisions at a reconstruction error within 10 % of the lowest that any epoch reached.
@@ -87,7 +90,14 @@ class Report:
         return [
             *(f"level {i}: {used} codes used, perplexity {p:.1f}" for i, (used, p) in enumerate(levels, 1)),
             f"collision rate {self.collision_rate:.4f}, {error} (epoch {self.epoch})",
+            *self.said_of_training(),
         ]
+
+    def said_of_training(self) -> list[str]:
+        if not self.disagreement:
+            return []
+        shares = " ".join(f"{share:.3f}" for share in self.disagreement)
+        return [f"share of items whose code in training was another than the catalogue's, by level: {shares}"]
 
 
 @torch.no_grad()
@@ -141,6 +151,9 @@ def load_state(path: Path, model: nn.Module, name: str) -> None:
     """
     found = read_checkpoint(path, allow=(argparse.Namespace,))
     state, kind = found.get("state_dict"), found.get("tokenizer", "rqvae")
+    own_keys = set(model.state_dict())
+    if isinstance(state, dict):  # joint training needs nothing of what only pre-training did
+        state = {k: v for k, v in state.items() if k in own_keys or not str(k).startswith(PRE_TRAINING)}
     if not isinstance(state, dict):
         raise Problem(f"{path}: holds no 'state_dict'; expected a tokenizer's checkpoint")
     if kind != name:
@@ -267,6 +280,7 @@ class _Loop:
     def _epoch(self, epoch: int) -> dict[str, float]:
         """One pass; the means of the loss's parts."""
         sums: dict[str, Tensor] = {}
+        times: dict[str, int] = {}
         torch.manual_seed(self.seed * 1_000_003 + epoch)
         self.model.train()
         for i, batch in enumerate(self._batches(epoch)):
@@ -276,9 +290,14 @@ class _Loop:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            for key, value in parts.items():
-                sums[key] = sums.get(key, 0.0) + value.detach()
-        return {k: float(v) / self.per_epoch for k, v in sums.items()}
+            for key, value in {**parts, **self._after_step()}.items():
+                sums[key], times[key] = sums.get(key, 0.0) + value.detach(), times.get(key, 0) + 1
+        return {k: float(v) / times[k] for k, v in sums.items()}
+
+    def _after_step(self) -> dict[str, Tensor]:
+        """What a tokenizer may do after each step; few do."""
+        step = getattr(self.model, "after_step", None)
+        return {} if step is None else step(self.optimizer)
 
     def _factor(self, step: int) -> float:
         """Linear warm-up, then linear fall to zero."""
@@ -287,6 +306,8 @@ class _Loop:
 
     def _look(self, epoch: int, parts: dict[str, float]) -> None:
         now = measure(self.model, self.source.content_ND, epoch)
+        if hasattr(self.model, "disagreement"):
+            now.disagreement = self.model.disagreement(self.p.rqvae_batch_size, self.seed)
         log.info(
             f"tokenizer epoch {epoch + 1} | {' | '.join(f'{k} {v:.5f}' for k, v in parts.items())} | "
             f"collisions {now.collision_rate:.4f} | codes {' '.join(map(str, now.codes_used))} | "
@@ -299,7 +320,7 @@ class _Loop:
                 "it was saved"
             )
         self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
-        if self.best is None or now.beats(self.best, self.lowest):
+        if self.best is None or getattr(self.model, "keeps_last", False) or now.beats(self.best, self.lowest):
             self.best = now
             state = portable(self.cfg, self.name, self.model, now) | {"optimizer": self.optimizer.state_dict()}
             write_checkpoint(self.path, state)

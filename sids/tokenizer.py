@@ -91,7 +91,11 @@ class Fitted(Tokenizer, Protocol):
 
 
 class Learned(Tokenizer, Protocol):
-    """Learned step by step, in the loop of sids/fit.py; what has `batches` is one."""
+    """Learned step by step, in the loop of sids/fit.py; what has `batches` is one.
+
+    It may have `after_step(optimizer)`, figures for the log; `disagreement(size, seed)`, the share of items per level
+    whose code in training is another than afterwards; `keeps_last`, true where no figure tells which state is better.
+    """
 
     def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
         """Hold the data; on a fresh start take from them what the first step needs (batches of `size`)."""

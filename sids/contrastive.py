@@ -1,0 +1,237 @@
+"""FORGE's tokenizer (arXiv:2509.20904): an RQ-VAE that also learns which items users take together.
+
+Two tasks, in turn or summed: reconstruction of every item, and contrast of co-occurring pairs against the other pairs
+of the batch, on the decoder's outputs. Formulas and what differs from the published program: docs/forge.md.
+
+Shape letters: N items, P pairs, B pairs of a batch, D width.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from settings import option
+from sids.pairs import Pairs, pairs_of
+from sids.tokenizer import Source
+from utils import Problem
+from vq import RQVAE, RQVAEOptions
+
+TERMS = ("self", "ori", "cl")  # output to output, output to the partner's input, output to its own input
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveOptions(RQVAEOptions):
+    task: Literal["both", "reconstruction", "contrastive"] = option("both", "what pre-training learns")
+    mixing: Literal["alternate", "sum"] = option(
+        "alternate", "task: both: a step a task in random order, or both losses in every step"
+    )
+    contrastive_weight: float = option(1.0, "weight of the contrastive loss", gt=0)
+    contrastive_terms: list[str] = option(list(TERMS), f"terms of the contrastive loss, of {', '.join(TERMS)}")
+    contrastive_at: Literal["decoded", "latent"] = option(
+        "decoded", "contrast of the decoder's outputs, or of the latents (then self is the only term)"
+    )
+    temperature_init: float = option(0.07, "temperature of each term at the start; it is learned", gt=0)
+    max_scale: float = option(100.0, "bound of 1 / temperature", ge=1)
+    mask_known_positives: bool = option(True, "known partners and repeated items are no negatives")
+    pair_weighting: Literal["uniform", "count"] = option(
+        "uniform", "a pair comes once an epoch, or is drawn as often as it was seen"
+    )
+    vq_form: Literal["residual", "cumulative"] = option(
+        "cumulative", "VQ loss of the latent and the sum of codes so far (FORGE), or of each level's residual and code"
+    )
+    quant_loss_weight: float = option(0.5, "weight w of the VQ loss", ge=0)
+    beta: float = option(1.0, "weight of the commitment term in the VQ loss", ge=0)
+    dead_code_ratio: float = option(
+        0.1, "a code used less than this share of the mean moves to a random row of the batch; 0: never", ge=0, le=0.9
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bad := [t for t in self.contrastive_terms if t not in TERMS]:
+            raise Problem(f"contrastive_terms: {bad[0]!r} is not one of {', '.join(TERMS)}")
+        if not self.contrastive_terms or len(set(self.contrastive_terms)) < len(self.contrastive_terms):
+            raise Problem("contrastive_terms: name each term that is wanted once, at least one")
+        if self.contrastive_at == "latent" and self.contrastive_terms != ["self"]:
+            raise Problem("contrastive_at: latents cannot be held against inputs; set contrastive_terms: self")
+        if self.mixing == "sum" and self.task != "both":
+            raise Problem(f"mixing: sum needs task: both, not {self.task}")
+        if self.temperature_init < 1 / self.max_scale:
+            raise Problem(f"temperature_init: {self.temperature_init} is beyond max_scale {self.max_scale}")
+
+
+class Step(NamedTuple):
+    """What a step of pre-training learns from: rows to reconstruct, pairs [B, 2] to contrast; one may be missing."""
+
+    rows: Tensor | None
+    pair_B2: Tensor | None
+
+
+class Adjacency:
+    """Who is a known partner of whom, for the items of a batch."""
+
+    def __init__(self, pairs: Pairs, n_items: int) -> None:
+        both = np.concatenate([pairs.item_P2, pairs.item_P2[:, ::-1]])
+        both = both[np.argsort(both[:, 0], kind="stable")]
+        self.begin_N = np.searchsorted(both[:, 0], np.arange(n_items + 1))
+        self.partner = both[:, 1]
+
+    def among(self, item_U: np.ndarray) -> np.ndarray:
+        """[U, U] bool for different sorted items."""
+        length_U = self.begin_N[item_U + 1] - self.begin_N[item_U]
+        row = np.repeat(np.arange(len(item_U)), length_U)
+        start = np.repeat(self.begin_N[item_U] - (length_U.cumsum() - length_U), length_U)
+        partner = self.partner[start + np.arange(len(row))]
+        place = np.searchsorted(item_U, partner).clip(max=len(item_U) - 1)
+        known = np.zeros((len(item_U), len(item_U)), bool)
+        there = item_U[place] == partner
+        known[row[there], place[there]] = True
+        return known
+
+
+class Excluded(NamedTuple):
+    """What is no negative of each row, [B, B] bool each, false on the diagonal: candidates right or left."""
+
+    left_right: Tensor
+    right_left: Tensor
+    left_left: Tensor
+    right_right: Tensor
+
+
+def excluded(pair_B2: Tensor, adjacency: Adjacency | None) -> Excluded:
+    """Candidates that are the row's own item, its partner, or (with an adjacency) any known partner of it."""
+    item_U, place = np.unique(pair_B2.numpy(), return_inverse=True)
+    left, right = torch.from_numpy(place.reshape(-1, 2)).unbind(1)
+    same_UU = torch.eye(len(item_U), dtype=torch.bool)
+    known_UU = same_UU if adjacency is None else same_UU | torch.from_numpy(adjacency.among(item_U))
+
+    def mask(query: Tensor, partner: Tensor, candidate: Tensor) -> Tensor:
+        found = known_UU[query][:, candidate] | same_UU[partner][:, candidate]
+        return found.fill_diagonal_(False)
+
+    return Excluded(
+        mask(left, right, right), mask(right, left, left), mask(left, left, left), mask(right, right, right)
+    )
+
+
+def contrast(
+    query_BD: Tensor, candidate_BD: Tensor, scale: Tensor, excluded_BB: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(cross-entropy of finding candidate i for query i among all, share found) of rows of length 1."""
+    logits_BB = scale * query_BD @ candidate_BD.T
+    if excluded_BB is not None:
+        logits_BB = logits_BB.masked_fill(excluded_BB, -torch.inf)
+    goal_B = torch.arange(len(logits_BB), device=logits_BB.device)
+    return F.cross_entropy(logits_BB, goal_B), (logits_BB.argmax(1) == goal_B).float().mean()
+
+
+class Contrast(NamedTuple):
+    loss: Tensor  # mean of the terms
+    terms: dict[str, Tensor]
+    accuracy: Tensor  # of `self` and `ori`, both directions
+
+
+def contrastive_loss(
+    output: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor], scale: dict[str, Tensor], no: Excluded | None
+) -> Contrast:
+    """The mean of the terms that `scale` names, each over both directions.
+
+    With a, b the outputs of the pairs' items, X, Y their inputs, all at length 1 (the program left X and Y as they
+    came): self = [CE(s a B') + CE(s b A')] / 2, ori = [CE(s a Y') + CE(s b X')] / 2, cl = [CE(s a X') + CE(s b Y')] /
+    2.
+    """
+    a, b, x, y = (F.normalize(t, dim=1) for t in (*output, *inputs))
+    across, own = (None, None, None, None) if no is None else no, 2
+    sides = {
+        "self": ((a, b, across[0]), (b, a, across[1])),
+        "ori": ((a, y, across[0]), (b, x, across[1])),
+        "cl": ((a, x, across[own]), (b, y, across[own + 1])),
+    }
+    terms, found = {}, []
+    for name, s in scale.items():
+        both = [contrast(query, candidate, s, mask) for query, candidate, mask in sides[name]]
+        terms[name] = (both[0][0] + both[1][0]) / 2
+        found += [share for _, share in both if name != "cl"]
+    zero = a.new_zeros(())
+    return Contrast(torch.stack(list(terms.values())).mean(), terms, torch.stack(found or [zero]).mean())
+
+
+class ContrastiveRQVAE(RQVAE):
+    """An RQ-VAE with FORGE's two tasks; its network and its state are the RQ-VAE's, and the temperatures."""
+
+    Options: ClassVar[type[ContrastiveOptions]] = ContrastiveOptions
+    cfg: ContrastiveOptions
+
+    def __init__(self, cfg: ContrastiveOptions, n_input: int) -> None:
+        super().__init__(cfg, n_input)
+        self.theta = nn.Parameter(torch.full((len(cfg.contrastive_terms),), -math.log(cfg.temperature_init)))
+        self.keeps_last = cfg.task != "reconstruction"  # an output's length means nothing, so that its error may rise
+        self._pairs: Pairs | None = None
+        self._adjacency: Adjacency | None = None
+
+    def pairs(self, source: Source) -> Pairs:
+        """The training part's pairs, counted once."""
+        if self._pairs is None:
+            self._pairs = pairs_of(source.train, len(source.content_ND), self.cfg)
+            if not len(self._pairs):
+                raise Problem(
+                    "task: the training part holds no pair of items; lower pair_min_count, or set task: reconstruction"
+                )
+            if self.cfg.mask_known_positives:
+                self._adjacency = Adjacency(self._pairs, len(source.content_ND))
+        return self._pairs
+
+    def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Step]:  # type: ignore[override]
+        """Every item and every pair once, each pair in a random order of its two; `size` of them at a time."""
+        task = self.cfg.task
+        whole: list[Tensor] = [] if task == "contrastive" else super().batches(source, size, seed, epoch)
+        if task == "reconstruction":
+            return [Step(rows, None) for rows in whole]
+        random = np.random.default_rng([seed, epoch, 12])
+        pairs = self.pairs(source)
+        share_P = pairs.count_P / pairs.count_P.sum() if self.cfg.pair_weighting == "count" else None
+        drawn = random.permutation(len(pairs))
+        if share_P is not None:
+            drawn = random.choice(len(pairs), len(pairs), p=share_P)
+        turned = random.random(len(drawn)) < 0.5
+        pair_P2 = np.where(turned[:, None], pairs.item_P2[drawn][:, ::-1], pairs.item_P2[drawn])
+        halves = torch.from_numpy(pair_P2).split(size)
+        if self.cfg.mixing == "sum":
+            return [Step(whole[i % len(whole)], half) for i, half in enumerate(halves)]
+        steps = [*(Step(rows, None) for rows in whole), *(Step(None, half) for half in halves)]
+        return [steps[i] for i in random.permutation(len(steps))]
+
+    def loss(self, batch: Step, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        """Reconstruction of the rows, contrast of the pairs, and the VQ loss of both."""
+        total = torch.zeros((), device=self.theta.device)
+        parts: dict[str, Tensor] = {}
+        if batch.rows is not None:
+            total, parts = super().loss(batch.rows, step)
+        if batch.pair_B2 is not None:
+            found, vq = self.contrast(batch.pair_B2)
+            total = total + self.cfg.contrastive_weight * found.loss + self.cfg.quant_loss_weight * vq
+            parts |= {"contrast": found.loss, "contrast_vq": vq, "accuracy": found.accuracy}
+        return total, parts
+
+    def contrast(self, pair_B2: Tensor) -> tuple[Contrast, Tensor]:
+        """(contrastive loss, VQ loss) of some pairs; both sides pass the network together."""
+        x_ND = self.get_buffer("x_ND")[pair_B2.T.reshape(-1)]
+        z_Nd = self.encoder(x_ND)
+        out_Nd, vq, _ = self.straight_through(z_Nd, self.cfg.rqvae_assignment)
+        output = self.decoder(out_Nd) if self.cfg.contrastive_at == "decoded" else z_Nd
+        scale = dict(zip(self.cfg.contrastive_terms, self.theta.exp(), strict=True))
+        no = excluded(pair_B2.cpu(), self._adjacency) if self.cfg.mask_known_positives else None
+        no = None if no is None else Excluded(*(mask.to(x_ND.device) for mask in no))
+        left_right, inputs = output.chunk(2), x_ND.chunk(2)
+        return contrastive_loss((left_right[0], left_right[1]), (inputs[0], inputs[1]), scale, no), vq
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """The codebooks' upkeep, and temperatures within their bound."""
+        figures = super().after_step(optimizer)
+        with torch.no_grad():
+            self.theta.clamp_(0, math.log(self.cfg.max_scale))
+        return figures if self.cfg.task == "reconstruction" else figures | {"scale": self.theta.exp().max()}

@@ -1,0 +1,262 @@
+"""FORGE's tokenizer and the upkeep of codebooks: worked examples, where gradients go, resuming, what is refused."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_overrides, write_tiny
+
+import main
+import methods
+from readers.dataset import read_embeddings
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from runs import guard
+from sids.codebooks import Upkeep, UpkeepOptions
+from sids.contrastive import Adjacency, ContrastiveOptions, ContrastiveRQVAE, Step, contrast, contrastive_loss, excluded
+from sids.pairs import Pairs
+from sids.tokenizer import Source
+from utils import Problem, Stopped, read_checkpoint, read_json
+from vq import RQVAE, RQVAEOptions
+
+A, B = torch.tensor([[1.0, 0], [0, 2], [3, 4]]), torch.tensor([[2.0, 0], [1, 1], [0, 5]])
+X, Y = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]]), torch.tensor([[0.8, 0.6], [0, 1], [0.6, 0.8]])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("contrastive")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root) | {
+        "method": "two_stage", "recommender": "rq_transformer", "epochs": 1, "tokenizer": "contrastive",
+        "rqvae_batch_size": 16,
+    }  # fmt: skip
+    return options, read_dataset(methods.build(options)[DataOptions])
+
+
+def model_of(data, **changes):
+    """A contrastive tokenizer that holds its data, and its first epoch's steps."""
+    chosen = {"num_emb_list": [8, 8, 8], "layers": [16], "e_dim": 8, **changes}
+    source = Source.of(data)
+    model = ContrastiveRQVAE(ContrastiveOptions(**chosen), source.content_ND.shape[1])
+    model.begin(source, 16, 0, fresh=True)
+    return model, model.batches(source, 16, 0, 0)
+
+
+# ---------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize(
+    ("scale", "factor", "want"),
+    [
+        (1.0, 1, {"self": 0.965729, "ori": 0.941594, "cl": 0.938819, "total": 0.948714}),
+        (1 / 0.07, 1, {"self": 2.331202, "ori": 1.265004, "cl": 1.305427, "total": 1.633878}),
+        (1 / 0.07, 3, {"ori": 1.265004, "cl": 1.305427, "total": 1.633878}),
+    ],
+)
+def test_contrastive_loss_by_hand(scale, factor, want):
+    """The published example; embeddings three times as long change nothing."""
+    scales = {name: torch.tensor(scale) for name in ("self", "ori", "cl")}
+    found = contrastive_loss((A, B), (X * factor, Y * factor), scales, None)
+    got = {name: float(t) for name, t in found.terms.items()} | {"total": float(found.loss)}
+    assert {k: got[k] for k in want} == pytest.approx(want, abs=1e-5)
+    assert float(found.accuracy) == pytest.approx(0.5)
+
+
+def test_repeated_items_are_no_negatives():
+    no = excluded(torch.tensor([[10, 20], [11, 20], [12, 22]]), None)
+    a, b, one = F.normalize(A, dim=1), F.normalize(B, dim=1), torch.tensor(1.0)
+    assert float(contrast(a, b, one, None)[0]) == pytest.approx(0.965972, abs=1e-5)
+    assert float(contrast(a, b, one, no.left_right)[0]) == pytest.approx(0.757139, abs=1e-5)
+
+
+def test_known_partners_are_no_negatives():
+    """0 - 1, 1 - 2 and 3 - 4 are pairs: 0 and 1, both on the left, are none for each other; 2 is one for 0."""
+    adjacency = Adjacency(Pairs(np.array([[0, 1], [1, 2], [3, 4]]), np.ones(3, np.int64)), 5)
+    no = excluded(torch.tensor([[0, 1], [3, 4], [1, 2]]), adjacency)
+    assert no.left_right.tolist() == [[False, False, False], [False, False, False], [True, False, False]]
+    assert no.right_left.tolist() == [[False, False, True], [False, False, False], [False, False, False]]
+    assert no.left_left.tolist() == [[False, False, True], [False] * 3, [True, False, False]]
+
+
+def test_a_batch_of_one_pair_costs_nothing():
+    no = excluded(torch.tensor([[0, 1]]), None)
+    scale = {"self": torch.tensor(14.0), "cl": torch.tensor(14.0)}
+    assert float(contrastive_loss((A[:1], B[:1]), (X[:1], Y[:1]), scale, no).loss) == 0
+
+
+def test_vq_loss_of_sums_by_hand():
+    """d = 2, two levels of two codes: loss .125, its gradients at the latent and at one code alone."""
+    cfg = RQVAEOptions(num_emb_list=[2, 2], sk_epsilons=[0.0, 0.0], e_dim=2, layers=[2], vq_form="cumulative", beta=1.0)
+    model = RQVAE(cfg, 2)
+    books = model.rq.codebooks()
+    with torch.no_grad():
+        books[0].copy_(torch.tensor([[1.0, 0], [0, 1]]))
+        books[1].copy_(torch.tensor([[0.0, 0], [0, 1]]))
+    z = torch.tensor([[1.0, 0], [0, 2]], requires_grad=True)
+    out, vq, codes = model.straight_through(z, "argmin")
+    assert codes.tolist() == [[0, 0], [1, 1]] and torch.equal(out, z)
+    loss = 0.5 * vq
+    assert float(loss.detach()) == pytest.approx(0.125, abs=1e-5)
+    grads = torch.autograd.grad(loss, [z, *books])
+    assert torch.allclose(grads[0], torch.tensor([[0, 0], [0, 0.125]]), atol=1e-5)
+    assert torch.allclose(grads[1], torch.tensor([[0, 0], [0, -0.125]]), atol=1e-5)
+    assert not grads[2].any()
+
+
+def test_the_contrast_reaches_encoder_and_decoder_and_no_codebook(place):
+    model, steps = model_of(place[1])
+    pair = next(s.pair_B2 for s in steps if s.pair_B2 is not None)
+    found, _ = model.contrast(pair)
+    named = dict(model.named_parameters())
+    grads = torch.autograd.grad(found.loss, list(named.values()), allow_unused=True)
+    reached = {name for name, g in zip(named, grads, strict=True) if g is not None and bool(g.any())}
+    assert {"theta", "encoder.mlp_layers.1.weight", "decoder.mlp_layers.1.weight"} <= reached
+    assert not any(name.startswith("rq.") for name in reached)
+
+
+def test_temperatures_stay_within_their_bound(place):
+    model, steps = model_of(place[1], max_scale=20.0)
+    model.loss(steps[0], 0)
+    with torch.no_grad():
+        model.theta.add_(torch.tensor([9.0, -9.0, 0.0]))
+    model.after_step(torch.optim.AdamW(model.parameters()))
+    assert model.theta.exp().tolist() == pytest.approx([20, 1, 1 / 0.07], rel=1e-5)
+
+
+# ---------------------------------------------------------------- steps
+
+
+def test_an_epoch_shows_every_item_and_every_pair_once(place):
+    model, steps = model_of(place[1])
+    pairs = model.pairs(Source.of(place[1]))
+    rows = torch.cat([s.rows for s in steps if s.rows is not None])
+    seen = torch.cat([s.pair_B2 for s in steps if s.pair_B2 is not None])
+    assert sorted(rows.tolist()) == list(range(40))
+    assert sorted(map(sorted, seen.tolist())) == sorted(pairs.item_P2.tolist())
+    assert (seen[:, 0] > seen[:, 1]).any() and (seen[:, 0] < seen[:, 1]).any()
+    assert all((s.rows is None) != (s.pair_B2 is None) for s in steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "pairs"),
+    [
+        ({"task": "reconstruction"}, True, False),
+        ({"task": "contrastive"}, False, True),
+        ({"mixing": "sum"}, True, True),
+    ],
+)
+def test_the_task_decides_what_a_step_holds(place, changes, rows, pairs):
+    model, steps = model_of(place[1], **changes)
+    assert all((s.rows is not None, s.pair_B2 is not None) == (rows, pairs) for s in steps)
+    loss, parts = model.loss(steps[0], 0)
+    loss.backward()
+    assert ("recon" in parts, "contrast" in parts) == (rows, pairs) and torch.isfinite(loss)
+
+
+def test_a_sum_is_the_sum_of_both_losses(place):
+    model, steps = model_of(place[1], mixing="sum", contrastive_weight=0.3)
+    whole, _ = model.loss(steps[0], 0)
+    both = [model.loss(Step(steps[0].rows, None), 0)[0], model.loss(Step(None, steps[0].pair_B2), 0)[0]]
+    assert float(whole) == pytest.approx(float(sum(both)), rel=1e-5)
+
+
+# ---------------------------------------------------------------- codebooks
+
+
+def test_moving_averages_by_hand():
+    """Two codes, decay .5: counts 1 -> 1.5 and .5, sums likewise; Laplace's term is too small to see."""
+    upkeep = Upkeep(UpkeepOptions(codebook_learning="ema", ema_decay=0.5), [2], 2)
+    book = torch.nn.Parameter(torch.tensor([[1.0, 0], [0, 1]]))
+    upkeep.begin([book])
+    upkeep.observe(0, torch.tensor([[3.0, 0], [0, 3.0]]), torch.tensor([0, 0]))
+    assert upkeep.step([book], torch.optim.AdamW([book])) == {}
+    assert torch.allclose(book, torch.tensor([[2 / 1.5, 1.5 / 1.5], [0, 1.0]]), atol=1e-4)
+
+
+def test_a_dead_code_moves_to_a_row_of_the_batch_and_forgets_its_moments():
+    upkeep = Upkeep(UpkeepOptions(dead_code_ratio=0.5, ema_decay=0.01), [2], 2)
+    book = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = torch.optim.AdamW([book])
+    book.grad = torch.ones(2, 2)
+    optimizer.step()
+    upkeep.begin([book])
+    row = torch.tensor([[5.0, 5.0]] * 4)
+    upkeep.observe(0, row, torch.zeros(4, dtype=torch.long))
+    assert float(upkeep.step([book], optimizer)["restarted"]) == 0.5
+    assert torch.allclose(book[1], row[0]) and not torch.allclose(book[0], row[0])
+    moment = optimizer.state[book]["exp_avg"]
+    assert moment[0].all() and not moment[1].any()
+    upkeep.observe(0, row, torch.tensor([0, 0, 1, 1]))
+    assert float(upkeep.step([book], optimizer)["restarted"]) == 0
+
+
+@pytest.mark.parametrize("learning", ["gradient", "ema"])
+def test_the_plain_tokenizer_has_the_upkeep_too(place, learning):
+    options, data = place
+    chosen = {"tokenizer": "rqvae", "codebook_learning": learning, "dead_code_ratio": 0.1}
+    cfg = methods.build(options | chosen)
+    path = methods.train_tokenizer(cfg, data)
+    assert len(read_json(path.with_name("report.json"))["disagreement"]) == 3
+    assert ("upkeep.sum_0" in read_checkpoint(path)["state_dict"]) == (learning == "ema")
+    joint = methods.build(options | chosen | {"method": "diger"})
+    assert all(c.requires_grad for c in methods.tokenizer_of(joint, data).rq.codebooks())
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize("changes", [{}, {"task": "contrastive"}, {"codebook_learning": "ema"}])
+def test_stopped_and_resumed_gives_the_same_bits(place, monkeypatch, changes):
+    options, data = place
+    cfg = methods.build(options | {"seed": 7} | changes)
+    whole = read_checkpoint(methods.train_tokenizer(cfg, data))["state_dict"]
+    folder = methods.checkpoint_path(cfg, "contrastive", data).parent
+    for file in folder.iterdir():
+        file.unlink()
+    epochs = iter([False, False, True])
+    monkeypatch.setattr(guard, "asked", lambda: next(epochs, False))
+
+    def stop():
+        raise Stopped(15)
+
+    monkeypatch.setattr(guard, "stop_if_asked", stop)
+    with pytest.raises(Stopped):
+        methods.train_tokenizer(cfg, data)
+    again = read_checkpoint(methods.train_tokenizer(cfg, data))["state_dict"]
+    assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_joint_training_starts_from_it(place):
+    """By its options or by rqvae_path; the joint model carries neither temperatures nor counts."""
+    options, data = place
+    path = methods.train_tokenizer(methods.build(options), data)
+    codes = methods.tokenizer_of(methods.build(options), data).encode(read_embeddings(data))
+    cfg = methods.build(options | {"method": "diger", "rqvae_path": str(path), "run_name": "joint"})
+    joint = methods.tokenizer_of(cfg, data)
+    assert torch.equal(joint.encode(read_embeddings(data)), codes)
+    assert not [k for k in joint.state_dict() if k.startswith(("theta", "upkeep"))]
+    assert methods.restore(main.train(cfg).best).model.tokenizer.cfg.task == "both"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixing": "sum", "task": "contrastive"}, "mixing: sum needs task: both"),
+        ({"contrastive_at": "latent"}, "set contrastive_terms: self"),
+        ({"contrastive_terms": ["self", "x"]}, "'x' is not one of self, ori, cl"),
+        ({"contrastive_terms": ["self", "self"]}, "name each term"),
+        ({"temperature_init": 0.001}, "is beyond max_scale"),
+        ({"restart_unused_codes": True}, "had no effect in the published program"),
+        ({"batch_loss_weight": 0.75}, "had no effect in the published program"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(changes, message):
+    with pytest.raises(Problem, match=message):
+        methods.build({"tokenizer": "contrastive", "method": "two_stage"} | changes)
+
+
+def test_no_pairs_is_one_line(place):
+    options, data = place
+    with pytest.raises(Problem, match="the training part holds no pair of items"):
+        methods.train_tokenizer(methods.build(options | {"pair_min_count": 1000}), data)
