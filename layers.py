@@ -319,12 +319,17 @@ def sinkhorn(distance_UK: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 FARTHEST = 1e36  # squared length of a vector; the squared distance of two, and some room, must fit into float32
+Start = Literal["random", "kmeans++", "greedy"]
 
 
 def kmeans(
-    x_Ud: np.ndarray, n_codes: int, iterations: int, seed: int, weight_U: np.ndarray | None = None
-) -> np.ndarray:
+    x_Ud: np.ndarray, n_codes: int, iterations: int, seed: int, weight_U: np.ndarray | None = None,
+    start: Start = "random",
+) -> np.ndarray:  # fmt: skip
     """Centres [K, d] float32 by faiss; with fewer points than codes the rest are jittered points.
+
+    start: points at random, or drawn by k-means++ (Arthur and Vassilvitskii, SODA 2007; greedy: the best of several
+    draws each time).
 
     Problem when a point is not finite, or so long that squared distances leave float32: faiss would end the process.
     """
@@ -348,7 +353,13 @@ def kmeans(
         x_Ud.shape[1], n_codes, niter=iterations, seed=seed, min_points_per_centroid=1,
         max_points_per_centroid=10**6 // n_codes + 256,
     )  # fmt: skip
-    run.train(x_Ud, weights=weight_U)
+    first_Kd = None
+    if start != "random":
+        from sklearn.cluster import kmeans_plusplus  # slow to import too
+
+        trials = None if start == "greedy" else 1
+        first_Kd, _ = kmeans_plusplus(x_Ud, n_codes, sample_weight=weight_U, random_state=seed, n_local_trials=trials)
+    run.train(x_Ud, weights=weight_U, init_centroids=first_Kd)
     return np.asarray(run.centroids).reshape(n_codes, -1)
 
 

@@ -24,7 +24,9 @@ from retired import RETIRED, upgraded
 from runs import memory
 from runs.folder import RunOptions
 from settings import Config, option
+from sids import lengths
 from sids.behaviour import side_width
+from sids.cut import codes_of
 from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
 from sids.search import SearchOptions
 from sids.table import SidOptions, end_tokens
@@ -410,10 +412,27 @@ def train_tokenizer(cfg: Config, data: Dataset) -> Path:
     return pretrain(cfg, name, part(TOKENIZERS[name]), data)
 
 
-def tokenizer_of(cfg: Config, data: Dataset) -> Any:
-    """The pre-trained tokenizer: `rqvae_path`, or what pre-training left for these options."""
+def length_file(cfg: Config, path: Path) -> Path:
+    """Where the figures of a tokenizer's SIDs lie, beside its checkpoint."""
+    c = cfg[CodeOptions]
+    return path.with_name("sids.json" if c.target_length is None else f"sids-{c.target_length}.json")
+
+
+def sid_figures(cfg: Config, data: Dataset, path: Path) -> dict[str, Any]:
+    """What the SIDs by the tokenizer of a checkpoint cost and tell, also as a table in the log."""
+    tokenizer = tokenizer_of(cfg, data, path).eval()
+    count_N = data.popularity[1:]
+    code_NT, error_NT = codes_of(tokenizer, read_embeddings(data), count_N)
+    found = lengths.figures(code_NT, cfg[CodeOptions].num_emb_list, count_N, error_NT)
+    lengths.log_table(found)
+    return found
+
+
+def tokenizer_of(cfg: Config, data: Dataset, path: Path | None = None) -> Any:
+    """The pre-trained tokenizer: of `path`, of `rqvae_path`, or what pre-training left for these options."""
     name, c = str(cfg[MethodOptions].tokenizer), cfg[CodeOptions]
-    path = Path(c.rqvae_path) if c.rqvae_path else checkpoint_path(cfg, name, data)
+    if path is None:
+        path = Path(c.rqvae_path) if c.rqvae_path else checkpoint_path(cfg, name, data)
     if not is_file(path):
         raise Problem(
             f"{path}: no pre-trained tokenizer; run scripts/pretrain.py with the same options, or set rqvae_path"
@@ -459,6 +478,8 @@ def build_model(cfg: Config, data: Dataset) -> Built:
         joint = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, data.n_items), data.n_items)
         joint.attach(read_embeddings(data))
         return Built(joint)
+    if cfg[CodeOptions].target_length is not None:
+        raise Problem("target_length: the recommender cannot read SIDs of unlike length yet; pre-training makes them")
     model = part(MODELS["frozen"])(cfg, network_of(cfg, data.n_items), data.n_items)
     model.set_codes(tokenizer.eval().encode(read_embeddings(data)))
     return Built(model, tokenizer)

@@ -1,7 +1,8 @@
 """Pre-train a tokenizer: python scripts/pretrain.py --config config/beauty.yaml [--tokenizer=rq_kmeans] [--key=value]
 
 Options of the loop of a learned tokenizer begin with rqvae_ (rqvae_epochs, rqvae_lr, ...); those of data and
-tokenizer concern the later stages too.
+tokenizer concern the later stages too. Ends with a table of the SIDs, which is kept beside the tokenizer as sids.json;
+with --target_length=2.0 of SIDs of unlike length, as sids-2.0.json.
 """
 
 import sys
@@ -14,7 +15,7 @@ import methods
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from settings import Config
-from utils import Problem, log_to, problems_exit_2
+from utils import Problem, log_to, problems_exit_2, write_json
 
 
 def run(argv: list[str]) -> None:
@@ -22,7 +23,9 @@ def run(argv: list[str]) -> None:
     if not methods.reads_content(cfg):
         raise Problem("method: has no tokenizer to pre-train; use --method=two_stage")
     log_to(None, main=True)
-    path = methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    data = read_dataset(cfg[DataOptions])
+    path = methods.train_tokenizer(cfg, data)
+    write_json(methods.length_file(cfg, path), methods.sid_figures(cfg, data, path))
     print(f"tokenizer: {path}")
 
 

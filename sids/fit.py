@@ -102,20 +102,24 @@ class Report:
 
 @torch.no_grad()
 def measure(model: Any, content_ND: np.ndarray, epoch: int) -> Report:
-    """Measure a tokenizer on a catalogue's embeddings."""
+    """Measure a tokenizer on a catalogue's embeddings, each item by its own code."""
     code_NT = model.encode(content_ND)
     seen_ND = model.seen(content_ND) if hasattr(model, "seen") else content_ND
+    last_N = (code_NT >= 0).sum(1) - 1
     mean_D = torch.cat([x.double().sum(0, keepdim=True) for x in in_pieces(seen_ND)]).sum(0) / len(content_ND)
     error = spread = 0.0
-    for code, x in zip(code_NT.split(ROWS), in_pieces(seen_ND), strict=True):
-        error += float((model.decode(code)[:, -1].cpu() - x).square().sum())
+    for code, last, x in zip(code_NT.split(ROWS), last_N.split(ROWS), in_pieces(seen_ND), strict=True):
+        y_ND = model.decode(code.clamp(min=0))[torch.arange(len(code), device=code.device), last]
+        error += float((y_ND.cpu() - x).square().sum())
         spread += float((x - mean_D.float()).square().sum())
-    usage = [perplexity(code, k) for code, k in zip(code_NT.unbind(1), model.cfg.num_emb_list, strict=True)]
+    usage = [perplexity(code[code >= 0], k) for code, k in zip(code_NT.unbind(1), model.cfg.num_emb_list, strict=True)]
     rate, relative = collision_rate(code_NT), error / max(spread, 1e-12)
     return Report(epoch, rate, relative, [u for u, _ in usage], [p for _, p in usage])
 
 
 # ---------------------------------------------------------------- where it lies
+
+LENGTH = ("target_length", "max_group", "max_shared")  # what becomes of codes, where a tokenizer does not learn it
 
 
 def checkpoint_path(cfg: Config, name: str, data: Dataset) -> Path:
@@ -124,7 +128,8 @@ def checkpoint_path(cfg: Config, name: str, data: Dataset) -> Path:
     Only options that differ from their default count, so that an option that comes later moves nothing.
     """
     parts = [settings.changed(cfg[kind]) for kind in (CodeOptions, FitOptions) if kind in cfg]
-    parts[0].pop("rqvae_path", None)  # names one, makes none
+    for key in ("rqvae_path", *(() if cfg[CodeOptions].learns_length else LENGTH)):  # make none
+        parts[0].pop(key, None)
     if vectors := parts[0].pop("vectors_from", None):  # what it holds counts, not where it lies
         parts.append({"vectors": digest(Path(vectors))})
     folder = Path(cfg[RunOptions].output_dir) / data.name

@@ -25,6 +25,9 @@ class RQKMeansOptions(BehaviourOptions):
         "uniform", "weight of an item: all alike, or how often the training part holds it"
     )
     kmeans_iters: int = option(100, "iterations of the k-means of a level", ge=1)
+    kmeans_start: Literal["random", "kmeans++", "greedy"] = option(
+        "random", "first centres of a level: items at random, by k-means++, by the best of several of its draws"
+    )
 
 
 class RQKMeans(ContentTokenizer):
@@ -46,7 +49,7 @@ class RQKMeans(ContentTokenizer):
         r_ND = torch.cat(list(in_pieces(self.seen(source.content_ND))))
         weight_N = source.count_N.astype(np.float32) if self.cfg.weights == "counts" else None
         for centre_KD in self.centres():
-            found = kmeans(r_ND.numpy(), len(centre_KD), self.cfg.kmeans_iters, seed, weight_N)
+            found = kmeans(r_ND.numpy(), len(centre_KD), self.cfg.kmeans_iters, seed, weight_N, self.cfg.kmeans_start)
             centre_KD.copy_(torch.from_numpy(found))
             r_ND = r_ND - centre_KD[distance(r_ND, centre_KD).argmin(1)]
 

@@ -37,8 +37,27 @@ class CodeOptions:
         "checkpoint of the pre-trained tokenizer (ours or a released best_collision_model.pth)",
         path=True,
     )
+    target_length: float | None = option(
+        None,
+        "codes of an item, averaged over interactions: SIDs of unlike length (method: two_stage); null: all of them",
+        ge=1,
+    )
+    max_group: int = option(64, "target_length: items that may share a code; rarer ones get a code more", ge=1)
+    max_shared: float = option(
+        0.75, "target_length: refuse SIDs when more than this share of the items have another one's code", ge=0, le=1
+    )
+
+    @property
+    def learns_length(self) -> bool:
+        """Does the tokenizer itself say how long a code is? Else it is cut (sids/cut.py)."""
+        return False
 
     def __post_init__(self) -> None:
+        if self.target_length is not None and self.target_length > len(self.num_emb_list):
+            raise Problem(
+                f"target_length: {self.target_length} codes of {len(self.num_emb_list)} levels; lower it, or give "
+                "num_emb_list more levels"
+            )
         k, n = self.num_emb_list, len(self.num_emb_list)
         if not n:
             raise Problem("num_emb_list: needs at least one level")

@@ -1,0 +1,140 @@
+"""What SIDs cost and what they tell: tokens an event, reconstruction, collisions, who gets a short code.
+
+Every figure is by hard codes. *Weighted* is over interactions of the training part, an item counting as often as
+it occurs there; *uniform* over items.
+
+Shape letters: N items, T code places.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from layers import perplexity
+from sids.cut import shares
+from utils import log
+
+HEAD = 0.1  # share of the items that count as popular
+Figures = dict[str, Any]
+
+
+def ranks(x_N: np.ndarray) -> np.ndarray:
+    """Ranks from 1, equal values sharing their mean."""
+    _, place_N, size = np.unique(x_N, return_inverse=True, return_counts=True)
+    found: np.ndarray = (np.cumsum(size) - (size - 1) / 2)[place_N]
+    return found
+
+
+def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
+    """Spearman's rho; None where one of them is the same for all."""
+    x_N, y_N = ranks(x_N), ranks(y_N)
+    if not x_N.std() or not y_N.std():
+        return None
+    return float(np.corrcoef(x_N, y_N)[0, 1])
+
+
+def groups(code_NT: np.ndarray) -> Figures:
+    """How many items share a code, and how many codes begin another one."""
+    code_MT, size_M = np.unique(code_NT, axis=0, return_counts=True)
+    longer = {tuple(code[:t]) for code in code_MT.tolist() for t in range(1, sum(c >= 0 for c in code))}
+    begins = np.array([tuple(c for c in code if c >= 0) in longer for code in code_MT.tolist()])
+    return {
+        "unique_share": len(code_MT) / len(code_NT),
+        "largest_group": int(size_M.max()),
+        "collided_items": float(size_M[size_M > 1].sum() / len(code_NT)),
+        "prefix_share": float(size_M[begins].sum() / len(code_NT)),
+    }
+
+
+def usage(code_NT: Tensor, sizes: Sequence[int]) -> Figures:
+    """Perplexity and share of used codes: place by place among the items that have it, and of all tokens at once."""
+    at = [perplexity(code_N[code_N >= 0], k) for code_N, k in zip(code_NT.long().unbind(1), sizes, strict=True)]
+    live = [(used / k, spread) for (used, spread), k in zip(at, sizes, strict=True) if used]
+    used, spread = perplexity(code_NT[code_NT >= 0].long(), max(sizes))
+    return {
+        "perplexity": [p for _, p in at],
+        "usage": [u / k for (u, _), k in zip(at, sizes, strict=True)],
+        "perplexity_macro": float(np.mean([p for _, p in live])),
+        "usage_macro": float(np.mean([u for u, _ in live])),
+        "perplexity_micro": spread,
+        "usage_micro": used / max(sizes),
+    }
+
+
+def popularity(length_N: np.ndarray, count_N: np.ndarray) -> Figures:
+    """How long the codes are, and of which items."""
+    order_N = np.argsort(-count_N, kind="stable")
+    head = max(1, round(HEAD * len(order_N)))
+    by_length = {}
+    for length in np.unique(length_N):
+        c = count_N[length_N == length]
+        by_length[str(length)] = {
+            "items": len(c), "mean": float(c.mean()), "median": float(np.median(c)),
+            "std": float(c.std(ddof=1)) if len(c) > 1 else 0.0, "min": float(c.min()), "max": float(c.max()),
+        }  # fmt: skip
+    share = np.bincount(length_N)[1:] / len(length_N)
+    return {
+        "length_histogram": np.bincount(length_N)[1:].tolist(),
+        "length_entropy": float(-(share[share > 0] * np.log(share[share > 0])).sum()),
+        "length_head": float(length_N[order_N[:head]].mean()),
+        "length_tail": float(length_N[order_N[head:]].mean()) if head < len(order_N) else None,
+        "spearman_length_count": spearman(length_N, count_N),
+        "popularity_by_length": by_length,
+    }
+
+
+def figures(code_NT: Tensor, sizes: Sequence[int], count_N: np.ndarray, error_NT: np.ndarray | None = None) -> Figures:
+    """All figures of a table of codes (-1 after an item's end).
+
+    count_N: training counts; error_NT: squared error of unit vectors after 1 ... T tokens of every item, whatever its
+    length, where reconstruction is known.
+    """
+    code_NT, count_N = code_NT.cpu(), np.asarray(count_N, np.float64)
+    length_N, share_N = (code_NT >= 0).sum(1).numpy(), shares(count_N)
+    found: Figures = {
+        "items": len(code_NT),
+        "expected_tokens_weighted": float(share_N @ length_N),
+        "expected_tokens_uniform": float(length_N.mean()),
+        "tokens_per_event": float(share_N @ length_N) + 1,  # with the end token
+        "total_tokens": int(length_N.sum()),
+    }
+    if error_NT is not None:
+        own_N = error_NT[np.arange(len(length_N)), length_N - 1]
+        order_N = np.argsort(-count_N, kind="stable")
+        head = max(1, round(HEAD * len(order_N)))
+        found |= {
+            "reconstruction_weighted": float(share_N @ own_N),
+            "reconstruction_uniform": float(own_N.mean()),
+            "reconstruction_head": float(own_N[order_N[:head]].mean()),
+            "reconstruction_tail": float(own_N[order_N[head:]].mean()) if head < len(order_N) else None,
+            "prefix_weighted": (share_N @ error_NT).tolist(),
+            "prefix_uniform": error_NT.mean(0).tolist(),
+        }
+    return found | groups(code_NT.numpy()) | usage(code_NT, sizes) | popularity(length_N, count_N)
+
+
+def log_table(found: Figures) -> None:
+    """The figures as a table."""
+    rho = found["spearman_length_count"]
+    rows = [
+        ("tokens an item", f"{found['expected_tokens_weighted']:.3f} weighted, "
+         f"{found['expected_tokens_uniform']:.3f} uniform; one more for the end token"),
+        ("unique codes", f"{found['unique_share']:.1%}, largest group {found['largest_group']}, "
+         f"{found['collided_items']:.1%} of the items share theirs, {found['prefix_share']:.1%} begin another one"),
+        ("perplexity", " ".join(f"{p:.1f}" for p in found["perplexity"])),
+        ("length and count", f"Spearman's rho {'none' if rho is None else f'{rho:.3f}'}, "
+         f"mean length {found['length_head']:.2f} of the {HEAD:.0%} most frequent, "
+         + (f"{found['length_tail']:.2f} of the others" if found["length_tail"] is not None else "no others")),
+    ]  # fmt: skip
+    if "reconstruction_weighted" in found:
+        prefixes = " ".join(f"{d:.4f}" for d in found["prefix_weighted"])
+        rows.insert(1, ("error", f"{found['reconstruction_weighted']:.4f} weighted, "
+                        f"{found['reconstruction_uniform']:.4f} uniform; every item after 1, 2 ... tokens, weighted: "
+                        + prefixes))  # fmt: skip
+    for name, text in rows:
+        log.info(f"SIDs: {name:<17}{text}")
+    log.info(f"SIDs: {'length':<17}{'items':>8}{'mean count':>12}{'median':>9}{'max':>7}")
+    for length, row in found["popularity_by_length"].items():
+        log.info(f"SIDs: {length:<17}{row['items']:>8}{row['mean']:>12.1f}{row['median']:>9.1f}{row['max']:>7.0f}")
