@@ -190,6 +190,11 @@ def rows_of(x_UPh: Tensor, row: Tensor) -> Tensor:
     return nn.functional.embedding(row, x_UPh.flatten(1)).unflatten(-1, x_UPh.shape[1:])
 
 
+def are_real(token_XP: Tensor, vocabulary: Sequence[int]) -> Tensor:
+    """Which tokens [..., P] are not the last of their place, which stands behind an item's end."""
+    return token_XP != torch.tensor(vocabulary, device=token_XP.device) - 1
+
+
 class _Lookup(torch.autograd.Function):
     """table[index] forward; backward as if it had been (onehot + p - sg(p)) @ table."""
 

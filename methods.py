@@ -26,10 +26,10 @@ from runs.folder import RunOptions
 from settings import Config, option
 from sids import lengths
 from sids.behaviour import side_width
-from sids.cut import codes_of
+from sids.cut import check_usable, codes_of
 from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
 from sids.search import SearchOptions
-from sids.table import SidOptions, end_tokens
+from sids.table import SidOptions, Spelling, end_tokens
 from sids.tokenizer import CodeOptions, is_learned
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
@@ -282,12 +282,26 @@ def check_together(cfg: Config) -> None:
             "collision: item has as many end tokens as there are items, of which a few may follow a prefix; it needs "
             "legal_softmax: true"
         )
+    check_uneven(cfg)
     run, data = cfg[RunOptions], cfg[DataOptions]
     if run.resume == "auto" and run.run_name is None:
         raise Problem("resume: auto needs the run_name to go on with")
     for key, name in (("run_name", run.run_name), ("dataset", data.dataset)):
         if name is not None and not settings.plain_name(name):
             raise Problem(f"{key}: {quoted(name)} is not a plain name; folders go to output_dir and data_path")
+
+
+def check_uneven(cfg: Config) -> None:
+    """Problem when SIDs of unlike length cannot be had with the other parts."""
+    if CodeOptions not in cfg or not cfg[CodeOptions].uneven:
+        return
+    if cfg[MethodOptions].training == "joint":
+        raise Problem(
+            "target_length: a tokenizer that learns with the recommender has SIDs of one length; use method: two_stage"
+        )
+    if not cfg[SearchOptions].constrained:
+        raise Problem("target_length: SIDs of unlike length are searched in the tree of those that exist; "
+                      "it cannot go with constrained: false")  # fmt: skip
 
 
 def check_lists(cfg: Config) -> None:
@@ -331,14 +345,16 @@ def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
 USUAL, MANY = 20, 1000  # beams; what an unconstrained search may have beside a small catalogue
 
 
-def tensor_sizes(cfg: Config, n_items: int, n_input: int) -> dict[str, tuple[int, ...]]:
+def tensor_sizes(
+    cfg: Config, n_items: int, n_input: int, code_NT: torch.Tensor | None = None
+) -> dict[str, tuple[int, ...]]:
     """Sizes of the tensors that a run's parts learn, by their names in its model, without making them."""
     parts: dict[str, Any]
     with torch.device("meta"):
         if cfg[MethodOptions].method in ITEM_MODELS:
             parts = {"": empty_model(cfg, n_items)}
         else:
-            parts = {"recommender.": network_of(cfg, n_items)}
+            parts = {"recommender.": network_of(cfg, n_items, spelling_of(cfg, n_items, code_NT))}
             if cfg[MethodOptions].training == "joint" and n_input:
                 parts["tokenizer."] = empty_tokenizer(cfg, n_input)
     return {f"{name}{k}": tuple(v.shape) for name, p in parts.items() for k, v in p.named_parameters()}
@@ -451,11 +467,27 @@ def empty_tokenizer(cfg: Config, n_input: int) -> Any:
     return part(TOKENIZERS[name])(c, n_input)
 
 
-def network_of(cfg: Config, n_items: int) -> TokenNetwork:
+def spelling_of(cfg: Config, n_items: int, code_NT: torch.Tensor | None = None) -> Spelling:
+    """What SIDs are spelled with; code_NT: the catalogue's codes, -1 after an end, where they may differ in length.
+
+    Where they turn out equal all is as for a tokenizer that has no more levels.
+    """
+    c, rule = cfg[CodeOptions], cfg[SidOptions].collision
+    sizes = tuple(c.num_emb_list)
+    if not c.uneven or code_NT is None:
+        return Spelling(sizes, end_tokens(rule, sizes, n_items))
+    length_N = (code_NT >= 0).sum(1)
+    sizes = sizes[: max(1, int(length_N.max()))]
+    even = bool((length_N == len(sizes)).all())
+    return Spelling(sizes, end_tokens(rule, sizes, n_items) if even else c.max_group, even)
+
+
+def network_of(cfg: Config, n_items: int, spelling: Spelling) -> TokenNetwork:
     """The network over semantic IDs, untrained."""
-    kind, sizes = part(NETWORKS[str(cfg[MethodOptions].recommender)]), tuple(cfg[CodeOptions].num_emb_list)
-    ends = end_tokens(cfg[SidOptions].collision, sizes, n_items)
-    made: TokenNetwork = kind(cfg[kind.Options], (*sizes, ends), cfg[DataOptions].max_his_len, n_items)
+    kind = part(NETWORKS[str(cfg[MethodOptions].recommender)])
+    made: TokenNetwork = kind(
+        cfg[kind.Options], spelling.vocabulary, cfg[DataOptions].max_his_len, n_items, not spelling.even
+    )
     return made
 
 
@@ -475,26 +507,36 @@ def build_model(cfg: Config, data: Dataset) -> Built:
         return Built(empty_model(cfg, data.n_items))
     tokenizer = tokenizer_of(cfg, data)
     if m.training == "joint":
-        joint = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, data.n_items), data.n_items)
+        spelling = spelling_of(cfg, data.n_items)
+        joint = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, data.n_items, spelling), data.n_items, spelling)
         joint.attach(read_embeddings(data))
         return Built(joint)
-    if cfg[CodeOptions].target_length is not None:
-        raise Problem("target_length: the recommender cannot read SIDs of unlike length yet; pre-training makes them")
-    model = part(MODELS["frozen"])(cfg, network_of(cfg, data.n_items), data.n_items)
-    model.set_codes(tokenizer.eval().encode(read_embeddings(data)))
+    if not cfg[CodeOptions].uneven:
+        code_NT, count_N = tokenizer.eval().encode(read_embeddings(data)), None
+    else:
+        count_N = data.popularity[1:]
+        code_NT = codes_of(tokenizer.eval(), read_embeddings(data), count_N).code_NT
+        check_usable(code_NT, cfg[CodeOptions])
+    model = empty_model(cfg, data.n_items, code_NT=code_NT)
+    model.set_codes(code_NT, count_N)  # type: ignore[attr-defined]
     return Built(model, tokenizer)
 
 
-def empty_model(cfg: Config, n_items: int, n_input: int = 0) -> Recommender:
-    """A model that only waits for a state; n_input: width of the content embeddings, for joint models."""
+def empty_model(cfg: Config, n_items: int, n_input: int = 0, code_NT: torch.Tensor | None = None) -> Recommender:
+    """A model that only waits for a state; n_input: width of the content embeddings, for joint models; code_NT: the
+    catalogue's codes, which tell the sizes where they may differ in length.
+    """
     m = cfg[MethodOptions]
     if m.method in ITEM_MODELS:
         kind = part(ITEM_MODELS[m.method])
         made: Recommender = kind(cfg[kind.Options], n_items, cfg[DataOptions].max_his_len, cfg[DataOptions].seed)
-    elif m.training == "joint":
-        made = part(MODELS["joint"])(cfg, empty_tokenizer(cfg, n_input), network_of(cfg, n_items), n_items)
+        return made
+    spelling = spelling_of(cfg, n_items, code_NT)
+    if m.training == "joint":
+        tokenizer = empty_tokenizer(cfg, n_input)
+        made = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, n_items, spelling), n_items, spelling)
     else:
-        made = part(MODELS["frozen"])(cfg, network_of(cfg, n_items), n_items)
+        made = part(MODELS["frozen"])(cfg, network_of(cfg, n_items, spelling), n_items, spelling)
     return made
 
 
@@ -555,8 +597,9 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
         if n_items != len(state["items"]):
             raise Problem(f"{path}: its model knows {n_items} items, its list {len(state['items'])}")
         check_sizes(cfg, n_items, n_input)
-        check_plausible(path, tensor_sizes(cfg, n_items, n_input), state["model"])
-        model = empty_model(cfg, n_items, n_input)
+        code_NT = state["model"].get("code_NT")
+        check_plausible(path, tensor_sizes(cfg, n_items, n_input, code_NT), state["model"])
+        model = empty_model(cfg, n_items, n_input, code_NT)
         load_weights(model, state["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise Problem(f"{path}: does not fit its configuration ({one_line(e)}); use another checkpoint") from None

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import methods
@@ -21,12 +22,12 @@ from layers import soft_label_loss
 from metrics import EvalOptions
 from prior import PRIORS, PriorOptions
 from readers.splits import DataOptions
-from recommenders.protocol import AllReduce, Autocast, Found, Hit, Logs, Recommender, TokenNetwork, unsound
+from recommenders.protocol import AllReduce, Autocast, Found, Hit, Logs, Recommender, Scorer, TokenNetwork, unsound
 from settings import Config, option
 from sids.legal import Legal
 from sids.search import AllTokens, SearchOptions, Trie, beam_search
-from sids.table import SidOptions, SidTable, end_tokens, ended
-from sids.tokenizer import CodeOptions, Joint, Quantized
+from sids.table import SidOptions, SidTable, Spelling, ended
+from sids.tokenizer import Joint, Quantized
 from uncertainty import STRATEGIES, UncertaintyOptions
 from utils import Problem, log, quoted
 from vq import QuantizerOptions
@@ -73,15 +74,14 @@ class GenerativeModel(nn.Module):
     pretrained = False
     target_gradient = 1.0
 
-    def __init__(self, cfg: Config, network: TokenNetwork, n_items: int) -> None:
+    def __init__(self, cfg: Config, network: TokenNetwork, n_items: int, spelling: Spelling) -> None:
         super().__init__()
         self.cfg, self.n_items, self.search = cfg, n_items, cfg[SearchOptions]
         self.depth = self.search.num_beams
         self.recommender = network
         self.tokens_per_item, self.targets = network.tokens_per_item, network.targets
         self.sequences = network.targets == "next"
-        self.sizes = tuple(cfg[CodeOptions].num_emb_list)
-        self.ends = end_tokens(cfg[SidOptions].collision, self.sizes, n_items)
+        self.sizes, self.ends, self.uneven = spelling.sizes, spelling.ends, not spelling.even
         self.register_buffer("code_NT", torch.zeros(n_items, len(self.sizes), dtype=torch.int32))
         self.register_buffer("end_N", torch.zeros(n_items, dtype=torch.int32))
         self._sids: SidTable | None = None
@@ -98,9 +98,13 @@ class GenerativeModel(nn.Module):
             self._sids = SidTable(self.code_NT, self.end_N, self.sizes, self.ends)
         return self._sids
 
-    def set_codes(self, code_NT: Tensor) -> None:
-        """Take the learned codes [N, T] of the catalogue and tell the items apart that share them."""
-        end_N = ended(code_NT, self.cfg[SidOptions].collision, self.ends)
+    def set_codes(self, code_NT: Tensor, count_N: np.ndarray | None = None) -> None:
+        """Take the learned codes [N, T] of the catalogue and tell the items apart that share them.
+
+        count_N: how often each item occurs; then those of a group are numbered by falling count.
+        """
+        code_NT = code_NT[:, : len(self.sizes)]
+        end_N = ended(code_NT, self.cfg[SidOptions].collision, self.ends, count_N)
         self.code_NT.copy_(code_NT)
         self.end_N.copy_(end_N)
         self._sids = self._whole = self._tree = self._legal = None
@@ -131,7 +135,7 @@ class GenerativeModel(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._sids = self._whole = self._tree = self._legal = None
         errors = args[-1]  # of torch's signature: the missing names stand elsewhere
-        if not errors and f"{prefix}code_NT" in state_dict and (fault := self.sids.fault()):
+        if not errors and f"{prefix}code_NT" in state_dict and (fault := self.sids.fault(uneven=self.uneven)):
             errors.append(fault)
 
     # ---- training
@@ -148,7 +152,7 @@ class GenerativeModel(nn.Module):
         roads names the ways on which its gradient may reach q: the history's tokens, the target as a
         soft label, the decoder's teacher-forced inputs.
         """
-        token_UP = self.sids.tokens(batch.item_U).token
+        token_UP, real_UP = self.sids.tokens(batch.item_U)
         goal = q.goal()
 
         def tokens(codes: Quantized, road: str) -> Tensor:
@@ -159,17 +163,23 @@ class GenerativeModel(nn.Module):
         teacher_UPh = history_UPh if shared else tokens(goal, "teacher")
         label = goal if "target" in roads else goal.detached()
         row_R = batch.goals(self.targets)
-        open_UP = self.legal.open(batch.item_U) if self.search.legal_softmax else None
+        open_UP = real_UP if self.uneven else None
+        if self.search.legal_softmax:
+            open_UP = self.legal.open(batch.item_U)
 
         terms = []
-        for place, score_RV in enumerate(self.recommender(history_UPh, batch, teacher_UPh, open_UP)):
+        ways = (open_UP, real_UP) if self.uneven else (open_UP,)
+        for place, score_RV in enumerate(self.recommender(history_UPh, batch, teacher_UPh, *ways)):
             chosen_R, logits_RV = row_R, score_RV
             if open_UP is not None:
                 chosen_R = row_R[open_UP[row_R, place]]
+            if self.search.legal_softmax:
                 legal_RV = self.legal.tokens(place, batch.item_U[chosen_R])
                 logits_RV = score_RV.masked_fill(~legal_RV, -torch.inf)
+            elif self.uneven:
+                logits_RV = score_RV[:, :-1]  # what stands behind an end is no choice
             terms.append(self._place_loss(place, logits_RV, label, token_UP, chosen_R, len(row_R)))
-        return torch.stack(terms).mean()
+        return torch.stack(terms).mean() * (len(terms) / len(self.sids.vocabulary))
 
     def _place_loss(
         self, place: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int
@@ -225,6 +235,8 @@ class GenerativeModel(nn.Module):
     ) -> Found:
         """The k best items for each history, best first, with the log-probability of their SIDs."""
         score = self.recommender.scorer(lambda item: self.sids.tokens(item).token, history_BS)
+        if self.uneven:
+            score = without_last(score)
         trie = self.trie(among_M)
         tree = trie if self.search.constrained else AllTokens(trie)
         beams = max(k, self.search.num_beams)
@@ -235,6 +247,17 @@ class GenerativeModel(nn.Module):
     def groups(self) -> dict[str, Tensor]:
         """Items that share their codes count as one entry of a list."""
         return {"prefix": self.sids.groups()}
+
+
+def without_last(score: Scorer) -> Scorer:
+    """The same log-probabilities normalised over all tokens of a place but the last, which stands behind an end."""
+
+    def scored(place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None) -> Tensor:
+        if among_RC is not None:  # known up to a constant a row only, and nobody asks for the last
+            return score(place, token_R, parent_R, among_RC)
+        return F.pad(score(place, token_R, parent_R)[:, :-1].log_softmax(-1), (0, 1), value=-torch.inf)
+
+    return scored
 
 
 class JointModel(GenerativeModel):
@@ -249,8 +272,8 @@ class JointModel(GenerativeModel):
     first_NP: Tensor
     step: Tensor
 
-    def __init__(self, cfg: Config, tokenizer: Joint, network: TokenNetwork, n_items: int) -> None:
-        super().__init__(cfg, network, n_items)
+    def __init__(self, cfg: Config, tokenizer: Joint, network: TokenNetwork, n_items: int, spelling: Spelling) -> None:
+        super().__init__(cfg, network, n_items, spelling)
         self.joint = cfg[JointOptions]
         self.target_gradient = self.joint.target_gradient
         self.tokenizer = tokenizer

@@ -152,7 +152,11 @@ def scored(vocabulary: tuple[int, ...]) -> list[int]:
 
 
 class TokenNetwork(Protocol):
-    """Reads the tokens of a history and spells those of an item; knows nothing of where tokens come from."""
+    """Reads the tokens of a history and spells those of an item; knows nothing of where tokens come from.
+
+    Made of (its Options, tokens of each place, longest history, items, uneven). uneven: SIDs have unlike lengths, and
+    the last token of every place stands behind an item's end; it is nothing to read, and never a target.
+    """
 
     @property
     def targets(self) -> Literal["one", "next"]: ...
@@ -160,14 +164,19 @@ class TokenNetwork(Protocol):
     def tokens_per_item(self) -> int: ...
 
     def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
-        """Embedded tokens of U items, [U, P, h]: learned places from `codes`, the others from token_UP."""
+        """Embedded tokens of U items, [U, P, h]: learned places from `codes`, the others from token_UP.
+
+        Zero behind an item's end.
+        """
 
     def __call__(
-        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None, /
-    ) -> Iterator[Tensor]:
+        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
+        real_UP: Tensor | None = None, /,
+    ) -> Iterator[Tensor]:  # fmt: skip
         """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh.
 
         open_UP: at which places an item's token is a choice; then only the rows whose target's is are wanted.
+        real_UP: which places an item has, where lengths differ; then open_UP is given, and says no more than that.
         """
 
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch
-from layers import Dropout, depth_attention, rows_of, some_logits
+from layers import Dropout, are_real, depth_attention, rows_of, some_logits
 from recommenders.protocol import Codes, Scorer, scored
 from settings import option
 from utils import Problem
@@ -81,9 +81,14 @@ class RQTransformer(nn.Module):
     targets: Literal["one", "next"] = "next"
     tokens_per_item = 1
 
-    def __init__(self, cfg: RQTransformerOptions, vocabulary: tuple[int, ...], longest: int, n_items: int) -> None:
-        """vocabulary: tokens of each place; longest: items of a history at most."""
+    def __init__(
+        self, cfg: RQTransformerOptions, vocabulary: tuple[int, ...], longest: int, n_items: int, uneven: bool = False
+    ) -> None:
+        """vocabulary: tokens of each place; longest: items of a history at most; uneven: of each place the last token
+        stands behind an item's end.
+        """
         super().__init__()
+        self.uneven = uneven
         self.cfg, self.vocabulary, self.scale = cfg, vocabulary, cfg.d_model**0.5
         width = cfg.d_model
         self.tables = nn.ParameterList(torch.randn(v, width) * 0.02 for v in vocabulary)
@@ -106,7 +111,8 @@ class RQTransformer(nn.Module):
         """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others."""
         learned = [codes.lookup(place, self.tables[place]) for place in range(len(codes.index))]
         plain = [F.embedding(token_UP[:, p], self.tables[p]) for p in range(len(learned), len(self.tables))]
-        return torch.stack([*learned, *plain], 1)
+        token_UPh = torch.stack([*learned, *plain], 1)
+        return token_UPh if not self.uneven else token_UPh * are_real(token_UP, self.vocabulary)[..., None]
 
     def vectors(self, token_UPh: Tensor, item_U: Tensor) -> Tensor:
         """One vector an item, [U, h]: x = sqrt(h) * sum of its tokens (and of its own vector), then x + MLP(x)."""
@@ -140,8 +146,9 @@ class RQTransformer(nn.Module):
     # ---- training
 
     def forward(
-        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None
-    ) -> Iterator[Tensor]:
+        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
+        real_UP: Tensor | None = None,
+    ) -> Iterator[Tensor]:  # fmt: skip
         """Teacher-forced logits [R, V] at every real position, place by place.
 
         open_UP: whether an item's token at a place is a choice at all; then logits are those of the rows whose
@@ -187,7 +194,10 @@ class RQTransformer(nn.Module):
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks: the history is read once, the depth stack goes token by token."""
         item_U, row_BS = history_BS.unique(return_inverse=True)
-        token_UPh = torch.stack([t[i] for t, i in zip(self.tables, tokens(item_U).unbind(1), strict=True)], 1)
+        token_UP = tokens(item_U)
+        token_UPh = torch.stack([t[i] for t, i in zip(self.tables, token_UP.unbind(1), strict=True)], 1)
+        if self.uneven:
+            token_UPh = token_UPh * are_real(token_UP, self.vocabulary)[..., None]
         start_Bh = self.bridge(self.encode(self.vectors(token_UPh, item_U), row_BS, history_BS)[:, -1])
         past = [Past(self.cfg.num_heads) for _ in self.depth.blocks]
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch
-from layers import Dropout, attention, rows_of, some_logits
+from layers import Dropout, are_real, attention, rows_of, some_logits
 from recommenders.protocol import Codes, Scorer, scored
 from settings import option
 
@@ -239,15 +239,26 @@ class T5(nn.Module):
 # ---------------------------------------------------------------- over the tokens of semantic IDs
 
 
+def packed(x_BTh: Tensor, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens that are kept, in their order, at the right end of as few columns as the fullest row needs."""
+    order_BT = keep_BT.long().argsort(dim=1, stable=True)[:, -max(1, int(keep_BT.sum(1).max())) :]
+    return x_BTh.gather(1, order_BT[..., None].expand(-1, -1, x_BTh.shape[2])), keep_BT.gather(1, order_BT)
+
+
 class T5Network(nn.Module):
     """T5 over the tokens of semantic IDs; one token table per place, tied with the logits."""
 
     Options: ClassVar[type[T5Options]] = T5Options
     targets: Literal["one", "next"] = "one"
 
-    def __init__(self, cfg: T5Options, vocabulary: tuple[int, ...], longest: int, n_items: int) -> None:
-        """vocabulary: tokens of each place; longest: items of a history at most."""
+    def __init__(
+        self, cfg: T5Options, vocabulary: tuple[int, ...], longest: int, n_items: int, uneven: bool = False
+    ) -> None:
+        """vocabulary: tokens of each place; longest: items of a history at most; uneven: of each place the last token
+        stands behind an item's end.
+        """
         super().__init__()
+        self.uneven = uneven
         self.cfg, self.vocabulary, self.tokens_per_item = cfg, vocabulary, len(vocabulary)
         self.t5 = T5(
             width=cfg.d_model, inner=cfg.d_ff, heads=cfg.num_heads, d_kv=cfg.d_kv, dropout=cfg.dropout_rate,
@@ -263,28 +274,36 @@ class T5Network(nn.Module):
         """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others."""
         learned = [codes.lookup(place, self.tables[place]) for place in range(len(codes.index))]
         plain = [F.embedding(token_UP[:, p], self.tables[p]) for p in range(len(learned), len(self.tables))]
-        return torch.stack([*learned, *plain], 1)
+        token_UPh = torch.stack([*learned, *plain], 1)
+        return token_UPh if not self.uneven else token_UPh * are_real(token_UP, self.vocabulary)[..., None]
 
-    def encode(self, token_BSPh: Tensor, history_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """(hidden states [B, T, h], mask [B, T])."""
+    def encode(self, token_BSPh: Tensor, history_BS: Tensor, real_BSP: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(hidden states [B, T, h], mask [B, T]); of unlike lengths only the real tokens are read."""
         keep_BT = (history_BS > 0).repeat_interleave(token_BSPh.shape[2], 1)
         if self.recency is not None:  # histories are padded on the left, the newest item stands last
             age_S = torch.arange(history_BS.shape[1] - 1, -1, -1, device=history_BS.device)
             token_BSPh = token_BSPh + self.recency(age_S)[:, None]
-        return self.t5.encode(token_BSPh.flatten(1, 2), keep_BT), keep_BT
+        x_BTh = token_BSPh.flatten(1, 2)
+        if real_BSP is not None:
+            x_BTh, keep_BT = packed(x_BTh, keep_BT & real_BSP.flatten(1))
+        return self.t5.encode(x_BTh, keep_BT), keep_BT
 
     def logits(self, place: int, hidden: Tensor) -> Tensor:
         """Scores of a place's tokens, tied with its table."""
         return F.linear(hidden, self.tables[place]).to(self.tables[place].dtype)
 
     def forward(
-        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None
-    ) -> Iterator[Tensor]:
+        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
+        real_UP: Tensor | None = None,
+    ) -> Iterator[Tensor]:  # fmt: skip
         """Teacher-forced logits [B, V] of each sample's target, place by place; where open_UP says so, of those
         targets only whose token is a choice there.
         """
-        cache = self.t5.start(*self.encode(rows_of(history_UPh, batch.history_row_BS), batch.history_BS))
-        before_BPh = rows_of(teacher_UPh[:, :-1], batch.target_row_B)  # of the place after it
+        real_BSP = None if real_UP is None else real_UP[batch.history_row_BS]
+        cache = self.t5.start(*self.encode(rows_of(history_UPh, batch.history_row_BS), batch.history_BS, real_BSP))
+        # of the place after it; nobody has more places than the longest target
+        most = teacher_UPh.shape[1] if real_UP is None else int(real_UP[batch.target_row_B].sum(1).max())
+        before_BPh = rows_of(teacher_UPh[:, : most - 1], batch.target_row_B)
         start_B1h = self.start.expand(len(before_BPh), 1, -1)
         hidden = self.t5.decode(torch.cat([start_B1h, before_BPh], 1), cache)
         for place, hidden_Bh in enumerate(hidden.unbind(1)):
@@ -295,7 +314,8 @@ class T5Network(nn.Module):
         """The scorer that `beam_search` asks; encoder and source keys run once per user."""
         token_BSP = tokens(history_BS)
         token_BSPh = torch.stack([t[token_BSP[..., i]] for i, t in enumerate(self.tables)], 2)
-        cache = self.t5.start(*self.encode(token_BSPh, history_BS))
+        real_BSP = are_real(token_BSP, self.vocabulary) if self.uneven else None
+        cache = self.t5.start(*self.encode(token_BSPh, history_BS, real_BSP))
         users = len(history_BS)
 
         def score(

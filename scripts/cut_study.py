@@ -23,6 +23,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from sids import cut, lengths
 from sids.rq_kmeans import RQKMeans
+from sids.table import by_count as most_frequent_first
 from sids.tokenizer import Source
 from utils import Problem, problems_exit_2, write_text
 
@@ -48,7 +49,7 @@ def study(dataset: str, weights: str, seed: int, given: dict[str, Any]) -> dict[
     for target in TARGETS:
         length_N = cut.cut_to(error_NT, source.count_N, target)
         by_count = np.empty_like(length_N)
-        by_count[cut.by_count(source.count_N)] = np.sort(length_N)
+        by_count[most_frequent_first(source.count_N)] = np.sort(length_N)
         permuted = np.random.default_rng(seed).permutation(length_N)
         for name, lengths_N in (("cut", length_N), ("permuted", permuted), ("by count", by_count)):
             row[f"{name} {target}"] = measured(code_NT, lengths_N, error_NT, sizes, source)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers import suffixes
+from sids.table import numbered
 from sids.tokenizer import ROWS, CodeOptions, Tokenizer, in_pieces
 from utils import Problem, log
 
@@ -81,21 +81,14 @@ def relieve(code_NT: Tensor, length_N: np.ndarray, count_N: np.ndarray, most: in
 
     Items whose whole codes are equal stay together.
     """
-    order_N = by_count(count_N)
     length_N = length_N.copy()
     for _ in range(code_NT.shape[1]):
-        number_N = np.empty(len(length_N), np.int64)
-        number_N[order_N] = suffixes(shorten(code_NT, length_N)[order_N]).numpy()
+        number_N = numbered(shorten(code_NT, length_N), count_N).numpy()
         grows_N = (number_N >= most) & (length_N < code_NT.shape[1])
         if not grows_N.any():
             break
         length_N[grows_N] += 1
     return length_N
-
-
-def by_count(count_N: np.ndarray) -> np.ndarray:
-    """Rows of the catalogue, the most frequent item first, equal ones in catalogue order."""
-    return np.argsort(-np.asarray(count_N), kind="stable")
 
 
 def codes_of(model: Tokenizer, content_ND: np.ndarray, count_N: np.ndarray) -> Codes:

@@ -63,15 +63,17 @@ class Trie:
     """
 
     def __init__(
-        self, token_NP: Tensor, vocabulary: list[int], number_N: Tensor | None = None, *, shared: bool = False
-    ) -> None:
-        """token_NP: SIDs; number_N: whose they are (None: row i is item i + 1); shared: items may have one SID.
+        self, token_NP: Tensor, vocabulary: list[int], number_N: Tensor | None = None, *, shared: bool = False,
+        codes: tuple[int, ...] | None = None,
+    ) -> None:  # fmt: skip
+        """token_NP: SIDs; number_N: whose they are (None: row i is item i + 1); shared: items may have one SID;
+        codes: where lengths differ, how many tokens of each place are codes, the others end a SID.
 
         Raises ValueError when two items share a SID and may not, or the vocabulary exceeds 63 bits together.
         """
         key_N = sid_key(token_NP, vocabulary)
         key_N, row_N = key_N.sort(stable=True)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.codes = vocabulary, codes
         self.item_N = (row_N + 1 if number_N is None else number_N[row_N]).to(torch.int32)
         self.key_M, size_M = key_N.unique_consecutive(return_counts=True)
         if len(self.key_M) != len(token_NP) and not shared:
@@ -102,6 +104,12 @@ class Trie:
         entry = (first[..., None] + slot).clamp_(max=len(token) - 1)
         # one index of one dimension: four times as fast on a CPU as token[entry]
         return Children(token.index_select(0, entry.flatten()).view_as(entry).long(), entry, there)
+
+    def leaf_of(self, place: int, node: Tensor) -> Tensor:
+        """Leaf of a node of some place whose SID has ended: all behind it have one child."""
+        for begin in self.begin[place:]:
+            node = begin[node]
+        return node
 
     def items_of(self, leaf: Tensor) -> Tensor:
         """Item numbers of leaves, [..., G], in catalogue order; 0 pads, and fills leaf -1."""
@@ -158,6 +166,8 @@ def beam_search(
     R = users * W rows, over the place's whole softmax; legal_softmax: they are normalised anew over the tokens
     that may follow, and where these are few of many, no other is scored. Items in banned_BS are never returned.
     """
+    if isinstance(tree, Trie) and tree.codes is not None:
+        return _search_uneven(score, tree, users, beams, device, banned_BS, legal_softmax=legal_softmax)
     node_BW = torch.zeros(users, 1, dtype=torch.long, device=device)
     score_BW = torch.zeros(users, 1, device=device)
     token_R = parent_R = None
@@ -182,6 +192,48 @@ def beam_search(
         first_row_B1 = torch.arange(users, device=device)[:, None] * next_BWC.shape[1]
         parent_R = (first_row_B1 + entry_BW // total_BWC.shape[2]).flatten()
     return unfold(tree.items_of(node_BW), score_BW, banned_BS)
+
+
+def _search_uneven(
+    score: Scorer, trie: Trie, users: int, beams: int, device: torch.device, banned_BS: Tensor | None,
+    *, legal_softmax: bool,
+) -> Found:  # fmt: skip
+    """The same over SIDs of unlike length, where a hypothesis that has ended takes no beam from those that go on.
+
+    The best `beams` that have ended are kept beside the best `beams` that have not. Scores are plain sums of
+    log-probabilities and can only fall: it is over when no user's best live one is above their last ended one.
+    """
+    assert trie.codes is not None
+    node_BW = torch.zeros(users, 1, dtype=torch.long, device=device)
+    live_BW = torch.zeros(users, 1, device=device)
+    done_BF = torch.full((users, beams), -torch.inf, device=device)
+    leaf_BF = torch.full((users, beams), -1, dtype=torch.long, device=device)
+    token_R = parent_R = None
+    for place, codes in enumerate(trie.codes):
+        logp_BWV = score(place, token_R, parent_R).view(*node_BW.shape, -1)
+        child = trie.children(place, node_BW)
+        next_BWC = logp_BWV.gather(2, child.token).masked_fill(~child.there, -torch.inf)
+        if legal_softmax:  # a row of nothing but -inf belongs to a beam that is dead already
+            next_BWC = next_BWC.log_softmax(2).nan_to_num(nan=-torch.inf)
+        total_BM = (live_BW[..., None] + next_BWC).flatten(1)
+        ends_BM, node_BM = (child.token >= codes).flatten(1), child.node.flatten(1)
+        new_BF, entry_BF = total_BM.masked_fill(~ends_BM, -torch.inf).topk(min(beams, total_BM.shape[1]), dim=1)
+        new_leaf_BF = trie.leaf_of(place + 1, node_BM.gather(1, entry_BF)).long()
+        new_leaf_BF = new_leaf_BF.masked_fill(new_BF == -torch.inf, -1)
+        if banned_BS is not None:
+            new_BF = new_BF.masked_fill(is_banned(trie.items_of(new_leaf_BF), banned_BS).all(2), -torch.inf)
+        done_BF, best_BF = torch.cat([done_BF, new_BF], 1).topk(beams, dim=1)
+        leaf_BF = torch.cat([leaf_BF, new_leaf_BF], 1).gather(1, best_BF)
+        if place + 1 == len(trie.codes):
+            break
+        live_BM = total_BM.masked_fill(ends_BM, -torch.inf)
+        live_BW, entry_BW = live_BM.topk(min(beams, live_BM.shape[1]), dim=1)
+        if bool((live_BW[:, 0] <= done_BF[:, -1]).all()):
+            break
+        node_BW, token_R = node_BM.gather(1, entry_BW), child.token.flatten(1).gather(1, entry_BW).flatten()
+        first_row_B1 = torch.arange(users, device=device)[:, None] * logp_BWV.shape[1]
+        parent_R = (first_row_B1 + entry_BW // next_BWC.shape[2]).flatten()
+    return unfold(trie.items_of(leaf_BF.masked_fill(done_BF == -torch.inf, -1)), done_BF, banned_BS)
 
 
 def is_banned(item_BMG: Tensor, banned_BS: Tensor) -> Tensor:

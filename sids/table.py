@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +30,19 @@ class SidOptions:
     )
 
 
+class Spelling(NamedTuple):
+    """Which tokens SIDs are spelled with."""
+
+    sizes: tuple[int, ...]  # codes of each place
+    ends: int  # end tokens there may be
+    even: bool = True  # have all items the same number of codes?
+
+    @property
+    def vocabulary(self) -> tuple[int, ...]:
+        """Tokens of each place, P numbers."""
+        return (*self.sizes, self.ends) if self.even else tuple(k + self.ends + 1 for k in (*self.sizes, 0))
+
+
 class Tokens(NamedTuple):
     """Tokens of some items: number within its place [..., P], and whether the item has that place [..., P]."""
 
@@ -41,19 +55,37 @@ def end_tokens(rule: str, sizes: tuple[int, ...], n_items: int) -> int:
     return n_items + 1 if rule == "item" else sizes[-1]
 
 
-def ended(code_NT: Tensor, rule: str, ends: int) -> Tensor:
-    """The end token of each item, [N] int64: `suffix` counts 0, 1 ... within a group of equal codes, `item` is 0 for
-    an item that stands alone and else its number. Problem when a group is larger than the tokens there are.
+def by_count(count_N: np.ndarray) -> np.ndarray:
+    """Rows of the catalogue, the most frequent item first, equal ones in catalogue order."""
+    return np.argsort(-np.asarray(count_N), kind="stable")
+
+
+def numbered(code_NT: Tensor, count_N: np.ndarray) -> Tensor:
+    """Number the items that share all codes 0, 1, 2 ... by falling count, then in catalogue order, [N] int64."""
+    order_N = torch.from_numpy(by_count(count_N)).to(code_NT.device)
+    number_N = torch.empty_like(order_N)
+    number_N[order_N] = suffixes(code_NT[order_N])
+    return number_N
+
+
+def ended(code_NT: Tensor, rule: str, ends: int, count_N: np.ndarray | None = None) -> Tensor:
+    """The end token of each item, [N] int64: `suffix` counts 0, 1 ... within a group of equal codes, in catalogue
+    order or by falling count; `item` is 0 for an item that stands alone and else its number. Problem when a group is
+    larger than the tokens there are.
     """
     if rule == "item":
         _, group_N, size_G = code_NT.unique(dim=0, return_inverse=True, return_counts=True)
         number_N = torch.arange(1, len(code_NT) + 1, device=code_NT.device)
         return torch.where(size_G[group_N] > 1, number_N, 0)
-    end_N = suffixes(code_NT)
+    end_N = suffixes(code_NT) if count_N is None else numbered(code_NT, count_N)
     if (largest := int(end_N.max()) + 1) > ends:
         raise Problem(
             f"{largest} items share one code, the suffix can number {ends}; "
-            "raise num_emb_list, pre-train the tokenizer longer, or set collision: item"
+            + (
+                "raise max_group"
+                if count_N is not None
+                else "raise num_emb_list, pre-train the tokenizer longer, or set collision: item"
+            )
         )
     return end_N
 
@@ -89,9 +121,9 @@ class SidTable:
     @property
     def vocabulary(self) -> tuple[int, ...]:
         """Tokens of each place, P numbers."""
-        if self.even:
-            return (*self.sizes, self.ends) if self.end_N is not None else self.sizes
-        return tuple(size + self.ends + 1 for size in (*self.sizes, 0))
+        if self.end_N is None and self.even:
+            return self.sizes
+        return Spelling(self.sizes, self.ends, self.even).vocabulary
 
     @cached_property
     def token_NP(self) -> Tensor:
@@ -112,10 +144,16 @@ class SidTable:
         place_P = torch.arange(len(self.vocabulary), device=self.code_NT.device)
         return place_P < (self.length_N + (self.end_N is not None))[:, None]
 
-    def fault(self) -> str | None:
-        """Why these are no SIDs of a catalogue (out of range, or two items with one), None where they are."""
-        sizes_T = torch.tensor(self.sizes, device=self.code_NT.device)
-        bad_N = ((self.code_NT < 0) | (self.code_NT >= sizes_T)).any(1)
+    def fault(self, *, uneven: bool = False) -> str | None:
+        """Why these are no SIDs of a catalogue (out of range, or two items with one), None where they are.
+
+        uneven: lengths may differ; else every item must have all its codes.
+        """
+        sizes_T, none_NT = torch.tensor(self.sizes, device=self.code_NT.device), self.code_NT < 0
+        behind_NT = (self.code_NT == -1).flip(1).long().cummin(1).values.flip(1).bool()  # nothing but -1 from here on
+        bad_N = (none_NT & ~behind_NT).any(1) | (self.code_NT >= sizes_T).any(1) | none_NT[:, 0]
+        if not uneven:
+            bad_N |= none_NT.any(1)
         if self.end_N is not None:
             bad_N |= (self.end_N < 0) | (self.end_N >= self.ends)
         if bad_N.any():
@@ -132,7 +170,8 @@ class SidTable:
     def trie(self, among_M: Tensor | None = None) -> Trie:
         """The prefix tree of the catalogue, or of some item numbers."""
         token_NP = self.token_NP if among_M is None else self.token_NP[among_M - 1]
-        return Trie(token_NP, list(self.vocabulary), among_M, shared=self.end_N is None)
+        codes = None if self.even else (*self.sizes, 0)
+        return Trie(token_NP, list(self.vocabulary), among_M, shared=self.end_N is None, codes=codes)
 
     def groups(self) -> Tensor:
         """Group of items with equal codes, [N + 1]; -1 for padding."""

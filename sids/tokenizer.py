@@ -52,6 +52,11 @@ class CodeOptions:
         """Does the tokenizer itself say how long a code is? Else it is cut (sids/cut.py)."""
         return False
 
+    @property
+    def uneven(self) -> bool:
+        """May items have codes of unlike length?"""
+        return self.target_length is not None or self.learns_length
+
     def __post_init__(self) -> None:
         if self.target_length is not None and self.target_length > len(self.num_emb_list):
             raise Problem(

@@ -2,13 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sids.search import beam_search
-from sids.table import SidTable, end_tokens, ended
+from sids.table import SidTable, end_tokens, ended, numbered
 from utils import Problem
 
 
@@ -166,3 +167,62 @@ def test_a_tree_of_some_items_holds_those_of_a_shared_sid_that_were_asked_for():
 def test_a_leaf_lists_its_items_and_pads_with_none():
     trie = table([(0, 1), (2, 2), (0, 1), (0, 1)]).trie()
     assert trie.items_of(torch.tensor([0, 1, -1])).tolist() == [[1, 3, 4], [2, 0, 0], [0, 0, 0]]
+
+
+GOLDEN = {"A": (1, 4), "B": (1, 2, 4), "C": (1, 2, 5), "D": (2, 3, 1, 4), "E": (3, 4)}  # tokens 1-3 codes, 4-5 ends
+AFTER = {
+    0: (0.5, 0.3, 0.2, 0, 0),
+    1: (0.1, 0.4, 0.1, 0.3, 0.1),
+    2: (0.1, 0.1, 0.3, 0.3, 0.2),
+    3: (0.3, 0.1, 0.1, 0.4, 0.1),
+}
+
+
+def golden_score(sids):
+    """The golden example's bigram model over the table's tokens: 0 means no token before."""
+
+    def score(place, token_R, parent_R):
+        rows = []
+        for last in [0] if token_R is None else token_R.tolist():
+            p = torch.zeros(sids.vocabulary[place])
+            told = AFTER[last if last < 4 else 0]
+            codes = sids.vocabulary[place] - 3
+            p[1:codes] = torch.tensor(told[:3])[: max(0, codes - 1)]
+            p[codes : codes + 2] = torch.tensor(told[3:])
+            rows.append(p.log())
+        return torch.stack(rows)
+
+    return score
+
+
+@pytest.mark.parametrize(("beams", "want"), [(1, "A"), (2, "AB"), (3, "AEB"), (4, "AEBC"), (5, "AEBCD")], ids=str)
+def test_ended_hypotheses_take_no_beam(beams, want):
+    """Golden example: items that have ended crowd nobody out; two beams lose E, whose first token comes third."""
+    sids = table([(1,), (1, 2), (1, 2), (2, 3, 1), (3,)], [0, 0, 1, 0, 0], ends=2)
+    found = beam_search(golden_score(sids), sids.trie(), 1, beams, torch.device("cpu"))
+    assert "".join(" ABCDE"[i] for i in found.item_BW[0].tolist()).strip() == want
+    p = {"A": 0.15, "E": 0.08, "B": 0.06, "C": 0.04, "D": 0.0081}
+    assert found.score_BW[0].exp().tolist() == pytest.approx([p[name] for name in want], rel=1e-5)
+
+
+def test_the_softmax_over_what_may_follow_ranks_otherwise():
+    """Golden example: D .3, A .2143, E .2, B .1714, C .1143."""
+    sids = table([(1,), (1, 2), (1, 2), (2, 3, 1), (3,)], [0, 0, 1, 0, 0], ends=2)
+    found = beam_search(golden_score(sids), sids.trie(), 1, 5, torch.device("cpu"), legal_softmax=True)
+    assert found.item_BW[0].tolist() == [4, 1, 5, 2, 3]
+    assert found.score_BW[0].exp().tolist() == pytest.approx([0.3, 0.2142857, 0.2, 0.1714286, 0.1142857], rel=1e-5)
+
+
+def test_of_unlike_lengths_too_banned_items_never_come_and_free_their_place():
+    sids = table([(1,), (1, 2), (1, 2), (2, 3, 1), (3,)], [0, 0, 1, 0, 0], ends=2)
+    found = beam_search(golden_score(sids), sids.trie(), 1, 5, torch.device("cpu"), torch.tensor([[1, 5, 0]]))
+    assert [i for i in found.item_BW[0].tolist() if i] == [2, 3, 4]
+    few = beam_search(golden_score(sids), sids.trie(torch.tensor([3, 4])), 1, 5, torch.device("cpu"))
+    assert few.item_BW[0].tolist() == [3, 4, 0, 0, 0] and few.score_BW[0, 2] == -torch.inf
+
+
+def test_end_tokens_go_by_falling_count_then_by_row():
+    """Golden example: counts 9, 4, 3, 4 of codes (5), (5, 2), (5), (5, 2)."""
+    code_NT = torch.tensor([[5, -1], [5, 2], [5, -1], [5, 2]])
+    assert numbered(code_NT, np.array([9, 4, 3, 4])).tolist() == [0, 0, 1, 1]
+    assert numbered(code_NT, np.array([3, 4, 9, 5])).tolist() == [1, 1, 0, 0]

@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def measure(job: Job) -> Figures:
 def random_model(job: Job, n_items: int) -> GenerativeModel:
     """The configured recommender over distinct random codes."""
     torch.manual_seed(0)
-    model = GenerativeModel(job.cfg, methods.network_of(job.cfg, n_items), n_items)
+    model: Any = methods.empty_model(job.cfg, n_items)
     sizes = torch.tensor(job.cfg[CodeOptions].num_emb_list)
     model.set_codes((torch.rand(n_items, len(sizes)) * sizes).long())
     return model.to(device())

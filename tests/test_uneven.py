@@ -1,0 +1,179 @@
+"""The recommender over SIDs of unlike length: what it computes and costs, and that equal lengths change nothing."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_overrides, write_tiny
+
+import methods
+from data import make_batch
+from layers import are_real
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from sids.cut import codes_of
+from sids.files import spelled
+from utils import Problem
+
+NETWORKS = ["t5", "rq_transformer"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """(options, data) with a residual k-means whose codes can be cut."""
+    root = tmp_path_factory.mktemp("uneven")
+    write_tiny(root / "dataset" / "tiny")
+    options = tiny_overrides(root) | {"method": "two_stage", "tokenizer": "rq_kmeans", "max_shared": 1.0}
+    cfg = methods.build(options)
+    data = read_dataset(cfg[DataOptions])
+    methods.train_tokenizer(cfg, data)
+    return options, data
+
+
+def model_of(place, **more):
+    options, data = place
+    torch.manual_seed(1)
+    return methods.build_model(methods.build(options | more), data).model.eval()
+
+
+def batch_of(data, rows):
+    return make_batch(data.train, np.array(rows), 50)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("legal", [False, True])
+def test_the_loss_is_minus_the_mean_log_probability_that_the_search_gives(place, network, legal):
+    """Two roads to one number: teacher-forced training, and a search that is wide enough for the whole catalogue."""
+    _, data = place
+    model = model_of(place, target_length=1.7, recommender=network, legal_softmax=legal, num_beams=40)
+    assert len(set(model.sids.length_N.tolist())) > 1
+    split = data.valid
+    batch = make_batch(split, np.arange(12), 50)
+    if network == "rq_transformer":  # of a whole sequence every position is a target; compare histories of one item
+        batch = make_batch(split, np.arange(12), 1)
+    with torch.no_grad():
+        loss = float(model(batch)[0])
+        found = model.recommend(batch.history_BS, 40)
+    assert (found.item_BW.sort(1).values == torch.arange(1, 41)).all()  # distinct, legal, all of them
+    own = (found.item_BW == batch.target_B[:, None]).float() * found.score_BW
+    assert -float(own.sum(1).mean()) / len(model.sids.vocabulary) == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_stands_behind_an_end_changes_nothing_and_learns_nothing(place, network):
+    _, data = place
+    model = model_of(place, target_length=1.7, recommender=network)
+    batch = batch_of(data, range(20))
+    model(batch)[0].backward()
+    loss = float(model(batch)[0].detach())
+    for table in model.recommender.tables:
+        assert not table.grad[-1].any() and table.grad.any()
+        table.data[-1] = 1e3
+    assert float(model(batch)[0].detach()) == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("legal", [False, True])
+def test_one_user_alone_gets_what_he_gets_among_others(place, network, legal):
+    _, data = place
+    model = model_of(place, target_length=1.7, recommender=network, legal_softmax=legal)
+    batch = make_batch(data.test, np.arange(20), 50)
+    together = model.recommend(batch.history_BS, 10)
+    for user in (0, 7, 19):
+        alone = model.recommend(batch.history_BS[user : user + 1], 10)
+        assert alone.item_BW[0].tolist() == together.item_BW[user].tolist()
+        assert torch.allclose(alone.score_BW[0], together.score_BW[user], atol=1e-4)
+
+
+def test_an_encoder_reads_the_real_tokens_alone(place):
+    """Tokens that T5's encoder sees: those of the items, none behind an end."""
+    _, data = place
+    model = model_of(place, target_length=1.7, recommender="t5")
+    seen = []
+    encode = model.recommender.t5.encode
+    model.recommender.t5.encode = lambda x, keep: (seen.append(keep), encode(x, keep))[1]
+    batch = make_batch(data.test, np.arange(8), 50)
+    model(batch)
+    items = batch.history_BS
+    tokens_B = ((model.sids.length_N + 1)[items.clamp(min=1) - 1] * (items > 0)).sum(1)
+    assert seen[0].sum(1).tolist() == tokens_B.tolist()
+    assert seen[0].shape[1] == int(tokens_B.max()) < items.shape[1] * 4
+
+
+def test_a_depth_decoder_spells_real_tokens_alone(place):
+    """Rows that the depth stack works on: one for each real token of each target."""
+    _, data = place
+    model = model_of(place, target_length=1.7, recommender="rq_transformer")
+    rows = []
+    forward = model.recommender.depth.forward
+    model.recommender.depth.forward = lambda x, attends: (rows.append(len(x)), forward(x, attends))[1]
+    batch = batch_of(data, range(20))
+    model(batch)
+    goal = batch.item_U[batch.goals("next")]
+    assert rows == [int((model.sids.length_N + 1)[goal - 1].sum())]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("legal", [False, True])
+def test_equal_lengths_are_bit_for_bit_what_they_were(place, network, legal):
+    """A target that every item's whole code meets gives the model, losses and lists of no target at all."""
+    options, data = place
+    plain = model_of(place, recommender=network, legal_softmax=legal)
+    torch.manual_seed(1)
+    cfg = methods.build(options | {"recommender": network, "legal_softmax": legal, "target_length": 3.0})
+    model = methods.empty_model(cfg, data.n_items, code_NT=plain.code_NT).eval()
+    model.set_codes(plain.code_NT)
+    model.load_state_dict(plain.state_dict())
+    batch = batch_of(data, range(20))
+    assert float(model(batch)[0]) == float(plain(batch)[0])
+    ours, theirs = (m.recommend(batch.history_BS, 10) for m in (model, plain))
+    assert torch.equal(ours.item_BW, theirs.item_BW) and torch.equal(ours.score_BW, theirs.score_BW)
+
+
+def test_codes_of_one_shorter_length_are_those_of_a_tokenizer_with_fewer_levels(place):
+    options, data = place
+    cfg = methods.build(options | {"target_length": 2.0})
+    code_NT = torch.tensor([[1, 2, -1]]).expand(data.n_items, -1)
+    assert methods.spelling_of(cfg, 40, code_NT) == methods.spelling_of(
+        methods.build(options | {"num_emb_list": [8, 8]}), 40
+    )
+
+
+def test_the_end_of_a_popular_item_is_the_first_and_sids_travel_as_shorter_lists(place):
+    _, data = place
+    model = model_of(place, target_length=1.7)
+    count_N, groups = data.popularity[1:], model.sids.groups()[1:].numpy()
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        order = rows[np.argsort(-count_N[rows], kind="stable")]
+        assert model.end_N[order].tolist() == list(range(len(rows)))
+    lists = list(spelled(model.sids).values())
+    assert [len(row) - 1 for row in lists] == model.sids.length_N.tolist()
+    assert all(row[-1].startswith("<z_") for row in lists) and len({tuple(row) for row in lists}) == len(lists)
+
+
+def test_lengths_cost_what_was_asked_for(place):
+    options, data = place
+    cfg = methods.build(options | {"target_length": 1.7})
+    tokenizer = methods.tokenizer_of(cfg, data)
+    code_NT, _ = codes_of(tokenizer, np.load(data.embedding_path), data.popularity[1:])
+    share_N = data.popularity[1:] / data.popularity[1:].sum()
+    assert 1.5 < float(share_N @ (code_NT >= 0).sum(1).numpy()) <= 1.7
+
+
+def test_what_cannot_go_with_unlike_lengths_is_refused(place):
+    options, _ = place
+    for more, match in (
+        ({"method": "diger", "tokenizer": "rqvae"}, "use method: two_stage"),
+        ({"constrained": False}, "cannot go with constrained: false"),
+        ({"target_length": 3.5}, "target_length: 3.5 codes of 3 levels"),
+        ({"target_length": 0.5}, "target_length"),
+    ):
+        with pytest.raises(Problem, match=match):
+            methods.build(options | {"target_length": 2.0} | more)
+    with pytest.raises(Problem, match="allow it with --max_shared="):
+        model_of(place, target_length=1.0, max_shared=0.2)
+
+
+def test_real_tokens_are_told_by_the_last_of_their_place():
+    token = torch.tensor([[[0, 6], [6, 2]]])
+    assert are_real(token, (7, 3)).tolist() == [[[True, True], [False, False]]]
