@@ -54,6 +54,7 @@ TOKENIZERS = {
     "rq_kmeans": "sids.rq_kmeans:RQKMeans",
     "contrastive": "sids.contrastive:ContrastiveRQVAE",
     "random_codes": "sids.random_codes:RandomCodes",
+    "dvae": "sids.dvae:DVAE",
 }
 JOINT = {"rqvae": "vq:JointRQVAE", "contrastive": "vq:JointRQVAE"}  # the form that learns with a recommender
 NETWORKS = {

@@ -26,6 +26,7 @@ from readers.dataset import Catalogue, check_array, open_array, read_items
 from settings import Config
 from sids.files import spelled
 from sids.table import SidOptions, SidTable
+from sids.tokenizer import CodeOptions
 from utils import (
     Problem,
     load_weights,
@@ -48,6 +49,10 @@ def tokenizer_of(path: str | Path, restored: methods.Restored, width: int) -> An
     cfg, model, state = restored
     if not isinstance(model, GenerativeModel):
         raise Problem(f"{path}: recommends by items, which have to be trained; new items need semantic IDs")
+    if cfg[CodeOptions].uneven:
+        raise Problem(
+            f"{path}: its semantic IDs have unlike lengths, cut for all items together; train it anew with them"
+        )
     if settings.flat(cfg).get("behaviour", "none") != "none":
         raise Problem(f"{path}: its tokenizer reads behaviour beside the content, of which a new item has none")
     if isinstance(model, JointModel):

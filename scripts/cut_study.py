@@ -59,7 +59,7 @@ def study(dataset: str, weights: str, seed: int, given: dict[str, Any]) -> dict[
 def measured(code_NT: Any, length_N: np.ndarray, error_NT: np.ndarray, sizes: list[int], source: Source) -> Any:
     found = lengths.figures(cut.shorten(code_NT, length_N), sizes, source.count_N, error_NT)
     names = ("expected_tokens_weighted", "reconstruction_weighted", "reconstruction_uniform", "unique_share",
-             "largest_group", "spearman_length_count")  # fmt: skip
+             "max_group", "spearman_length_count")  # fmt: skip
     return {name: found[name] for name in names}
 
 
@@ -72,12 +72,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         for name in (k for k, v in own[0].items() if isinstance(v, dict) and k != "options"):
             several = {k: [r[name][k] for r in own] for k in own[0][name]}
             error = several["reconstruction_weighted"]
-            rho = [x for x in several["spearman_length_count"] if x is not None]
             lines.append(
                 f"| {key[0]}, {key[1]}, {len(own)} | {name} | {np.mean(several['expected_tokens_weighted']):.2f} | "
                 f"{np.mean(error):.3f} ({max(error) - min(error):.3f}) | "
                 f"{np.mean(several['reconstruction_uniform']):.3f} | {np.mean(several['unique_share']):.0%} | "
-                f"{max(several['largest_group'])} | {f'{np.mean(rho):+.2f}' if rho else '-'} |"
+                f"{max(several['max_group'])} | {np.mean([x or 0 for x in several['spearman_length_count']]):+.2f} |"
             )
     return "\n".join(lines)
 

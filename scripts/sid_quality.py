@@ -23,7 +23,7 @@ import settings
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from sids import quality
+from sids import lengths, quality
 from sids.files import read_index
 from sids.fit import load_state
 from sids.pairs import PairOptions, pairs_of
@@ -97,6 +97,8 @@ def measured(found: Subject, queries: str) -> tuple[quality.Figures, dict[str, q
     train = data.train.alone()
     figures |= quality.purity_figures(sids, pairs_of(train, data.n_items, PairOptions()))
     figures |= quality.cold_figures(sids, data.popularity[1:])
+    if not sids.even:
+        figures |= lengths.price(sids.length_N.numpy(), data.popularity[1:])
     if data.embedding_path is None:
         return figures, {}
     asked = quality.Queries.of_split(data.split(queries))

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from layers import perplexity
 from sids.cut import shares
+from sids.quality import load_figures
+from sids.table import SidTable
 from utils import log
 
 HEAD = 0.1  # share of the items that count as popular
@@ -35,32 +37,23 @@ def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
     return float(np.corrcoef(x_N, y_N)[0, 1])
 
 
-def groups(code_NT: np.ndarray) -> Figures:
-    """How many items share a code, and how many codes begin another one."""
+def prefix_share(code_NT: np.ndarray) -> float:
+    """Share of the items whose code is the beginning of another item's."""
     code_MT, size_M = np.unique(code_NT, axis=0, return_counts=True)
     longer = {tuple(code[:t]) for code in code_MT.tolist() for t in range(1, sum(c >= 0 for c in code))}
     begins = np.array([tuple(c for c in code if c >= 0) in longer for code in code_MT.tolist()])
-    return {
-        "unique_share": len(code_MT) / len(code_NT),
-        "largest_group": int(size_M.max()),
-        "collided_items": float(size_M[size_M > 1].sum() / len(code_NT)),
-        "prefix_share": float(size_M[begins].sum() / len(code_NT)),
-    }
+    return float(size_M[begins].sum() / len(code_NT))
 
 
 def usage(code_NT: Tensor, sizes: Sequence[int]) -> Figures:
-    """Perplexity and share of used codes: place by place among the items that have it, and of all tokens at once."""
+    """Perplexity and share of used codes: the mean over places that somebody has, and of all codes in one histogram."""
     at = [perplexity(code_N[code_N >= 0], k) for code_N, k in zip(code_NT.long().unbind(1), sizes, strict=True)]
     live = [(used / k, spread) for (used, spread), k in zip(at, sizes, strict=True) if used]
     used, spread = perplexity(code_NT[code_NT >= 0].long(), max(sizes))
     return {
-        "perplexity": [p for _, p in at],
-        "usage": [u / k for (u, _), k in zip(at, sizes, strict=True)],
-        "perplexity_macro": float(np.mean([p for _, p in live])),
-        "usage_macro": float(np.mean([u for u, _ in live])),
-        "perplexity_micro": spread,
-        "usage_micro": used / max(sizes),
-    }
+        "perplexity_macro": float(np.mean([p for _, p in live])), "perplexity_micro": spread,
+        "usage_macro": float(np.mean([u for u, _ in live])), "usage_micro": used / max(sizes),
+    }  # fmt: skip
 
 
 def popularity(length_N: np.ndarray, count_N: np.ndarray) -> Figures:
@@ -80,9 +73,17 @@ def popularity(length_N: np.ndarray, count_N: np.ndarray) -> Figures:
         "length_entropy": float(-(share[share > 0] * np.log(share[share > 0])).sum()),
         "length_head": float(length_N[order_N[:head]].mean()),
         "length_tail": float(length_N[order_N[head:]].mean()) if head < len(order_N) else None,
-        "spearman_length_count": spearman(length_N, count_N),
         "popularity_by_length": by_length,
     }
+
+
+def price(length_N: np.ndarray, count_N: np.ndarray) -> dict[str, float]:
+    """Codes an item, and with the end token; Spearman's rho of length and count, 0 where either is the same for all."""
+    weighted, rho = float(shares(count_N) @ length_N), spearman(length_N, count_N)
+    return {
+        "expected_tokens_weighted": weighted, "expected_tokens_uniform": float(length_N.mean()),
+        "tokens_per_event": weighted + 1, "spearman_length_count": 0.0 if rho is None else rho,
+    }  # fmt: skip
 
 
 def figures(code_NT: Tensor, sizes: Sequence[int], count_N: np.ndarray, error_NT: np.ndarray | None = None) -> Figures:
@@ -93,13 +94,7 @@ def figures(code_NT: Tensor, sizes: Sequence[int], count_N: np.ndarray, error_NT
     """
     code_NT, count_N = code_NT.cpu(), np.asarray(count_N, np.float64)
     length_N, share_N = (code_NT >= 0).sum(1).numpy(), shares(count_N)
-    found: Figures = {
-        "items": len(code_NT),
-        "expected_tokens_weighted": float(share_N @ length_N),
-        "expected_tokens_uniform": float(length_N.mean()),
-        "tokens_per_event": float(share_N @ length_N) + 1,  # with the end token
-        "total_tokens": int(length_N.sum()),
-    }
+    found: Figures = price(length_N, count_N) | {"total_tokens": int(length_N.sum())}
     if error_NT is not None:
         own_N = error_NT[np.arange(len(length_N)), length_N - 1]
         order_N = np.argsort(-count_N, kind="stable")
@@ -112,7 +107,9 @@ def figures(code_NT: Tensor, sizes: Sequence[int], count_N: np.ndarray, error_NT
             "prefix_weighted": (share_N @ error_NT).tolist(),
             "prefix_uniform": error_NT.mean(0).tolist(),
         }
-    return found | groups(code_NT.numpy()) | usage(code_NT, sizes) | popularity(length_N, count_N)
+    found |= load_figures(SidTable(code_NT, None, tuple(sizes)))
+    found |= {"unique_share": 1 - found["collision_rate"], "prefix_share": prefix_share(code_NT.numpy())}
+    return found | usage(code_NT, sizes) | popularity(length_N, count_N)
 
 
 def log_table(found: Figures) -> None:
@@ -120,11 +117,11 @@ def log_table(found: Figures) -> None:
     rho = found["spearman_length_count"]
     rows = [
         ("tokens an item", f"{found['expected_tokens_weighted']:.3f} weighted, "
-         f"{found['expected_tokens_uniform']:.3f} uniform; one more for the end token"),
-        ("unique codes", f"{found['unique_share']:.1%}, largest group {found['largest_group']}, "
-         f"{found['collided_items']:.1%} of the items share theirs, {found['prefix_share']:.1%} begin another one"),
-        ("perplexity", " ".join(f"{p:.1f}" for p in found["perplexity"])),
-        ("length and count", f"Spearman's rho {'none' if rho is None else f'{rho:.3f}'}, "
+         f"{found['expected_tokens_uniform']:.3f} uniform; and one for its end"),
+        ("unique codes", f"{found['unique_share']:.1%}, largest group {found['max_group']:.0f}, "
+         f"{found['colliding_item_share']:.1%} of the items share theirs, {found['prefix_share']:.1%} begin another one"),
+        ("perplexity", " ".join(f"{p:.1f}" for key, p in found.items() if key.startswith("perplexity/"))),
+        ("length and count", f"Spearman's rho {rho:.3f}, "
          f"mean length {found['length_head']:.2f} of the {HEAD:.0%} most frequent, "
          + (f"{found['length_tail']:.2f} of the others" if found["length_tail"] is not None else "no others")),
     ]  # fmt: skip

@@ -82,7 +82,7 @@ def ended(code_NT: Tensor, rule: str, ends: int, count_N: np.ndarray | None = No
         raise Problem(
             f"{largest} items share one code, the suffix can number {ends}; "
             + (
-                "raise max_group"
+                "raise max_group, or num_emb_list where all have one length"
                 if count_N is not None
                 else "raise num_emb_list, pre-train the tokenizer longer, or set collision: item"
             )

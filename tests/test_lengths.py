@@ -73,17 +73,18 @@ def test_popularity_weighs():
 def test_codebook_statistics_by_hand():
     """Golden example: V = 4, codes (3, 1), (3), (2, 1), (3, 2)."""
     found = figures([(3, 1), (3,), (2, 1), (3, 2)], (1, 1, 1, 1))
-    assert found["perplexity"] == pytest.approx([1.7547654, 1.8898816]) and found["usage"] == [0.5, 0.5]
+    assert found["perplexity/level_1"] == pytest.approx(1.7547654) and found["codes_used/level_1"] == 2
+    assert found["perplexity/level_2"] == pytest.approx(1.8898816) and found["codes_used/level_2"] == 2
     assert found["perplexity_micro"] == pytest.approx(2.9417134) and found["usage_micro"] == 0.75
     assert found["perplexity_macro"] == pytest.approx(1.8223235)
     assert found["unique_share"] == 1 and found["total_tokens"] == 7 and found["prefix_share"] == 0.25
-    assert found["spearman_length_count"] is None  # all counts are alike
+    assert found["spearman_length_count"] == 0  # all counts are alike
 
 
 def test_collisions_are_counted_in_groups():
     found = figures([(0, 1), (0, 1), (0, 1), (0,), (2, 2), (2, 2)], (1,) * 6)
-    assert found["unique_share"] == 0.5 and found["largest_group"] == 3
-    assert found["collided_items"] == pytest.approx(5 / 6) and found["prefix_share"] == pytest.approx(1 / 6)
+    assert found["unique_share"] == 0.5 and found["max_group"] == 3
+    assert found["colliding_item_share"] == pytest.approx(5 / 6) and found["prefix_share"] == pytest.approx(1 / 6)
 
 
 def test_rank_correlation_agrees_with_scipy():

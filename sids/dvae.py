@@ -1,0 +1,358 @@
+"""Discrete VAE over content embeddings, whose number of tokens can be learned too (arXiv:2602.16375).
+
+A residual encoder emits T soft tokens, a causal decoder reconstructs the content from every prefix, and a stop head
+gives the probability that a code is t tokens long. One training example is one interaction, so that both the error and
+the price of a token weigh by popularity:
+
+    L = sum_t w_t d_t + beta (sum_t alive_t relu(KL_t - free bits) - H(q(L)) + lambda E[L])
+
+d_t is the squared distance of unit vectors after t tokens, KL_t = ln V - H(token t), q(L) the length posterior,
+alive_t = q(L >= t), w_t = (1 - eps) q(L = t) + eps / T. docs/varlen.md has the whole of it, and how lengths are kept
+from collapsing.
+
+Shape letters: N items, B rows of a batch, T code places, V symbols, H encoder width, D embedding width.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layers import Dropout, depth_attention, gumbel
+from recommenders.rq_transformer import Stack
+from settings import option
+from sids.tokenizer import ROWS, CodeOptions, Source, in_pieces
+from utils import Problem, log
+
+RAMP = (
+    0.3  # of all steps: temperature and KL weight come to their ends, and so does the price of a token after its start
+)
+LOOK = 100  # steps between two looks at the lengths
+ETA = 0.02  # how fast the price of a token follows the mean length
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAEOptions(CodeOptions):
+    num_emb_list: list[int] = option([256] * 4, "symbols (V) of each place (T), all alike", ge=2)
+    length: Literal["fixed", "cut", "learned"] = option(
+        "cut",
+        "fixed: only whole codes are trained; cut: every prefix alike, so that codes can be cut to target_length; "
+        "learned: a stop head, whose price follows target_length",
+    )
+    weights: Literal["uniform", "counts"] = option(
+        "counts", "weight of an item: all alike, or how often the training part holds it"
+    )
+    dvae_width: int = option(128, "width H of the encoder", ge=1)
+    dvae_decoder_width: int = option(128, "width of the decoder", ge=4)
+    dvae_layers: int = option(1, "layers of the decoder", ge=1, le=100)
+    dvae_dropout: float = option(
+        0.1, "dropout of the input, the blocks and the residual before its logits", ge=0, le=0.9
+    )
+    shared_codebook: bool = option(True, "one table of symbols for all places")
+    logit_scale_start: float = option(15.0, "first scale of the cosine logits; learned", gt=0)
+    tau_end: float = option(0.6, "temperature of the soft tokens from 30 % of dvae_steps on; it starts at 1", gt=0)
+    kl_weight: float = option(0.002, "beta, from 30 % of dvae_steps on; it starts at 0", ge=0)
+    free_bits: float = option(2.0, "information of a token that costs nothing, nats", ge=0)
+    length_cost: float = option(20.0, "length: learned: price lambda of a token, nats, or its first value", ge=0)
+    length_warmup: float = option(
+        0.4,
+        "length: learned: share of dvae_steps in which length costs nothing; 0: it costs from the start",
+        ge=0,
+        le=0.7,
+    )
+    prefix_floor: float = option(
+        0.1, "length: learned: eps, weight that all prefixes share, whatever the lengths", ge=0, le=1
+    )
+    length_mode: Literal["argmax", "median", "mean"] = option("argmax", "length: learned: the length of a code")
+    dvae_steps: int = option(6000, "steps that all schedules are laid out for", ge=1)
+
+    @property
+    def learns_length(self) -> bool:
+        return self.length == "learned"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.num_emb_list)) > 1:
+            raise Problem(f"num_emb_list: the dVAE's places have one vocabulary, not {self.num_emb_list}")
+        if self.length == "fixed" and self.target_length is not None:
+            raise Problem("length: fixed trains whole codes only; with target_length use length: cut or learned")
+
+
+# ---------------------------------------------------------------- formulas
+
+
+def cosine(start: float, end: float, step: float, steps: float) -> float:
+    """From start to end over `steps` steps, then constant."""
+    done = min(1.0, step / steps) if steps > 0 else 1.0
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * done))
+
+
+def length_posterior(stop_BS: Tensor) -> Tensor:
+    """ln q(L = t), [B, T], of the T - 1 stop logits s_t: ln sigma(s_t) + sum of ln sigma(-s_j) over j < t."""
+    on_BS = F.logsigmoid(-stop_BS).cumsum(1)
+    return torch.cat([F.logsigmoid(stop_BS), torch.zeros_like(stop_BS[:, :1])], 1) + F.pad(on_BS, (1, 0))
+
+
+def alive(logq_BT: Tensor) -> Tensor:
+    """q(L >= t), [B, T]."""
+    return logq_BT.exp().flip(1).cumsum(1).flip(1)
+
+
+def kl_to_uniform(logits_BTV: Tensor) -> Tensor:
+    """ln V - H, [B, T]."""
+    logp_BTV = logits_BTV.log_softmax(-1)
+    return (math.log(logits_BTV.shape[-1]) + (logp_BTV.exp() * logp_BTV).sum(-1)).clamp(min=0)
+
+
+class Terms(NamedTuple):
+    """Means over a batch; the loss is rec + beta (voc + length)."""
+
+    rec: Tensor
+    exact: Tensor  # sum_t q(L = t) d_t, without the floor of the prefixes
+    voc: Tensor
+    length: Tensor  # -H(q) + lambda E[L]: KL to the truncated geometric prior, but for its ln Z
+
+
+def terms(d_BT: Tensor, kl_BT: Tensor, logq_BT: Tensor, *, floor: float, free_bits: float, price: float) -> Terms:
+    """The terms of the loss of codes with a length posterior."""
+    q_BT, places = logq_BT.exp(), d_BT.shape[1]
+    w_BT = (1 - floor) * q_BT + floor / places
+    t_T = torch.arange(1, places + 1, device=d_BT.device)
+    return Terms(
+        (w_BT * d_BT).sum(1).mean(),
+        (q_BT * d_BT).sum(1).mean(),
+        (alive(logq_BT) * (kl_BT - free_bits).relu()).sum(1).mean(),
+        (q_BT * (logq_BT + price * t_T)).sum(1).mean(),
+    )
+
+
+def log_z(price: float, places: int) -> float:
+    """ln sum_l exp(-price l), l = 1 ... T: what the length term lacks to be a KL."""
+    return math.log(sum(math.exp(-price * t) for t in range(1, places + 1)))
+
+
+def lengths_of(logq_BT: Tensor, mode: str = "argmax") -> Tensor:
+    """The length [B] of each code; of equal probabilities the shorter."""
+    q_BT = logq_BT.exp()
+    if mode == "median":
+        return (q_BT.cumsum(1) < 0.5 - 1e-6).sum(1).clamp(max=q_BT.shape[1] - 1) + 1
+    if mode == "mean":
+        mean_B = (q_BT * torch.arange(1, q_BT.shape[1] + 1, device=q_BT.device)).sum(1)
+        return mean_B.round().long().clamp(1, q_BT.shape[1])
+    best = q_BT >= q_BT.max(1, keepdim=True).values
+    return best.long().argmax(1) + 1
+
+
+# ---------------------------------------------------------------- the networks
+
+
+class Sent(NamedTuple):
+    """What the encoder says of B items."""
+
+    logits_BTV: Tensor
+    message_BTV: Tensor | None  # soft tokens, in training
+    code_BT: Tensor  # the likeliest symbols
+    logq_BT: Tensor | None  # length posterior, where there is a stop head
+
+
+def backbone(n_input: int, width: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(Dropout(dropout), nn.Linear(n_input, width), nn.LayerNorm(width), nn.GELU())
+
+
+class Sender(nn.Module):
+    """h_1 = f(x), a_t = scale_t cos(h_t, C), h_{t+1} = norm(h_t - gamma_t m_t C): tokens one by one."""
+
+    place_T: Tensor
+
+    def __init__(self, cfg: DVAEOptions, n_input: int) -> None:
+        super().__init__()
+        places, symbols, width = len(cfg.num_emb_list), cfg.num_emb_list[0], cfg.dvae_width
+        self.f = backbone(n_input, width, cfg.dvae_dropout)
+        tables = 1 if cfg.shared_codebook else places
+        self.code = nn.Parameter(torch.randn(tables, symbols, width) * 0.02)
+        self.scale_T = nn.Parameter(torch.full((places,), math.log(cfg.logit_scale_start)))
+        self.gamma_T = nn.Parameter(torch.full((places,), math.log(0.2)))
+        self.norm, self.dropout, self.places = nn.RMSNorm(width), Dropout(cfg.dvae_dropout), places
+        self.stop: nn.ModuleDict | None = None
+        if cfg.learns_length and places > 1:
+            self.stop = nn.ModuleDict({
+                "backbone": backbone(n_input, width, cfg.dvae_dropout),
+                "stack": Stack(width, 4 * width, 1, cfg.dvae_dropout),
+                "place": nn.Embedding(places, width),
+                "out": nn.Sequential(Dropout(cfg.dvae_dropout), nn.Linear(width, 1)),
+            })  # fmt: skip
+            self.register_buffer("place_T", torch.arange(places), persistent=False)
+            self.bias_S = nn.Parameter(torch.full((places - 1,), -2.0))
+
+    def forward(self, x_BD: Tensor, tau: float | None = None) -> Sent:
+        """tau: the temperature of soft tokens under Gumbel noise; None: hard tokens, no noise."""
+        h_BH, states, logits, messages, codes = self.f(x_BD), [], [], [], []
+        for t in range(self.places):
+            table_VH = self.code[t % len(self.code)]
+            cos_BV = F.normalize(self.dropout(h_BH), dim=1) @ F.normalize(table_VH, dim=1).T
+            logits.append(self.scale_T[t].exp() * cos_BV)
+            codes.append(logits[-1].argmax(1))
+            if tau is None:
+                taken_BH = F.embedding(codes[-1], table_VH)
+            else:
+                noise_BV = gumbel(torch.rand_like(cos_BV).clamp(1e-7, 1 - 1e-7))
+                messages.append(((logits[-1] + noise_BV) / tau).softmax(1))
+                taken_BH = messages[-1] @ table_VH
+            if t + 1 < self.places:
+                h_BH = self.norm(h_BH - self.gamma_T[t].exp() * taken_BH)
+                states.append(h_BH)
+        message = torch.stack(messages, 1) if messages else None
+        return Sent(torch.stack(logits, 1), message, torch.stack(codes, 1), self._posterior(x_BD, states))
+
+    def _posterior(self, x_BD: Tensor, states: list[Tensor]) -> Tensor | None:
+        """The decision after token t sees x and the residual states up to the one after it."""
+        if self.stop is None:
+            return None
+        u_BTH = torch.stack([self.stop["backbone"](x_BD), *states], 1) + self.stop["place"](self.place_T)
+        heads = max(1, u_BTH.shape[2] // 64)
+        y_BTH = self.stop["stack"](u_BTH, [lambda qkv: depth_attention(qkv, heads)])
+        return length_posterior(self.stop["out"](y_BTH[:, 1:])[..., 0] + self.bias_S)
+
+
+class Receiver(nn.Module):
+    """Reconstructions from every prefix of soft tokens or of codes: unit vectors [B, T, D]."""
+
+    def __init__(self, cfg: DVAEOptions, n_output: int) -> None:
+        super().__init__()
+        places, symbols, width = len(cfg.num_emb_list), cfg.num_emb_list[0], cfg.dvae_decoder_width
+        tables = 1 if cfg.shared_codebook else places
+        self.table = nn.Parameter(torch.randn(tables, symbols, width) * width**-0.5)
+        self.place, self.heads = nn.Embedding(places, width), max(1, width // 64)
+        self.stack = Stack(width, 4 * width, cfg.dvae_layers, cfg.dvae_dropout)
+        self.out = nn.Linear(width, n_output)
+
+    def forward(self, message_BTV: Tensor) -> Tensor:
+        tables = self.table.expand(message_BTV.shape[1], -1, -1)
+        return self._decode(torch.einsum("btv,tvh->bth", message_BTV, tables))
+
+    def decode(self, code_BT: Tensor) -> Tensor:
+        return self._decode(
+            torch.stack([self.table[t % len(self.table)][c] for t, c in enumerate(code_BT.unbind(1))], 1)
+        )
+
+    def _decode(self, x_BTH: Tensor) -> Tensor:
+        attend = [lambda qkv: depth_attention(qkv, self.heads)] * len(self.stack.blocks)
+        y_BTH = self.stack(x_BTH + self.place.weight[: x_BTH.shape[1]], attend)
+        return F.normalize(self.out(y_BTH), dim=-1)
+
+
+class DVAE(nn.Module):
+    Options: ClassVar[type[DVAEOptions]] = DVAEOptions
+    keeps_last = True  # the schedules end at the last step
+    price: Tensor
+
+    def __init__(self, cfg: DVAEOptions, n_input: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.sender, self.receiver = Sender(cfg, n_input), Receiver(cfg, n_input)
+        self.register_buffer("price", torch.tensor(cfg.length_cost))
+
+    # ---- codes and back
+
+    @torch.no_grad()
+    def encode(self, content_ND: np.ndarray) -> Tensor:
+        """Codes [N, T] by the likeliest symbols; with length: learned -1 after an item's end."""
+        was, _ = self.training, self.eval()
+        device, found = self.price.device, []
+        for x_ND in in_pieces(content_ND):
+            sent = self.sender(F.normalize(x_ND.to(device), dim=1))
+            code_NT = sent.code_BT
+            if sent.logq_BT is not None:
+                place_T = torch.arange(code_NT.shape[1], device=device)
+                length_N = lengths_of(sent.logq_BT, self.cfg.length_mode)
+                code_NT = code_NT.masked_fill(place_T >= length_N[:, None], -1)
+            found.append(code_NT)
+        self.train(was)
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def decode(self, code_NT: Tensor) -> Tensor:
+        """Unit vectors from the first 1, 2 ... T codes, [N, T, D]."""
+        was, _ = self.training, self.eval()
+        found = torch.cat([self.receiver.decode(piece) for piece in code_NT.to(self.price.device).split(ROWS)])
+        self.train(was)
+        return found
+
+    # ---- pre-training
+
+    def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
+        """Hold the catalogue as unit vectors."""
+        if len(self.batches(source, size, seed, 0)) == 0:
+            raise Problem(f"rqvae_batch_size: {size} is more than the training part's interactions; lower it")
+        x_ND = torch.cat(list(in_pieces(source.content_ND)))
+        self.register_buffer("x_ND", F.normalize(x_ND.to(self.price.device), dim=1), persistent=False)
+
+    def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Tensor]:
+        """Item rows of the training interactions in a fresh random order, `size` at a time, whole batches only.
+
+        With `weights: uniform` as many rows, of all items alike.
+        """
+        random = np.random.default_rng([seed, epoch, 17])
+        total, items = int(source.count_N.sum()), len(source.count_N)
+        if self.cfg.weights == "counts":
+            rows = random.permutation(np.repeat(np.arange(items), source.count_N.astype(np.int64)))
+        else:
+            rows = np.concatenate([random.permutation(items) for _ in range(-(-total // items))])[:total]
+        whole = len(rows) // size * size
+        return list(torch.from_numpy(rows[:whole]).split(size)) if whole else []
+
+    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch of item rows at a step of the schedules."""
+        cfg, x_BD = self.cfg, self.get_buffer("x_ND")[batch]
+        tau = cosine(1.0, cfg.tau_end, step, RAMP * cfg.dvae_steps)
+        beta = cosine(0.0, cfg.kl_weight, step, RAMP * cfg.dvae_steps)
+        sent = self.sender(x_BD, tau)
+        d_BT = (self.receiver(sent.message_BTV) - x_BD[:, None]).square().sum(-1)
+        kl_BT = kl_to_uniform(sent.logits_BTV)
+        if sent.logq_BT is None:
+            rec = d_BT[:, -1].mean() if cfg.length == "fixed" else d_BT.mean()
+            voc = (kl_BT - cfg.free_bits).relu().sum(1).mean()
+            return rec + beta * voc, {"recon": rec, "tokens": voc, "last": d_BT[:, -1].mean()}
+        share = self._length_share(step)
+        floor = 1 + share * (cfg.prefix_floor - 1)
+        t = terms(d_BT, kl_BT, sent.logq_BT, floor=floor, free_bits=cfg.free_bits, price=share * float(self.price))
+        self._watch(x_BD, step, share)
+        expected = (sent.logq_BT.exp() * torch.arange(1, d_BT.shape[1] + 1)).sum(1).mean()
+        parts = {"recon": t.rec, "exact": t.exact, "tokens": t.voc, "E[L]": expected, "price": self.price.clone()}
+        return t.rec + beta * (t.voc + t.length), parts
+
+    def _length_share(self, step: int) -> float:
+        """How much of the price and of the lengths' own weights counts at a step: 0 in the warm-up, then 1."""
+        warm, total = self.cfg.length_warmup, self.cfg.dvae_steps
+        return cosine(0.0, 1.0, max(0.0, step - warm * total), RAMP * total) if warm else 1.0
+
+    @torch.no_grad()
+    def _watch(self, x_BD: Tensor, step: int, share: float) -> None:
+        """Let the price follow the target; name a collapse.
+
+        A batch is drawn by popularity, so that its mean is the weighted one. Hard codes decide, not E[L]; a price that
+        follows quickly overshoots until all codes have one token.
+        """
+        if (share < 0.5 and step % LOOK) or not self.training:
+            return
+        self.eval()
+        length_B = lengths_of(self.sender(x_BD).logq_BT, self.cfg.length_mode)  # type: ignore[arg-type]
+        self.train()
+        if share >= 0.5 and self.cfg.target_length is not None:
+            self.price += ETA * (length_B.double().mean() - self.cfg.target_length).float()
+            self.price.clamp_(min=0)
+        if step % LOOK:
+            return
+        histogram = length_B.bincount(minlength=len(self.cfg.num_emb_list) + 1)[1:].tolist()
+        log.info(f"tokenizer step {step}: lengths {histogram}, price of a token {float(self.price) * share:.2f}")
+        shortest = int(length_B.max()) == 1
+        if share == 1 and step >= 0.1 * self.cfg.dvae_steps and shortest:
+            raise Problem(
+                f"length_cost: every code has one token at step {step}: the lengths have collapsed; raise "
+                f"length_warmup from {self.cfg.length_warmup}, lower length_cost from {self.cfg.length_cost}, or use "
+                "length: cut"
+            )

@@ -1,0 +1,200 @@
+"""The discrete VAE: its formulas against numbers worked out by hand, its networks, and what guards its lengths."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_overrides, write_tiny
+from scipy.optimize import minimize
+
+import methods
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from sids import dvae
+from sids.dvae import DVAE
+from sids.tokenizer import Source
+from utils import Problem
+
+STOP = torch.tensor([[-0.5, 1.0, -1.0]])
+D = torch.tensor([[1.0, 0.5, 0.3, 0.2]])
+KL = torch.tensor([[0.2967937, 0.0588915, 0.0, 0.9867102]])
+
+
+def close(tensor, want):
+    assert torch.allclose(tensor, torch.tensor(want), atol=1e-5), tensor
+
+
+def test_the_length_posterior_by_hand():
+    """Golden example: stop logits (-0.5, 1, -1)."""
+    logq = dvae.length_posterior(STOP)
+    close(logq.exp()[0], [0.3775407, 0.4550542, 0.0450222, 0.1223829])
+    close(dvae.alive(logq)[0], [1.0, 0.6224593, 0.1674051, 0.1223829])
+    assert [int(dvae.lengths_of(logq, mode)) for mode in ("argmax", "median", "mean")] == [2, 2, 2]
+    even = dvae.length_posterior(torch.zeros(1, 3))
+    close(even.exp()[0], [0.5, 0.25, 0.125, 0.125])
+    assert int(dvae.lengths_of(torch.tensor([[0.25, 0.25, 0.25, 0.25]]).log())) == 1  # ties: the shorter
+
+
+def test_alive_is_what_is_left_of_the_posterior():
+    stop = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    on = torch.sigmoid(-stop).cumprod(1)
+    assert torch.allclose(dvae.alive(dvae.length_posterior(stop)), torch.cat([torch.ones(50, 1), on], 1), atol=1e-6)
+
+
+def test_kl_to_uniform_by_hand():
+    p = torch.tensor([(0.7, 0.2, 0.1), (0.5, 0.25, 0.25), (1 / 3, 1 / 3, 1 / 3), (0.98, 0.01, 0.01)])
+    close(dvae.kl_to_uniform(p.log()[None])[0], KL[0].tolist())
+
+
+def test_the_whole_loss_by_hand():
+    """Golden example: one item, V = 3, beta = 0.1, lambda = 0.5, free bits 0.1, eps 0.1."""
+    logq = dvae.length_posterior(STOP)
+    t = dvae.terms(D, KL, logq, floor=0.1, free_bits=0.1, price=0.5)
+    for got, want in zip(t, (0.6287459, 0.6430510, 0.3053119, -0.1665852), strict=True):
+        assert float(got) == pytest.approx(want, abs=1e-5)
+    assert float(t.rec + 0.1 * (t.voc + t.length)) == pytest.approx(0.6426186, abs=1e-5)
+    assert dvae.log_z(0.5, 4) == pytest.approx(0.2873387, abs=1e-6) and dvae.log_z(0, 4) == pytest.approx(math.log(4))
+    free = dvae.terms(D, KL, logq, floor=0.0, free_bits=0.0, price=0.5)
+    assert float(free.voc) == pytest.approx(0.4542078, abs=1e-5)
+    assert float(free.rec + free.voc + free.length) + dvae.log_z(0.5, 4) == pytest.approx(1.2180123, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("price", "floor", "want"),
+    [
+        (0.5, 0.0, (0.0013013, 0.1171350, 0.5249629, 0.3566009)),
+        (0.5, 0.1, (0.0026380, 0.1440315, 0.5284942, 0.3248364)),
+    ],
+)
+def test_descent_finds_the_optimal_lengths(price, floor, want):
+    """Golden example: q*(l) ~ exp(-(1 - eps) d_l / beta - sum of relu(KL - fb) - lambda l), beta = 0.1."""
+
+    def loss(x):
+        logits = torch.tensor(x[None], requires_grad=True)
+        t = dvae.terms(D.double(), KL.double(), logits.log_softmax(1), floor=floor, free_bits=0.1, price=price)
+        total = t.rec + 0.1 * (t.voc + t.length)
+        total.backward()
+        return total.item(), logits.grad[0].numpy()
+
+    found = minimize(loss, np.zeros(4), jac=True, options={"gtol": 1e-9}).x
+    assert np.allclose(np.exp(found) / np.exp(found).sum(), want, atol=1e-4)
+
+
+def test_schedules_by_hand():
+    """Golden example: cosines over 100 steps, constant afterwards."""
+    steps = (0, 25, 50, 75, 100, 200)
+    tau = [dvae.cosine(1.0, 0.6, s, 100) for s in steps]
+    assert tau == pytest.approx([1, 0.9414214, 0.8, 0.6585786, 0.6, 0.6], abs=1e-7)
+    beta = [dvae.cosine(0.0, 0.002, s, 100) for s in steps]
+    assert beta == pytest.approx([0, 0.000292893, 0.001, 0.001707107, 0.002, 0.002], abs=1e-9)
+
+
+# ---------------------------------------------------------------- the networks
+
+
+def made(places=3, **options):
+    given = {"tokenizer": "dvae", "method": "two_stage", "num_emb_list": [8] * places, "dvae_width": 16,
+             "dvae_decoder_width": 16, "max_shared": 1.0, **options}  # fmt: skip
+    torch.manual_seed(0)
+    return DVAE(methods.build(given)[DVAE.Options], 12)
+
+
+def source(items=30, seed=0):
+    random = np.random.default_rng(seed)
+    return Source(random.normal(size=(items, 12)).astype(np.float32), random.integers(0, 9, items), None)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_prefix_is_reconstructed_without_what_follows(shared):
+    """Changing a later symbol leaves the earlier reconstructions as they were; soft one-hot tokens are codes."""
+    model = made(shared_codebook=shared).eval()
+    code = torch.tensor([[1, 2, 3]])
+    other = torch.tensor([[1, 2, 7]])
+    y, z = model.decode(code), model.decode(other)
+    assert torch.equal(y[:, :2], z[:, :2]) and not torch.equal(y[:, 2], z[:, 2])
+    with torch.no_grad():
+        assert torch.allclose(model.receiver(torch.nn.functional.one_hot(code, 8).float()), y, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", ["fixed", "cut", "learned"])
+def test_the_gradient_reaches_every_part(length):
+    model, data = made(length=length, length_warmup=0.0, shared_codebook=False), source()
+    model.begin(data, 16, 0, fresh=True)
+    loss, parts = model.train().loss(model.batches(data, 16, 0, 0)[0], 2000)
+    loss.backward()
+    assert all(torch.isfinite(v) for v in parts.values())
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert dead == []
+
+
+def test_encoding_is_deterministic_and_each_item_alone():
+    model, data = made(length="learned"), source()
+    whole = model.encode(data.content_ND)
+    assert torch.equal(whole, model.train().encode(data.content_ND)) and model.training
+    assert torch.equal(whole[5:6], model.encode(data.content_ND[5:6]))
+
+
+def test_the_stop_head_is_built_only_where_it_is_asked_for():
+    assert not any("stop" in k for k in made(length="cut").state_dict())
+    assert any("stop" in k for k in made(length="learned").state_dict())
+
+
+def test_an_interaction_is_an_example():
+    """By counts every item comes as often as it was seen; uniformly, all alike, in as many rows."""
+    data = source()
+    for weights in ("counts", "uniform"):
+        batches = made(weights=weights).batches(data, 7, 0, 3)
+        assert {len(b) for b in batches} == {7} and len(batches) == data.count_N.sum() // 7
+        seen = np.bincount(torch.cat(batches).numpy(), minlength=30)
+        if weights == "counts":
+            assert (seen <= data.count_N).all() and data.count_N.sum() - seen.sum() < 7
+        else:
+            assert seen.max() - seen.min() <= 2
+    first, again, other = (made().batches(data, 7, 0, epoch)[0] for epoch in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    root = tmp_path_factory.mktemp("dvae")
+    write_tiny(root / "dataset" / "tiny")
+    return tiny_overrides(root) | {
+        "method": "two_stage", "tokenizer": "dvae", "rqvae_batch_size": 32, "rqvae_epochs": 4, "dvae_steps": 20,
+        "dvae_width": 16, "dvae_decoder_width": 16, "max_shared": 1.0, "num_emb_list": [64, 64, 64],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [{}, {"target_length": 1.5}, {"length": "learned", "target_length": 2.0}])
+def test_pre_training_makes_codes_that_a_recommender_takes(tiny, more):
+    cfg = methods.build(tiny | more)
+    data = read_dataset(cfg[DataOptions])
+    path = methods.train_tokenizer(cfg, data)
+    assert methods.train_tokenizer(cfg, data) == path  # again: the same file, not trained anew
+    figures = methods.sid_figures(cfg, data, path)
+    if "length" not in more and more:
+        assert figures["expected_tokens_weighted"] <= 1.5
+    model = methods.build_model(cfg, data).model.eval()
+    found = model.recommend(torch.tensor([[1, 2, 3]]), 10)
+    assert len(set(found.item_BW[0].tolist())) == 10
+
+
+def test_a_collapse_is_named_and_nothing_is_saved(tiny, caplog):
+    """A price that no token is worth, without a warm-up."""
+    more = {"length": "learned", "length_cost": 1e5, "length_warmup": 0.0, "rqvae_epochs": 120, "kl_weight": 1.0,
+            "rqvae_lr": 0.02, "rqvae_eval_step": 100}  # fmt: skip
+    cfg = methods.build(tiny | more)
+    with pytest.raises(Problem, match="every code has one token at step 100: the lengths have collapsed; raise"):
+        methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+
+
+def test_options_that_contradict_each_other_are_refused(tiny):
+    for more, match in (
+        ({"num_emb_list": [8, 9, 8]}, "have one vocabulary"),
+        ({"length": "fixed", "target_length": 2.0}, "fixed trains whole codes only"),
+    ):
+        with pytest.raises(Problem, match=match):
+            methods.build(tiny | more)
