@@ -119,7 +119,8 @@ def log_table(found: Figures) -> None:
         ("tokens an item", f"{found['expected_tokens_weighted']:.3f} weighted, "
          f"{found['expected_tokens_uniform']:.3f} uniform; and one for its end"),
         ("unique codes", f"{found['unique_share']:.1%}, largest group {found['max_group']:.0f}, "
-         f"{found['colliding_item_share']:.1%} of the items share theirs, {found['prefix_share']:.1%} begin another one"),
+         f"{found['colliding_item_share']:.1%} of the items share theirs, "
+         f"{found['prefix_share']:.1%} begin another one"),
         ("perplexity", " ".join(f"{p:.1f}" for key, p in found.items() if key.startswith("perplexity/"))),
         ("length and count", f"Spearman's rho {rho:.3f}, "
          f"mean length {found['length_head']:.2f} of the {HEAD:.0%} most frequent, "
