@@ -74,9 +74,7 @@ class Upkeep(nn.Module):
         self.seen = {}
         return {"restarted": torch.stack(moved).mean()} if self.cfg.dead_code_ratio else {}
 
-    def _restart(
-        self, level: int, codebook: nn.Parameter, row_Bd: Tensor, optimizer: torch.optim.Optimizer
-    ) -> Tensor:
+    def _restart(self, level: int, codebook: nn.Parameter, row_Bd: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """Move the dead codes to rows of the batch, counted as if they had their share; their moments begin anew."""
         count_K, mean = self.get_buffer(f"count_{level}"), len(row_Bd) / len(codebook)
         dead_K = count_K < self.cfg.dead_code_ratio * mean

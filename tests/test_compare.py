@@ -9,6 +9,7 @@ import yaml
 from conftest import tiny_overrides, write_tiny
 from sklearn.metrics import ndcg_score
 
+import main
 from runs.report import read_ranks
 from scripts import compare
 from scripts.compare import Row, table
@@ -27,7 +28,7 @@ def shop(tmp_path, monkeypatch):
     options |= {"valid_metric": "ndcg@5", "num_beams": 5}
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
-    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(main, "CONFIG", tmp_path / "config")
     return lambda *words: compare.compare(["tiny", *words])
 
 

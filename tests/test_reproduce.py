@@ -7,8 +7,9 @@ import yaml
 from conftest import tiny_overrides, write_tiny
 from scipy import stats
 
+import main
 from metrics import per_user
-from scripts import compare, reproduce
+from scripts import reproduce
 from scripts.reproduce import Outcome, Spec
 from utils import Problem, read_json
 
@@ -79,7 +80,7 @@ def test_from_nothing_and_again(tmp_path, monkeypatch):
     rows |= {"broken": {"method": "two_stage", "options": {"rqvae_path": str(tmp_path / "nothing.pth")}}}
     (tmp_path / "config" / "tables" / "rows.yaml").write_text(yaml.safe_dump(rows, sort_keys=False))
     (tmp_path / "config" / "tables" / "published.yaml").write_text("tiny: {moved: {ndcg@10: 0.5}}")
-    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(main, "CONFIG", tmp_path / "config")
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
     words = ["tiny", "--seeds=1", f"--results={tmp_path / 'results'}"]
     table = reproduce.reproduce(words)

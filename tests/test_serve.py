@@ -295,5 +295,3 @@ def test_json_of_an_answer_is_strict(doors):
     """No NaN or Infinity, which browsers cannot read."""
     text = doors["two_stage"].post("/recommend", json={"history": ["i1"], "allow": ["i1", "i2"], "k": 20}).text
     json.loads(text, parse_constant=pytest.fail)
-
-
