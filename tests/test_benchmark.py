@@ -14,8 +14,8 @@ from scripts.bench import common, plain, search, train, trie
 from trainer import TrainOptions
 from utils import Problem
 
-QUICK = ["recommender", "tokenizer", "sasrec"]
-SLOW = ["train", "search"]
+QUICK = ["tokenizer", "sasrec"]
+SLOW = ["recommender", "train", "search"]
 NAMED = [
     "recommender.samples_per_s",
     "recommender.users_per_s",
