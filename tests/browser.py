@@ -102,7 +102,8 @@ class Browser:
 
     def wait(self, code, seconds=30):
         end = time.monotonic() + seconds
-        while not self.run(code):
+        tried = f"(() => {{ try {{ return {code} }} catch (e) {{ return false }} }})()"  # a page may be on its way
+        while not self.run(tried):
             assert time.monotonic() < end, f"never came true: {code}"
             time.sleep(0.05)
 
