@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 import settings
@@ -24,7 +25,7 @@ from retired import RETIRED, upgraded
 from runs import memory
 from runs.folder import RunOptions
 from settings import Config, option
-from sids import lengths
+from sids import collisions, lengths
 from sids.behaviour import side_width
 from sids.cut import check_usable, codes_of
 from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
@@ -284,6 +285,11 @@ def check_together(cfg: Config) -> None:
             "legal_softmax: true"
         )
     check_uneven(cfg)
+    if cfg[MethodOptions].training == "joint" and cfg[SidOptions].shared:
+        raise Problem(
+            f"collision: {cfg[SidOptions].collision} resolves the codes of a tokenizer at rest; joint training moves "
+            "them: use suffix or item, or method: two_stage"
+        )
     run, data = cfg[RunOptions], cfg[DataOptions]
     if run.resume == "auto" and run.run_name is None:
         raise Problem("resume: auto needs the run_name to go on with")
@@ -300,6 +306,8 @@ def check_uneven(cfg: Config) -> None:
         raise Problem(
             "target_length: a tokenizer that learns with the recommender has SIDs of one length; use method: two_stage"
         )
+    if cfg[SidOptions].collision != "suffix":
+        raise Problem("target_length: SIDs of unlike length end in a number within their group; use collision: suffix")
     if not cfg[SearchOptions].constrained:
         raise Problem("target_length: SIDs of unlike length are searched in the tree of those that exist; "
                       "it cannot go with constrained: false")  # fmt: skip
@@ -512,14 +520,19 @@ def build_model(cfg: Config, data: Dataset) -> Built:
         joint = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, data.n_items, spelling), data.n_items, spelling)
         joint.attach(read_embeddings(data))
         return Built(joint)
+    content_ND, rule = read_embeddings(data), cfg[SidOptions]
     if not cfg[CodeOptions].uneven:
-        code_NT, count_N = tokenizer.eval().encode(read_embeddings(data)), None
+        code_NT, count_N = tokenizer.eval().encode(content_ND), None
+        code_NT = collisions.apply(rule, tokenizer, content_ND, code_NT, cfg[DataOptions].seed)
     else:
         count_N = data.popularity[1:]
-        code_NT = codes_of(tokenizer.eval(), read_embeddings(data), count_N).code_NT
+        code_NT = codes_of(tokenizer.eval(), content_ND, count_N).code_NT
         check_usable(code_NT, cfg[CodeOptions])
     model = empty_model(cfg, data.n_items, code_NT=code_NT)
     model.set_codes(code_NT, count_N)  # type: ignore[attr-defined]
+    if rule.shared and rule.group_order == "popularity":
+        order_N = np.argsort(-data.popularity[1:], kind="stable") + 1
+        model.order_N.copy_(torch.from_numpy(order_N))  # type: ignore[attr-defined]
     return Built(model, tokenizer)
 
 

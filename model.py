@@ -70,7 +70,8 @@ class GenerativeModel(nn.Module):
     """
 
     code_NT: Tensor
-    end_N: Tensor
+    end_N: Tensor | None
+    order_N: Tensor | None
     pretrained = False
     target_gradient = 1.0
 
@@ -82,8 +83,10 @@ class GenerativeModel(nn.Module):
         self.tokens_per_item, self.targets = network.tokens_per_item, network.targets
         self.sequences = network.targets == "next"
         self.sizes, self.ends, self.uneven = spelling.sizes, spelling.ends, not spelling.even
+        shared = not self.ends
         self.register_buffer("code_NT", torch.zeros(n_items, len(self.sizes), dtype=torch.int32))
-        self.register_buffer("end_N", torch.zeros(n_items, dtype=torch.int32))
+        self.register_buffer("end_N", None if shared else torch.zeros(n_items, dtype=torch.int32))
+        self.register_buffer("order_N", torch.arange(1, n_items + 1) if shared else None)
         self._sids: SidTable | None = None
         self._whole: Trie | None = None
         self._tree: tuple[Tensor, Trie] | None = None  # of the last `among`
@@ -95,18 +98,19 @@ class GenerativeModel(nn.Module):
     def sids(self) -> SidTable:
         if self._sids is None or self._sids.code_NT is not self.code_NT:  # the buffers are others on another device
             self._whole = self._tree = self._legal = None
-            self._sids = SidTable(self.code_NT, self.end_N, self.sizes, self.ends)
+            self._sids = SidTable(self.code_NT, self.end_N, self.sizes, self.ends, self.order_N)
         return self._sids
 
     def set_codes(self, code_NT: Tensor, count_N: np.ndarray | None = None) -> None:
-        """Take the learned codes [N, T] of the catalogue and tell the items apart that share them.
+        """Take the learned codes [N, T] of the catalogue and tell the items apart that share them, if they may not.
 
         count_N: how often each item occurs; then those of a group are numbered by falling count.
         """
         code_NT = code_NT[:, : len(self.sizes)]
-        end_N = ended(code_NT, self.cfg[SidOptions].collision, self.ends, count_N)
+        end_N = ended(code_NT, self.cfg[SidOptions].collision, self.ends, count_N) if self.ends else None
         self.code_NT.copy_(code_NT)
-        self.end_N.copy_(end_N)
+        if self.end_N is not None and end_N is not None:
+            self.end_N.copy_(end_N)
         self._sids = self._whole = self._tree = self._legal = None
 
     def trie(self, among_M: Tensor | None = None) -> Trie:

@@ -7,6 +7,7 @@ Shape letters: N items of the catalogue, U distinct items of a batch, D embeddin
 width, L levels, K codes of a level.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from layers import MLP, counter_uniform, distance, kmeans, sinkhorn
 from settings import option
-from sids.behaviour import BehaviourOptions, ContentTokenizer
+from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.codebooks import Upkeep, UpkeepOptions
 from sids.tokenizer import ROWS, Quantized, Source, in_pieces, through
 from uncertainty import Uncertainty, keep_probability
@@ -170,6 +171,11 @@ class RQVAE(ContentTokenizer):
         """Sum of the code vectors, [N, d]."""
         chosen = [c[i] for c, i in zip(self.rq.codebooks(), code_NL.unbind(1), strict=True)]
         return torch.stack(chosen).sum(0)
+
+    @torch.no_grad()
+    def distances_of(self, content_ND: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
+        """Distances of a catalogue's residuals to the codes of any level, after any codes before it."""
+        return residual_distances(self.latent(content_ND).cpu(), [c.detach().cpu() for c in self.rq.codebooks()])
 
     # ---- pre-training
 

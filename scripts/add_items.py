@@ -98,6 +98,8 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
         raise Problem(f"--items: item {quoted(twice[0])} is in the checkpoint already; leave it out")
     tokenizer = tokenizer_of(path, restored, content_MD.shape[1])
     assert isinstance(model, GenerativeModel)
+    if restored.cfg[SidOptions].shared:
+        raise Problem(f"{path}: its items share semantic IDs (collision); new ones are known with suffix and item only")
     new_MT = tokenizer.encode(content_MD).to(model.code_NT.dtype)
     rule = restored.cfg[SidOptions].collision
     end_M = free_ends(model.sids, new_MT, rule)

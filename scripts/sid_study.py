@@ -31,6 +31,10 @@ from settings import Config
 from utils import Problem, digest, keep_freed_memory, log, log_to, problems_exit_2, write_json, write_text
 
 THREE = [0.003] * 3
+FORGE = {
+    "tokenizer": "contrastive", "rqvae_assignment": "argmin", "rqvae_epochs": 30, "rqvae_eval_step": 10,
+    "rqvae_warmup_epochs": 3,
+}  # fmt: skip
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "rqvae": {},
     "argmin": {"rqvae_assignment": "argmin"},
@@ -43,6 +47,15 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "vectors": {"behaviour": "vectors"},
     "kmeans+pairs": {"tokenizer": "rq_kmeans", "behaviour": "pairs"},
     "kmeans+vectors": {"tokenizer": "rq_kmeans", "behaviour": "vectors"},
+    "both": FORGE,
+    "contrastive": FORGE | {"task": "contrastive"},
+    "W=3": FORGE | {"pair_window": 3, "rqvae_epochs": 15, "rqvae_eval_step": 5},
+    "sum": FORGE | {"mixing": "sum", "rqvae_epochs": 34},
+    "both+vectors": FORGE | {"behaviour": "vectors"},
+    "knn-1": {"collision": "knn", "collision_cap": 1},
+    "knn-5": {"collision": "knn", "collision_cap": 5},
+    "random-5": {"collision": "random", "collision_cap": 5},
+    "shared": {"collision": "none"},
     "random": {"tokenizer": "random_codes"},
 }
 CHEAP = ("decoded hit@30", "decoded budget@30", "gini_sid", "gini/level_1", "collision_rate", "joint_entropy",

@@ -9,6 +9,7 @@ tokenizer, so that its checkpoint stands alone.
 Shape letters: N items, D content width, V behaviour width, P pairs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from layers import distance
 from readers.dataset import Dataset
 from settings import option
 from sids.pairs import PairOptions, Pairs, pairs_of
@@ -107,6 +109,18 @@ class ContentTokenizer(nn.Module):
     def seen(self, content_ND: np.ndarray) -> np.ndarray | Joined:
         """What is quantized, [N, width]: the content, or content and behaviour side by side."""
         return content_ND if self.side is None else self.side.join(content_ND)
+
+
+def residual_distances(z_Nd: Tensor, books: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """(rows [n], their codes on the first l levels [n, l]) -> squared distances of what is left to level l, [n, K]."""
+
+    def of(rows: Tensor, prefix_nl: Tensor) -> Tensor:
+        left = z_Nd[rows]
+        for book, code in zip(books, prefix_nl.unbind(1), strict=False):
+            left = left - book[code]
+        return distance(left, books[prefix_nl.shape[1]])
+
+    return of
 
 
 def unit(x_ND: np.ndarray) -> np.ndarray:

@@ -41,8 +41,9 @@ TOKEN = re.compile(r"<([a-z]+)_(\d{1,9})>")
 def read_index(path: Path, sizes: Sequence[int] | None = None) -> SidTable:
     """The SIDs of an index file, whoever made it; Problem names the item that does not fit.
 
-    A last token is an end token where it numbers the items of equal codes 0, 1, 2 ..., in any order, or where it is
-    the <z_...> of lists of unlike length. sizes: codes of each level; default: the largest that occurs, and one.
+    A last token is an end token where it numbers the items of equal codes 0, 1, 2 ..., in any order, where it is the
+    item's own number or 0 for one that stands alone, or where it is the <z_...> of lists of unlike length.
+    sizes: codes of each level; default: the largest that occurs, and one.
     """
     rows = _rows(path)
     length_N = torch.tensor([len(row) for row in rows])
@@ -60,9 +61,11 @@ def read_index(path: Path, sizes: Sequence[int] | None = None) -> SidTable:
 
 
 def _numbers(end_N: Tensor, code_NT: Tensor) -> bool:
-    """Are the items of each code numbered 0, 1, 2 ..., each number once?"""
+    """Are the items of each code numbered 0, 1, 2 ..., each number once, or each by its own number?"""
     group_N = code_NT.unique(dim=0, return_inverse=True)[1]
     size_G = group_N.bincount()
+    if torch.equal(torch.where(size_G[group_N] > 1, torch.arange(1, len(end_N) + 1), 0), end_N):
+        return True
     largest_G = torch.zeros_like(size_G).scatter_reduce(0, group_N, end_N, "amax")
     return torch.equal(largest_G, size_G - 1) and len(torch.stack([group_N, end_N]).unique(dim=1).T) == len(end_N)
 

@@ -6,6 +6,7 @@ residuals of the catalogue.
 Shape letters: N items, D embedding width, L levels, K codes of a level.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from layers import distance, kmeans
 from settings import option
-from sids.behaviour import BehaviourOptions, ContentTokenizer
+from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.tokenizer import Source, in_pieces
 
 
@@ -63,6 +64,10 @@ class RQKMeans(ContentTokenizer):
             codes.append(distance(r_ND.to(centre_KD), centre_KD).argmin(1))
             r_ND = r_ND.to(centre_KD) - centre_KD[codes[-1]]
         return torch.stack(codes, 1)
+
+    def distances_of(self, content_ND: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
+        """Distances of a catalogue's residuals to the centres of any level, after any codes before it."""
+        return residual_distances(torch.cat(list(in_pieces(self.seen(content_ND)))), self.centres())
 
     def decode(self, code_NL: Tensor) -> Tensor:
         """Sums of the first 1, 2 ... L centres, [N, L, D]."""

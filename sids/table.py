@@ -23,11 +23,31 @@ from utils import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class SidOptions:
-    collision: Literal["suffix", "item"] = option(
+    collision: Literal["suffix", "item", "knn", "random", "none"] = option(
         "suffix",
         "what tells items of equal codes apart: their number within the group, or a token of their own, which never "
-        "changes hands (not in the paper)",
+        "changes hands (not in the paper); or nothing: at most collision_cap share a SID, the others move to the "
+        "nearest free last code (knn) or to any (random), or all share (none)",
     )
+    collision_cap: int | None = option(None, "collision: knn or random: most items of a SID; default 5", ge=1)
+    group_order: Literal["popularity", "catalogue"] = option(
+        "popularity", "order in a list of items that share a SID, where they may"
+    )
+
+    def __post_init__(self) -> None:
+        if self.collision_cap is not None and self.collision not in ("knn", "random"):
+            raise Problem(f"collision_cap: is read by collision: knn and random, not by {self.collision}; drop it")
+        if self.group_order != "popularity" and not self.shared:
+            raise Problem(f"group_order: with collision: {self.collision} no items share a SID; drop it")
+
+    @property
+    def shared(self) -> bool:
+        """May items share a SID?"""
+        return self.collision in ("knn", "random", "none")
+
+    @property
+    def cap(self) -> int:
+        return 5 if self.collision_cap is None else self.collision_cap
 
 
 class Spelling(NamedTuple):
@@ -39,7 +59,9 @@ class Spelling(NamedTuple):
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
-        """Tokens of each place, P numbers."""
+        """Tokens of each place, P numbers; without end tokens no place for them."""
+        if self.even and not self.ends:
+            return self.sizes
         return (*self.sizes, self.ends) if self.even else tuple(k + self.ends + 1 for k in (*self.sizes, 0))
 
 
@@ -51,8 +73,10 @@ class Tokens(NamedTuple):
 
 
 def end_tokens(rule: str, sizes: tuple[int, ...], n_items: int) -> int:
-    """How many end tokens there may be: as many as codes of the last place, or none (0) and one an item."""
-    return n_items + 1 if rule == "item" else sizes[-1]
+    """How many end tokens there may be: as many as codes of the last place, or none (0) and one an item; 0: no place
+    for them.
+    """
+    return {"suffix": sizes[-1], "item": n_items + 1}.get(rule, 0)
 
 
 def by_count(count_N: np.ndarray) -> np.ndarray:
@@ -103,6 +127,7 @@ class SidTable:
     end_N: Tensor | None  # end token; None: items may share a SID
     sizes: tuple[int, ...]  # codes of each place
     ends: int = 0  # end tokens there may be
+    order_N: Tensor | None = None  # item numbers in the order in which those of one SID are listed; None: catalogue's
 
     @property
     def n_items(self) -> int:
@@ -160,6 +185,8 @@ class SidTable:
             return f"the SID of item {int(bad_N.int().argmax()) + 1} is out of range"
         if self.end_N is not None and len(self.token_NP.unique(dim=0)) != self.n_items:
             return "two items have one SID"
+        if self.order_N is not None and len(self.order_N.clamp(1, self.n_items).unique()) != self.n_items:
+            return "the order of its items is none"
         return None
 
     def tokens(self, item: Tensor) -> Tokens:
@@ -169,6 +196,8 @@ class SidTable:
 
     def trie(self, among_M: Tensor | None = None) -> Trie:
         """The prefix tree of the catalogue, or of some item numbers."""
+        if self.order_N is not None:
+            among_M = self.order_N if among_M is None else self.order_N[torch.isin(self.order_N, among_M)]
         token_NP = self.token_NP if among_M is None else self.token_NP[among_M - 1]
         codes = None if self.even else (*self.sizes, 0)
         return Trie(token_NP, list(self.vocabulary), among_M, shared=self.end_N is None, codes=codes)
