@@ -1,0 +1,67 @@
+"""The study of cheap metrics: rank correlations against arithmetic, and three configurations from end to end."""
+
+import numpy as np
+import pytest
+import yaml
+from conftest import tiny_overrides, write_tiny
+
+from scripts import compare, sid_study
+from utils import Problem, read_json
+
+
+def rows_of(x, y):
+    return {str(i): {"x": a, "y": b} for i, (a, b) in enumerate(zip(x, y, strict=True))}
+
+
+def test_correlations_by_hand():
+    """Six points, one pair out of order: rho = 1 - 6 * 2 / (6 * 35), tau = 13 / 15; ties take the mean rank."""
+    found = sid_study.correlations(rows_of(range(6), [0, 1, 2, 3, 5, 4]), "x", "y")
+    assert found["rho"] == pytest.approx(1 - 12 / 210) and found["tau"] == pytest.approx(13 / 15)
+    # of 720 orders 12 have |rho| as large: the two monotone ones and five single exchanges of neighbours in each
+    assert found["p"] == pytest.approx(12 / 720, abs=0.02) and found["low"] <= found["rho"] <= found["high"] + 1e-12
+    tied = sid_study.correlations(rows_of([1, 1, 2, 3], [1, 2, 3, 4]), "x", "y")
+    ranks = np.array([0.5, 0.5, 2, 3]), np.array([0, 1, 2, 3])
+    assert tied["rho"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def test_what_never_differs_has_no_correlation():
+    assert np.isnan(sid_study.correlations(rows_of([1, 1, 1, 2], [1, 2, 3, 4]), "x", "y")["rho"])
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = tiny_overrides(tmp_path) | {
+        "recommender": "rq_transformer", "epochs": 1, "num_beams": 10, "rqvae_epochs": 2, "num_emb_list": [8, 8, 8],
+    }  # fmt: skip
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
+    monkeypatch.setattr(compare.main, "CONFIG", tmp_path / "config")
+    return lambda *words: sid_study.study(["tiny", *words])
+
+
+def test_three_configurations_from_end_to_end(shop, tmp_path, monkeypatch):
+    """Tables, correlations and plots are written; the second call trains nothing."""
+    found = shop("rqvae,kmeans,random", "--seeds=1")
+    assert list(found["mean"]) == ["rqvae", "kmeans", "random"]
+    folder = next((tmp_path / "out" / "tiny").glob("study-*"))
+    assert read_json(folder / "study.json")["seeds"] == ["1"]
+    assert {p.name for p in folder.glob("*.svg")} == {"decoded-hit@30.svg", "gini_sid.svg"}
+    assert "kmeans" in (folder / "gini_sid.svg").read_text()
+    which = {(c["which"], c["n"]) for c in found["correlations"]}
+    assert which == {("all", 3), ("real", 2)}
+    monkeypatch.setattr(compare.main, "train", None)
+    assert shop("rqvae,kmeans,random", "--seeds=1")["mean"] == found["mean"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rqvae,kmean"], "configuration: 'kmean' is not one of .*; did you mean 'kmeans'"),
+        (["vectors"], "--vectors_from: vectors needs the best_model.pth"),
+        (["rqvae", "--seeds=x"], "--seeds: expected whole numbers"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(shop, words, message):
+    with pytest.raises(Problem, match=message):
+        shop(*words)
