@@ -5,7 +5,7 @@ Shape letters: B samples, S history length, U distinct items of a batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 def histories(split: Split, rows: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
     """(history [B, S] padded on the left with 0, target [B]) of some samples."""
     end = split.position[rows]
-    begin = np.maximum(split.offsets[split.users(rows)], end - longest)
+    begin = split.begins(longest, rows)
     width = int((end - begin).max(initial=1))
     place = end[:, None] + np.arange(-width, 0)
     held = place >= begin[:, None]
@@ -70,10 +70,10 @@ def sequences(split: Split, longest: int) -> Split:
     """The fewest samples whose every position is a target: a user's last one stands for those before it.
 
     A sample whose history and target are the history of the next one is contained in it, whether both
-    lie in one user's sequence or come as rows of their own. Of a longer run every `longest`-th is kept,
-    counted from its end, so that each target of the split is met exactly once.
+    lie in one user's sequence or come as rows of their own. Of a run that one history cannot hold, from its end
+    backwards the next sample is kept whose target the last one has not met, so that each target of the split is met
+    exactly once.
     """
-    row = np.arange(len(split))
     contained = np.zeros(len(split), bool)
     contained[:-1] = (np.diff(split.position) == 1) & (np.diff(split.users()) == 0)
     loose = np.flatnonzero(~contained[:-1])
@@ -86,8 +86,13 @@ def sequences(split: Split, longest: int) -> Split:
         padded = [np.pad(x, ((0, 0), (width - x.shape[1], 0))) for x in (grown, following)]
         contained[some] = (padded[0] == padded[1]).all(1)
     end = np.flatnonzero(~contained)
-    left = end[np.searchsorted(end, row)] - row
-    return replace(split, position=split.position[left % longest == 0])
+    first, length = np.concatenate([[0], end[:-1] + 1]), split.lengths(longest)
+    kept = [end[:0]]
+    while len(end):
+        kept.append(end)
+        end = end - length[end]  # each item of a history but its first is a target, and so is the sample's own
+        first, end = first[end >= first], end[end >= first]
+    return replace(split, position=split.position[np.sort(np.concatenate(kept))])
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,29 @@ class Shape:
         return max(1, round(self.batch_size * self.processes * self.accumulation * self.share))
 
 
+def sizes(split: Split, shape: Shape, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """How much of a pass each history takes: tokens, where items have unlike many and the model reads each."""
+    if split.spent is None or shape.tokens_per_item == 1:
+        return split.lengths(shape.longest, rows) * shape.tokens_per_item
+    return split.tokens(shape.longest, rows)
+
+
+def within(split: Split, budget: int | None, model: Any) -> Split:
+    """A split whose histories keep to a budget of tokens, as many as the model has for each item."""
+    token_N: np.ndarray | None = getattr(model, "item_tokens", None)
+    if token_N is None or (budget is None and (token_N == token_N[0]).all()):
+        return split
+    return split.priced(token_N, budget)
+
+
+def recent(history: Sequence[int], longest: int, budget: int | None, model: Any) -> list[int]:
+    """The newest items of a history as `within` has them."""
+    if budget is None:
+        return list(history[-longest:])
+    split = Split(np.array([*history, history[-1]]), np.array([0, len(history) + 1]), np.array([len(history)]))
+    return list(history[-int(within(split, budget, model).lengths(longest)[0]) :])
+
+
 MEGA = 50  # global batches that are sorted by length together
 
 
@@ -121,7 +149,7 @@ def epoch_plan(split: Split, shape: Shape, seed: int, epoch: int) -> list[np.nda
     """
     random = np.random.default_rng([seed, epoch, 7])
     order = random.permutation(len(split))
-    lengths = split.lengths(shape.longest)
+    lengths = sizes(split, shape)
     size, batches = shape.global_batch, []
     for begin in range(0, len(order), size * MEGA):
         mega = order[begin : begin + size * MEGA]
@@ -177,8 +205,7 @@ class Steps(TorchDataset[list[Batch]]):
     def _cut(self, own: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> list[Batch]:
         if not len(own):  # a process without samples still takes part in the step
             return [make_batch(self.split, rows[:1], self.shape.longest, seen=self._items(rows), weight=0.0)]
-        longest = int(self.split.lengths(self.shape.longest, own).max())
-        most = max(1, self.shape.tokens // max(1, longest * self.shape.tokens_per_item))
+        most = max(1, self.shape.tokens // max(1, int(sizes(self.split, self.shape, own).max())))
         parts = []
         for chunk in np.array_split(own, -(-len(own) // most)):
             weight = self._targets(chunk) / self._targets(rows)
@@ -200,4 +227,4 @@ def evaluation_plan(split: Split, batch_size: int, longest: int) -> list[np.ndar
 
 def seen_items(split: Split, rows: np.ndarray) -> Tensor:
     """Everything before each sample's target, [B, longest], padded with 0."""
-    return torch.from_numpy(histories(split, rows, 1 << 30)[0].astype(np.int64))
+    return torch.from_numpy(histories(replace(split, budget=None), rows, 1 << 30)[0].astype(np.int64))

@@ -290,6 +290,8 @@ def check_together(cfg: Config) -> None:
             f"collision: {cfg[SidOptions].collision} resolves the codes of a tokenizer at rest; joint training moves "
             "them: use suffix or item, or method: two_stage"
         )
+    if cfg[DataOptions].history_tokens is not None and CodeOptions not in cfg:
+        raise Problem("history_tokens: counts tokens of semantic IDs, this run recommends by items; use max_his_len")
     run, data = cfg[RunOptions], cfg[DataOptions]
     if run.resume == "auto" and run.run_name is None:
         raise Problem("resume: auto needs the run_name to go on with")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import methods
-from data import Batch
+from data import Batch, recent
 from layers import soft_label_loss
 from metrics import EvalOptions
 from prior import PRIORS, PriorOptions
@@ -100,6 +100,11 @@ class GenerativeModel(nn.Module):
             self._whole = self._tree = self._legal = None
             self._sids = SidTable(self.code_NT, self.end_N, self.sizes, self.ends, self.order_N)
         return self._sids
+
+    @property
+    def item_tokens(self) -> np.ndarray:
+        """Tokens of each item, [N]."""
+        return self.sids.count_N
 
     def set_codes(self, code_NT: Tensor, count_N: np.ndarray | None = None) -> None:
         """Take the learned codes [N, T] of the catalogue and tell the items apart that share them, if they may not.
@@ -511,7 +516,8 @@ class Loaded:
         refused: items that may not. Problem when a score is not finite.
         """
         longest, seen = self.cfg[DataOptions].max_his_len, self.cfg[EvalOptions].mask_seen
-        history_BS = left_padded([list(history[-longest:]) for history in histories])
+        budget = self.cfg[DataOptions].history_tokens
+        history_BS = left_padded([recent(history, longest, budget, self.model) for history in histories])
         banned_BS = left_padded([[*refused, *(history if seen else ())] for history in histories])
         device = next(self.model.parameters()).device
         among_M = None if among_M is None else among_M.to(device)

@@ -29,6 +29,7 @@ from data import (
     seen_items,
     sequences,
     steps_loader,
+    within,
 )
 from metrics import EvalOptions, cutoff
 from readers.dataset import Dataset
@@ -90,6 +91,7 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
     """Rank every user of a split once, over all processes; NotFinite, on all of them, when scores are not finite."""
     model.eval()
     e, longest = cfg[EvalOptions], cfg[DataOptions].max_his_len
+    split = within(split, cfg[DataOptions].history_tokens, model)
     top = max(cutoff(m) for m in e.metrics)
     k = max(top, model.depth)
     plan = evaluation_plan(split, e.eval_batch_size, longest)
@@ -278,7 +280,9 @@ class Fit:
         """extras: what else a portable checkpoint carries; on_epoch(row, is best): puts an epoch into words."""
         t = cfg[TrainOptions]
         self.cfg, self.data, self.acc, self.run, self.extras, self.on_epoch = cfg, data, acc, run, extras, on_epoch
-        self.train_split = sequences(data.train, cfg[DataOptions].max_his_len) if model.sequences else data.train
+        self.train_split = within(data.train, cfg[DataOptions].history_tokens, model)
+        if model.sequences:
+            self.train_split = sequences(self.train_split, cfg[DataOptions].max_his_len)
         self.shape = Shape(
             batch_size=t.batch_size,
             processes=acc.num_processes,

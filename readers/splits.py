@@ -5,7 +5,7 @@ time in the order of the file.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +42,9 @@ class DataOptions:
         None, "item token -> id map of the .jsonl layout; default <dataset>.emb_map.json", path=True
     )
     max_his_len: int = option(50, "longest history, in items", ge=1, le=10**6)
+    history_tokens: int | None = option(
+        None, "longest history, in tokens of semantic IDs: whole items, the newest first; null: max_his_len alone", ge=1
+    )
     short_users: Literal["refuse", "drop"] = option("refuse", "users with fewer than 3 interactions")
     seed: int = option(2020, "seed of everything random", ge=0, le=2**31 - 1)
 
@@ -55,12 +58,15 @@ class Split:
     """Samples of one part: target = items[position], history = what stands before it.
 
     items: int32 [n], 1..N; offsets: int64 [users + 1], where each user's sequence begins;
-    position: int64 [samples].
+    position: int64 [samples]; spent: int64 [n + 1], tokens of all rows before each, where an item's tokens count;
+    budget: the most tokens of a history.
     """
 
     items: np.ndarray
     offsets: np.ndarray
     position: np.ndarray
+    spent: np.ndarray | None = None
+    budget: int | None = None
 
     def __len__(self) -> int:
         return len(self.position)
@@ -77,9 +83,28 @@ class Split:
 
     def lengths(self, longest: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """History length of each sample, at most `longest`."""
-        history = self.position[rows] - self.offsets[self.users(rows)]
-        shorter: np.ndarray = np.minimum(history, longest)
-        return shorter
+        found: np.ndarray = self.position[rows] - self.begins(longest, rows)
+        return found
+
+    def begins(self, longest: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Where each history begins: it has at most `longest` items and `budget` tokens, but at least one item."""
+        end = self.position[rows]
+        begin: np.ndarray = np.maximum(self.offsets[self.users(rows)], end - longest)
+        if self.spent is not None and self.budget is not None:
+            affordable = np.searchsorted(self.spent, self.spent[end] - self.budget)
+            begin = np.maximum(begin, np.minimum(affordable, end - 1))
+        return begin
+
+    def tokens(self, longest: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Tokens of each sample's history; only where they count."""
+        assert self.spent is not None
+        found: np.ndarray = self.spent[self.position[rows]] - self.spent[self.begins(longest, rows)]
+        return found
+
+    def priced(self, token_N: np.ndarray, budget: int | None) -> "Split":
+        """The same samples where item n + 1 has token_N[n] tokens, and a history at most `budget`."""
+        spent = np.concatenate([[0], np.cumsum(token_N[self.items - 1], dtype=np.int64)])
+        return replace(self, spent=spent, budget=budget)
 
     def alone(self) -> "Split":
         """The same samples without the rows behind a user's last target: parts may share one array of items."""

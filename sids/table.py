@@ -169,6 +169,12 @@ class SidTable:
         place_P = torch.arange(len(self.vocabulary), device=self.code_NT.device)
         return place_P < (self.length_N + (self.end_N is not None))[:, None]
 
+    @cached_property
+    def count_N(self) -> np.ndarray:
+        """Tokens of each item, end tokens included, [N]."""
+        found: np.ndarray = self.real_NP.sum(1).cpu().numpy()
+        return found
+
     def fault(self, *, uneven: bool = False) -> str | None:
         """Why these are no SIDs of a catalogue (out of range, or two items with one), None where they are.
 

@@ -6,10 +6,10 @@ import torch
 from conftest import tiny_overrides, write_tiny
 
 import methods
-from data import make_batch
+from data import Shape, Steps, epoch_plan, histories, make_batch, recent, seen_items, sequences, within
 from layers import are_real
 from readers.layouts import read_dataset
-from readers.splits import DataOptions
+from readers.splits import DataOptions, Split
 from sids.cut import codes_of
 from sids.files import spelled
 from utils import Problem
@@ -177,3 +177,62 @@ def test_what_cannot_go_with_unlike_lengths_is_refused(place):
 def test_real_tokens_are_told_by_the_last_of_their_place():
     token = torch.tensor([[[0, 6], [6, 2]]])
     assert are_real(token, (7, 3)).tolist() == [[[True, True], [False, False]]]
+
+
+# ---------------------------------------------------------------- a budget of tokens
+
+
+def priced(budget):
+    """Golden example: items 1-4 cost 2, 3, 2, 3 tokens; history 2, 1, 3, 4, 1 and a target."""
+    split = Split(np.array([2, 1, 3, 4, 1, 2]), np.array([0, 6]), np.array([5]))
+    return split.priced(np.array([2, 3, 2, 3]), budget)
+
+
+@pytest.mark.parametrize(
+    ("budget", "longest", "want"),
+    [(11, 50, [1, 3, 4, 1]), (8, 50, [3, 4, 1]), (12, 50, [2, 1, 3, 4, 1]), (11, 2, [4, 1]), (1, 50, [1])],
+)
+def test_a_history_is_the_newest_whole_items_that_the_budget_buys(budget, longest, want):
+    split = priced(budget)
+    assert histories(split, np.array([0]), longest)[0].tolist() == [want]
+    assert split.lengths(longest).tolist() == [len(want)]
+    assert split.tokens(longest).tolist() == [sum((0, 2, 3, 2, 3)[i] for i in want)]
+    assert len(seen_items(split, np.array([0]))[0]) == 5  # what was seen is banned, whatever is read
+
+
+@pytest.mark.parametrize("budget", [None, 4, 7, 9, 30])
+def test_with_a_budget_too_each_target_of_whole_sequences_is_met_once(place, budget):
+    _, data = place
+    token_N = np.random.default_rng(0).integers(2, 5, data.n_items)
+    split = data.train.priced(token_N, budget)
+    for longest in (1, 3, 50):
+        kept = sequences(split, longest)
+        length = kept.lengths(longest)
+        met = [p - i for p, n in zip(kept.position, length, strict=True) for i in range(n)]
+        assert sorted(met) == sorted(split.position.tolist())
+
+
+def test_parts_of_a_step_keep_to_the_token_budget(place):
+    """Batches are cut by tokens, not by items: no part has more padded tokens than allowed."""
+    _, data = place
+    model = model_of(place, target_length=1.7, recommender="t5")
+    split = within(data.train, None, model)
+    shape = Shape(batch_size=64, tokens=200, tokens_per_item=4)
+    steps, rows = Steps(split, epoch_plan(split, shape, 0, 0), shape), 0
+    for parts in (steps[i] for i in range(len(steps))):
+        for part in parts:
+            token_BS = model.item_tokens[part.history_BS.clamp(min=1).numpy() - 1] * (part.history_BS > 0).numpy()
+            assert token_BS.sum(1).max() * len(token_BS) <= 200
+            rows += len(token_BS)
+    assert rows == len(split)
+
+
+def test_a_budget_reaches_evaluation_and_python(place):
+    _, data = place
+    model = model_of(place, target_length=1.7, history_tokens=6)
+    split = within(data.test, 6, model)
+    assert split.lengths(50).max() < data.test.lengths(50).max()
+    history, _ = histories(data.test, np.array([3]), 50)
+    assert recent(history[0].tolist(), 50, 6, model) == histories(split, np.array([3]), 50)[0][0].tolist()
+    with pytest.raises(Problem, match="history_tokens: counts tokens of semantic IDs"):
+        methods.build({"method": "sasrec", "history_tokens": 9})
