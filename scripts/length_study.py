@@ -1,0 +1,134 @@
+"""Is a SID of learned or cut length worth its tokens? Arms of equal length or equal token budget, one recommender.
+
+  python scripts/length_study.py config/ml-100k_varlen.yaml [fixed4,fixed2,cut2] --data_path=DIR [--seeds 2020,2021]
+                                 [--history_tokens=64] [--key=value ...]
+
+The preset says data and recommender, an arm its tokenizer and length. A finished run is used again, so that a stopped
+study goes on with the same command. The table is of means over seeds: tokens of an item and a history, reconstruction,
+Recall and NDCG on validation and test, for popular targets (the most frequent tenth of items) and others, speed.
+It is written as <output_dir>/<data set>/lengths-<hash of the question>.json too.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+import main
+import methods
+import settings
+from data import within
+from metrics import per_user
+from readers.dataset import Dataset
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from runs.folder import RunOptions
+from runs.report import read_ranks
+from scripts.compare import trained
+from settings import Config
+from sids.cut import shares
+from sids.fit import checkpoint_path
+from sids.lengths import HEAD
+from utils import Problem, digest, keep_freed_memory, log, log_to, problems_exit_2, write_json
+
+KMEANS = {"tokenizer": "rq_kmeans", "kmeans_start": "kmeans++", "kmeans_iters": 40, "weights": "counts"}
+DVAE = {"tokenizer": "dvae"}
+ARMS: dict[str, dict[str, Any]] = {
+    **{f"fixed{n}": KMEANS | {"num_emb_list": [256] * n, "target_length": None} for n in (2, 3, 4)},
+    **{f"cut{n}": KMEANS | {"num_emb_list": [256] * 4, "target_length": float(n)} for n in (2, 3)},
+    "fixed4 uniform": KMEANS | {"num_emb_list": [256] * 4, "target_length": None, "weights": "uniform"},
+    "cut2 uniform": KMEANS | {"num_emb_list": [256] * 4, "target_length": 2.0, "weights": "uniform"},
+    **{f"dvae{n}": DVAE | {"num_emb_list": [256] * n, "target_length": None, "length": "fixed"} for n in (2, 3, 4)},
+    **{f"dvae cut{n}": DVAE | {"target_length": float(n)} for n in (2, 3)},
+    **{f"dvae learned{n}": DVAE | {"target_length": float(n), "length": "learned"} for n in (2, 3)},
+    "dvae cut2 uniform": DVAE | {"target_length": 2.0, "weights": "uniform"},
+}  # fmt: skip
+COLUMNS = ("tokens/event", "error p", "error u", "unique", "max group", "history items", "history tokens", "tokens p90",
+           "valid ndcg@10", "recall@10", "ndcg@10", "head ndcg@10", "tail ndcg@10", "coverage@10", "seconds/epoch",
+           "ms/user")  # fmt: skip
+
+
+def history_figures(cfg: Config, data: Dataset, model: Any) -> dict[str, float]:
+    """What the test users' histories hold and cost: mean items, mean and 90th percentile of tokens."""
+    d = cfg[DataOptions]
+    split = within(data.test, d.history_tokens, model).priced(model.item_tokens, d.history_tokens)
+    tokens = split.tokens(d.max_his_len)
+    return {"history items": float(split.lengths(d.max_his_len).mean()), "history tokens": float(tokens.mean()),
+            "tokens p90": float(np.quantile(tokens, 0.9))}  # fmt: skip
+
+
+def one(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) -> dict[str, float]:
+    """Figures of an arm with one seed."""
+    run = trained(name, cfg, data, overrides)
+    log_to(None, main=True)
+    results, count_N = run.results(), data.popularity[1:]
+    model = methods.build_model(cfg, data).model
+    path = checkpoint_path(cfg, str(settings.flat(cfg)["tokenizer"]), data)
+    sids = methods.sid_figures(cfg, data, path)
+    ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run)[1])).numpy()
+    head_N = np.zeros(len(count_N), bool)
+    head_N[np.argsort(-count_N, kind="stable")[: round(HEAD * len(count_N))]] = True
+    head = head_N[data.test.targets - 1]
+    seconds = [row["seconds"] for row in run.rows()]
+    assert abs(float(shares(count_N) @ model.item_tokens) - sids["tokens_per_event"]) < 1e-6  # type: ignore[attr-defined]
+    return history_figures(cfg, data, model) | {
+        "tokens/event": sids["tokens_per_event"], "error p": sids["reconstruction_weighted"],
+        "error u": sids["reconstruction_uniform"], "unique": sids["unique_share"], "max group": sids["max_group"],
+        "valid ndcg@10": results["valid"]["ndcg@10"], "recall@10": results["recall@10"], "ndcg@10": results["ndcg@10"],
+        "head ndcg@10": float(ndcg[head].mean()), "tail ndcg@10": float(ndcg[~head].mean()),
+        "coverage@10": results["coverage@10"], "seconds/epoch": float(np.median(seconds)),
+        "ms/user": 1000 / results["users_per_s"],
+    }  # fmt: skip
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Means over seeds in Markdown; the standard deviation over seeds behind the accuracies."""
+    lines = [f"| arm | {' | '.join(COLUMNS)} |", "|" + "---|" * (len(COLUMNS) + 1)]
+    for name, each in found.items():
+        cells = []
+        for column in COLUMNS:
+            values = [row[column] for row in each]
+            spread = f" ±{np.std(values, ddof=1):.4f}" if len(values) > 1 and "@10" in column else ""
+            small = column.endswith("@10") or column in ("error p", "error u", "unique")
+            cells.append(f"{np.mean(values):.4f}{spread}" if small else f"{np.mean(values):.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def study(argv: list[str]) -> dict[str, Any]:
+    given, words = main.split_off(argv, ["seeds", "data_path"])
+    names = [w for w in words if not w.startswith("--")]
+    overrides = methods.parse_overrides([w for w in words if w.startswith("--")])
+    overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
+    if not 1 <= len(names) <= 2:
+        raise Problem("length_study: needs a preset, as in: config/ml-100k_varlen.yaml fixed4,cut2 --data_path=DIR")
+    chosen = names[1].split(",") if len(names) == 2 else list(ARMS)
+    for name in chosen:
+        methods.check_known("arm", name, ARMS)
+    preset, seeds = main.preset_of(Path(names[0]), overrides), given.get("seeds", "2020").split(",")
+    if not all(s.isdecimal() for s in seeds):
+        raise Problem(f"--seeds: expected whole numbers separated by commas, got {given['seeds']!r}")
+    log_to(None, main=True)
+    configs = {n: [methods.build({**preset, **ARMS[n]}, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
+    cfg = configs[chosen[0]][0]
+    data = read_dataset(cfg[DataOptions])
+    found = {n: [one(n, c, data, overrides) for c in each] for n, each in configs.items()}
+    log.info(f"\n{table(found)}\n\n{data.name}, {len(data.test)} test users, seeds {', '.join(seeds)}")
+    question = digest(data.hash, chosen, seeds, [settings.counting(c[0]) for c in configs.values()])
+    path = Path(cfg[RunOptions].output_dir) / data.name / f"lengths-{question}.json"
+    write_json(path, found)
+    log.info(f"as JSON: {path}")
+    return found
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    with problems_exit_2():
+        if {"--help", "-h"} & set(sys.argv):
+            print(__doc__)
+        else:
+            study(sys.argv[1:])
