@@ -61,6 +61,7 @@ JOINT = {"rqvae": "vq:JointRQVAE", "contrastive": "vq:JointRQVAE"}  # the form t
 NETWORKS = {
     "t5": "recommenders.t5:T5Network",
     "rq_transformer": "recommenders.rq_transformer:RQTransformer",
+    "decoder": "recommenders.decoder:Decoder",
 }
 ITEM_MODELS = {
     "sasrec": "recommenders.sasrec:SASRec",

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch
-from layers import Dropout, are_real, depth_attention, rows_of, some_logits
-from recommenders.protocol import Codes, Scorer, scored
+from layers import Dropout, depth_attention, rows_of
+from recommenders.protocol import Scorer, scored
+from recommenders.tokens import TokenTables
 from settings import option
 from utils import Problem
 
@@ -74,7 +75,7 @@ class Stack(nn.Module):
         return out
 
 
-class RQTransformer(nn.Module):
+class RQTransformer(TokenTables):
     """Item vectors, item stack, depth stack; one token table per place, tied with the logits."""
 
     Options: ClassVar[type[RQTransformerOptions]] = RQTransformerOptions
@@ -106,13 +107,6 @@ class RQTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     # ---- items
-
-    def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
-        """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others."""
-        learned = [codes.lookup(place, self.tables[place]) for place in range(len(codes.index))]
-        plain = [F.embedding(token_UP[:, p], self.tables[p]) for p in range(len(learned), len(self.tables))]
-        token_UPh = torch.stack([*learned, *plain], 1)
-        return token_UPh if not self.uneven else token_UPh * are_real(token_UP, self.vocabulary)[..., None]
 
     def vectors(self, token_UPh: Tensor, item_U: Tensor) -> Tensor:
         """One vector an item, [U, h]: x = sqrt(h) * sum of its tokens (and of its own vector), then x + MLP(x)."""
@@ -185,19 +179,12 @@ class RQTransformer(nn.Module):
         for place, open_R in enumerate(open_RP.unbind(1)):
             yield self.logits(place, hidden_Th.index_select(0, packed_RP[:, place][open_R]))
 
-    def logits(self, place: int, hidden_Rh: Tensor) -> Tensor:
-        """Scores of a place's tokens, tied with its table."""
-        return F.linear(hidden_Rh, self.tables[place]).to(self.tables[place].dtype)
-
     # ---- search
 
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks: the history is read once, the depth stack goes token by token."""
         item_U, row_BS = history_BS.unique(return_inverse=True)
-        token_UP = tokens(item_U)
-        token_UPh = torch.stack([t[i] for t, i in zip(self.tables, token_UP.unbind(1), strict=True)], 1)
-        if self.uneven:
-            token_UPh = token_UPh * are_real(token_UP, self.vocabulary)[..., None]
+        token_UPh = self.look_up(tokens(item_U))
         start_Bh = self.bridge(self.encode(self.vectors(token_UPh, item_U), row_BS, history_BS)[:, -1])
         past = [Past(self.cfg.num_heads) for _ in self.depth.blocks]
 
@@ -211,9 +198,7 @@ class RQTransformer(nn.Module):
                     own.reorder(parent_R)
                 x_Rh = self.tables[place - 1][token_R] * self.scale
             hidden_R1h = self.depth((x_Rh + self.places.weight[place])[:, None], past)
-            if among_RC is not None:
-                return some_logits(hidden_R1h[:, 0], self.tables[place], among_RC)
-            return self.logits(place, hidden_R1h[:, 0]).log_softmax(-1)
+            return self.scores(place, hidden_R1h[:, 0], among_RC)
 
         return score
 

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch
-from layers import Dropout, are_real, attention, rows_of, some_logits
-from recommenders.protocol import Codes, Scorer, scored
+from layers import Dropout, attention, rows_of
+from recommenders.protocol import Scorer, scored
+from recommenders.tokens import TokenTables
 from settings import option
 
 
@@ -245,7 +246,7 @@ def packed(x_BTh: Tensor, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
     return x_BTh.gather(1, order_BT[..., None].expand(-1, -1, x_BTh.shape[2])), keep_BT.gather(1, order_BT)
 
 
-class T5Network(nn.Module):
+class T5Network(TokenTables):
     """T5 over the tokens of semantic IDs; one token table per place, tied with the logits."""
 
     Options: ClassVar[type[T5Options]] = T5Options
@@ -270,13 +271,6 @@ class T5Network(nn.Module):
         if self.recency is not None:
             nn.init.normal_(self.recency.weight, 0, 0.02)
 
-    def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
-        """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others."""
-        learned = [codes.lookup(place, self.tables[place]) for place in range(len(codes.index))]
-        plain = [F.embedding(token_UP[:, p], self.tables[p]) for p in range(len(learned), len(self.tables))]
-        token_UPh = torch.stack([*learned, *plain], 1)
-        return token_UPh if not self.uneven else token_UPh * are_real(token_UP, self.vocabulary)[..., None]
-
     def encode(self, token_BSPh: Tensor, history_BS: Tensor, real_BSP: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(hidden states [B, T, h], mask [B, T]); of unlike lengths only the real tokens are read."""
         keep_BT = (history_BS > 0).repeat_interleave(token_BSPh.shape[2], 1)
@@ -287,10 +281,6 @@ class T5Network(nn.Module):
         if real_BSP is not None:
             x_BTh, keep_BT = packed(x_BTh, keep_BT & real_BSP.flatten(1))
         return self.t5.encode(x_BTh, keep_BT), keep_BT
-
-    def logits(self, place: int, hidden: Tensor) -> Tensor:
-        """Scores of a place's tokens, tied with its table."""
-        return F.linear(hidden, self.tables[place]).to(self.tables[place].dtype)
 
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
@@ -313,9 +303,7 @@ class T5Network(nn.Module):
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks; encoder and source keys run once per user."""
         token_BSP = tokens(history_BS)
-        token_BSPh = torch.stack([t[token_BSP[..., i]] for i, t in enumerate(self.tables)], 2)
-        real_BSP = are_real(token_BSP, self.vocabulary) if self.uneven else None
-        cache = self.t5.start(*self.encode(token_BSPh, history_BS, real_BSP))
+        cache = self.t5.start(*self.encode(self.look_up(token_BSP), history_BS, self.real(token_BSP)))
         users = len(history_BS)
 
         def score(
@@ -326,10 +314,7 @@ class T5Network(nn.Module):
             else:
                 cache.reorder(parent_R)
                 x = self.tables[place - 1][token_R][:, None]
-            hidden_Rh = self.t5.decode(x, cache)[:, 0]
-            if among_RC is not None:
-                return some_logits(hidden_Rh, self.tables[place], among_RC)
-            return self.logits(place, hidden_Rh).log_softmax(-1)
+            return self.scores(place, self.t5.decode(x, cache)[:, 0], among_RC)
 
         return score
 

@@ -48,7 +48,7 @@ def test_both_layouts_of_sids(tmp_path, text):
 
 
 def sequence_files(tmp_path, answer="C3C10C20"):
-    rows = ['id,system,user,answer', f'0,s,"so far: C1C9C17C2C8C16 next:",{answer}']
+    rows = ["id,system,user,answer", f'0,s,"so far: C1C9C17C2C8C16 next:",{answer}']
     for part in ("train", "valid"):
         (tmp_path / f"{part}.csv").write_text(rows[0] + '\n0,s,"so far: C1C9C17 C2C8C16, next:",C3C10C20\n')
     (tmp_path / "test.csv").write_text("\n".join(rows) + "\n")

@@ -50,7 +50,7 @@ def codebook_grads(model, loss):
 
 @pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("forward", ["sampled", "cached", "soft", "history"])
-@pytest.mark.parametrize("network", ["t5", "rq_transformer"])
+@pytest.mark.parametrize("network", ["t5", "rq_transformer", "decoder"])
 def test_the_recommendation_gradient_reaches_every_codebook_on_each_road(road, forward, network):
     model, batch = joint(assignment_forward=forward, recommender=network), some_batch()
     loss = model.recommendation_loss(batch, model.quantize(batch), (road,))
@@ -201,7 +201,7 @@ def test_padding_changes_nothing():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frozen", [True, False])
-@pytest.mark.parametrize("network", ["t5", "rq_transformer"])
+@pytest.mark.parametrize("network", ["t5", "rq_transformer", "decoder"])
 def test_every_trainable_parameter_is_in_one_group_and_gets_a_gradient(kind, frozen, network):
     model = joint(uncertainty=kind, freeze_id_encoder=frozen, recommender=network)
     grouped = [p for g in model.param_groups() for p in g["params"]]

@@ -1,4 +1,6 @@
-"""RQ-Transformer: search and training agree, padding and certain tokens change nothing, the label is the dense one."""
+"""Networks with a target a position (RQ-Transformer, decoder): search and training agree, padding and certain tokens
+change nothing; the soft label is the dense one.
+"""
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ import torch.nn.functional as F
 
 from data import Batch
 from layers import depth_attention, soft_label_loss
-from recommenders.rq_transformer import RQTransformer, RQTransformerOptions
+from recommenders.decoder import Decoder
+from recommenders.rq_transformer import RQTransformer
 from sids.legal import Legal
 from sids.search import beam_search
 from sids.table import SidTable, end_tokens, ended
@@ -16,10 +19,13 @@ SIZES = (6, 5, 4)
 N = 20
 
 
-def network(ends=3, **options):
+def network(ends=3, kind=RQTransformer, **options):
     torch.manual_seed(0)
-    cfg = RQTransformerOptions(d_model=16, d_ff=32, num_heads=2, **options)
-    return RQTransformer(cfg, (*SIZES, ends), 8, N).eval()
+    cfg = kind.Options(d_model=16, d_ff=32, num_heads=2, **options)
+    return kind(cfg, (*SIZES, ends), 8, N).eval()
+
+
+both = pytest.mark.parametrize("kind", [RQTransformer, Decoder])
 
 
 def table(count=N):
@@ -48,9 +54,11 @@ def tokens(net, sids, item_U):
 BATCH = batch_of([[3, 7, 1], [0, 0, 5], [2, 9]], [4, 8, 11])
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_search_scores_are_those_of_training(own):
-    net, sids = network(item_embedding=own), table()
+@pytest.mark.parametrize(
+    ("kind", "options"), [(RQTransformer, {}), (RQTransformer, {"item_embedding": True}), (Decoder, {})]
+)
+def test_search_scores_are_those_of_training(kind, options):
+    net, sids = network(kind=kind, **options), table()
     token_UPh, rows = tokens(net, sids, BATCH.item_U), BATCH.goals("next")
     token_RP = sids.token_NP[BATCH.item_U[rows] - 1]
     logp = sum(
@@ -69,16 +77,18 @@ def test_goals_are_what_follows_each_real_position_in_order():
     assert BATCH.item_U[BATCH.goals("one")].tolist() == [4, 8, 11]
 
 
-def test_padding_changes_nothing():
-    net, sids = network(), table()
+@both
+def test_padding_changes_nothing(kind):
+    net, sids = network(kind=kind), table()
     alone = batch_of([[0, 0, 5]], [8])
     whole, one = (list(net(t := tokens(net, sids, b.item_U), b, t)) for b in (BATCH, alone))
     for a, b in zip(whole, one, strict=True):
         torch.testing.assert_close(a[3:4], b[-1:])
 
 
-def test_a_position_sees_neither_its_target_nor_what_follows():
-    net, sids = network(), table()
+@both
+def test_a_position_sees_neither_its_target_nor_what_follows(kind):
+    net, sids = network(kind=kind), table()
     other = BATCH._replace(target_row_B=BATCH.target_row_B.flip(0))
     t = tokens(net, sids, BATCH.item_U)
     a, b = (torch.stack([y[:, 0] for y in net(t, x, t)], 1) for x in (BATCH, other))
@@ -86,8 +96,9 @@ def test_a_position_sees_neither_its_target_nor_what_follows():
     torch.testing.assert_close(a[:, 0], b[:, 0])  # the first token of every position
 
 
-def test_places_without_a_choice_may_be_left_out():
-    net, sids = network(), table()
+@both
+def test_places_without_a_choice_may_be_left_out(kind):
+    net, sids = network(kind=kind), table()
     t = tokens(net, sids, BATCH.item_U)
     open_UP = torch.rand(len(BATCH.item_U), 4, generator=torch.Generator().manual_seed(2)) < 0.5
     open_UP[:, 0] = True
@@ -131,11 +142,12 @@ def crowded(rule):
     return SidTable(code_NT.int(), ended(code_NT, rule, ends), SIZES, ends)
 
 
+@both
 @pytest.mark.parametrize("kept", [0, 1 << 20])
 @pytest.mark.parametrize("make", [table, lambda: crowded("suffix"), lambda: crowded("item")])
-def test_the_legal_softmax_is_a_distribution_over_the_items(make, kept):
+def test_the_legal_softmax_is_a_distribution_over_the_items(make, kept, kind):
     sids = make()
-    net = network(ends=sids.vocabulary[-1])
+    net = network(ends=sids.vocabulary[-1], kind=kind)
     legal, every = Legal(sids, sids.trie(), kept), torch.arange(1, N + 1)
     token_NPh = tokens(net, sids, every)
     batch = batch_of([[7]] * N, every.tolist())
