@@ -26,7 +26,7 @@ import numpy as np
 import settings
 from readers.layouts import read_dataset
 from readers.splits import SHORTEST, DataOptions
-from utils import Problem, log, log_to, problems_exit_2, quoted, write_json, write_text
+from utils import Problem, log, log_to, problems_exit_2, quoted, shortened, write_json, write_text
 
 if TYPE_CHECKING:
     from readers.prepare import Prepared, PrepareOptions
@@ -64,6 +64,8 @@ def run(argv: list[str]) -> None:
         raise Problem(f"--to: unknown layout {quoted(layout)}; expected one of {', '.join(WRITERS)}")
     out = free_folder(Path(named["out"]))
     raw = find(Path(sources[0]), cfg[SourceOptions])
+    events, texts = (shortened(", ".join(map(str, p))) for p in ([p.path for p in raw.parts], raw.text_files))
+    log.info(f"read as {raw.kind}: {events}; texts: {texts or 'none'}")
     data, facts = prepare(raw, cfg[PrepareOptions])
     facts = {"source": {"kind": raw.kind, "files": [sized(p) for p in (*(p.path for p in raw.parts), *raw.text_files)]},
              "layout": layout, "options": settings.flat(cfg), **facts}  # fmt: skip

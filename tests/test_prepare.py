@@ -408,6 +408,14 @@ def test_nothing_is_overwritten(shop, tmp_path, capsys):
     refused(tmp_path, capsys, [str(tmp_path / "none.csv"), "--out", str(tmp_path / "x")], "none.csv: no such file")
 
 
+def test_what_was_found_is_told(tmp_path, capsys):
+    (tmp_path / "clicks.csv").write_text(GOOD)
+    (tmp_path / "items.csv").write_text(NAMES)
+    prepare(tmp_path, tmp_path / "out" / "shop")
+    told = f"read as table: {tmp_path / 'clicks.csv'}; texts: {tmp_path / 'items.csv'}\n"
+    assert told in capsys.readouterr().out
+
+
 def test_data_that_cannot_be_trained_on_say_so(tmp_path, capsys):
     (tmp_path / "clicks.csv").write_text("user_id,item_id,timestamp\nu,a,1\nv,b,2\n")
     folder = prepare(tmp_path / "clicks.csv", tmp_path / "shop")
