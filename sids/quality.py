@@ -256,6 +256,11 @@ def candidates(near: Neighbours, queries: Queries, ks: Sequence[int]) -> list[fl
     return [float(t) for t in total / n_queries]
 
 
+def hits(x_ND: Tensor, queries: Queries, k: int) -> np.ndarray:
+    """Per-item embedding hit rate at k of each query, [Q], to compare two kinds of SIDs query by query."""
+    return hit_rate(ranks(neighbours(x_ND, k, queries.item_H), queries).per_item_G, queries, k)
+
+
 def emb_hit_rate(x_ND: Tensor, queries: Queries, ks: Sequence[int] = KS) -> Figures:
     """Embedding hit rate at each k in both forms, and the size of the candidate sets.
 

@@ -94,6 +94,12 @@ def test_an_index_alone_is_told_by_load_and_churn(place, tmp_path, capsys):
     assert "gini_sid" in capsys.readouterr().out
 
 
+def test_two_tokenizers_are_compared_query_by_query(place):
+    run, tokenizer, words = place
+    got = sid_quality.run([str(run / "best_model.pth"), "--against", str(tokenizer), *words])
+    assert got["decoded hit@30 gain"] == got["decoded hit@30 +-"] == 0 and got["changed/codes"] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
