@@ -55,7 +55,7 @@ def without_training(fit, monkeypatch, scores):
         return Evaluation(np.zeros(users, np.int32), {"ndcg@10": next(found)})
 
     def epoch():
-        fit.progress.step += 1
+        fit.progress.step += fit.steps_per_epoch
         return {"loss": 0.0}
 
     monkeypatch.setattr("trainer.evaluate", look)
