@@ -20,7 +20,6 @@ from torch import Tensor
 
 import main
 import methods
-import settings
 from model import GenerativeModel, JointModel
 from readers.dataset import Catalogue, check_array, open_array, read_items
 from settings import Config
@@ -41,7 +40,8 @@ from utils import (
     write_json,
 )
 
-PER_ITEM = ("code_NT", "end_N", "first_NP", "recommender.own.weight")  # tensors of a model with a row an item
+PER_ITEM = ("code_NT", "end_N", "first_NP", "recommender.own.weight",
+            "tokenizer.side.vector_NV")  # fmt: skip # tensors of a model with a row an item
 
 
 def tokenizer_of(path: str | Path, restored: methods.Restored, width: int) -> Any:
@@ -53,8 +53,6 @@ def tokenizer_of(path: str | Path, restored: methods.Restored, width: int) -> An
         raise Problem(
             f"{path}: its semantic IDs have unlike lengths, cut for all items together; train it anew with them"
         )
-    if settings.flat(cfg).get("behaviour", "none") != "none":
-        raise Problem(f"{path}: its tokenizer reads behaviour beside the content, of which a new item has none")
     if isinstance(model, JointModel):
         held = methods.sizes_of(cfg, state["model"])[1]
         if held != width:
@@ -89,6 +87,19 @@ def free_ends(sids: SidTable, new_MT: Tensor, rule: str) -> Tensor:
     return torch.tensor(found, dtype=new_MT.dtype)
 
 
+def codes_of_strangers(tokenizer: Any, content_MD: np.ndarray) -> torch.Tensor:
+    """Codes of items that nobody has met: where a tokenizer knows behaviour as well, they have none."""
+    side = getattr(tokenizer, "side", None)
+    if side is None:
+        return torch.as_tensor(tokenizer.encode(content_MD))
+    known_NV = side.vector_NV
+    side.vector_NV = known_NV.new_zeros(len(content_MD), known_NV.shape[1])
+    try:
+        return torch.as_tensor(tokenizer.encode(content_MD))
+    finally:
+        side.vector_NV = known_NV
+
+
 def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[str, Any]:
     """A checkpoint's state with more items; Problem where they cannot be had. Items it knows keep their SIDs."""
     restored = methods.restore(path)
@@ -100,7 +111,7 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
     assert isinstance(model, GenerativeModel)
     if restored.cfg[SidOptions].shared:
         raise Problem(f"{path}: its items share semantic IDs (collision); new ones are known with suffix and item only")
-    new_MT = tokenizer.encode(content_MD).to(model.code_NT.dtype)
+    new_MT = codes_of_strangers(tokenizer, content_MD).to(model.code_NT.dtype)
     rule = restored.cfg[SidOptions].collision
     end_M = free_ends(model.sids, new_MT, rule)
     if (end_M < 0).any():
@@ -122,6 +133,10 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
         last = f"recommender.tables.{len(model.sids.vocabulary) - 1}"
         weights[last] = torch.cat([weights[last], weights[last][:1].expand(len(new), -1)])
     kept = {k: v for k, v in state.items() if k not in ("run", "split")}  # of the data it was trained on
+    frozen = kept.get("tokenizer")
+    if isinstance(frozen, dict) and isinstance(known_NV := frozen.get("side.vector_NV"), torch.Tensor):
+        none_MV = known_NV.new_zeros(len(new), known_NV.shape[1])
+        kept["tokenizer"] = frozen | {"side.vector_NV": torch.cat([known_NV, none_MV])}
     lists = {"items": state["items"] + new.ids, "titles": state["titles"] + new.titles}
     return {**kept, **lists, "model": weights, "added": len(new) + added}
 

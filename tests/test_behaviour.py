@@ -7,9 +7,10 @@ from conftest import tiny_overrides, write_tiny
 
 import main
 import methods
-from readers.dataset import read_embeddings
+from readers.dataset import Catalogue, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
+from scripts import add_items
 from sids.behaviour import BehaviourOptions, Side, components, spectrum
 from sids.pairs import PairOptions, pairs_of
 from sids.tokenizer import Source
@@ -94,6 +95,26 @@ def test_joint_training_takes_it_along(place):
     run = main.train(cfg)
     model = methods.restore(run.best).model
     assert model.tokenizer.side.vector_NV.shape == (data.n_items, 8)
+
+
+@pytest.mark.parametrize("method", ["two_stage", "diger"])
+def test_new_items_have_no_behaviour(place, tmp_path, method):
+    """Their codes are those of a zero row, and the extended checkpoint gives the whole catalogue its codes again."""
+    options, data, _ = place
+    cfg = methods.build(options | {"method": method, "behaviour": "pairs", "behaviour_width": 8, "run_name": method})
+    methods.train_tokenizer(cfg, data)
+    run = main.train(cfg)
+    content = np.asarray(read_embeddings(data))
+    new = content[[3]] + 1
+    state = add_items.extended(run.best, Catalogue(["n0"], [""]), new)
+    torch.save(state, tmp_path / "best_model.pth")
+    restored, model, state = methods.restore(tmp_path / "best_model.pth")
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        tokenizer = methods.empty_tokenizer(restored, 12)
+        tokenizer.load_state_dict(state["tokenizer"])
+    assert tokenizer.side.vector_NV.shape == (41, 8) and not tokenizer.side.vector_NV[40].any()
+    assert torch.equal(tokenizer.eval().encode(np.concatenate([content, new])), model.code_NT.long())
 
 
 def test_another_file_of_vectors_is_another_tokenizer(place, tmp_path):
