@@ -74,7 +74,7 @@ def configuration(overrides: list[str]) -> Config:
     name = str(given.get("dataset", "demo"))
     path = ROOT / "config" / f"{name}.yaml"
     raw = settings.read_yaml(path) if is_file(path) else {}
-    fixed = {"recommender": "t5", "legal_softmax": False}  # what the plain side can be; `recommender` has the other
+    fixed = {"recommender": "t5", "legal_softmax": False, "collision": "suffix"}  # as the plain side has it
     cfg = methods.build({**raw, **fixed, "dataset": name, **given})
     if name == "demo":
         build_demo(Path(cfg[DataOptions].data_path) / "demo")

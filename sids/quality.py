@@ -169,7 +169,7 @@ def neighbours(x_ND: Tensor, width: int, item_M: np.ndarray | None = None) -> Ne
     if n * FINE * 2 >= 2**63:
         raise ValueError(f"{n} items: similarity and index do not fit into 63 bits")
     item_M = np.arange(n) if item_M is None else np.unique(item_M)
-    row_UD, row_N = F.normalize(x_ND.double(), dim=1).unique(dim=0, return_inverse=True)
+    row_UD, row_N = distinct(F.normalize(x_ND.double(), dim=1))
     width = min(width, n - 1)
     behind_N = torch.arange(n - 1, -1, -1)
     near, score = [], []
@@ -181,6 +181,14 @@ def neighbours(x_ND: Tensor, width: int, item_M: np.ndarray | None = None) -> Ne
         score.append(best_RW.div(n, rounding_mode="floor"))
         near.append(n - 1 - (best_RW - score[-1] * n))
     return Neighbours(item_M, torch.cat(near).numpy(), torch.cat(score).numpy())
+
+
+def distinct(x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """(the different rows [U, D], which of them each row is [N]); torch's own makes an object of each row."""
+    rows = np.ascontiguousarray((x_ND + 0.0).numpy())  # -0 becomes 0
+    whole = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
+    _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
+    return x_ND[torch.from_numpy(first)], torch.from_numpy(inverse)
 
 
 class Ranks(NamedTuple):

@@ -10,7 +10,7 @@ from conftest import tiny_overrides, words, write_tiny
 
 from readers.splits import DataOptions
 from scripts import benchmark
-from scripts.bench import common, plain, search, train, trie
+from scripts.bench import common, plain, search, sids, train, trie
 from trainer import TrainOptions
 from utils import Problem
 
@@ -115,3 +115,9 @@ def test_both_tries_allow_the_same(argv):
 def test_a_wrong_command_is_refused(argv, said):
     with pytest.raises(Problem, match=said):
         benchmark.run(argv)
+
+
+def test_the_growth_of_pairs_contrast_and_hit_rate_is_measured():
+    found = sids.source(50)
+    assert len(found.train) == 10 * 50 and found.count_N.sum() == 11 * 50  # ten pairs an item
+    assert all(work(200) > 0 for work in (sids.count, sids.contrast, sids.hit_rate))
