@@ -184,7 +184,7 @@ def train(cfg: Config) -> RunFolder:
     with guard.fail_together(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
-    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), report.log_epoch)
+    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), report.EpochLog())
     model.announce(fit.reachable)
     with guard.fail_together(acc):
         memory.log_estimate(cfg, model, data, fit.shape, fit.moments, acc.device)

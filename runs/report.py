@@ -12,18 +12,18 @@ from recommenders.protocol import Hit
 from runs.folder import RunFolder
 from utils import Problem, log, printable
 
+SCREEN = 120  # characters of an epoch's line
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 PROTOCOL = ("dataset", "split", "time_quantile", "test_size", "k_core", "short_users", "max_his_len",
             "mask_seen", "metrics", "data_path")  # fmt: skip
 
 
 def epoch_line(row: dict[str, Any], *, best: bool) -> str:
-    """One readable line an epoch."""
+    """One readable line an epoch; it says less where it would be wider than a screen (metrics.jsonl has all)."""
     text = [f"epoch {row['epoch']:>3}", f"loss {row['loss']:.4f}", f"rec {row['loss/rec']:.4f}"]
-    if "valid/recall@10" in row:
-        text.append(f"valid R@10 {row['valid/recall@10']:.4f}")
-    if "valid/ndcg@10" in row:
-        text.append(f"N@10 {row['valid/ndcg@10']:.4f}{'*' if best else ' '}")
+    names = {"R@10": "valid/recall@10", "N@10": "valid/ndcg@10"}
+    if valid := [f"{name} {row[key]:.4f}" for name, key in names.items() if key in row]:
+        text.append(f"valid {' '.join(valid)}{'*' if best else ' '}")
     if "codes_used/level_1" in row:
         levels = [k.split("_")[-1] for k in row if k.startswith("codes_used/")]
         text.append("codes " + " ".join(str(row[f"codes_used/level_{i}"]) for i in levels))
@@ -31,26 +31,40 @@ def epoch_line(row: dict[str, Any], *, best: bool) -> str:
         text.append(f"collisions {row['collision_rate']:.3f}")
     if "noise_scale" in row:
         text.append(f"noise {row['noise_scale']:.2f} on {row['stochastic_share']:.2f}")
-        text.append(f"SIDs changed {row['sid_changed']:.3f}")
-    return " | ".join([*text, f"{row['samples_per_s']:.0f} samples/s", f"{row['seconds']:.0f} s"])
+        text.append(f"changed {row['sid_changed']:.3f}")
+    text += [f"{row['samples_per_s']:.0f} samples/s", f"{row['seconds']:.0f} s"]
+    for begin in ("rec ", "perplexity ", "samples/s", "noise ", "codes "):
+        if len(" | ".join(text)) > SCREEN:
+            text = [t for t in text if begin not in t]
+    return " | ".join(text)
 
 
-def log_epoch(row: dict[str, Any], best: bool) -> None:
-    """What the log says of an epoch: its line, and the proof in words."""
-    log.info(epoch_line(row, best=best))
-    proof = {k: v for k, v in row.items() if k.startswith("grad/")}
-    if proof:
-        levels = sorted({k.split("/")[1] for k in proof})
-        parts = [
-            f"{lv.replace('_', ' ')}: "
-            + ", ".join(f"{k.split('/')[2]} {v:.3g}" for k, v in proof.items() if f"/{lv}/" in k)
-            for lv in levels
-        ]
-        zero = not any(proof.values())
-        log.info(
-            "  gradient of the recommendation loss at the codebooks | "
-            + ("none: detached" if zero else " | ".join(parts))
-        )
+class EpochLog:
+    """What the log says of an epoch: its line; the proof of the gradient at the start and where it has changed."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, float] | None = None
+
+    def __call__(self, row: dict[str, Any], best: bool) -> None:
+        log.info(epoch_line(row, best=best))
+        proof = {k: v for k, v in row.items() if k.startswith("grad/")}
+        if proof and (self.said is None or any(unlike(self.said.get(k, 0.0), v) for k, v in proof.items())):
+            self.said = proof
+            log.info(f"  gradient of the recommendation loss at the codebooks | {in_words(proof)}")
+
+
+def unlike(before: float, now: float) -> bool:
+    """Has a norm come, gone, or changed by more than a power of ten?"""
+    return min(before, now) * 10 < max(before, now)
+
+
+def in_words(proof: Mapping[str, float]) -> str:
+    """Norms by level and road."""
+    if not any(proof.values()):
+        return "none: detached"
+    levels = sorted({k.split("/")[1] for k in proof})
+    roads = {lv: [f"{k.split('/')[2]} {v:.3g}" for k, v in proof.items() if f"/{lv}/" in k] for lv in levels}
+    return " | ".join(f"{level.replace('_', ' ')}: {', '.join(parts)}" for level, parts in roads.items())
 
 
 def rows_of(run: RunFolder) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def fit_of(ground, tmp_path, **changes):
     run.claim(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
     model = methods.build_model(cfg, data).model
-    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data), report.log_epoch)
+    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data), report.EpochLog())
 
 
 def rows(fit):
@@ -264,6 +265,31 @@ def test_progress_survives_a_round_trip():
 def test_the_epoch_line_is_one_line():
     row = {"epoch": 1, "loss": 1.0, "loss/rec": 0.5, "valid/ndcg@10": 0.1, "samples_per_s": 10.0, "seconds": 2.0}
     assert "\n" not in epoch_line(row, best=True) and "N@10 0.1000*" in epoch_line(row, best=True)
+
+
+def test_the_epoch_line_fits_a_screen():
+    """All that a joint run of three levels of 256 codes has to say, late in a long run; and of eight levels."""
+    row = {"epoch": 119, "loss": 2.34567, "loss/rec": 2.3456, "valid/recall@10": 0.1, "valid/ndcg@10": 0.1,
+           "collision_rate": 0.1, "noise_scale": 1.0, "stochastic_share": 0.2, "sid_changed": 0.1,
+           "samples_per_s": 123456.0, "seconds": 123.0}  # fmt: skip
+    for levels in (3, 8):
+        codes = {f"codes_used/level_{i}": 256 for i in range(1, levels + 1)}
+        line = epoch_line(row | codes | {k.replace("codes_used", "perplexity"): 255.0 for k in codes}, best=True)
+        assert len(line) <= 120 and "changed" in line and "N@10 0.1000*" in line
+        assert ("codes 256" in line) == (levels == 3)
+
+
+def test_the_proof_is_said_at_the_start_and_when_it_changes(caplog):
+    say, row = report.EpochLog(), {"epoch": 0, "loss": 1.0, "loss/rec": 1.0, "samples_per_s": 1.0, "seconds": 1.0}
+    logger = logging.getLogger("diger")
+    caplog.set_level(logging.INFO)
+    logger.propagate, logger.level = True, logging.INFO
+    told = []
+    for history, target in ((0.1, 0.2), (0.5, 0.9), (0.02, 0.2), (0.001, 0.2), (0.001, 0.0), (0.001, 0.0)):
+        caplog.clear()
+        say(row | {"grad/level_1/history": history, "grad/level_1/target": target}, False)
+        told.append("level 1: history" in caplog.text)
+    assert told == [True, False, False, True, True, False]
 
 
 def test_a_miss_stays_a_miss_when_the_list_is_short(ground, tmp_path):
