@@ -56,6 +56,7 @@ TOKENIZERS = {
     "contrastive": "sids.contrastive:ContrastiveRQVAE",
     "random_codes": "sids.random_codes:RandomCodes",
     "dvae": "sids.dvae:DVAE",
+    "reinforce": "sids.reinforce:Reinforce",
 }
 JOINT = {"rqvae": "vq:JointRQVAE", "contrastive": "vq:JointRQVAE"}  # the form that learns with a recommender
 NETWORKS = {

@@ -15,7 +15,7 @@ Shape letters: N items, B rows of a batch, T code places, V symbols, H encoder w
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,24 +36,34 @@ ETA = 0.02  # how fast the price of a token follows the mean length
 
 
 @dataclass(frozen=True, kw_only=True)
-class DVAEOptions(CodeOptions):
+class DiscreteOptions(CodeOptions):
+    """The networks of a discrete autoencoder, and what it is trained on."""
+
     num_emb_list: list[int] = option([256] * 4, "symbols (V) of each place (T), all alike", ge=2)
-    length: Literal["fixed", "cut", "learned"] = option(
-        "cut",
-        "fixed: only whole codes are trained; cut: every prefix alike, so that codes can be cut to target_length; "
-        "learned: a stop head, whose price follows target_length",
-    )
     weights: Literal["uniform", "counts"] = option(
         "counts", "weight of an item: all alike, or how often the training part holds it"
     )
     dvae_width: int = option(128, "width H of the encoder", ge=1)
     dvae_decoder_width: int = option(128, "width of the decoder", ge=4)
     dvae_layers: int = option(1, "layers of the decoder", ge=1, le=100)
-    dvae_dropout: float = option(
-        0.1, "dropout of the input, the blocks and the residual before its logits", ge=0, le=0.9
-    )
+    dvae_dropout: float = option(0.1, "dropout of input, blocks and the residual before its logits", ge=0, le=0.9)
     shared_codebook: bool = option(True, "one table of symbols for all places")
     logit_scale_start: float = option(15.0, "first scale of the cosine logits; learned", gt=0)
+    dvae_steps: int = option(6000, "steps that all schedules are laid out for", ge=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.num_emb_list)) > 1:
+            raise Problem(f"num_emb_list: all places have one vocabulary here, not {self.num_emb_list}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAEOptions(DiscreteOptions):
+    length: Literal["fixed", "cut", "learned"] = option(
+        "cut",
+        "fixed: only whole codes are trained; cut: every prefix alike, so that codes can be cut to target_length; "
+        "learned: their ends too, the price of a token follows target_length",
+    )
     tau_end: float = option(0.6, "temperature of the soft tokens from 30 % of dvae_steps on; it starts at 1", gt=0)
     kl_weight: float = option(0.002, "beta, from 30 % of dvae_steps on; it starts at 0", ge=0)
     free_bits: float = option(2.0, "information of a token that costs nothing, nats", ge=0)
@@ -68,7 +78,6 @@ class DVAEOptions(CodeOptions):
         0.1, "length: learned: eps, weight that all prefixes share, whatever the lengths", ge=0, le=1
     )
     length_mode: Literal["argmax", "median", "mean"] = option("argmax", "length: learned: the length of a code")
-    dvae_steps: int = option(6000, "steps that all schedules are laid out for", ge=1)
 
     @property
     def learns_length(self) -> bool:
@@ -76,8 +85,6 @@ class DVAEOptions(CodeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(set(self.num_emb_list)) > 1:
-            raise Problem(f"num_emb_list: the dVAE's places have one vocabulary, not {self.num_emb_list}")
         if self.length == "fixed" and self.target_length is not None:
             raise Problem("length: fixed trains whole codes only; with target_length use length: cut or learned")
 
@@ -168,7 +175,7 @@ class Sender(nn.Module):
 
     place_T: Tensor
 
-    def __init__(self, cfg: DVAEOptions, n_input: int) -> None:
+    def __init__(self, cfg: DiscreteOptions, n_input: int, *, stops: bool) -> None:
         super().__init__()
         places, symbols, width = len(cfg.num_emb_list), cfg.num_emb_list[0], cfg.dvae_width
         self.f = backbone(n_input, width, cfg.dvae_dropout)
@@ -178,7 +185,7 @@ class Sender(nn.Module):
         self.gamma_T = nn.Parameter(torch.full((places,), math.log(0.2)))
         self.norm, self.dropout, self.places = nn.RMSNorm(width), Dropout(cfg.dvae_dropout), places
         self.stop: nn.ModuleDict | None = None
-        if cfg.learns_length and places > 1:
+        if stops and places > 1:
             self.stop = nn.ModuleDict({
                 "backbone": backbone(n_input, width, cfg.dvae_dropout),
                 "stack": Stack(width, 4 * width, 1, cfg.dvae_dropout),
@@ -192,21 +199,31 @@ class Sender(nn.Module):
         """tau: the temperature of soft tokens under Gumbel noise; None: hard tokens, no noise."""
         h_BH, states, logits, messages, codes = self.f(x_BD), [], [], [], []
         for t in range(self.places):
-            table_VH = self.code[t % len(self.code)]
-            cos_BV = F.normalize(self.dropout(h_BH), dim=1) @ F.normalize(table_VH, dim=1).T
-            logits.append(self.scale_T[t].exp() * cos_BV)
+            logits.append(self.logits(h_BH, t))
             codes.append(logits[-1].argmax(1))
             if tau is None:
-                taken_BH = F.embedding(codes[-1], table_VH)
+                taken_BH = F.embedding(codes[-1], self.table(t))
             else:
-                noise_BV = gumbel(torch.rand_like(cos_BV).clamp(1e-7, 1 - 1e-7))
+                noise_BV = gumbel(torch.rand_like(logits[-1]).clamp(1e-7, 1 - 1e-7))
                 messages.append(((logits[-1] + noise_BV) / tau).softmax(1))
-                taken_BH = messages[-1] @ table_VH
+                taken_BH = messages[-1] @ self.table(t)
             if t + 1 < self.places:
-                h_BH = self.norm(h_BH - self.gamma_T[t].exp() * taken_BH)
+                h_BH = self.rest(h_BH, taken_BH, t)
                 states.append(h_BH)
         message = torch.stack(messages, 1) if messages else None
         return Sent(torch.stack(logits, 1), message, torch.stack(codes, 1), self._posterior(x_BD, states))
+
+    def table(self, t: int) -> Tensor:
+        return self.code[t % len(self.code)]
+
+    def logits(self, h_BH: Tensor, t: int) -> Tensor:
+        cos_BV = F.normalize(self.dropout(h_BH), dim=1) @ F.normalize(self.table(t), dim=1).T
+        return self.scale_T[t].exp() * cos_BV
+
+    def rest(self, h_BH: Tensor, taken_BH: Tensor, t: int) -> Tensor:
+        """What a token leaves to the next ones."""
+        left: Tensor = self.norm(h_BH - self.gamma_T[t].exp() * taken_BH)
+        return left
 
     def _posterior(self, x_BD: Tensor, states: list[Tensor]) -> Tensor | None:
         """The decision after token t sees x and the residual states up to the one after it."""
@@ -221,7 +238,7 @@ class Sender(nn.Module):
 class Receiver(nn.Module):
     """Reconstructions from every prefix of soft tokens or of codes: unit vectors [B, T, D]."""
 
-    def __init__(self, cfg: DVAEOptions, n_output: int) -> None:
+    def __init__(self, cfg: DiscreteOptions, n_output: int) -> None:
         super().__init__()
         places, symbols, width = len(cfg.num_emb_list), cfg.num_emb_list[0], cfg.dvae_decoder_width
         tables = 1 if cfg.shared_codebook else places
@@ -245,51 +262,44 @@ class Receiver(nn.Module):
         return F.normalize(self.out(y_BTH), dim=-1)
 
 
-class DVAE(nn.Module):
-    Options: ClassVar[type[DVAEOptions]] = DVAEOptions
+class Discrete(nn.Module):
+    """What discrete autoencoders share: sender, receiver, and interactions as examples."""
+
     keeps_last = True  # the schedules end at the last step
-    price: Tensor
+    x_ND: Tensor
 
-    def __init__(self, cfg: DVAEOptions, n_input: int) -> None:
+    def __init__(self, cfg: DiscreteOptions, n_input: int, *, stops: bool) -> None:
         super().__init__()
-        self.cfg = cfg
-        self.sender, self.receiver = Sender(cfg, n_input), Receiver(cfg, n_input)
-        self.register_buffer("price", torch.tensor(cfg.length_cost))
+        self.cfg: Any = cfg
+        self.sender, self.receiver = Sender(cfg, n_input, stops=stops), Receiver(cfg, n_input)
 
-    # ---- codes and back
+    def spell(self, x_BD: Tensor) -> Tensor:
+        """The likeliest codes of unit vectors, [B, T]; -1 after an end."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def encode(self, content_ND: np.ndarray) -> Tensor:
-        """Codes [N, T] by the likeliest symbols; with length: learned -1 after an item's end."""
+        """Codes [N, T] by the likeliest symbols; -1 after an item's end, where that is learned."""
         was, _ = self.training, self.eval()
-        device, found = self.price.device, []
-        for x_ND in in_pieces(content_ND):
-            sent = self.sender(F.normalize(x_ND.to(device), dim=1))
-            code_NT = sent.code_BT
-            if sent.logq_BT is not None:
-                place_T = torch.arange(code_NT.shape[1], device=device)
-                length_N = lengths_of(sent.logq_BT, self.cfg.length_mode)
-                code_NT = code_NT.masked_fill(place_T >= length_N[:, None], -1)
-            found.append(code_NT)
+        device = self.receiver.table.device
+        found = torch.cat([self.spell(F.normalize(x_ND.to(device), dim=1)) for x_ND in in_pieces(content_ND)])
         self.train(was)
-        return torch.cat(found)
+        return found
 
     @torch.no_grad()
     def decode(self, code_NT: Tensor) -> Tensor:
         """Unit vectors from the first 1, 2 ... T codes, [N, T, D]."""
         was, _ = self.training, self.eval()
-        found = torch.cat([self.receiver.decode(piece) for piece in code_NT.to(self.price.device).split(ROWS)])
+        found = torch.cat([self.receiver.decode(piece) for piece in code_NT.to(self.receiver.table.device).split(ROWS)])
         self.train(was)
         return found
-
-    # ---- pre-training
 
     def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
         """Hold the catalogue as unit vectors."""
         if len(self.batches(source, size, seed, 0)) == 0:
             raise Problem(f"rqvae_batch_size: {size} is more than the training part's interactions; lower it")
         x_ND = torch.cat(list(in_pieces(source.content_ND)))
-        self.register_buffer("x_ND", F.normalize(x_ND.to(self.price.device), dim=1), persistent=False)
+        self.register_buffer("x_ND", F.normalize(x_ND.to(self.receiver.table.device), dim=1), persistent=False)
 
     def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Tensor]:
         """Item rows of the training interactions in a fresh random order, `size` at a time, whole batches only.
@@ -305,9 +315,26 @@ class DVAE(nn.Module):
         whole = len(rows) // size * size
         return list(torch.from_numpy(rows[:whole]).split(size)) if whole else []
 
+
+class DVAE(Discrete):
+    Options: ClassVar[type[DVAEOptions]] = DVAEOptions
+    price: Tensor
+
+    def __init__(self, cfg: DVAEOptions, n_input: int) -> None:
+        super().__init__(cfg, n_input, stops=cfg.learns_length)
+        self.register_buffer("price", torch.tensor(cfg.length_cost))
+
+    def spell(self, x_BD: Tensor) -> Tensor:
+        sent = self.sender(x_BD)
+        code_BT: Tensor = sent.code_BT
+        if sent.logq_BT is None:
+            return code_BT
+        place_T = torch.arange(code_BT.shape[1], device=code_BT.device)
+        return code_BT.masked_fill(place_T >= lengths_of(sent.logq_BT, self.cfg.length_mode)[:, None], -1)
+
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch of item rows at a step of the schedules."""
-        cfg, x_BD = self.cfg, self.get_buffer("x_ND")[batch]
+        cfg, x_BD = self.cfg, self.x_ND[batch]
         tau = cosine(1.0, cfg.tau_end, step, RAMP * cfg.dvae_steps)
         beta = cosine(0.0, cfg.kl_weight, step, RAMP * cfg.dvae_steps)
         sent = self.sender(x_BD, tau)
@@ -321,7 +348,7 @@ class DVAE(nn.Module):
         floor = 1 + share * (cfg.prefix_floor - 1)
         t = terms(d_BT, kl_BT, sent.logq_BT, floor=floor, free_bits=cfg.free_bits, price=share * float(self.price))
         self._watch(x_BD, step, share)
-        expected = (sent.logq_BT.exp() * torch.arange(1, d_BT.shape[1] + 1)).sum(1).mean()
+        expected = (sent.logq_BT.exp() * torch.arange(1, d_BT.shape[1] + 1, device=d_BT.device)).sum(1).mean()
         parts = {"recon": t.rec, "exact": t.exact, "tokens": t.voc, "E[L]": expected, "price": self.price.clone()}
         return t.rec + beta * (t.voc + t.length), parts
 

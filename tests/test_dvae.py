@@ -13,6 +13,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from sids import dvae
 from sids.dvae import DVAE
+from sids.reinforce import Reinforce, content, kept
 from sids.tokenizer import Source
 from utils import Problem
 
@@ -155,6 +156,72 @@ def test_an_interaction_is_an_example():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+# ---------------------------------------------------------------- REINFORCE
+
+
+@pytest.mark.parametrize(
+    ("sampled", "ids", "mask", "told"),
+    [
+        ((5, 0, 7, 3), (5, 0, 0, 0), (1, 1, 0, 0), (5,)),
+        ((2, 4, 1, 9), (2, 4, 1, 9), (1, 1, 1, 1), (2, 4, 1, 9)),
+        ((0, 3, 3, 3), (0, 0, 0, 0), (1, 0, 0, 0), (0,)),
+        ((5, 6, 7, 0), (5, 6, 7, 0), (1, 1, 1, 1), (5, 6, 7)),
+    ],
+)
+def test_the_end_of_a_sampled_code_by_hand(sampled, ids, mask, told):
+    """Golden example: only what stands behind the end is erased. A code that ends at once is the symbol 0 alone."""
+    code, live = kept(torch.tensor([sampled]), ends=True)
+    assert code[0].tolist() == list(ids) and live[0].long().tolist() == list(mask)
+    assert [c for c in content(code, ends=True)[0].tolist() if c >= 0] == list(told)
+    assert kept(torch.tensor([sampled]), ends=False)[0].tolist() == [list(sampled)]
+
+
+REINFORCE = {"tokenizer": "reinforce", "method": "two_stage", "num_emb_list": [3, 3], "dvae_width": 8,
+             "dvae_decoder_width": 8, "dvae_dropout": 0.0, "logit_scale_start": 1.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("length", ["fixed", "learned"])
+def test_the_codes_that_can_be_drawn_have_all_the_probability(length):
+    torch.manual_seed(0)
+    model = Reinforce(methods.build(REINFORCE | {"length": length})[Reinforce.Options], 6)
+    x = torch.nn.functional.normalize(torch.randn(1, 6), dim=1)
+    every = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    code, live = kept(every, ends=length == "learned")
+    can = [i for i in range(9) if code[i].tolist() == every[i].tolist()]
+    assert sum(float(forced(model, x, code[i : i + 1], live[i : i + 1])) for i in can) == pytest.approx(1, abs=1e-5)
+    assert len(can) == (9 if length == "fixed" else 7)
+
+
+@torch.no_grad()
+def forced(model, x, code, live):
+    """The probability of a code, places behind its end left out."""
+    h, p = model.sender.f(x), 1.0
+    for t in range(2):
+        if live[0, t]:
+            p = p * model.sender.logits(h, t).softmax(1)[0, code[0, t]]
+            h = model.sender.rest(h, model.sender.table(t)[code[:, t]], t)
+    return p
+
+
+@pytest.mark.parametrize("length", ["fixed", "learned"])
+def test_a_draw_tells_the_probability_of_what_was_drawn(length):
+    torch.manual_seed(0)
+    model = Reinforce(methods.build(REINFORCE | {"length": length})[Reinforce.Options], 6)
+    x = torch.nn.functional.normalize(torch.randn(20, 6), dim=1)
+    drawn = model.draw(x, sample=True)
+    for i in range(20):
+        want = forced(model, x[i : i + 1], drawn.code_BT[i : i + 1], drawn.live_BT[i : i + 1])
+        assert float(drawn.logp_BT[i].sum().exp().detach()) == pytest.approx(float(want), rel=1e-4)
+
+
+def test_the_running_means_start_at_the_first_batch_and_follow_slowly():
+    model = Reinforce(methods.build({"tokenizer": "reinforce", "method": "two_stage"})[Reinforce.Options], 6).train()
+    found = [float(model._baseline(0, torch.tensor([v]))) for v in (2.0, 3.0, 3.0)]
+    assert found == pytest.approx([2.0, 2.0, 2.01])
+    assert float(model.eval()._baseline(0, torch.tensor([9.0]))) == pytest.approx(2.0199)
+    assert float(model._baseline(0, torch.tensor([9.0]))) == pytest.approx(2.0199)
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -168,14 +235,23 @@ def tiny(tmp_path_factory):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("more", [{}, {"target_length": 1.5}, {"length": "learned", "target_length": 2.0}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"target_length": 1.5},
+        {"length": "learned", "target_length": 2.0},
+        {"tokenizer": "reinforce"},
+        {"tokenizer": "reinforce", "length": "learned"},
+    ],
+)
 def test_pre_training_makes_codes_that_a_recommender_takes(tiny, more):
     cfg = methods.build(tiny | more)
     data = read_dataset(cfg[DataOptions])
     path = methods.train_tokenizer(cfg, data)
     assert methods.train_tokenizer(cfg, data) == path  # again: the same file, not trained anew
     figures = methods.sid_figures(cfg, data, path)
-    if "length" not in more and more:
+    if more == {"target_length": 1.5}:
         assert figures["expected_tokens_weighted"] <= 1.5
     model = methods.build_model(cfg, data).model.eval()
     found = model.recommend(torch.tensor([[1, 2, 3]]), 10)
@@ -193,7 +269,7 @@ def test_a_collapse_is_named_and_nothing_is_saved(tiny, caplog):
 
 def test_options_that_contradict_each_other_are_refused(tiny):
     for more, match in (
-        ({"num_emb_list": [8, 9, 8]}, "have one vocabulary"),
+        ({"num_emb_list": [8, 9, 8]}, "have one vocabulary here"),
         ({"length": "fixed", "target_length": 2.0}, "fixed trains whole codes only"),
     ):
         with pytest.raises(Problem, match=match):
