@@ -165,7 +165,7 @@ def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
     before = compare.finished(job.cfg, data)
     run = before or compare.trained(job.row, job.cfg, data, {})
     outcome.ranks[job.cfg[DataOptions].seed] = read_ranks(run)[1]
-    outcome.runs.append(str(run.path))
+    outcome.runs.append(run.path.name)
     outcome.seconds += sum(row.get("seconds", 0.0) for row in run.rows())
     return before is None
 
@@ -275,6 +275,13 @@ def _published_words(row: dict[str, Any]) -> str:
     return "" if found is None else f"{found['published']:.4f} ({found['relative']:+.0%}): {found['verdict']}"
 
 
+def as_typed(argv: list[str]) -> str:
+    """The command without the places of this machine: a reader puts their own data folder in."""
+    places = ("output_dir", "log_dir", "results")
+    given, words = main.split_off(argv, ["data_path", *places])
+    return " ".join(["python scripts/reproduce.py", *words, *(["--data_path=DIR"] if "data_path" in given else [])])
+
+
 def protocol(cfg: Config, data: Dataset, seeds: list[int], command: str, seconds: float) -> dict[str, Any]:
     """What a reader needs to repeat the table, and to know what it may be compared with."""
     flat, here = settings.flat(cfg), environment()
@@ -316,7 +323,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     published = settings.read_yaml(ROOT / "config" / "tables" / "published.yaml").get(names[0], {})
     table = judged(rows, found, published)
     seconds = sum(outcome.seconds for outcome in found.values())
-    card = protocol(cfg, data, list(map(int, seeds)), "python scripts/reproduce.py " + " ".join(argv), seconds)
+    card = protocol(cfg, data, list(map(int, seeds)), as_typed(argv), seconds)
     write(Path(given.get("results", ROOT / "results")) / names[0], jobs, table, card)
     return table
 

@@ -97,6 +97,11 @@ def test_from_nothing_and_again(tmp_path, monkeypatch):
     assert written[".svg"].read_text().count("<line") == 3
 
 
+def test_the_command_is_told_without_places_of_the_machine():
+    words = ["tiny", "--rows", "a,b", "--data_path", "/x", "--results=/y", "--output_dir=/z", "--epochs=3"]
+    assert reproduce.as_typed(words) == "python scripts/reproduce.py tiny --rows a,b --epochs=3 --data_path=DIR"
+
+
 @pytest.mark.parametrize(
     "words, line",
     [
