@@ -65,6 +65,7 @@ def two_epochs(options, rank, processes, port, folder):
     acc.end_training()
 
 
+@pytest.mark.slow  # the next test is the same proof from end to end
 @pytest.mark.dist
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     """2 x 8 = 1 x 16 in float64, noise off and on, the last batch uneven (that both equal 1 x 8 in two parts shows

@@ -238,7 +238,7 @@ def measure(options, folder, phase, answer):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("phase", ["training", "evaluation"])
+@pytest.mark.parametrize("phase", ["training", pytest.param("evaluation", marks=pytest.mark.slow)])
 def test_the_memory_estimate_is_within_a_factor_of_two(tmp_path, phase):
     write_tiny(tmp_path / "dataset" / "tiny", n_items=150, n_users=300)
     options = tiny_overrides(tmp_path) | {
