@@ -389,6 +389,7 @@ class JointModel(GenerativeModel):
         return [*super().param_groups(), tokenizer, *([sigma] if sigma["params"] else [])]
 
     def refresh(self) -> dict[str, Any]:
+        """Take the tokenizer's SIDs as it is now; how far they moved, how they spread, how much noise falls."""
         code_NT, token_NP = self.code_NT.clone(), self.sids.token_NP
         try:
             self.set_codes(self.tokenizer.codes())

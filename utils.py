@@ -16,7 +16,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,6 +57,14 @@ def quoted(text: object, most: int = 200) -> str:
 def whole_number(text: str) -> int | None:
     """The number, from 0, that a word of digits spells; None for anything else, thousands of digits included."""
     return int(text) if text.isdecimal() and len(text) <= 15 else None
+
+
+def seeds_of(text: str) -> list[str]:
+    """The distinct seeds of `--seeds`, in order, as words of digits; Problem for anything else."""
+    words = list(dict.fromkeys(text.split(",")))
+    if bad := [word for word in words if whole_number(word) is None]:
+        raise Problem(f"--seeds: expected whole numbers separated by commas, got {quoted(bad[0])}")
+    return words
 
 
 def shown(value: Any, most: int = 200) -> str:
@@ -118,6 +126,15 @@ def problems_exit_2() -> Iterator[None]:
         _forget_output()
         print(f"error: the output cannot be written ({e.strerror}); nothing after it was printed", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def as_command(usage: str | None, run: Callable[[list[str]], object]) -> None:
+    """Answer --help with a script's docstring, or run it on the command line; a Problem is one line and status 2."""
+    with problems_exit_2():
+        if {"--help", "-h"} & set(sys.argv):
+            print(usage)
+        else:
+            run(sys.argv[1:])
 
 
 def ready_streams() -> None:

@@ -37,7 +37,16 @@ from settings import Config
 from sids.tokenizer import CodeOptions
 from trainer import evaluate
 from uncertainty import STRATEGIES
-from utils import Problem, digest, keep_freed_memory, log, log_to, problems_exit_2, quoted, whole_number, write_json
+from utils import (
+    Problem,
+    digest,
+    keep_freed_memory,
+    log,
+    log_to,
+    problems_exit_2,
+    seeds_of,
+    write_json,
+)
 
 DECODINGS = {
     "sasrec": ("autoregressive",),
@@ -211,9 +220,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
     if not chosen:
         raise Problem(f"{names[1]!r} names no method; for example sasrec,two_stage,frqud")
     settings.check_value(DataOptions, "seed", overrides.get("seed", 0))
-    seeds = list(dict.fromkeys(given.get("seeds", str(overrides.pop("seed", 2020))).split(",")))
-    if bad := [s for s in seeds if whole_number(s) is None]:
-        raise Problem(f"--seeds: expected whole numbers separated by commas, got {quoted(bad[0])}")
+    seeds = seeds_of(given.get("seeds", str(overrides.pop("seed", 2020))))
     configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
     check_protocol({n: settings.flat(c[0]) for n, c in configs.items()})
     known = {key for c in configs.values() for key in settings.flat(c[0])}

@@ -25,7 +25,7 @@ from sids import cut, lengths
 from sids.rq_kmeans import RQKMeans
 from sids.table import by_count as most_frequent_first
 from sids.tokenizer import Source
-from utils import Problem, problems_exit_2, write_text
+from utils import Problem, problems_exit_2, seeds_of, write_text
 
 TARGETS = (1.5, 2.0, 2.5, 3.0)
 USUAL = {"tokenizer": "rq_kmeans", "method": "two_stage", "num_emb_list": [256] * 4, "kmeans_iters": 40,
@@ -92,7 +92,7 @@ def run(argv: list[str]) -> None:
     done = {(r["dataset"], r["weights"], r["seed"], json.dumps(r["options"])) for r in rows}
     for dataset in names[0].split(","):
         for weights in ("uniform", "counts"):
-            for seed in map(int, given.get("seeds", "0").split(",")):
+            for seed in map(int, seeds_of(given.get("seeds", "0"))):
                 if (dataset, weights, seed, json.dumps(overrides)) not in done:
                     rows.append(study(dataset, weights, seed, overrides))
                     write_text(path, "".join(json.dumps(r) + "\n" for r in rows))

@@ -24,7 +24,7 @@ import settings
 from readers import forge
 from readers.dataset import SPLITS
 from sids.files import letters
-from utils import Problem, log, log_to, problems_exit_2, quoted, write_array, write_json
+from utils import Problem, as_command, log, log_to, quoted, write_array, write_json
 
 
 def write_items(folder: Path, ids: list[str]) -> None:
@@ -127,8 +127,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            run(sys.argv[1:])
+    as_command(__doc__, run)

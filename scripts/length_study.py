@@ -33,7 +33,7 @@ from settings import Config
 from sids.cut import shares
 from sids.fit import checkpoint_path
 from sids.lengths import HEAD
-from utils import Problem, digest, keep_freed_memory, log, log_to, problems_exit_2, write_json
+from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, seeds_of, write_json
 
 KMEANS = {"tokenizer": "rq_kmeans", "kmeans_start": "kmeans++", "kmeans_iters": 40, "weights": "counts"}
 DVAE = {"tokenizer": "dvae"}
@@ -100,6 +100,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 
 
 def study(argv: list[str]) -> dict[str, Any]:
+    """Train or find every arm, print and save their table, return its figures."""
     given, words = main.split_off(argv, ["seeds", "data_path"])
     names = [w for w in words if not w.startswith("--")]
     overrides = methods.parse_overrides([w for w in words if w.startswith("--")])
@@ -109,9 +110,7 @@ def study(argv: list[str]) -> dict[str, Any]:
     chosen = names[1].split(",") if len(names) == 2 else list(ARMS)
     for name in chosen:
         methods.check_known("arm", name, ARMS)
-    preset, seeds = main.preset_of(Path(names[0]), overrides), given.get("seeds", "2020").split(",")
-    if not all(s.isdecimal() for s in seeds):
-        raise Problem(f"--seeds: expected whole numbers separated by commas, got {given['seeds']!r}")
+    preset, seeds = main.preset_of(Path(names[0]), overrides), seeds_of(given.get("seeds", "2020"))
     log_to(None, main=True)
     configs = {n: [methods.build({**preset, **ARMS[n]}, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
     cfg = configs[chosen[0]][0]
@@ -127,8 +126,4 @@ def study(argv: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            study(sys.argv[1:])
+    as_command(__doc__, study)

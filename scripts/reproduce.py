@@ -43,8 +43,7 @@ from utils import (
     log,
     log_to,
     problems_exit_2,
-    quoted,
-    whole_number,
+    seeds_of,
     write_json,
     write_text,
 )
@@ -309,12 +308,10 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     methods.check_known("--budget", budget, BUDGETS)
     overrides = BUDGETS[budget] | methods.parse_overrides([w for w in words if w.startswith("-")])
     overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
-    seeds = given.get("seeds", SEEDS[budget]).split(",")
-    if bad := [s for s in seeds if whole_number(s) is None]:
-        raise Problem(f"--seeds: expected whole numbers separated by commas, got {quoted(bad[0])}")
+    seeds = list(map(int, seeds_of(given.get("seeds", SEEDS[budget]))))
     rows = read_rows([r for r in given.get("rows", "").split(",") if r])
     log_to(None, main=True)
-    jobs = plan(rows, names[0], list(dict.fromkeys(map(int, seeds))), overrides)
+    jobs = plan(rows, names[0], seeds, overrides)
     cfg = jobs[0].cfg
     if names[0] == "demo":
         build_demo(Path(cfg[DataOptions].data_path) / "demo")
@@ -323,7 +320,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     published = settings.read_yaml(ROOT / "config" / "tables" / "published.yaml").get(names[0], {})
     table = judged(rows, found, published)
     seconds = sum(outcome.seconds for outcome in found.values())
-    card = protocol(cfg, data, list(map(int, seeds)), as_typed(argv), seconds)
+    card = protocol(cfg, data, seeds, as_typed(argv), seconds)
     write(Path(given.get("results", ROOT / "results")) / names[0], jobs, table, card)
     return table
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import main
 from model import load
-from utils import Problem, log, log_to, problems_exit_2, quoted
+from utils import Problem, as_command, log, log_to, quoted
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LIMITS = {"max_k": "k", "max_history": "history", "max_body": "body", "timeout": "seconds"}  # option -> of Limits
@@ -85,8 +85,4 @@ def serve(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     log_to(None, main=True)
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            serve(sys.argv[1:])
+    as_command(__doc__, serve)

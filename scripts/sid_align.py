@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import main
 from sids.align import Aligned, align
 from sids.files import read_index, spelled
-from utils import Problem, log, log_to, problems_exit_2, quoted, write_json
+from utils import Problem, as_command, log, log_to, quoted, write_json
 
 
 def run(argv: list[str]) -> Aligned:
@@ -43,8 +43,4 @@ def run(argv: list[str]) -> Aligned:
 
 if __name__ == "__main__":
     log_to(None, main=True)
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            run(sys.argv[1:])
+    as_command(__doc__, run)

@@ -33,7 +33,7 @@ from sids.fit import load_state
 from sids.pairs import PairOptions, pairs_of
 from sids.table import SidTable
 from sids.tokenizer import CodeOptions
-from utils import Problem, log, log_to, problems_exit_2, quoted, read_checkpoint, write_json
+from utils import Problem, as_command, log, log_to, quoted, read_checkpoint, write_json
 
 
 class Subject(NamedTuple):
@@ -126,6 +126,7 @@ def differences(found: Subject, old: Subject, queries: str) -> quality.Figures:
 
 
 def run(argv: list[str]) -> dict[str, Any]:
+    """The command; prints all figures and returns them."""
     given, words = main.split_off(argv, ["against", "json", "queries", "sizes"])
     files, data_words = [w for w in words if not w.startswith("--")], [w for w in words if w.startswith("--")]
     if len(files) != 1:
@@ -153,8 +154,4 @@ def run(argv: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            run(sys.argv[1:])
+    as_command(__doc__, run)

@@ -28,7 +28,7 @@ from runs.folder import RunOptions
 from scripts.compare import recipe, trained
 from scripts.sid_quality import Subject, measured
 from settings import Config
-from utils import Problem, digest, keep_freed_memory, log, log_to, problems_exit_2, write_json, write_text
+from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, seeds_of, write_json, write_text
 
 THREE = [0.003] * 3
 FORGE = {
@@ -161,9 +161,7 @@ def study(argv: list[str]) -> dict[str, Any]:
         methods.check_known("configuration", name, CONFIGURATIONS)
         if CONFIGURATIONS[name].get("behaviour") == "vectors" and "vectors_from" not in overrides:
             raise Problem(f"--vectors_from: {name} needs the best_model.pth of a sasrec run; name it, or leave it out")
-    seeds = given.get("seeds", "2020").split(",")
-    if not all(s.isdecimal() for s in seeds):
-        raise Problem(f"--seeds: expected whole numbers separated by commas, got {given['seeds']!r}")
+    seeds = seeds_of(given.get("seeds", "2020"))
     log_to(None, main=True)
     plain = {k: v for k, v in overrides.items() if k != "vectors_from"}
     cfg = recipe("two_stage", dataset, plain)
@@ -186,8 +184,4 @@ def study(argv: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            study(sys.argv[1:])
+    as_command(__doc__, study)

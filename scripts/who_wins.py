@@ -25,7 +25,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
 from retired import upgraded
 from runs.folder import RunFolder
-from utils import Problem, printable, problems_exit_2, quoted, write_json
+from utils import Problem, as_command, printable, quoted, write_json
 
 Groups = dict[str, np.ndarray]  # name -> which users [B]
 
@@ -118,8 +118,4 @@ def run(argv: list[str]) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            run(sys.argv[1:])
+    as_command(__doc__, run)

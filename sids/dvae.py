@@ -14,6 +14,7 @@ Shape letters: N items, B rows of a batch, T code places, V symbols, H encoder w
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -262,7 +263,7 @@ class Receiver(nn.Module):
         return F.normalize(self.out(y_BTH), dim=-1)
 
 
-class Discrete(nn.Module):
+class Discrete(nn.Module, ABC):
     """What discrete autoencoders share: sender, receiver, and interactions as examples."""
 
     keeps_last = True  # the schedules end at the last step
@@ -273,9 +274,9 @@ class Discrete(nn.Module):
         self.cfg: Any = cfg
         self.sender, self.receiver = Sender(cfg, n_input, stops=stops), Receiver(cfg, n_input)
 
+    @abstractmethod
     def spell(self, x_BD: Tensor) -> Tensor:
         """The likeliest codes of unit vectors, [B, T]; -1 after an end."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def encode(self, content_ND: np.ndarray) -> Tensor:
