@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sids.behaviour import ContentTokenizer
 from sids.table import numbered
 from sids.tokenizer import ROWS, CodeOptions, Tokenizer, in_pieces
 from utils import Problem, log
@@ -34,9 +35,11 @@ class Codes(NamedTuple):
 
 @torch.no_grad()
 def prefix_errors(model: Tokenizer, code_NT: Tensor, content_ND: np.ndarray) -> np.ndarray:
-    """|y_t / |y_t| - x / |x||^2 of every prefix of the codes, [N, T] float64, 0 ... 4."""
-    found = []
-    for code, x_ND in zip(code_NT.clamp(min=0).split(ROWS), in_pieces(content_ND), strict=True):
+    """|y_t / |y_t| - x / |x||^2 of every prefix of the codes, [N, T] float64, 0 ... 4; x is what was quantized: the
+    content, with the behaviour where the tokenizer has it.
+    """
+    found, seen = [], model.seen(content_ND) if isinstance(model, ContentTokenizer) else content_ND
+    for code, x_ND in zip(code_NT.clamp(min=0).split(ROWS), in_pieces(seen), strict=True):
         y_NTD = F.normalize(model.decode(code).cpu(), dim=-1)
         found.append((y_NTD - F.normalize(x_ND, dim=-1)[:, None]).square().sum(-1))
     return torch.cat(found).double().numpy()

@@ -87,6 +87,19 @@ def test_a_run_carries_its_behaviour(place, tokenizer, behaviour):
     assert not torch.equal(code, methods.tokenizer_of(plain, data).eval().encode(read_embeddings(data)))
 
 
+def test_its_table_measures_what_was_quantized(place):
+    """2 - 2 cos of the joined vector and its reconstruction; content alone is narrower than what is decoded."""
+    options, data, _ = place
+    cfg = methods.build(options | {"behaviour": "pairs", "behaviour_width": 8})
+    path = methods.train_tokenizer(cfg, data)
+    figures, tokenizer = methods.sid_figures(cfg, data, path), methods.tokenizer_of(cfg, data).eval()
+    content = read_embeddings(data)
+    got = tokenizer.decode(tokenizer.encode(content))[:, -1].detach().double()
+    want = torch.from_numpy(tokenizer.seen(content)[: len(content)]).double()
+    error = 2 - 2 * torch.nn.functional.cosine_similarity(got, want)
+    assert figures["reconstruction_uniform"] == pytest.approx(float(error.mean()), abs=1e-6)
+
+
 def test_joint_training_takes_it_along(place):
     options, data, sasrec = place
     chosen = {"method": "diger", "behaviour": "vectors", "vectors_from": str(sasrec), "behaviour_width": 8}
