@@ -157,7 +157,8 @@ class GenerativeModel(nn.Module):
     def recommendation_loss(self, batch: Batch, q: Quantized, roads: tuple[str, ...] = ROADS) -> Tensor:
         """L_rec: cross-entropy of a target's P tokens, mean over targets and places.
 
-        L_rec = - mean_p sum_k y_k log softmax(logits_p)_k, y = m_l(target) at learned places (arXiv:2601.19711).
+        L_rec = - mean_p sum_k y_k log softmax(logits_p)_k, y = m_l(target) at learned places (arXiv:2601.19711),
+        and with `item_loss` w that much of the cross-entropy of the item itself among all items.
         roads names the ways on which its gradient may reach q: the history's tokens, the target as a
         soft label, the decoder's teacher-forced inputs.
         """
@@ -176,9 +177,13 @@ class GenerativeModel(nn.Module):
         if self.search.legal_softmax:
             open_UP = self.legal.open(batch.item_U)
 
-        terms = []
+        terms, places, weight, whole_loss = [], len(self.sids.vocabulary), self.recommender.item_loss, None
         ways = (open_UP, real_UP) if self.uneven else (open_UP,)
-        for place, score_RV in enumerate(self.recommender(history_UPh, batch, teacher_UPh, *ways)):
+        items = {"catalogue_NP": self.sids.token_NP} if weight else {}
+        for place, score_RV in enumerate(self.recommender(history_UPh, batch, teacher_UPh, *ways, **items)):
+            if place == places:  # the item itself
+                whole_loss = weight * F.cross_entropy(score_RV, batch.item_U[row_R] - 1)
+                continue
             chosen_R, logits_RV = row_R, score_RV
             if open_UP is not None:
                 chosen_R = row_R[open_UP[row_R, place]]
@@ -188,7 +193,8 @@ class GenerativeModel(nn.Module):
             elif self.uneven:
                 logits_RV = score_RV[:, :-1]  # what stands behind an end is no choice
             terms.append(self._place_loss(place, logits_RV, label, token_UP, chosen_R, len(row_R)))
-        return torch.stack(terms).mean() * (len(terms) / len(self.sids.vocabulary))
+        loss = torch.stack(terms).mean() * (len(terms) / places)
+        return loss if whole_loss is None else loss + whole_loss
 
     def _place_loss(
         self, place: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int
@@ -243,19 +249,28 @@ class GenerativeModel(nn.Module):
         self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
     ) -> Found:
         """The k best items for each history, best first, with the log-probability of their SIDs."""
-        score = self.recommender.scorer(lambda item: self.sids.tokens(item).token, history_BS)
-        if self.uneven:
-            score = without_last(score)
+        asked = self.recommender.scorer(lambda item: self.sids.tokens(item).token, history_BS)
+        score = without_last(asked) if self.uneven else asked
         trie = self.trie(among_M)
         tree = trie if self.search.constrained else AllTokens(trie)
         beams = max(k, self.search.num_beams)
         legal = self.search.legal_softmax
         found = beam_search(score, tree, len(history_BS), beams, history_BS.device, banned_BS, legal_softmax=legal)
+        if self.recommender.item_loss:
+            item_BN = asked(len(self.sids.vocabulary), None, None)
+            found = ranked_by_both(found, self.recommender.item_rank * item_BN)
         return Found(found.item_BW[:, :k], found.score_BW[:, :k])
 
     def groups(self) -> dict[str, Tensor]:
         """Items that share their codes count as one entry of a list."""
         return {"prefix": self.sids.groups()}
+
+
+def ranked_by_both(found: Found, score_BN: Tensor) -> Found:
+    """A search's lists by the sum of their scores and of some over the catalogue, best first."""
+    added_BW = score_BN.gather(1, (found.item_BW - 1).clamp(min=0))
+    score_BW, order_BW = (found.score_BW + added_BW).sort(dim=1, descending=True, stable=True)
+    return Found(found.item_BW.gather(1, order_BW), score_BW)
 
 
 def without_last(score: Scorer) -> Scorer:
@@ -384,9 +399,13 @@ class JointModel(GenerativeModel):
     def param_groups(self) -> list[dict[str, Any]]:
         j, lr_sigma = self.joint, self.cfg[UncertaintyOptions].lr_sigma
         epochs = (j.id_first_epoch, j.id_last_epoch)
-        tokenizer = {"name": "id", "params": trainable(self.tokenizer), "lr": j.lr_id, "epochs": epochs}
+        own = self.tokenizer.offsets()
+        shared = [p for p in trainable(self.tokenizer) if all(p is not o for o in own)]
+        tokenizer = {"name": "id", "params": shared, "lr": j.lr_id, "epochs": epochs}
+        lr_offset = self.cfg[QuantizerOptions].lr_offset
+        offset = {"name": "offset", "params": own, "lr": lr_offset, "epochs": epochs, "weight_decay": 0.0}
         sigma = {"name": "sigma", "params": trainable(self.decay), "lr": lr_sigma, "weight_decay": 0.0, "clip": False}
-        return [*super().param_groups(), tokenizer, *([sigma] if sigma["params"] else [])]
+        return [*super().param_groups(), tokenizer, *(group for group in (offset, sigma) if group["params"])]
 
     def refresh(self) -> dict[str, Any]:
         """Take the tokenizer's SIDs as it is now; how far they moved, how they spread, how much noise falls."""

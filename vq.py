@@ -70,6 +70,9 @@ class QuantizerOptions:
     )
     freeze_id_encoder: bool = option(True, "train only the codebooks of the tokenizer")
     freeze_id_encoder_layers: int = option(0, "with freeze_id_encoder=false: rest the first n linear layers", ge=0)
+    lr_offset: float = option(
+        0.0, "learning rate of an offset of each item's own to its latent; 0: items stay where their content is", ge=0
+    )
 
 
 class Codebook(nn.Module):
@@ -284,7 +287,8 @@ class JointRQVAE(RQVAE):
         q_l = m_l C_l                         r_{l+1} = r_l - q_l
         L_vq = mean_l |sg(r_l) - q_l|^2 + beta |r_l - sg(q_l)|^2
 
-    scale_l is in units of the catalogue's own distances (`logit_scale: auto`), fixed at the start.
+    scale_l is in units of the catalogue's own distances (`logit_scale: auto`), fixed at the start. With `lr_offset`
+    z is the content's latent plus an offset that each item learns, and |q - z|^2 is of the content's latent alone.
     """
 
     scale_L: Tensor
@@ -299,6 +303,7 @@ class JointRQVAE(RQVAE):
         self.levels: list[LevelScale] = []  # as measured at the start
         self.register_buffer("scale_L", torch.ones(len(cfg.num_emb_list)))
         self.register_buffer("input_Nd", None, persistent=False)  # the catalogue behind what rests
+        self.offset_Nd = nn.Parameter(torch.zeros(0, cfg.e_dim)) if joint.lr_offset else None  # as many as attached
         self._freeze()
 
     def _freeze(self) -> None:
@@ -331,12 +336,15 @@ class JointRQVAE(RQVAE):
         """Run what rests over the catalogue once, and fix the logits' scale; noise: s of each level."""
         rows = (self.prepare(piece) for piece in in_pieces(self.seen(content_ND)))
         self.input_Nd = through(self._stages[0], rows, torch.device("cpu"))
+        if self.offset_Nd is not None and not len(self.offset_Nd):
+            self.offset_Nd = nn.Parameter(torch.zeros(len(content_ND), self.cfg.e_dim))
         self.levels = measure_scales(self.rq, self.latents(), self.joint.logit_scale, noise)
         self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))
 
     def latents(self) -> Tensor:
         """z of the whole catalogue, [N, d], without dropout."""
-        return through(self._stages[1], self.input_Nd.split(ROWS), self.input_Nd.device)
+        z_Nd = through(self._stages[1], self.input_Nd.split(ROWS), self.input_Nd.device)
+        return z_Nd if self.offset_Nd is None else z_Nd + self.offset_Nd.detach()
 
     def codes(self) -> Tensor:
         """Learned codes [N, L] of the whole catalogue as it is attached, without noise."""
@@ -349,6 +357,10 @@ class JointRQVAE(RQVAE):
 
     # ---- a batch
 
+    def offsets(self) -> list[nn.Parameter]:
+        """The items' own offsets [N, d] to their latents, where they have any."""
+        return [] if self.offset_Nd is None else [self.offset_Nd]
+
     def probed(self) -> dict[str, nn.Parameter]:
         """What the recommendation gradient must reach, by name: the codebooks."""
         return {f"level_{i}": c for i, c in enumerate(self.rq.codebooks(), 1)}
@@ -359,9 +371,13 @@ class JointRQVAE(RQVAE):
         item_U: item numbers, which name each item's noise; cached_UL: their catalogue codes.
         """
         with torch.autocast(item_U.device.type, enabled=False):
-            return self._quantize(self._stages[1](self.input_Nd[item_U - 1]), item_U, step, decay, cached_UL)
+            content_Ud = self._stages[1](self.input_Nd[item_U - 1])
+            z_Ud = content_Ud if self.offset_Nd is None else content_Ud + self.offset_Nd[item_U - 1]
+            return self._quantize(z_Ud, content_Ud, item_U, step, decay, cached_UL)
 
-    def _quantize(self, z_Ud: Tensor, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor) -> Quantized:
+    def _quantize(
+        self, z_Ud: Tensor, content_Ud: Tensor, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor
+    ) -> Quantized:
         c, r, q_sum, vq = self.joint, z_Ud, torch.zeros_like(z_Ud), z_Ud.new_zeros(len(z_Ud))
         tau, blend = decay.tau(step), c.assignment_forward == "soft"
         soft, index, nearest, stochastic, drawn = [], [], [], [], []
@@ -381,7 +397,7 @@ class JointRQVAE(RQVAE):
             soft.append(p)
             index.append(i)
         goal = list(cached_UL.unbind(1)) if c.assignment_forward == "history" else None
-        recon = (q_sum - z_Ud).square().mean(1)
+        recon = (q_sum - content_Ud).square().mean(1)
         return Quantized(index, soft, nearest, vq / len(soft), recon, stochastic, drawn, blend=blend, goal_index=goal)
 
     def _deterministic(self, logits: Tensor, residual: Tensor, level: int) -> Tensor:

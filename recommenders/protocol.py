@@ -162,6 +162,15 @@ class TokenNetwork(Protocol):
     def targets(self) -> Literal["one", "next"]: ...
     @property
     def tokens_per_item(self) -> int: ...
+    @property
+    def item_loss(self) -> float:
+        """Weight of a second loss, of the whole item; above 0 the items are a further place behind the last one, in
+        training where the catalogue's tokens are given, and in a scorer.
+        """
+
+    @property
+    def item_rank(self) -> float:
+        """Weight of that place where beams are ranked."""
 
     def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
         """Embedded tokens of U items, [U, P, h]: learned places from `codes`, the others from token_UP.
@@ -175,6 +184,7 @@ class TokenNetwork(Protocol):
     ) -> Iterator[Tensor]:  # fmt: skip
         """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh.
 
+        catalogue_NP, a keyword that a network with an item_loss knows: tokens of all items, for the place of items.
         open_UP: at which places an item's token is a choice; then only the rows whose target's is are wanted.
         real_UP: which places an item has, where lengths differ; then open_UP is given, and says no more than that.
         """

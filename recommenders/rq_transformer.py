@@ -37,6 +37,13 @@ class RQTransformerOptions:
     item_embedding: bool = option(
         False, "add a learned vector of its own to each item of a history (then not all of an item is in its SID)"
     )
+    item_loss: float = option(
+        0.0,
+        "weight of a second loss: the next item itself among all items; the beams are then ranked by both "
+        "(LIGER, arXiv:2411.18814)",
+        ge=0,
+    )
+    item_rank: float = option(0.5, "weight of the item's log-probability beside its SID's when beams are ranked", ge=0)
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads:
@@ -99,6 +106,8 @@ class RQTransformer(TokenTables):
         self.items = Stack(width, cfg.d_ff, cfg.item_blocks, cfg.item_dropout)
         self.depth = Stack(width, cfg.d_ff, cfg.depth_blocks, cfg.depth_dropout)
         self.bridge = nn.Linear(width, width)
+        self.n_items, self.item_loss, self.item_rank = n_items, cfg.item_loss, cfg.item_rank
+        self.whole = nn.Linear(width, width) if cfg.item_loss else None  # hidden state to the item itself
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, 0, 0.02)
@@ -141,9 +150,9 @@ class RQTransformer(TokenTables):
 
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None,
+        real_UP: Tensor | None = None, catalogue_NP: Tensor | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
-        """Teacher-forced logits [R, V] at every real position, place by place.
+        """Teacher-forced logits [R, V] at every real position, place by place; given the catalogue, items come last.
 
         open_UP: whether an item's token at a place is a choice at all; then logits are those of the rows whose
         target's token is, `open_UP[goals]`. It must be True at the first place.
@@ -158,6 +167,16 @@ class RQTransformer(TokenTables):
             yield from (self.logits(place, y_Rh) for place, y_Rh in enumerate(hidden_RPh.unbind(1)))
         else:
             yield from self._open_logits(x_RPh, open_UP[row_R])
+        if catalogue_NP is not None:  # the items of the batch are read as the teacher does: gradient, no noise
+            yield self._item_logits(h_Rh, self.look_up(catalogue_NP).index_copy(0, batch.item_U - 1, teacher_UPh))
+
+    def _item_logits(self, h_Rh: Tensor, token_NPh: Tensor) -> Tensor:
+        """Scores of whole items [R, N]: what is looked for against the sum of an item's tokens and its own vector."""
+        assert self.whole is not None
+        y_Nh = token_NPh.sum(1)
+        if self.own is not None:
+            y_Nh = y_Nh + self.own.weight[1:]
+        return F.linear(self.whole(h_Rh), y_Nh).to(y_Nh.dtype)
 
     def _attend_depth(self, qkv_RPx: Tensor) -> Tensor:
         return depth_attention(qkv_RPx, self.cfg.num_heads)
@@ -184,13 +203,16 @@ class RQTransformer(TokenTables):
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks: the history is read once, the depth stack goes token by token."""
         item_U, row_BS = history_BS.unique(return_inverse=True)
-        token_UPh = self.look_up(tokens(item_U))
-        start_Bh = self.bridge(self.encode(self.vectors(token_UPh, item_U), row_BS, history_BS)[:, -1])
+        hidden_Bh = self.encode(self.vectors(self.look_up(tokens(item_U)), item_U), row_BS, history_BS)[:, -1]
+        start_Bh = self.bridge(hidden_Bh)
         past = [Past(self.cfg.num_heads) for _ in self.depth.blocks]
 
         def score(
             place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None
         ) -> Tensor:
+            if place == len(self.vocabulary):
+                every_N = torch.arange(1, self.n_items + 1, device=history_BS.device)
+                return self._item_logits(hidden_Bh, self.look_up(tokens(every_N))).log_softmax(-1)
             if token_R is None or parent_R is None:
                 x_Rh = start_Bh
             else:
@@ -208,7 +230,8 @@ class RQTransformer(TokenTables):
         row = 12 * r.d_model + 4 * r.d_ff
         items = r.item_blocks * (rows * row + 3 * B * r.num_heads * S * S)
         depth = r.depth_blocks * (rows * P * row + 3 * rows * r.num_heads * P * P)
-        return items + depth + rows * (4 * P * r.d_model + 4 * sum(scored(self.vocabulary)))
+        whole = 3 * self.n_items if r.item_loss else 0
+        return items + depth + rows * (4 * P * r.d_model + 4 * sum(scored(self.vocabulary)) + whole)
 
     def search_numbers(self, B: int, S: int, beams: int) -> int:
         """Numbers held at the widest moment of a search for B users: in the item stack, or at the last place."""
@@ -219,7 +242,7 @@ class RQTransformer(TokenTables):
             * beams
             * (6 * r.d_model + 2 * r.d_ff + 4 * P * r.depth_blocks * r.d_model + 8 * max(scored(self.vocabulary)))
         )
-        return max(items, rows)
+        return max(items, rows, 2 * B * self.n_items if r.item_loss else 0)
 
 
 class Past:

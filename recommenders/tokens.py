@@ -16,6 +16,7 @@ class TokenTables(nn.Module):
     place stands behind an item's end and reads as zero.
     """
 
+    item_loss, item_rank = 0.0, 0.0  # whoever scores whole items as well has more
     tables: nn.ParameterList
     vocabulary: tuple[int, ...]
     uneven: bool

@@ -149,6 +149,9 @@ class Joint(Learned, Protocol):
     def quantize(self, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor) -> "Quantized":
         """Codes of U items at an optimizer step, with the road back; cached_UL: their codes in the catalogue."""
 
+    def offsets(self) -> list[nn.Parameter]:
+        """What an item learns for itself alone, beside what all share; often nothing."""
+
     def probed(self) -> dict[str, nn.Parameter]:
         """What the recommendation gradient must reach, by name, first level first."""
 

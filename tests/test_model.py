@@ -288,6 +288,39 @@ def test_recommend_equals_scoring_every_item():
         assert torch.allclose(want[found.item_BW[b] - 1], found.score_BW[b], atol=1e-4)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_beams_are_ranked_by_the_semantic_id_and_the_item(frozen):
+    """Every item is a beam: both orders and their sum, against the SID's own search and the item's own logits."""
+    chosen = {"recommender": "rq_transformer", "item_loss": 1.0, "item_embedding": True, "num_beams": N}
+    torch.manual_seed(0)
+    model = methods.empty_model(options(training="frozen", **chosen), N) if frozen else joint(**chosen)
+    if frozen:
+        model.set_codes(torch.randint(0, 8, (N, 3)).int())
+    model.eval()
+    history = some_batch().history_BS
+    both = model.recommend(history, N)
+    item_BN = model.recommender.scorer(lambda item: model.sids.tokens(item).token, history)(4, None, None)
+    torch.testing.assert_close(item_BN.exp().sum(1), torch.ones(len(history)))
+    model.recommender.item_rank = 0.0
+    alone = model.recommend(history, N)
+    want = alone.score_BW + 0.5 * item_BN.gather(1, alone.item_BW - 1)
+    assert torch.equal(both.item_BW, alone.item_BW.gather(1, want.argsort(dim=1, descending=True, stable=True)))
+    torch.testing.assert_close(both.score_BW, want.sort(dim=1, descending=True).values)
+
+
+def test_the_item_loss_is_the_cross_entropy_of_the_next_item():
+    """Histories of one item: the mean over users, by the search's own scores."""
+    model, batch = joint(recommender="rq_transformer", item_loss=2.0).eval(), some_batch()
+    batch = batch._replace(history_BS=batch.history_BS[:, -1:], history_row_BS=batch.history_row_BS[:, -1:])
+    with torch.no_grad():
+        with_it = model.recommendation_loss(batch, model.quantize(batch))
+        score = model.recommender.scorer(lambda item: model.sids.tokens(item).token, batch.history_BS)
+        model.recommender.item_loss = 0.0
+        without = model.recommendation_loss(batch, model.quantize(batch))
+    want = -score(4, None, None).gather(1, batch.target_B[:, None] - 1).mean()
+    assert float(with_it - without) == pytest.approx(2 * float(want), rel=1e-4)
+
+
 def test_a_state_restores_the_same_recommendations():
     model, batch = joint().eval(), some_batch()
     with torch.no_grad():

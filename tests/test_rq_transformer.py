@@ -72,6 +72,22 @@ def test_search_scores_are_those_of_training(kind, options):
     torch.testing.assert_close(found.score_BW.gather(1, place[:, None])[:, 0], logp[last_R])
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_whole_items_are_scored_alike_in_training_and_search(own):
+    """Against sum_l E_l[c_l] (+ own vector) of every item, written out; the last position of each user."""
+    net, sids = network(item_loss=1.0, item_embedding=own), table()
+    token_UPh = tokens(net, sids, BATCH.item_U)
+    *_, item_RN = net(token_UPh, BATCH, token_UPh, catalogue_NP=sids.token_NP)
+    score = net.scorer(lambda item: sids.tokens(item).token, BATCH.history_BS)
+    torch.testing.assert_close(score(4, None, None), item_RN[[2, 3, 5]].log_softmax(-1))
+    vector_BSh = net.encode(net.vectors(token_UPh, BATCH.item_U), BATCH.history_row_BS, BATCH.history_BS)
+    asked_h = net.whole(vector_BSh[0, -1])
+    for item in (1, 7, N):
+        parts = [net.tables[p][sids.token_NP[item - 1, p]] for p in range(4)]
+        want = asked_h @ (sum(parts) + (net.own.weight[item] if own else 0))
+        torch.testing.assert_close(item_RN[2, item - 1], want)
+
+
 def test_goals_are_what_follows_each_real_position_in_order():
     assert BATCH.item_U[BATCH.goals("next")].tolist() == [7, 1, 4, 8, 9, 11]
     assert BATCH.item_U[BATCH.goals("one")].tolist() == [4, 8, 11]
