@@ -154,8 +154,7 @@ def check_training(cfg: Config) -> None:
     data = check_data(cfg)
     if cfg[RunOptions].run_name is not None:
         RunFolder.of(cfg).check_free_or_same(cfg)
-    if CodeOptions in cfg and cfg[CodeOptions].rqvae_path is not None:
-        methods.tokenizer_of(cfg, data)
+    methods.check_named(cfg, data)
 
 
 # ---------------------------------------------------------------- train
@@ -249,7 +248,8 @@ def portable(cfg: Config, data: Dataset, tokenizer: Any = None) -> dict[str, Any
     """
     names = {"items": data.catalogue.ids, "titles": data.catalogue.titles}
     frozen = {} if tokenizer is None else {"tokenizer": tokenizer.state_dict()}
-    return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **names, **frozen}
+    kept = {**names, **frozen, **methods.given_stamp(cfg)}
+    return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **kept}
 
 
 def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
@@ -286,6 +286,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
         "best_epoch": best["epoch"], "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
         **figures, "test_evaluations": looks, "data": data.hash,
         "split": {"kind": cfg[DataOptions].split, **data.facts}, **content_of(data),
+        **({"sids": best["sids"]} if "sids" in best else {}),
     }  # fmt: skip
     with guard.fail_together(acc):
         if acc.is_main_process:

@@ -30,7 +30,7 @@ from sids.behaviour import side_width
 from sids.cut import check_usable, codes_of
 from sids.fit import FitOptions, checkpoint_path, load_state, pretrain
 from sids.search import SearchOptions
-from sids.table import SidOptions, Spelling, end_tokens
+from sids.table import SidOptions, SidTable, Spelling, end_tokens
 from sids.tokenizer import CodeOptions, is_learned
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
@@ -57,6 +57,7 @@ TOKENIZERS = {
     "random_codes": "sids.random_codes:RandomCodes",
     "dvae": "sids.dvae:DVAE",
     "reinforce": "sids.reinforce:Reinforce",
+    "given": "sids.given:Given",
 }
 JOINT = {"rqvae": "vq:JointRQVAE", "contrastive": "vq:JointRQVAE"}  # the form that learns with a recommender
 NETWORKS = {
@@ -287,6 +288,11 @@ def check_together(cfg: Config) -> None:
             "legal_softmax: true"
         )
     check_uneven(cfg)
+    if CodeOptions in cfg and cfg[CodeOptions].given and cfg[SidOptions].collision in ("knn", "random"):
+        raise Problem(
+            f"collision: {cfg[SidOptions].collision} moves items by a tokenizer's distances; SIDs of sid_path are "
+            "taken as they are: use suffix, item or none"
+        )
     if cfg[MethodOptions].training == "joint" and cfg[SidOptions].shared:
         raise Problem(
             f"collision: {cfg[SidOptions].collision} resolves the codes of a tokenizer at rest; joint training moves "
@@ -407,7 +413,28 @@ def check_joint(cfg: Config) -> None:
 
 def reads_content(cfg: Config) -> bool:
     """Does the method need content embeddings?"""
-    return CodeOptions in cfg
+    return CodeOptions in cfg and not cfg[CodeOptions].given
+
+
+def given_sids(cfg: Config, data: Dataset) -> SidTable:
+    """The semantic IDs of a run whose options name a file of them."""
+    found: SidTable = part(TOKENIZERS[str(cfg[MethodOptions].tokenizer)]).sids(cfg[CodeOptions], data)
+    return found
+
+
+def given_stamp(cfg: Config) -> dict[str, Any]:
+    """Name and hash of that file, nothing for other runs: another content under the same name is another run."""
+    if CodeOptions not in cfg or not cfg[CodeOptions].given:
+        return {}
+    return {"sids": part(TOKENIZERS[str(cfg[MethodOptions].tokenizer)]).stamp(cfg[CodeOptions])}
+
+
+def check_named(cfg: Config, data: Dataset) -> None:
+    """Problem when a tokenizer, or semantic IDs, that the options name cannot be used."""
+    if CodeOptions in cfg and cfg[CodeOptions].given:
+        given_sids(cfg, data)
+    elif CodeOptions in cfg and cfg[CodeOptions].rqvae_path is not None:
+        tokenizer_of(cfg, data)
 
 
 def check_content(cfg: Config, data: Dataset) -> Dataset:
@@ -436,7 +463,9 @@ def floors_of(data: Dataset) -> list[str]:
 
 
 def train_tokenizer(cfg: Config, data: Dataset) -> Path:
-    """Pre-train the tokenizer of a run unless it is there; its checkpoint."""
+    """Pre-train the tokenizer of a run unless it is there; its checkpoint. Semantic IDs that are given need none."""
+    if cfg[CodeOptions].given:
+        return Path(str(cfg[CodeOptions].sid_path))  # type: ignore[attr-defined]
     name = str(cfg[MethodOptions].tokenizer)
     return pretrain(cfg, name, part(TOKENIZERS[name]), data)
 
@@ -518,26 +547,50 @@ def build_model(cfg: Config, data: Dataset) -> Built:
         return Built(finetuned(cfg, data))
     if m.method in ITEM_MODELS:
         return Built(empty_model(cfg, data.n_items))
-    tokenizer = tokenizer_of(cfg, data)
     if m.training == "joint":
+        tokenizer = tokenizer_of(cfg, data)
         spelling = spelling_of(cfg, data.n_items)
         joint = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, data.n_items, spelling), data.n_items, spelling)
         joint.attach(read_embeddings(data))
         return Built(joint)
-    content_ND, rule = read_embeddings(data), cfg[SidOptions]
-    if not cfg[CodeOptions].uneven:
-        code_NT, count_N = tokenizer.eval().encode(content_ND), None
-        code_NT = collisions.apply(rule, tokenizer, content_ND, code_NT, cfg[DataOptions].seed)
-    else:
-        count_N = data.popularity[1:]
-        code_NT = codes_of(tokenizer.eval(), content_ND, count_N).code_NT
-        check_usable(code_NT, cfg[CodeOptions])
-    model = empty_model(cfg, data.n_items, code_NT=code_NT)
-    model.set_codes(code_NT, count_N)  # type: ignore[attr-defined]
-    if rule.shared and rule.group_order == "popularity":
+    tokenizer, sids = catalogue_sids(cfg, data)
+    model = empty_model(cfg, data.n_items, code_NT=sids.code_NT)
+    check_ends(sids, model.ends)  # type: ignore[attr-defined]
+    model.set_codes(sids.code_NT, data.popularity[1:] if cfg[CodeOptions].uneven else None, sids.end_N)  # type: ignore[attr-defined]
+    if cfg[SidOptions].shared and cfg[SidOptions].group_order == "popularity":
         order_N = np.argsort(-data.popularity[1:], kind="stable") + 1
         model.order_N.copy_(torch.from_numpy(order_N))  # type: ignore[attr-defined]
     return Built(model, tokenizer)
+
+
+def catalogue_sids(cfg: Config, data: Dataset) -> tuple[Any, SidTable]:
+    """(tokenizer at rest, None where there is none; what it, or a file, says of the catalogue).
+
+    End tokens are those of a file where the option `collision` says `suffix`; else they have to be counted yet.
+    """
+    c, rule = cfg[CodeOptions], cfg[SidOptions]
+    if c.given:
+        sids = given_sids(cfg, data)
+        tokenizer, code_NT, end_N = None, sids.code_NT, sids.end_N if rule.collision == "suffix" else None
+    else:
+        content_ND, tokenizer, end_N = read_embeddings(data), tokenizer_of(cfg, data).eval(), None
+        if c.uneven:
+            code_NT = codes_of(tokenizer, content_ND, data.popularity[1:]).code_NT
+        else:
+            code_NT = tokenizer.encode(content_ND)
+            code_NT = collisions.apply(rule, tokenizer, content_ND, code_NT, cfg[DataOptions].seed)
+    if c.uneven:
+        check_usable(code_NT, c)
+    return tokenizer, SidTable(code_NT, end_N, tuple(c.num_emb_list))
+
+
+def check_ends(sids: SidTable, ends: int) -> None:
+    """Problem when end tokens that are known already are more than there may be."""
+    if sids.end_N is not None and (largest := int(sids.end_N.max())) >= ends:
+        raise Problem(
+            f"sid_path: an end token is {largest}, the largest there may be is {ends - 1}; raise max_group where "
+            "lengths differ, else the last number of num_emb_list, or set collision: item"
+        )
 
 
 def empty_model(cfg: Config, n_items: int, n_input: int = 0, code_NT: torch.Tensor | None = None) -> Recommender:

@@ -106,13 +106,15 @@ class GenerativeModel(nn.Module):
         """Tokens of each item, [N]."""
         return self.sids.count_N
 
-    def set_codes(self, code_NT: Tensor, count_N: np.ndarray | None = None) -> None:
+    def set_codes(self, code_NT: Tensor, count_N: np.ndarray | None = None, end_N: Tensor | None = None) -> None:
         """Take the learned codes [N, T] of the catalogue and tell the items apart that share them, if they may not.
 
-        count_N: how often each item occurs; then those of a group are numbered by falling count.
+        count_N: how often each item occurs; then those of a group are numbered by falling count. end_N: their end
+        tokens, where they are known.
         """
         code_NT = code_NT[:, : len(self.sizes)]
-        end_N = ended(code_NT, self.cfg[SidOptions].collision, self.ends, count_N) if self.ends else None
+        if end_N is None and self.ends:
+            end_N = ended(code_NT, self.cfg[SidOptions].collision, self.ends, count_N)
         self.code_NT.copy_(code_NT)
         if self.end_N is not None and end_N is not None:
             self.end_N.copy_(end_N)

@@ -32,7 +32,6 @@ from runs.folder import RunOptions
 from scripts.add_items import extended
 from settings import Config
 from sids.search import Trie, sid_key
-from sids.tokenizer import CodeOptions
 from utils import (
     Problem,
     keep_freed_memory,
@@ -160,8 +159,8 @@ def run(argv: list[str]) -> dict[str, Any]:
     if not share.replace(".", "", 1).isdecimal() or not 0 < float(share) <= 0.5:
         raise Problem(f"--share: expected a number above 0, at most 0.5, got {quoted(share)}")
     cfg = main.configuration(words, __doc__, main.check_data)
-    if CodeOptions not in cfg:
-        raise Problem("method: has no semantic IDs, so it cannot take new items; use --method=two_stage")
+    if not methods.reads_content(cfg):
+        raise Problem("method: has no tokenizer, so it cannot take new items; use --method=two_stage")
     log_to(None, main=True)
     data = read_dataset(cfg[DataOptions])
     fresh = newest(data, float(share))

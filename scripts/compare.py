@@ -130,12 +130,18 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
     return methods.build({**preset, **overrides, **kind, **parts})
 
 
+def is_of(results: dict[str, Any], data: Dataset, cfg: Config) -> bool:
+    """Are results those of data, and of the semantic IDs where a file gives them, as they are now?"""
+    stamp = methods.given_stamp(cfg)
+    return results.get("data") == data.hash and results.get("sids") == stamp.get("sids")
+
+
 def finished(cfg: Config, data: Dataset) -> RunFolder | None:
     """A finished run of the same options on the same data, whatever its name."""
     for path in sorted((Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset).glob("*/config.yaml")):
         run = RunFolder(path.parent)
         same = not settings.differences(upgraded(settings.read_yaml(path)), cfg)
-        if same and run.finished and run.results().get("data") == data.hash:
+        if same and run.finished and is_of(run.results(), data, cfg):
             return run
     return None
 
@@ -151,7 +157,7 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) ->
         return found
     if CodeOptions in cfg and cfg[CodeOptions].rqvae_path is None:
         methods.train_tokenizer(cfg, data)
-    options = digest(data.hash, settings.counting(cfg))
+    options = digest(data.hash, settings.counting(cfg), *methods.given_stamp(cfg).values())
     run = main.train(methods.change(cfg, run_name=f"compare-{methods.folder_name(cfg)}-{options}", resume="auto"))
     log_to(None, main=True)
     if run.results().get("data") != data.hash:
@@ -231,7 +237,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
     log_to(None, main=True)
     cfg = configs[chosen[0]][0]
     data = read_dataset(cfg[DataOptions])
-    trained_on_content = any(CodeOptions in c[0] for n, c in configs.items() if n not in methods.FLOORS)
+    trained_on_content = any(methods.reads_content(c[0]) for n, c in configs.items() if n not in methods.FLOORS)
     if trained_on_content or "content" in configs:  # else it would stop the table after the others have been trained
         read_embeddings(data)
     rows = [results(n, configs[n], data, overrides) for n in chosen]

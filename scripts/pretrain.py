@@ -21,7 +21,7 @@ from utils import Problem, log_to, problems_exit_2, write_json
 def run(argv: list[str]) -> None:
     cfg = main.configuration(argv, __doc__, main.check_data, composed=without_training)
     if not methods.reads_content(cfg):
-        raise Problem("method: has no tokenizer to pre-train; use --method=two_stage")
+        raise Problem("method: has no tokenizer to pre-train; use --method=two_stage, and not --tokenizer=given")
     log_to(None, main=True)
     data = read_dataset(cfg[DataOptions])
     path = methods.train_tokenizer(cfg, data)

@@ -82,8 +82,7 @@ def check_before_training(cfg: Config, processes: int) -> Dataset:
             raise Problem(f"{e}; or leave the baseline out: --with_two_stage=false") from None
     main.check_processes(cfg, processes)
     data = main.check_data(cfg)
-    if cfg[CodeOptions].rqvae_path is not None:
-        methods.tokenizer_of(cfg, data)
+    methods.check_named(cfg, data)
     return data
 
 

@@ -48,7 +48,8 @@ def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Su
     """What a file holds, joined with the data that the words name, or that a run was trained on."""
     if path.suffix.lower() == ".json":
         data = read_data(settings.parse_overrides(data_words)) if data_words else None
-        return checked(path, Subject(read_index(path, sizes), None, data))
+        ids = None if data is None else data.catalogue.ids
+        return checked(path, Subject(read_index(path, sizes, ids), None, data))
     if sizes is not None:
         raise Problem(f"--sizes: {path} says itself how many codes it has; drop the option")
     state = read_checkpoint(path, allow=(Namespace,))
@@ -59,7 +60,7 @@ def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Su
         raise Problem(f"{path}: recommends by items, it has no semantic IDs")
     data = read_dataset(cfg[DataOptions])
     tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None and data.embedding_path is not None:
+    if tokenizer is None and "tokenizer" in state and data.embedding_path is not None:
         tokenizer = methods.empty_tokenizer(cfg, read_embeddings(data).shape[1])
         tokenizer.load_state_dict(state["tokenizer"])
     return checked(path, Subject(model.sids, tokenizer and tokenizer.eval(), data))  # type: ignore[attr-defined]

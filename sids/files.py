@@ -3,12 +3,13 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sids.table import SidTable
-from utils import Problem, quoted, read_json, shortened
+from utils import Problem, log, quoted, read_json, shortened
 
 END = "z"  # letter of an end token where codes have unlike lengths
 
@@ -38,57 +39,104 @@ def spelled(sids: SidTable) -> dict[str, list[str]]:
 TOKEN = re.compile(r"<([a-z]+)_(\d{1,9})>")
 
 
-def read_index(path: Path, sizes: Sequence[int] | None = None) -> SidTable:
+def read_index(
+    path: Path, sizes: Sequence[int] | None = None, ids: Sequence[str] | None = None, keys: str = "auto"
+) -> SidTable:
     """The SIDs of an index file, whoever made it; Problem names the item that does not fit.
 
     A last token is an end token where it numbers the items of equal codes 0, 1, 2 ..., in any order, where it is the
     item's own number or 0 for one that stands alone, or where it is the <z_...> of lists of unlike length.
-    sizes: codes of each level; default: the largest that occurs, and one.
+    sizes: codes of each level; default: the largest that occurs, and one. ids: those of a catalogue, whose order the
+    table then has; the file's keys may be such ids (`keys`: ids) or numbers from 0 (numbers; without ids they must be).
     """
-    rows = _rows(path)
+    raw = _entries(path)
+    names = _names(path, raw, ids, keys)
+    rows = [_tokens(path, name, tokens) for name, tokens in raw.items()]
     length_N = torch.tensor([len(row) for row in rows])
     longest = int(length_N.max())
     token_NP = torch.tensor([[number for _, number in row] + [-1] * (longest - len(row)) for row in rows])
     last_N = token_NP.gather(1, length_N[:, None] - 1)[:, 0]
     even = bool((length_N == longest).all())
+    place = {name: row for row, name in enumerate(raw)}
+    own_N = torch.tensor([place[name] for name in names])
     if not even and all(row[-1][0] == END for row in rows):
         code_NT, end_N = token_NP.scatter(1, length_N[:, None] - 1, -1)[:, : longest - 1], last_N
-    elif even and longest > 1 and _numbers(last_N, token_NP[:, :-1]):
+    elif even and longest > 1 and _numbers(last_N, token_NP[:, :-1], own_N):
         code_NT, end_N = token_NP[:, :-1], last_N
     else:
         code_NT, end_N = token_NP, None
-    return SidTable(code_NT, end_N, _sizes(path, code_NT, sizes), 0 if end_N is None else int(end_N.max()) + 1)
+    levels = _sizes(path, code_NT, sizes)
+    if end_N is None:
+        return SidTable(code_NT[own_N], None, levels)
+    return SidTable(code_NT[own_N], end_N[own_N], levels, int(end_N.max()) + 1)
 
 
-def _numbers(end_N: Tensor, code_NT: Tensor) -> bool:
-    """Are the items of each code numbered 0, 1, 2 ..., each number once, or each by its own number?"""
+def _numbers(end_N: Tensor, code_NT: Tensor, own_N: Tensor) -> bool:
+    """Are the items of each code numbered 0, 1, 2 ..., each number once, or each by its own number?
+
+    own_N: rows in the order of the items.
+    """
     group_N = code_NT.unique(dim=0, return_inverse=True)[1]
     size_G = group_N.bincount()
-    if torch.equal(torch.where(size_G[group_N] > 1, torch.arange(1, len(end_N) + 1), 0), end_N):
+    number_N = torch.zeros_like(end_N).index_put((own_N,), torch.arange(1, len(own_N) + 1))
+    if torch.equal(torch.where(size_G[group_N] > 1, number_N, 0), end_N):
         return True
     largest_G = torch.zeros_like(size_G).scatter_reduce(0, group_N, end_N, "amax")
     return torch.equal(largest_G, size_G - 1) and len(torch.stack([group_N, end_N]).unique(dim=1).T) == len(end_N)
 
 
-def _rows(path: Path) -> list[list[tuple[str, int]]]:
-    """(letter, number) of each token of each item, in the order of the items."""
+def _entries(path: Path) -> dict[str, Any]:
     raw = read_json(path)
     if not isinstance(raw, dict) or not raw:
-        raise Problem(f'{path}: expected {{"0": ["<a_12>", ...], ...}}, an item index and its tokens')
-    rows = []
-    for item in range(len(raw)):
-        tokens = raw.get(str(item))
-        if not isinstance(tokens, list) or not tokens:
+        raise Problem(f'{path}: expected {{"0": ["<a_12>", ...], ...}}, an item and its tokens')
+    return raw
+
+
+def _names(path: Path, raw: dict[str, Any], ids: Sequence[str] | None, keys: str) -> list[str]:
+    """The keys of the items in catalogue order: numbers from 0, or their ids."""
+    numbers = [str(item) for item in range(len(raw) if ids is None else len(ids))]
+    counted = len(numbers) == len(raw) and all(name in raw for name in numbers)
+    if ids is None:
+        if not counted:
+            item = next(name for name in numbers if name not in raw)
             raise Problem(f"{path}: item {item} of {len(raw)} has no list of tokens; keys count from 0")
-        found = [TOKEN.fullmatch(t) if isinstance(t, str) else None for t in tokens]
-        if None in found:
-            raise Problem(f"{path}: item {item}: {quoted(tokens[found.index(None)])} is no token like <a_12>")
-        rows.append([(m[1], int(m[2])) for m in found if m])
-        for place, (letter, _) in enumerate(rows[-1]):
-            if letter != letters(place) and (letter != END or place != len(tokens) - 1):
-                wanted = f"token {place + 1} is <{letter}_...>, expected <{letters(place)}_...>"
-                raise Problem(f"{path}: item {item}: {wanted}")
-    return rows
+        return numbers
+    lacking = [item for item in ids if item not in raw]
+    if keys == "auto" and counted and not lacking and list(ids) != numbers:
+        raise Problem(
+            f"{path}: its keys may be item ids or the items' numbers from 0, and that makes a difference here; "
+            "say which: --sid_keys=ids or numbers"
+        )
+    if keys == "numbers" or (keys == "auto" and counted):
+        if not counted:
+            raise Problem(f"{path}: its keys are not the numbers 0 ... {len(ids) - 1} of the {len(ids)} items")
+        return numbers
+    if lacking:
+        raise Problem(
+            f"{path}: has no SID for item {quoted(lacking[0])}, {len(lacking)} of the {len(ids)} are missing; its "
+            f"{len(raw)} keys have to be all item ids, or the numbers from 0 of the items in catalogue order"
+        )
+    if (more := len(raw) - len(ids)) > 0:
+        known = set(ids)
+        first = next(name for name in raw if name not in known)
+        log.warning(f"{path}: SIDs of {more} items that the data set does not have are left out, first {quoted(first)}")
+    return list(ids)
+
+
+def _tokens(path: Path, item: str, tokens: Any) -> list[tuple[str, int]]:
+    """(letter, number) of each token of an item."""
+    if not isinstance(tokens, list) or not tokens:
+        raise Problem(f"{path}: item {shortened(item)} has no list of tokens")
+    found = [TOKEN.fullmatch(t) if isinstance(t, str) else None for t in tokens]
+    if None in found:
+        wrong = tokens[found.index(None)]
+        raise Problem(f"{path}: item {shortened(item)}: {quoted(wrong)} is no token like <a_12>")
+    row = [(m[1], int(m[2])) for m in found if m]
+    for place, (letter, _) in enumerate(row):
+        if letter != letters(place) and (letter != END or place != len(tokens) - 1):
+            wanted = f"token {place + 1} is <{letter}_...>, expected <{letters(place)}_...>"
+            raise Problem(f"{path}: item {shortened(item)}: {wanted}")
+    return row
 
 
 def _sizes(path: Path, code_NT: Tensor, sizes: Sequence[int] | None) -> tuple[int, ...]:

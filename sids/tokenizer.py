@@ -53,6 +53,11 @@ class CodeOptions:
         return False
 
     @property
+    def given(self) -> bool:
+        """Were the semantic IDs made elsewhere, so that there is no tokenizer?"""
+        return False
+
+    @property
     def uneven(self) -> bool:
         """May items have codes of unlike length?"""
         return self.target_length is not None or self.learns_length

@@ -1,0 +1,71 @@
+"""SIDs made elsewhere: an index file in place of a tokenizer.
+
+Nothing can be coded with them: new items need the program that made them, and no content is read.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from readers.dataset import Dataset
+from settings import option
+from sids.files import read_index
+from sids.table import SidTable
+from sids.tokenizer import CodeOptions
+from utils import Problem, digest, log, shortened
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenOptions(CodeOptions):
+    sid_path: str | None = option(None, "<Name>.index.json with the semantic IDs of all items", path=True)
+    sid_keys: Literal["auto", "ids", "numbers"] = option(
+        "auto", "keys of sid_path: item ids, or numbers from 0 of the items in catalogue order; auto tells by the keys"
+    )
+    sid_lengths: Literal["equal", "unlike"] = option("equal", "may the SIDs of sid_path differ in length?")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rqvae_path is not None:
+            raise Problem("rqvae_path: tokenizer: given has its SIDs from sid_path; drop one of the two")
+        if self.target_length is not None:
+            raise Problem("target_length: SIDs of sid_path are taken as they are, nothing can be cut; drop it")
+
+    @property
+    def learns_length(self) -> bool:
+        return self.sid_lengths == "unlike"
+
+    @property
+    def given(self) -> bool:
+        return True
+
+
+class Given:
+    """The SIDs of a file, where other runs have a tokenizer."""
+
+    Options: ClassVar[type[GivenOptions]] = GivenOptions
+
+    @staticmethod
+    def file(cfg: GivenOptions) -> Path:
+        if cfg.sid_path is None:
+            raise Problem("sid_path: name the <Name>.index.json with the semantic IDs of all items")
+        return Path(cfg.sid_path)
+
+    @classmethod
+    def stamp(cls, cfg: GivenOptions) -> dict[str, str]:
+        path = cls.file(cfg)
+        return {"file": path.name, "hash": digest(path)}
+
+    @classmethod
+    def sids(cls, cfg: GivenOptions, data: Dataset) -> SidTable:
+        """The SIDs of a data set's items, in their order; Problem where the options say otherwise than the file."""
+        path, sizes = cls.file(cfg), cfg.num_emb_list
+        found = read_index(path, ids=data.catalogue.ids, keys=cfg.sid_keys)
+        if not found.even and not cfg.uneven:
+            raise Problem(f"{path}: its SIDs differ in length; set --sid_lengths=unlike and --collision=suffix")
+        fewer = len(found.sizes) < len(sizes) and not cfg.uneven
+        if fewer or len(found.sizes) > len(sizes) or any(k > n for k, n in zip(found.sizes, sizes, strict=False)):
+            own, wanted = (shortened(",".join(map(str, k))) for k in (sizes, found.sizes))
+            raise Problem(f"num_emb_list: levels of {own} codes are not those of {path}; set --num_emb_list={wanted}")
+        ends = "none in the file" if found.end_N is None else f"up to {int(found.end_N.max())}"
+        log.info(f"semantic IDs: {found.n_items} of {path}, {len(found.sizes)} levels; end tokens: {ends}")
+        return found
