@@ -31,6 +31,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from recommenders.protocol import Recommender
 from runs import guard, memory, page, report
+from runs.exported import folder_of
 from runs.folder import RunFolder, RunOptions
 from settings import Config
 from sids.files import spelled
@@ -350,7 +351,7 @@ def command_evaluate(argv: list[str]) -> None:
             f"{path}: was trained on other interactions or another split; what is the {split} part now may "
             "have been learned from"
         )
-    run = RunFolder(Path(path).parent)
+    run = RunFolder(folder_of(path))
     if split == "test" and acc.is_main_process:
         count_look(run)
     found = evaluate(loaded.model.to(acc.device), data.split(split), cfg, acc, split)

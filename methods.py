@@ -23,6 +23,7 @@ from readers.splits import DataOptions
 from recommenders.protocol import Ranker, Recommender, TokenNetwork
 from retired import RETIRED, upgraded
 from runs import memory
+from runs.exported import read_state
 from runs.folder import RunOptions
 from settings import Config, option
 from sids import collisions, lengths
@@ -42,7 +43,6 @@ from utils import (
     log,
     one_line,
     quoted,
-    read_checkpoint,
     shortened,
     shown,
 )
@@ -616,7 +616,7 @@ def finetuned(cfg: Config, data: Dataset) -> Recommender:
     path = settings.flat(cfg)["sft_from"]
     if path is None:
         raise Problem("sft_from: name the best_model.pth of a diffsasrec run to fine-tune")
-    state = read_checkpoint(path)
+    state = read_state(path)
     check_checkpoint(path, state)
     saved = upgraded(state["config"])
     if saved.get("method") not in ("diffsasrec", "diffsasrec_sft"):
@@ -650,8 +650,10 @@ class Restored(NamedTuple):
 
 
 def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
-    """The model of a `best_model.pth` as it was trained; overrides: options that may differ from then."""
-    state = read_checkpoint(path)
+    """The model of a `best_model.pth`, or of an exported folder, as it was trained; overrides: options that may differ
+    from then.
+    """
+    state = read_state(path)
     check_checkpoint(path, state)
     saved = upgraded(state["config"])
     try:

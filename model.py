@@ -560,10 +560,15 @@ class Loaded:
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -> Loaded:
-    """A trained model from its `best_model.pth`; overrides: options that may differ from its training, as
-    `--key=value` (`--num_beams=50`). Nothing in the file is executed; Problem when it is damaged.
+    """A trained model from its `best_model.pth`, or the folder that scripts/export.py made of it; overrides: options
+    that may differ from its training, as `--key=value` (`--num_beams=50`). Nothing in a file is executed; Problem when
+    it is damaged.
     """
-    cfg, model, state = methods.restore(path, overrides)
+    return loaded_of(methods.restore(path, overrides), path, device)
+
+
+def loaded_of(restored: methods.Restored, path: str | Path, device: str = "cpu") -> Loaded:
+    cfg, model, state = restored
     number = {token: i for i, token in enumerate(state["items"], 1)}
     return Loaded(cfg, model.to(device), number, state["items"], state["titles"], state.get("split"), str(path))
 

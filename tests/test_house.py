@@ -17,7 +17,7 @@ ROWS = [
     ["utils", "settings", "retired", "layers"],
     ["metrics", "readers", "data", "runs.guard"],
     ["recommenders"],
-    ["uncertainty", "prior", "runs.folder", "runs.memory", "runs.report", "runs.charts", "runs.page"],
+    ["uncertainty", "prior", "runs.exported", "runs.folder", "runs.memory", "runs.report", "runs.charts", "runs.page"],
     ["sids", "vq"],
     ["trainer"],
     ["methods"],
