@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list, gather_object
 
 import methods
 import settings
@@ -30,7 +30,7 @@ from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from recommenders.protocol import Recommender
-from runs import guard, memory, page, report
+from runs import guard, memory, page, report, tracking
 from runs.exported import folder_of
 from runs.folder import RunFolder, RunOptions
 from settings import Config
@@ -163,7 +163,7 @@ def check_training(cfg: Config) -> None:
 
 def train(cfg: Config) -> RunFolder:
     """One run from configuration to test figures."""
-    acc = accelerator(cfg)
+    acc = accelerator(cfg, tracking.wanted(cfg))
     cfg = with_run_name(cfg)
     run = RunFolder.of(cfg)
     with guard.fail_together(acc):
@@ -184,7 +184,8 @@ def train(cfg: Config) -> RunFolder:
     with guard.fail_together(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
-    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), report.EpochLog())
+    on_epoch = tracking.tracked(cfg, acc, getattr(model, "sizes", ()), report.EpochLog())
+    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), on_epoch)
     model.announce(fit.reachable)
     with guard.fail_together(acc):
         memory.log_estimate(cfg, model, data, fit.shape, fit.moments, acc.device)
@@ -202,8 +203,8 @@ def go_on(cfg: Config) -> str:
     return f"its state is saved; go on with the same command and --run_name={cfg[RunOptions].run_name} --resume=auto"
 
 
-def accelerator(cfg: Config) -> Accelerator:
-    """The process group; Problem when it is not of the size that was asked for."""
+def accelerator(cfg: Config, trackers: list[str] | None = None) -> Accelerator:
+    """The process group, with trackers by name; Problem when it is not of the size that was asked for."""
     gpu = torch.cuda.is_available()
     if cfg[TrainOptions].mixed_precision == "fp16" and not gpu:
         raise Problem("mixed_precision: fp16 needs a GPU; use bf16 or no")
@@ -211,7 +212,10 @@ def accelerator(cfg: Config) -> Accelerator:
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     # the option is renamed in a torch that is not everywhere yet
     warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
-    acc = Accelerator(mixed_precision=cfg[TrainOptions].mixed_precision, cpu=not gpu, kwargs_handlers=[ddp])
+    acc = Accelerator(
+        mixed_precision=cfg[TrainOptions].mixed_precision, cpu=not gpu, kwargs_handlers=[ddp],
+        log_with=trackers or None, project_config=ProjectConfiguration(logging_dir=cfg[RunOptions].log_dir),
+    )  # fmt: skip
     check_processes(cfg, acc.num_processes)
     asked = int(os.environ.get("DIGER_PROCESSES", acc.num_processes))
     if acc.num_processes != asked:

@@ -29,6 +29,8 @@ from utils import (
     write_text,
 )
 
+TRACKERS = ("auto", "none", "tensorboard", "wandb", "mlflow")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -41,10 +43,20 @@ class RunOptions:
     resume_with_changes: bool = option(
         False, "resume although options differ from those the run was begun with; the log lists them", free=True
     )
+    trackers: list[str] = option(
+        ["auto"],
+        "where an epoch's figures go beside metrics.jsonl: tensorboard, wandb, mlflow, none; auto: TensorBoard, into "
+        "log_dir, where it is installed",
+        free=True,
+    )
     save_steps: int = option(0, "checkpoint every so many steps besides each epoch; 0 = at epochs only", ge=0)
     with_two_stage: bool = option(
         False, "run scripts: train the two-stage baseline of the same tokenizer beside", free=True
     )
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.trackers if name not in TRACKERS]:
+            raise Problem(f"trackers: {quoted(wrong[0])} is not one of {', '.join(TRACKERS)}")
 
 
 KEPT = 2  # newest resumable states
