@@ -557,6 +557,8 @@ def build_model(cfg: Config, data: Dataset) -> Built:
     model = empty_model(cfg, data.n_items, code_NT=sids.code_NT)
     check_ends(sids, model.ends)  # type: ignore[attr-defined]
     model.set_codes(sids.code_NT, data.popularity[1:] if cfg[CodeOptions].uneven else None, sids.end_N)  # type: ignore[attr-defined]
+    if (start := settings.flat(cfg).get("start_from")) is not None:
+        warm_start(start, model, data)
     if cfg[SidOptions].shared and cfg[SidOptions].group_order == "popularity":
         order_N = np.argsort(-data.popularity[1:], kind="stable") + 1
         model.order_N.copy_(torch.from_numpy(order_N))  # type: ignore[attr-defined]
@@ -611,21 +613,41 @@ def empty_model(cfg: Config, n_items: int, n_input: int = 0, code_NT: torch.Tens
     return made
 
 
+def earlier(key: str, path: str, data: Dataset) -> dict[str, Any]:
+    """The checkpoint that an option names to go on from; Problem when it is of other data."""
+    state = read_state(path)
+    check_checkpoint(path, state)
+    if state["items"] != data.catalogue.ids:
+        raise Problem(f"{key}: {path} was trained on another catalogue")
+    if state.get("split", data.split_hash) != data.split_hash:
+        raise Problem(f"{key}: {path} was trained on other interactions or another split; it may know the targets")
+    return state
+
+
+def warm_start(path: str, model: Recommender, data: Dataset) -> None:
+    """Give a network over SIDs the weights of an earlier one, whose codes' names its SIDs have."""
+    held = earlier("start_from", path, data)["model"]
+    try:
+        load_weights(model.recommender, {  # type: ignore[attr-defined]
+            k.removeprefix("recommender."): v for k, v in held.items() if k.startswith("recommender.")
+        })  # fmt: skip
+    except RuntimeError as e:
+        raise Problem(
+            f"start_from: {path} has other sizes; use its recommender, num_emb_list and widths ({one_line(e)})"
+        ) from None
+    model.pretrained = True  # type: ignore[misc]
+
+
 def finetuned(cfg: Config, data: Dataset) -> Recommender:
     """The second stage's model with the weights of the first; Problem when that is none of these."""
     path = settings.flat(cfg)["sft_from"]
     if path is None:
         raise Problem("sft_from: name the best_model.pth of a diffsasrec run to fine-tune")
-    state = read_state(path)
-    check_checkpoint(path, state)
+    state = earlier("sft_from", path, data)
     saved = upgraded(state["config"])
     if saved.get("method") not in ("diffsasrec", "diffsasrec_sft"):
         kind = saved.get("method")
         raise Problem(f"sft_from: {path} is of {shown(kind)}; only a diffusion model (diffsasrec) can be fine-tuned")
-    if state["items"] != data.catalogue.ids:
-        raise Problem(f"sft_from: {path} was trained on another catalogue")
-    if state.get("split", data.split_hash) != data.split_hash:
-        raise Problem(f"sft_from: {path} was trained on other interactions or another split; it may know the targets")
     theirs = settings.sizeless(build(saved))
     for key, ours in settings.sizeless(cfg).items():
         if theirs[key] != ours:

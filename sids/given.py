@@ -21,6 +21,12 @@ class GivenOptions(CodeOptions):
     sid_keys: Literal["auto", "ids", "numbers"] = option(
         "auto", "keys of sid_path: item ids, or numbers from 0 of the items in catalogue order; auto tells by the keys"
     )
+    start_from: str | None = option(
+        None,
+        "best_model.pth whose recommender goes on with the SIDs of sid_path, which must have its codes' names "
+        "(scripts/sid_align.py gives them)",
+        path=True,
+    )
     sid_lengths: Literal["equal", "unlike"] = option("equal", "may the SIDs of sid_path differ in length?")
 
     def __post_init__(self) -> None:

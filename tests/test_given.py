@@ -16,7 +16,7 @@ import scripts.pretrain
 from model import load
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from scripts import sid_quality
+from scripts import sid_align, sid_quality
 from scripts.compare import compare
 from sids.files import read_index, spelled
 from utils import Problem, read_checkpoint, read_json
@@ -210,3 +210,53 @@ def test_no_pre_training_and_no_new_items(given, tmp_path):
             "output": tmp_path / "x.pth",
         }
         scripts.add_items.run([f"--{name}={path}" for name, path in paths.items()])
+
+
+# ---------------------------------------------------------------- a refreshed tokenizer
+
+
+def ranked(run):
+    """Validation figures of a run's best model, without its speed."""
+    return {k: v for k, v in read_checkpoint(run.best)["valid"].items() if k != "users_per_s"}
+
+
+def test_a_trained_recommender_goes_on_with_refreshed_sids(given, tmp_path, capsys):
+    """Codes of another name: aligned they are the old ones again, and the start ranks as the old run did."""
+    options, original, _ = given
+    old = read_json(Path(options["sid_path"]))
+    turned = {k: [f"<a_{(int(row[0][3:-1]) + 3) % 8}>", *row[1:]] for k, row in old.items()}
+    new, aligned = write(tmp_path / "new.index.json", turned), str(tmp_path / "aligned.index.json")
+    assert sid_align.run([options["sid_path"], new, f"--output={aligned}"]).kept == 1
+    place = {"output_dir": str(tmp_path / "out"), "lr_rec": 1e-9, "start_from": str(original.best)}
+    valid = {}
+    for name, path in {"aligned": aligned, "unaligned": new}.items():
+        run = main.train(methods.build(options | place | {"sid_path": path, "run_name": name}))
+        valid[name] = ranked(run)
+    want = ranked(original)
+    assert valid["aligned"] == want != valid["unaligned"]
+    assert f"before the first epoch: valid ndcg@5 {want['ndcg@5']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recommender": "rq_transformer"}, "start_from: .* has other sizes; use its recommender"),
+        ({"d_model": 32}, "start_from: .* has other sizes"),
+        ({"max_his_len": 3}, None),
+        ({"start_from": "nowhere.pth"}, "nowhere.pth: no such checkpoint"),
+        ({"data": {"n_users": 50}}, "start_from: .* was trained on other interactions or another split"),
+    ],
+)
+def test_what_cannot_be_gone_on_from(given, tmp_path, change, message):
+    options, original, _ = given
+    options = options | {"start_from": str(original.best)} | change
+    if more := options.pop("data", None):
+        write_tiny(tmp_path / "dataset" / "tiny", **more)
+        options["data_path"] = str(tmp_path / "dataset")
+    cfg = methods.build(options)
+    data = read_dataset(cfg[DataOptions])
+    if message is None:
+        assert methods.build_model(cfg, data).model.pretrained
+        return
+    with pytest.raises(Problem, match=message):
+        methods.build_model(cfg, data)
