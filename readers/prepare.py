@@ -5,7 +5,7 @@ Order: by user (as they first occur), then by time; rows of equal time keep the 
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from settings import option
 from utils import Problem, log, quoted, shortened
 
 BATCH = 500_000  # rows that are held as text at a time
+DAY = 86_400  # seconds
 UNFIT = r"[\t\r\n]"  # what no id may hold: .inter files have no quotes
 
 
@@ -31,11 +32,21 @@ class PrepareOptions:
         "of a user and an item",
     )
     k_core: int = option(5, "leave out users and items with fewer interactions, until none is left; 0 = keep all", ge=0)
+    item_core: int = option(
+        0, "leave out items with fewer interactions (test_days: before these), after the k-core; 0 = keep all", ge=0
+    )
     max_history: int = option(0, "keep only each user's last interactions, so many, after the k-core; 0 = all", ge=0)
     split: Literal["leave_one_out", "time"] = option(
         "leave_one_out", "the split that the statistics count and the preset names; the data are the same"
     )
     time_quantile: float = option(0.95, "split: time: share of all interactions before that point", gt=0, le=1)
+    test_days: float | None = option(
+        None, "split: time: test on the last so many days in place of a time_quantile; times are seconds", gt=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.test_days is not None and self.split != "time":
+            raise Problem("test_days: needs --split=time")
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Prepared(Events):
     """Events in their order, numbered as they first occur, with the text of each item as a JSON object."""
 
     texts: list[str]
+    vectors_ND: np.ndarray | None = None  # content embeddings that the source has, float32
 
     def sequences(self) -> Iterator[list[int]]:
         """The item numbers of each user."""
@@ -229,6 +241,12 @@ def prepare(raw: Raw, cfg: PrepareOptions) -> tuple[Prepared, dict[str, Any]]:
     events = read_events(raw)
     steps: dict[str, Any] = {"read": events.counts()}
     source = raw.parts[0].path
+    begin = np.inf if cfg.test_days is None else float(events.time.max()) - cfg.test_days * DAY
+    known, vectors_MD = raw.vectors(set(events.items)) if raw.vectors else ([], None)
+    row_of = {token: row for row, token in enumerate(known)}
+    if raw.vectors:
+        has = np.array([token in row_of for token in events.items])
+        events = _left(events.of(has[events.item]), "embedded", "items", steps, source)
     if cfg.min_rating is not None:
         if events.rating is None:
             raise Problem(f"{source}: min_rating: there are no ratings; name their column by rating_col")
@@ -237,12 +255,31 @@ def prepare(raw: Raw, cfg: PrepareOptions) -> tuple[Prepared, dict[str, Any]]:
         events = _left(events.of(kept_of_repeats(events, cfg.duplicates)), "duplicates", cfg.duplicates, steps, source)
     if cfg.k_core:
         events = _left(events.of(core_rows(events.user, events.item, cfg.k_core)), "k_core", cfg.k_core, steps, source)
+    if cfg.item_core:
+        counted = events.item[events.time < begin]
+        core = np.bincount(counted, minlength=len(events.items)) >= cfg.item_core
+        events = _left(events.of(core[events.item]), "item_core", cfg.item_core, steps, source)
     events = in_order(events)
     if cfg.max_history:
         kept = events.of(latest(events.user, cfg.max_history))
         events = in_order(_left(kept, "max_history", cfg.max_history, steps, source))
     texts, found = texts_of(raw, events.items)
-    return Prepared(**vars(events), texts=texts), {"steps": steps, "texts": found}
+    vectors_ND = None if vectors_MD is None else vectors_MD[[row_of[token] for token in events.items]]
+    return Prepared(**vars(events), texts=texts, vectors_ND=vectors_ND), {
+        "steps": steps,
+        "texts": found,
+        "test_begin": begin,
+    }
+
+
+def cut_at(begin: float, time: np.ndarray, cfg: PrepareOptions) -> PrepareOptions:
+    """The time_quantile that cuts all rows where the test days begin; without such days the options as they are."""
+    if not np.isfinite(begin):
+        return cfg
+    before = int((time < begin).sum())
+    if not 0 < before < len(time):
+        raise Problem(f"test_days: {before} of {len(time)} interactions lie before the last {cfg.test_days:g} days")
+    return replace(cfg, time_quantile=before / (len(time) - 1))
 
 
 def _left(events: Events, name: str, value: object, steps: dict[str, Any], source: Path) -> Events:

@@ -26,7 +26,7 @@ import numpy as np
 import settings
 from readers.layouts import read_dataset
 from readers.splits import SHORTEST, DataOptions
-from utils import Problem, log, log_to, problems_exit_2, quoted, shortened, write_json, write_text
+from utils import Problem, log, log_to, problems_exit_2, quoted, shortened, write_array, write_json, write_text
 
 if TYPE_CHECKING:
     from readers.prepare import Prepared, PrepareOptions
@@ -39,7 +39,7 @@ READ = {"own": "auto", "recbole": "inter", "letter": "json", "diger": "jsonl"}  
 def run(argv: list[str]) -> None:
     if find_spec("polars") is None:
         raise Problem("prepare_data.py needs polars, which is not installed: pip install -r requirements-data.txt")
-    from readers.prepare import PrepareOptions, prepare
+    from readers.prepare import PrepareOptions, cut_at, prepare
     from readers.raw.kinds import KINDS, WRITERS, find
     from readers.raw.scan import SourceOptions
 
@@ -67,12 +67,15 @@ def run(argv: list[str]) -> None:
     events, texts = (shortened(", ".join(map(str, p))) for p in ([p.path for p in raw.parts], raw.text_files))
     log.info(f"read as {raw.kind}: {events}; texts: {texts or 'none'}")
     data, facts = prepare(raw, cfg[PrepareOptions])
+    options = cut_at(facts.pop("test_begin"), data.time, cfg[PrepareOptions])
     facts = {"source": {"kind": raw.kind, "files": [sized(p) for p in (*(p.path for p in raw.parts), *raw.text_files)]},
              "layout": layout, "options": settings.flat(cfg), **facts}  # fmt: skip
 
     def fill(folder: Path) -> dict[str, Any]:
         WRITERS[layout](data, folder, out.name)
-        return {**facts, **described(data, folder, layout, cfg[PrepareOptions])}
+        if data.vectors_ND is not None:
+            write_array(folder / f"{out.name}.emb-{raw.kind}.npy", data.vectors_ND)
+        return {**facts, **described(data, folder, layout, options)}
 
     card = write_whole(out, fill)
     show(card, out, data)
@@ -191,7 +194,8 @@ def show(card: dict[str, Any], out: Path, data: "Prepared") -> None:
     print(f"written: {out}/ ({', '.join(card['files'])}, {out.name}.card.json)")
     if card["layout"] == "own" and "train" in split:
         where = "" if out.parent == Path("dataset") else f" --data_path={out.parent}"
-        print(f"next: python scripts/embed_items.py {out}, then bash run_FrqUD.sh {out.name}{where}")
+        embed = "" if data.vectors_ND is not None else f"python scripts/embed_items.py {out}, then "
+        print(f"next: {embed}bash run_FrqUD.sh {out.name}{where}")
 
 
 if __name__ == "__main__":

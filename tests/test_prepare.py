@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from readers.layouts import read_dataset
 from readers.prepare import Events, kept_of_repeats
@@ -207,6 +208,58 @@ def test_a_source_as_published(make, tmp_path):
     assert card["statistics"]["interactions"] == 12
     assert card["texts"]["with"] == (4 if text else 0)
     assert card["split"] == {"kind": "leave_one_out", "users_of_fewer_than_3": 0, "train": 3, "valid": 3, "test": 3}
+
+
+def yambda(root):
+    """Likes beside plays, the audio's embeddings two folders above, none of item S."""
+    (root / "flat" / "50m").mkdir(parents=True)
+    likes = [{"uid": u, "timestamp": t * 864, "item_id": i, "is_organic": 1} for u, i, _, t in LOG]
+    plays = [row | {"played_ratio_pct": 50, "track_length_seconds": 200} for row in likes]
+    for name, rows in (("likes", likes), ("listens", plays), ("multi_event", [r | {"event_type": "x"} for r in plays])):
+        pl.DataFrame(rows).write_parquet(root / "flat" / "50m" / f"{name}.parquet")
+    embed = [[float(i), 1.0] for i in (2, 9, 0, 1)]
+    pl.DataFrame({"item_id": [2, 9, 0, 1], "embed": embed, "normalized_embed": embed}).write_parquet(
+        root / "embeddings.parquet"
+    )
+    return root
+
+
+def vk_lsvd(root):
+    """A row an exposure, in order of time in files of a week; only likes count; none of item S has an embedding."""
+    feedback = {"place": 0, "platform": 0, "agent": 0, "timespent": 9}
+    rows = [{"user_id": u, "item_id": i, **feedback, "like": True} for u, i, _, t in sorted(LOG, key=lambda r: r[3])]
+    weeks = {"train/week_09": rows[:4], "train/week_10": rows[4:10], "validation/week_11": rows[10:]}
+    for name, part in weeks.items():
+        (root / "subsamples" / "ur0.1" / name).parent.mkdir(parents=True, exist_ok=True)
+        passed = [part[0] | {"item_id": 7, "like": False}, *part]
+        pl.DataFrame(passed).write_parquet(root / "subsamples" / "ur0.1" / f"{name}.parquet")
+    (root / "metadata").mkdir()
+    np.savez(root / "metadata" / "item_embeddings.npz", item_id=np.array([2, 9, 0, 1], np.uint32),
+             embedding=np.array([[2, 1], [9, 1], [0, 1], [1, 1]], np.float16))  # fmt: skip
+    return root
+
+
+@pytest.mark.parametrize("make", [yambda, vk_lsvd])
+def test_event_logs_with_embeddings_as_published(make, tmp_path):
+    """By hand: what has no embedding goes, the others' vectors lie in the order of the items, the last week is tested.
+
+    The last seven days begin at the row of time 1300. Before it item P occurs three times, Q twice, R three times.
+    """
+    options = ["--split=time", "--test_days=7", "--duplicates=exact"]
+    folder = prepare(make(tmp_path / "source"), tmp_path / "shop", *options)
+    assert sequences(folder) == {"0": "210", "1": "012", "2": "021"}
+    emb = np.load(folder / f"shop.emb-{make.__name__}.npy")
+    assert emb.tolist() == [[float(i), 1.0] for i in items(folder)] and emb.dtype == np.float32
+    card = json.loads((folder / "shop.card.json").read_text())
+    assert card["source"]["kind"] == make.__name__ and card["steps"]["embedded"]["interactions"] == 9
+    assert card["split"]["test"] == 1
+    cut = DataOptions(dataset="shop", data_path=str(tmp_path), split="time",
+                      time_quantile=yaml.safe_load((folder / "shop.yaml").read_text())["time_quantile"])  # fmt: skip
+    data = read_dataset(cut)
+    assert data.facts["rows_before_cut"] == 8
+    assert [data.catalogue.ids[i - 1] for i in data.test.targets] == ["1"]
+    with pytest.raises(Problem, match="6 of 6 interactions lie before the last 7 days"):  # its test row did not save Q
+        prepare(tmp_path / "source", tmp_path / "rare", *options, "--item_core=3")
 
 
 # ---------------------------------------------------------------- layouts, back and forth

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from readers.prepare import Prepared
-from readers.raw import amazon, diger, letter, movielens, recbole, sequences, table, yelp
+from readers.raw import amazon, diger, letter, movielens, recbole, sequences, table, vk_lsvd, yambda, yelp
 from readers.raw.scan import Raw, SourceOptions, files_of
 from utils import Problem, quoted
 
@@ -23,6 +23,8 @@ KINDS = {  # in the order in which they are looked for
     "movielens": Kind(movielens.fits, movielens.read),
     "yelp": Kind(yelp.fits, yelp.read),
     "amazon": Kind(amazon.fits, amazon.read),
+    "yambda": Kind(yambda.fits, yambda.read),
+    "vk_lsvd": Kind(vk_lsvd.fits, vk_lsvd.read),
     "s3rec": Kind(sequences.fits_s3rec, sequences.read_s3rec),
     "table": Kind(table.fits, table.read),
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import polars as pl
 
 from settings import option
@@ -22,6 +23,9 @@ MAGIC = {b"\x1f\x8b": "gzip", b"PAR1": "parquet"}
 ATOMIC = (".inter", ".item")  # tab-separated, a quotation mark is a character
 HEAD = 1 << 16  # bytes of a file that are looked at to tell what it is
 Texts = Callable[[set[str]], Iterator[dict[str, str]]]  # ids that are wanted -> {"item_id": ..., field: text}
+
+
+Vectors = Callable[[set[str]], tuple[list[str], np.ndarray]]  # ids that are wanted -> those that are known, [M, D]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ class Raw:
     texts: Texts | None = None
     text_files: tuple[Path, ...] = ()
     repeated_texts: bool = False  # several texts of an item are usual in this source: the first counts
+    vectors: Vectors | None = None  # content embeddings that are published with it
 
 
 # ---------------------------------------------------------------- what a file is
@@ -169,11 +174,23 @@ def separator(path: Path) -> str:
     return max("\t,;|", key=first.count)
 
 
-def part(path: Path, names: Sequence[str | None], columns: Sequence[str] | None = None, **how: Any) -> Part:
-    """A file of interactions; names: its columns of users, items, times and ratings, None where there are none."""
+def part(
+    path: Path, names: Sequence[str | None], columns: Sequence[str] | None = None, keep: pl.Expr | None = None,
+    **how: Any,
+) -> Part:  # fmt: skip
+    """A file of interactions; names: its columns of users, items, times and ratings, None where there are none.
+
+    keep: which of its rows count, default all.
+    """
     named = {role: name for role, name in zip(ROLES, names, strict=False) if name is not None}
     frame = scan(path, columns or list(named.values()), **how)
+    frame = frame if keep is None else frame.filter(keep)
     return Part(path, frame.select(ROW, **{role: pl.col(name) for role, name in named.items()}))
+
+
+def vectors_beside(path: Path, name: str) -> Path | None:
+    """The file of embeddings in one of the next four folders above a file of events."""
+    return next((found for folder in path.resolve().parents[:4] if (found := folder / name).is_file()), None)
 
 
 @contextlib.contextmanager
