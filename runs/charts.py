@@ -82,6 +82,29 @@ def intervals(title: str, rows: Mapping[str, Interval]) -> str:
     return "\n".join([*drawn, "</svg>"]) + "\n"
 
 
+def curves(series: Mapping[str, Points], *, x_label: str, y_label: str) -> str:
+    """An SVG file of its own: a marked curve a name, the names beside them."""
+    xs, ys = zip(*(p for points in series.values() for p in points), strict=True)
+    x_ends, y_ends = spread(min(xs), max(xs)), spread(min(ys), max(ys))
+    px, py = scale(*x_ends, LEFT, WIDTH - RIGHT), scale(*y_ends, HEIGHT - BOTTOM, TOP)
+    style = f'width="{WIDTH + 180}" height="{HEIGHT + 20}" font-family="sans-serif" font-size="11" stroke="none"'
+    drawn = [f'<svg xmlns="http://www.w3.org/2000/svg" {style}><rect width="100%" height="100%" fill="white"/>',
+             "<style>.grid { stroke: #ddd }</style>", grid(px, py, x_ends, y_ends, log=False)]  # fmt: skip
+    for i, (color, (name, points)) in enumerate(zip(colors(len(series)), series.items(), strict=True)):
+        at = [(px(x), py(y)) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        drawn.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in at]
+        y = TOP + 10 + 16 * i
+        drawn.append(f'<rect x="{WIDTH + 4}" y="{y - 8}" width="10" height="10" fill="{color}"/>')
+        drawn.append(label(WIDTH + 20, y, name, "start"))
+    drawn.append(label((LEFT + WIDTH) / 2, HEIGHT + 12, x_label, "middle"))
+    middle = (HEIGHT - BOTTOM + TOP) / 2
+    turned = f'transform="rotate(-90 12 {middle})" text-anchor="middle"'
+    drawn.append(f'<text x="12" y="{middle}" {turned}>{escaped(y_label)}</text>')
+    return "\n".join([*drawn, "</svg>"]) + "\n"
+
+
 def heat(title: str, rows: np.ndarray, x_label: str, y_label: str) -> str:
     """A figure of numbers >= 0, [y, x], dark where they are large (on a log scale); zero is red."""
     peak = max(float(rows.max(initial=0)), 1.0)

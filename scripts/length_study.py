@@ -6,9 +6,11 @@
 The preset says data and recommender, an arm its tokenizer and length. A finished run is used again, so that a stopped
 study goes on with the same command. The table is of means over seeds: tokens of an item and a history, reconstruction,
 Recall and NDCG on validation and test, for popular targets (the most frequent tenth of items) and others, speed.
-It is written as <output_dir>/<data set>/lengths-<hash of the question>.json too.
+It is written as <output_dir>/<data set>/lengths-<hash of the question>.json too, with two pictures: how long the codes
+of rare and frequent items are (-popularity.svg), and what a number of tokens reconstructs (-error.svg).
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from metrics import per_user
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from runs import charts
 from runs.folder import RunOptions
 from runs.report import read_ranks
 from scripts.compare import trained
@@ -33,7 +36,7 @@ from settings import Config
 from sids.cut import shares
 from sids.fit import checkpoint_path
 from sids.lengths import HEAD
-from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, seeds_of, write_json
+from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, seeds_of, write_json, write_text
 
 KMEANS = {"tokenizer": "rq_kmeans", "kmeans_start": "kmeans++", "kmeans_iters": 40, "weights": "counts"}
 DVAE = {"tokenizer": "dvae"}
@@ -61,6 +64,12 @@ def history_figures(cfg: Config, data: Dataset, model: Any) -> dict[str, float]:
             "tokens p90": float(np.quantile(tokens, 0.9))}  # fmt: skip
 
 
+def by_decile(model: Any, count_N: np.ndarray) -> dict[str, float]:
+    """Mean codes of an item for each tenth of the items, the rarest first."""
+    tenths = np.array_split(np.argsort(count_N, kind="stable"), 10)
+    return {f"codes of tenth {i}": float((model.item_tokens[rows] - 1).mean()) for i, rows in enumerate(tenths, 1)}
+
+
 def one(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) -> dict[str, float]:
     """Figures of an arm with one seed."""
     run = trained(name, cfg, data, overrides)
@@ -75,7 +84,7 @@ def one(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) -> dic
     head = head_N[data.test.targets - 1]
     seconds = [row["seconds"] for row in run.rows()]
     assert abs(float(shares(count_N) @ model.item_tokens) - sids["tokens_per_event"]) < 1e-6  # type: ignore[attr-defined]
-    return history_figures(cfg, data, model) | {
+    return history_figures(cfg, data, model) | by_decile(model, count_N) | {
         "tokens/event": sids["tokens_per_event"], "error p": sids["reconstruction_weighted"],
         "error u": sids["reconstruction_uniform"], "unique": sids["unique_share"], "max group": sids["max_group"],
         "valid ndcg@10": results["valid"]["ndcg@10"], "recall@10": results["recall@10"], "ndcg@10": results["ndcg@10"],
@@ -99,6 +108,21 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def pictures(found: dict[str, list[dict[str, float]]]) -> dict[str, str]:
+    """Length against popularity, error against tokens: means over seeds, as SVG."""
+    mean = {name: {k: float(np.mean([row[k] for row in each])) for k in each[0]} for name, each in found.items()}
+    uneven = {name: m for name, m in mean.items() if len({m[f"codes of tenth {i}"] for i in range(1, 11)}) > 1}
+    error: dict[str, list[tuple[float, float]]] = {}
+    for name, m in mean.items():
+        error.setdefault(re.sub(r"\d", "", name), []).append((m["tokens/event"] - 1, m["error p"]))
+    drawn = {"error": charts.curves({k: sorted(p) for k, p in error.items()}, x_label="codes of an interaction's item",
+                                    y_label="weighted error")}  # fmt: skip
+    if uneven:
+        length = {name: [(i, m[f"codes of tenth {i}"]) for i in range(1, 11)] for name, m in uneven.items()}
+        drawn["popularity"] = charts.curves(length, x_label="tenth of the items, the rarest first", y_label="codes")
+    return drawn
+
+
 def study(argv: list[str]) -> dict[str, Any]:
     """Train or find every arm, print and save their table, return its figures."""
     given, words = main.split_off(argv, ["seeds", "data_path"])
@@ -120,7 +144,9 @@ def study(argv: list[str]) -> dict[str, Any]:
     question = digest(data.hash, chosen, seeds, [settings.counting(c[0]) for c in configs.values()])
     path = Path(cfg[RunOptions].output_dir) / data.name / f"lengths-{question}.json"
     write_json(path, found)
-    log.info(f"as JSON: {path}")
+    for name, drawing in pictures(found).items():
+        write_text(path.with_name(f"{path.stem}-{name}.svg"), drawing)
+    log.info(f"as JSON and pictures: {path}")
     return found
 
 

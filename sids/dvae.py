@@ -15,7 +15,9 @@ Shape letters: N items, B rows of a batch, T code places, V symbols, H encoder w
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from layers import Dropout, depth_attention, gumbel
 from recommenders.rq_transformer import Stack
 from settings import option
+from sids.rq_kmeans import RQKMeans, RQKMeansOptions
 from sids.tokenizer import ROWS, CodeOptions, Source, in_pieces
 from utils import Problem, log
 
@@ -79,6 +82,9 @@ class DVAEOptions(DiscreteOptions):
         0.1, "length: learned: eps, weight that all prefixes share, whatever the lengths", ge=0, le=1
     )
     length_mode: Literal["argmax", "median", "mean"] = option("argmax", "length: learned: the length of a code")
+    taught_share: float = option(
+        0.0, "share of dvae_steps at the start in which the codes of residual k-means are learned", ge=0, le=0.7
+    )
 
     @property
     def learns_length(self) -> bool:
@@ -196,12 +202,15 @@ class Sender(nn.Module):
             self.register_buffer("place_T", torch.arange(places), persistent=False)
             self.bias_S = nn.Parameter(torch.full((places - 1,), -2.0))
 
-    def forward(self, x_BD: Tensor, tau: float | None = None) -> Sent:
-        """tau: the temperature of soft tokens under Gumbel noise; None: hard tokens, no noise."""
+    def forward(self, x_BD: Tensor, tau: float | None = None, given_BT: Tensor | None = None) -> Sent:
+        """tau: the temperature of soft tokens under Gumbel noise; None: hard tokens, no noise.
+
+        given_BT: codes that are sent whatever the logits say.
+        """
         h_BH, states, logits, messages, codes = self.f(x_BD), [], [], [], []
         for t in range(self.places):
             logits.append(self.logits(h_BH, t))
-            codes.append(logits[-1].argmax(1))
+            codes.append(logits[-1].argmax(1) if given_BT is None else given_BT[:, t])
             if tau is None:
                 taken_BH = F.embedding(codes[-1], self.table(t))
             else:
@@ -245,6 +254,7 @@ class Receiver(nn.Module):
         tables = 1 if cfg.shared_codebook else places
         self.table = nn.Parameter(torch.randn(tables, symbols, width) * width**-0.5)
         self.place, self.heads = nn.Embedding(places, width), max(1, width // 64)
+        nn.init.normal_(self.place.weight, std=0.1 * width**-0.5)  # a place must not drown what the tokens say
         self.stack = Stack(width, 4 * width, cfg.dvae_layers, cfg.dvae_dropout)
         self.out = nn.Linear(width, n_output)
 
@@ -317,6 +327,16 @@ class Discrete(nn.Module, ABC):
         return list(torch.from_numpy(rows[:whole]).split(size)) if whole else []
 
 
+def kmeans_codes(cfg: DVAEOptions, source: Source, seed: int) -> Tensor:
+    """Codes [N, T] of residual k-means by the same weights."""
+    options = RQKMeansOptions(
+        num_emb_list=cfg.num_emb_list, weights=cfg.weights, kmeans_iters=20, kmeans_start="greedy"
+    )
+    model = RQKMeans(options, source.content_ND.shape[1])
+    model.fit(source, seed)
+    return model.encode(source.content_ND)
+
+
 class DVAE(Discrete):
     Options: ClassVar[type[DVAEOptions]] = DVAEOptions
     price: Tensor
@@ -324,6 +344,11 @@ class DVAE(Discrete):
     def __init__(self, cfg: DVAEOptions, n_input: int) -> None:
         super().__init__(cfg, n_input, stops=cfg.learns_length)
         self.register_buffer("price", torch.tensor(cfg.length_cost))
+        self.lesson: Callable[[], Tensor] | None = None
+
+    def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
+        super().begin(source, size, seed, fresh=fresh)
+        self.lesson = cache(lambda: kmeans_codes(self.cfg, source, seed).to(self.x_ND.device))
 
     def spell(self, x_BD: Tensor) -> Tensor:
         sent = self.sender(x_BD)
@@ -336,6 +361,8 @@ class DVAE(Discrete):
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch of item rows at a step of the schedules."""
         cfg, x_BD = self.cfg, self.x_ND[batch]
+        if step < cfg.taught_share * cfg.dvae_steps:
+            return self._lesson(x_BD, batch)
         tau = cosine(1.0, cfg.tau_end, step, RAMP * cfg.dvae_steps)
         beta = cosine(0.0, cfg.kl_weight, step, RAMP * cfg.dvae_steps)
         sent = self.sender(x_BD, tau)
@@ -352,6 +379,17 @@ class DVAE(Discrete):
         expected = (sent.logq_BT.exp() * torch.arange(1, d_BT.shape[1] + 1, device=d_BT.device)).sum(1).mean()
         parts = {"recon": t.rec, "exact": t.exact, "tokens": t.voc, "E[L]": expected, "price": self.price.clone()}
         return t.rec + beta * (t.voc + t.length), parts
+
+    def _lesson(self, x_BD: Tensor, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sender learns the given codes, the receiver to reconstruct from their prefixes."""
+        assert self.lesson is not None
+        code_BT = self.lesson()[batch.to(x_BD.device)]
+        logits_BTV = self.sender(x_BD, given_BT=code_BT).logits_BTV
+        told = F.cross_entropy(logits_BTV.flatten(0, 1), code_BT.flatten())
+        d_BT = (self.receiver.decode(code_BT) - x_BD[:, None]).square().sum(-1)
+        rec = d_BT[:, -1].mean() if self.cfg.length == "fixed" else d_BT.mean()
+        right = (logits_BTV.argmax(2) == code_BT).double().mean()
+        return rec + told, {"recon": rec, "taught": told, "right": right, "last": d_BT[:, -1].mean()}
 
     def _length_share(self, step: int) -> float:
         """How much of the price and of the lengths' own weights counts at a step: 0 in the warm-up, then 1."""

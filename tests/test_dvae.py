@@ -14,6 +14,7 @@ from readers.splits import DataOptions
 from sids import dvae
 from sids.dvae import DVAE
 from sids.reinforce import Reinforce, content, kept
+from sids.rq_kmeans import RQKMeans, RQKMeansOptions
 from sids.tokenizer import Source
 from utils import Problem
 
@@ -129,6 +130,28 @@ def test_the_gradient_reaches_every_part(length):
     assert dead == []
 
 
+def test_codes_of_k_means_are_learned_first():
+    """The sender is told the codes of residual k-means token by token, the receiver reads them; then all is as ever."""
+    model, data = made(taught_share=0.3, dvae_dropout=0.0, dvae_steps=100), source()
+    model.begin(data, 16, 0, fresh=True)
+    kmeans = RQKMeans(
+        RQKMeansOptions(num_emb_list=[8] * 3, weights="counts", kmeans_iters=20, kmeans_start="greedy"), 12
+    )
+    kmeans.fit(data, 0)
+    batch = model.batches(data, 16, 0, 0)[0]
+    code, x = kmeans.encode(data.content_ND)[batch], model.x_ND[batch]
+    loss, parts = model.train().loss(batch, 29)
+    h, told = model.sender.f(x), 0.0
+    for t in range(3):
+        told -= model.sender.logits(h, t).log_softmax(1)[range(16), code[:, t]].mean() / 3
+        h = model.sender.rest(h, model.sender.table(t)[code[:, t]], t)
+    y = model.decode(code)
+    assert float(parts["taught"].detach()) == pytest.approx(float(told.detach()), rel=1e-5)
+    assert float(parts["recon"].detach()) == pytest.approx(float((2 - 2 * (y * x[:, None]).sum(-1)).mean()), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float((parts["taught"] + parts["recon"]).detach()))
+    assert "tokens" in model.loss(batch, 30)[1]
+
+
 def test_encoding_is_deterministic_and_each_item_alone():
     model, data = made(length="learned"), source()
     whole = model.encode(data.content_ND)
@@ -240,6 +263,7 @@ def tiny(tmp_path_factory):
     [
         {},
         {"target_length": 1.5},
+        {"taught_share": 0.3, "shared_codebook": False},
         {"length": "learned", "target_length": 2.0},
         {"tokenizer": "reinforce"},
         {"tokenizer": "reinforce", "length": "learned"},

@@ -1,0 +1,53 @@
+"""The comparison of lengths and the study of unseen items, from end to end on a toy."""
+
+import pytest
+import yaml
+from conftest import tiny_overrides, write_tiny
+
+from scripts import compare, holdout_study, length_study
+from utils import Problem, read_json
+
+DVAE = {"tokenizer": "dvae", "num_emb_list": [16, 16, 16], "dvae_steps": 12, "rqvae_epochs": 3, "rqvae_batch_size": 32,
+        "dvae_width": 16, "dvae_decoder_width": 16, "taught_share": 0.3, "max_shared": 1.0}  # fmt: skip
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = tiny_overrides(tmp_path) | {
+        "method": "two_stage", "recommender": "rq_transformer", "epochs": 1, "num_beams": 10, **DVAE}  # fmt: skip
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
+    monkeypatch.setattr(compare.main, "CONFIG", tmp_path / "config")
+    arms = {name: {k: [16] * len(v) if k == "num_emb_list" else v for k, v in arm.items()}
+            for name, arm in length_study.ARMS.items()}  # fmt: skip
+    monkeypatch.setattr(length_study, "ARMS", arms)
+    return tmp_path
+
+
+def test_arms_from_end_to_end(shop, monkeypatch):
+    """The table's figures, pictures whose curves are the families of arms, and a second call that trains nothing."""
+    argv = [str(shop / "config" / "tiny.yaml"), "fixed2,fixed3,cut2,dvae cut2"]
+    found = length_study.study(argv)
+    assert {name: len(each) for name, each in found.items()} == {"fixed2": 1, "fixed3": 1, "cut2": 1, "dvae cut2": 1}
+    assert found["fixed2"][0]["tokens/event"] == pytest.approx(3)
+    assert found["cut2"][0]["tokens/event"] <= 3.05
+    assert {found["fixed3"][0][f"codes of tenth {i}"] for i in range(1, 11)} == {3}
+    path = next((shop / "out" / "tiny").glob("lengths-*.json"))
+    assert read_json(path) == found
+    drawn = {kind: path.with_name(f"{path.stem}-{kind}.svg").read_text() for kind in ("error", "popularity")}
+    assert [drawn["error"].count(f">{name}<") for name in ("fixed", "cut", "dvae cut")] == [1, 1, 1]
+    assert drawn["error"].count("<polyline") == 3 and drawn["popularity"].count("<polyline") == 2
+    monkeypatch.setattr(compare.main, "train", None)
+    again = length_study.study(argv)
+    assert {n: e[0]["ndcg@10"] for n, e in again.items()} == {n: e[0]["ndcg@10"] for n, e in found.items()}
+
+
+def test_held_out_items_take_no_part_in_the_fit(shop):
+    """A tenth of them, with figures of their own; a tokenizer that would see them all the same is refused."""
+    argv = [str(shop / "config" / "tiny.yaml"), "--target_length=2.0"]
+    found = holdout_study.study(argv)
+    items = [row["items"] for row in found.values()]
+    assert items[1] == round(0.1 * sum(items)) and all(1 <= row["length"] <= 3 for row in found.values())
+    with pytest.raises(Problem, match="needs a tokenizer with weights: counts"):
+        holdout_study.study([*argv, "--weights=uniform"])
