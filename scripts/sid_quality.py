@@ -93,8 +93,10 @@ def checked(path: Path, found: Subject) -> Subject:
     return found
 
 
-def measured(found: Subject, queries: str) -> tuple[quality.Figures, dict[str, quality.Figures]]:
-    """All figures, and embedding hit rates by representation, as far as what is known goes."""
+def measured(
+    found: Subject, queries: str, chosen: tuple[str, ...] = ()
+) -> tuple[quality.Figures, dict[str, quality.Figures]]:
+    """All figures, and embedding hit rates by representation (of those chosen), as far as what is known goes."""
     sids, tokenizer, data = found
     figures = quality.load_figures(sids)
     if data is None:
@@ -108,6 +110,7 @@ def measured(found: Subject, queries: str) -> tuple[quality.Figures, dict[str, q
         return figures, {}
     asked = quality.Queries.of_split(data.split(queries))
     views = quality.representations(tokenizer, read_embeddings(data), sids)
+    views = {name: view for name, view in views.items() if not chosen or name in chosen}
     return figures, {name: quality.emb_hit_rate(x_ND, asked) for name, x_ND in views.items()}
 
 

@@ -28,46 +28,66 @@ from runs.folder import RunOptions
 from scripts.compare import recipe, trained
 from scripts.sid_quality import Subject, measured
 from settings import Config
-from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, seeds_of, write_json, write_text
+from utils import (
+    Problem,
+    as_command,
+    digest,
+    is_file,
+    keep_freed_memory,
+    log,
+    log_to,
+    read_json,
+    seeds_of,
+    write_json,
+    write_text,
+)
 
-THREE = [0.003] * 3
 FORGE = {
     "tokenizer": "contrastive", "rqvae_assignment": "argmin", "rqvae_epochs": 30, "rqvae_eval_step": 10,
     "rqvae_warmup_epochs": 3,
 }  # fmt: skip
+KMEANS = {"tokenizer": "rq_kmeans"}  # seconds to make, so that sizes and rules for collisions are varied on it
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "kmeans": KMEANS,
+    "K=64": KMEANS | {"num_emb_list": [64] * 3},
+    "K=512": KMEANS | {"num_emb_list": [512] * 3},
+    "L=2": KMEANS | {"num_emb_list": [256] * 2},
+    "L=4": KMEANS | {"num_emb_list": [256] * 4},
+    "kmeans+pairs": KMEANS | {"behaviour": "pairs"},
+    "kmeans+vectors": KMEANS | {"behaviour": "vectors"},
+    "knn-1": KMEANS | {"collision": "knn", "collision_cap": 1},
+    "knn-5": KMEANS | {"collision": "knn", "collision_cap": 5},
+    "random-5": KMEANS | {"collision": "random", "collision_cap": 5},
+    "shared": KMEANS | {"collision": "none"},
+    "random": {"tokenizer": "random_codes"},
     "rqvae": {},
     "argmin": {"rqvae_assignment": "argmin"},
-    "K=64": {"num_emb_list": [64] * 3},
-    "K=512": {"num_emb_list": [512] * 3},
-    "L=2": {"num_emb_list": [256] * 2, "sk_epsilons": THREE[:2]},
-    "L=4": {"num_emb_list": [256] * 4, "sk_epsilons": [*THREE, 0.003]},
-    "kmeans": {"tokenizer": "rq_kmeans"},
     "pairs": {"behaviour": "pairs"},
     "vectors": {"behaviour": "vectors"},
-    "kmeans+pairs": {"tokenizer": "rq_kmeans", "behaviour": "pairs"},
-    "kmeans+vectors": {"tokenizer": "rq_kmeans", "behaviour": "vectors"},
     "both": FORGE,
     "contrastive": FORGE | {"task": "contrastive"},
     "W=3": FORGE | {"pair_window": 3, "rqvae_epochs": 15, "rqvae_eval_step": 5},
     "sum": FORGE | {"mixing": "sum", "rqvae_epochs": 34},
     "both+vectors": FORGE | {"behaviour": "vectors"},
-    "knn-1": {"collision": "knn", "collision_cap": 1},
-    "knn-5": {"collision": "knn", "collision_cap": 5},
-    "random-5": {"collision": "random", "collision_cap": 5},
-    "shared": {"collision": "none"},
-    "random": {"tokenizer": "random_codes"},
 }
-CHEAP = ("decoded hit@30", "decoded budget@30", "gini_sid", "gini/level_1", "collision_rate", "joint_entropy",
-         "pair_agreement/level_1")  # fmt: skip
+CHEAP = ("decoded hit@30", "decoded budget@30", "gini_sid", "gini/level_1", "collision_rate",
+         "joint_entropy", "pair_agreement/level_1")  # fmt: skip
 DRAWS = 10_000  # of the permutation test and of the bootstrap
 
 
-def cheap_metrics(cfg: Config, data: Dataset) -> dict[str, float]:
-    """Load, agreement and embedding hit rate (validation queries) of a configuration's tokenizer."""
+def cheap_metrics(cfg: Config, data: Dataset, path: Path) -> dict[str, float]:
+    """Load, agreement and embedding hit rate (validation queries) of a run's SIDs, from a file where they were taken.
+
+    Of the codes' reconstruction alone: the content's own rates are the same for all.
+    """
+    if is_file(path):
+        return {str(k): float(v) for k, v in read_json(path).items()}
     model = methods.build_model(cfg, data)
-    figures, hits = measured(Subject(model.model.sids, model.tokenizer, data), "valid")  # type: ignore[attr-defined]
-    return figures | {f"{name} {key}": value for name, found in hits.items() for key, value in found.items()}
+    subject = Subject(model.model.sids, model.tokenizer, data)  # type: ignore[attr-defined]
+    figures, hits = measured(subject, "valid", ("decoded",))
+    found = figures | {f"{name} {key}": value for name, rates in hits.items() for key, value in rates.items()}
+    write_json(path, found)
+    return found
 
 
 def one(name: str, dataset: str, overrides: dict[str, Any], data: Dataset) -> dict[str, Any]:
@@ -81,7 +101,7 @@ def one(name: str, dataset: str, overrides: dict[str, Any], data: Dataset) -> di
     results = run.results()
     figures = {k: v for k, v in results.items() if k.startswith(("recall@", "ndcg@", "hr@"))}
     valid = {f"valid {k}": v for k, v in results["valid"].items() if k.startswith(("recall@", "ndcg@", "hr@"))}
-    return cheap_metrics(cfg, data) | figures | valid
+    return cheap_metrics(cfg, data, run.path / "cheap.json") | figures | valid
 
 
 def correlations(rows: dict[str, dict[str, float]], cheap: str, target: str) -> dict[str, float]:

@@ -4,7 +4,8 @@ Embedding hit rate and Gini coefficient are FORGE's (arXiv:2509.20904); docs/for
 unlike length have -1 behind their end.
 
 Shape letters: N items, T code places, K codes of a place, D width, M items that are asked about, W their neighbours,
-H items of all histories, G targets of all queries, P pairs.
+R of them at a time, U different rows, C rows proposed to each, H items of all histories, G targets of all queries, P
+pairs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ KS = (5, 10, 20, 30, 100)
 LONGEST = 50  # items of a history that ask
 CELLS = 1 << 22  # similarities held at a time
 FINE = 10**12  # similarities are equal where they agree to so many parts
+DENSE = 1 << 15  # items up to which all similarities are looked at
+SPARE = 64  # rows proposed beyond those that are wanted
 NOWHERE = 1 << 30  # rank of what is not in the list
 
 Figures = dict[str, float]
@@ -163,7 +166,8 @@ class Neighbours(NamedTuple):
 def neighbours(x_ND: Tensor, width: int, item_M: np.ndarray | None = None) -> Neighbours:
     """Exact, in float64: cosines that agree to 12 digits are equal. item_M: whose, default all.
 
-    Equal rows are multiplied once, so that their cosines are equal whatever the order of sums.
+    Equal rows are multiplied once, so that their cosines are equal whatever the order of sums. In a large catalogue
+    faiss proposes rows in float32, and what its error may have hidden is searched again.
     """
     n = len(x_ND)
     if n * FINE * 2 >= 2**63:
@@ -171,8 +175,18 @@ def neighbours(x_ND: Tensor, width: int, item_M: np.ndarray | None = None) -> Ne
     item_M = np.arange(n) if item_M is None else np.unique(item_M)
     row_UD, row_N = distinct(F.normalize(x_ND.double(), dim=1))
     width = min(width, n - 1)
+    if n <= DENSE:
+        return Neighbours(item_M, *_among_all(row_UD, row_N, item_M, width))
+    near_MW, score_MW, sure_M = _among_proposed(row_UD, row_N, item_M, width)
+    if not sure_M.all():
+        near_MW[~sure_M], score_MW[~sure_M] = _among_all(row_UD, row_N, item_M[~sure_M], width)
+    return Neighbours(item_M, near_MW, score_MW)
+
+
+def _among_all(row_UD: Tensor, row_N: Tensor, item_M: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(neighbours, scores), [M, width] each, by all similarities."""
+    n, near, score = len(row_N), [], []
     behind_N = torch.arange(n - 1, -1, -1)
-    near, score = [], []
     for rows in torch.from_numpy(item_M).split(max(1, CELLS // n)):
         similar_RN = (row_UD[row_N[rows]] @ row_UD.T).mul_(FINE).round_().long()[:, row_N]
         key_RN = similar_RN * n + behind_N  # of equal ones, the smaller index is larger
@@ -180,7 +194,43 @@ def neighbours(x_ND: Tensor, width: int, item_M: np.ndarray | None = None) -> Ne
         best_RW = key_RN.topk(width, dim=1).values
         score.append(best_RW.div(n, rounding_mode="floor"))
         near.append(n - 1 - (best_RW - score[-1] * n))
-    return Neighbours(item_M, torch.cat(near).numpy(), torch.cat(score).numpy())
+    return torch.cat(near).numpy(), torch.cat(score).numpy()
+
+
+def _among_proposed(
+    row_UD: Tensor, row_N: Tensor, item_M: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same among the items of the best rows in float32, and whether no other item can belong there, [M].
+
+    A product in float32 of rows of length 1 is off by less than (D + 3) 2^-24.
+    """
+    import faiss  # slow to import, and only large catalogues need it
+
+    rows, wide = row_UD.shape
+    index = faiss.IndexFlatIP(wide)
+    index.add(row_UD.float().numpy())
+    order_N = row_N.argsort(stable=True).numpy()  # items by row, then by index
+    begin_U = np.searchsorted(row_N.numpy()[order_N], np.arange(rows + 1))
+    near, score, sure = [], [], []
+    for items in np.array_split(item_M, max(1, len(item_M) * (width + SPARE) * wide // CELLS)):
+        query_RD = row_UD[row_N[items]]
+        rough_RC, row_RC = index.search(query_RD.float().numpy(), min(rows, width + 1 + SPARE))
+        exact_RC = torch.einsum("rd,rcd->rc", query_RD, row_UD[row_RC]).mul_(FINE).round_().long().numpy()
+        size_E = np.diff(begin_U)[row_RC].reshape(-1)
+        ask_I = np.repeat(np.repeat(np.arange(len(items)), row_RC.shape[1]), size_E)  # an entry an item proposed
+        start_E = size_E.cumsum() - size_E
+        item_I = order_N[np.repeat(begin_U[row_RC].reshape(-1) - start_E, size_E) + np.arange(len(ask_I))]
+        score_I = np.repeat(exact_RC.reshape(-1), size_E)
+        other = item_I != items[ask_I]
+        ask_I, item_I, score_I = ask_I[other], item_I[other], score_I[other]
+        best = np.lexsort((item_I, -score_I, ask_I))
+        first_R = np.searchsorted(ask_I[best], np.arange(len(items)))
+        chosen_RW = best[first_R[:, None] + np.arange(width)]
+        near.append(item_I[chosen_RW])
+        score.append(score_I[chosen_RW])
+        reach_R = (rough_RC[:, -1] + (wide + 3) * 2.0**-24) * FINE + 1  # of rows that were not proposed
+        sure.append((score[-1][:, -1] > reach_R) | (row_RC.shape[1] == rows))
+    return np.concatenate(near), np.concatenate(score), np.concatenate(sure)
 
 
 def distinct(x_ND: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sids import quality
 from sids.pairs import Pairs
 from sids.quality import (
     Queries,
@@ -117,6 +118,20 @@ def test_embedding_hit_rate_against_brute_force(seed):
     for k in (1, 3, 10):
         got = [found[f"{form}@{k}"] for form in ("hit", "budget", "candidates")]
         assert got == pytest.approx(by_brute_force(x, histories, targets, k))
+
+
+@pytest.mark.parametrize(("wide", "spare"), [(3, 2), (8, 64), (2, 0)])
+def test_what_float32_proposes_is_the_exact_list(monkeypatch, wide, spare):
+    """Groups of equal rows, and rows nearer to each other than float32 can tell; asked by some or by all."""
+    random = np.random.default_rng(wide)
+    x = torch.from_numpy(random.normal(size=(60, wide))[random.integers(0, 60, 300)])
+    x[:40] = x[0] + 1e-9 * torch.from_numpy(random.normal(size=(40, wide)))
+    want = [neighbours(x, 30), neighbours(x, 7, np.array([3, 5, 299, 3]))]
+    monkeypatch.setattr(quality, "DENSE", 0)
+    monkeypatch.setattr(quality, "SPARE", spare)
+    found = [neighbours(x, 30), neighbours(x, 7, np.array([3, 5, 299, 3]))]
+    for ours, theirs in zip(found, want, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_purity_cold_items_and_churn_by_hand():
