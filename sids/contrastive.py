@@ -168,6 +168,8 @@ class ContrastiveRQVAE(RQVAE):
 
     def __init__(self, cfg: ContrastiveOptions, n_input: int) -> None:
         super().__init__(cfg, n_input)
+        for linear in (m for m in self.modules() if isinstance(m, nn.Linear)):
+            linear.reset_parameters()  # smaller than the RQ-VAE's start, which leaves twice the collisions here
         self.theta = nn.Parameter(torch.full((len(cfg.contrastive_terms),), -math.log(cfg.temperature_init)))
         self.keeps_last = cfg.task != "reconstruction"  # an output's length means nothing, so that its error may rise
         self._pairs: Pairs | None = None
