@@ -292,6 +292,7 @@ class JointRQVAE(RQVAE):
     """
 
     scale_L: Tensor
+    offset_Nd: nn.Parameter | None
 
     def __init__(self, cfg: RQVAEOptions, joint: QuantizerOptions, n_input: int, seed: int) -> None:
         super().__init__(cfg, n_input)
@@ -303,7 +304,7 @@ class JointRQVAE(RQVAE):
         self.levels: list[LevelScale] = []  # as measured at the start
         self.register_buffer("scale_L", torch.ones(len(cfg.num_emb_list)))
         self.register_buffer("input_Nd", None, persistent=False)  # the catalogue behind what rests
-        self.offset_Nd = nn.Parameter(torch.zeros(0, cfg.e_dim)) if joint.lr_offset else None  # as many as attached
+        self.register_parameter("offset_Nd", None)  # with lr_offset a row an item, from the catalogue or a state
         self._freeze()
 
     def _freeze(self) -> None:
@@ -319,6 +320,9 @@ class JointRQVAE(RQVAE):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """What rests was run over the catalogue once: another resting part would not belong to those latents."""
+        offset = state_dict.get(f"{prefix}offset_Nd")
+        if self.offset_Nd is None and self.joint.lr_offset and isinstance(offset, Tensor):
+            self.offset_Nd = nn.Parameter(torch.zeros_like(offset, dtype=torch.float32))
         if self.input_Nd is not None:
             resting = {id(p) for p in self._stages[0].parameters()}
             for name, ours in self.state_dict(prefix=prefix, keep_vars=True).items():
@@ -336,7 +340,7 @@ class JointRQVAE(RQVAE):
         """Run what rests over the catalogue once, and fix the logits' scale; noise: s of each level."""
         rows = (self.prepare(piece) for piece in in_pieces(self.seen(content_ND)))
         self.input_Nd = through(self._stages[0], rows, torch.device("cpu"))
-        if self.offset_Nd is not None and not len(self.offset_Nd):
+        if self.joint.lr_offset:
             self.offset_Nd = nn.Parameter(torch.zeros(len(content_ND), self.cfg.e_dim))
         self.levels = measure_scales(self.rq, self.latents(), self.joint.logit_scale, noise)
         self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))

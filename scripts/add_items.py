@@ -41,7 +41,7 @@ from utils import (
 )
 
 PER_ITEM = ("code_NT", "end_N", "first_NP", "recommender.own.weight",
-            "tokenizer.side.vector_NV")  # fmt: skip # tensors of a model with a row an item
+            "tokenizer.side.vector_NV", "tokenizer.offset_Nd")  # fmt: skip # tensors of a model with a row an item
 
 
 def tokenizer_of(path: str | Path, restored: methods.Restored, width: int) -> Any:

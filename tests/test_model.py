@@ -334,6 +334,25 @@ def test_a_state_restores_the_same_recommendations():
     assert torch.equal(got.item_BW, want.item_BW) and torch.equal(got.score_BW, want.score_BW)
 
 
+def test_offsets_move_items_not_their_content():
+    """One step on L_rec alone moves the offsets of the batch's items and no other; recon is the content's own."""
+    model, batch = joint(lr_offset=0.1, uncertainty="none", assignment_forward="history"), some_batch()
+    before = model.quantize(batch).recon
+    groups = {group["name"]: group for group in model.param_groups()}
+    assert groups["offset"]["lr"] == 0.1 and not any(p is model.tokenizer.offset_Nd for p in groups["id"]["params"])
+    loss = model.recommendation_loss(batch, model.quantize(batch))
+    grad_Nd = torch.autograd.grad(loss, model.tokenizer.offset_Nd)[0]
+    touched = set((grad_Nd.abs().sum(1) > 0).nonzero()[:, 0].add(1).tolist())
+    assert touched and touched <= set(batch.item_U.tolist())
+    with torch.no_grad():
+        model.tokenizer.offset_Nd += 1e-4  # too little for another code
+    torch.testing.assert_close(model.quantize(batch).recon, before)
+    model.refresh()
+    other = methods.empty_model(model.cfg, N, D)
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(other.tokenizer.offset_Nd, model.tokenizer.offset_Nd)
+
+
 def test_prefix_groups_are_items_with_equal_codes():
     model = methods.empty_model(options(method="two_stage"), 4)
     model.set_codes(torch.tensor([[0, 1, 2], [3, 3, 3], [0, 1, 2], [0, 1, 3]]))
