@@ -22,10 +22,11 @@ from layers import soft_label_loss
 from metrics import EvalOptions
 from prior import PRIORS, PriorOptions
 from readers.splits import DataOptions
+from recommenders.items import best_items
 from recommenders.protocol import AllReduce, Autocast, Found, Hit, Logs, Recommender, Scorer, TokenNetwork, unsound
 from settings import Config, option
 from sids.legal import Legal
-from sids.search import AllTokens, SearchOptions, Trie, beam_search
+from sids.search import AllTokens, SearchOptions, Tree, Trie, beam_search, spell
 from sids.table import SidOptions, SidTable, Spelling, ended
 from sids.tokenizer import Joint, Quantized
 from uncertainty import STRATEGIES, UncertaintyOptions
@@ -251,35 +252,51 @@ class GenerativeModel(nn.Module):
         self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
     ) -> Found:
         """The k best items for each history, best first, with the log-probability of their SIDs."""
-        asked = self.recommender.scorer(lambda item: self.sids.tokens(item).token, history_BS)
-        score = without_last(asked) if self.uneven else asked
+        score = self._scorer(history_BS)
         trie = self.trie(among_M)
         tree = trie if self.search.constrained else AllTokens(trie)
         beams = max(k, self.search.num_beams)
         legal = self.search.legal_softmax
         found = beam_search(score, tree, len(history_BS), beams, history_BS.device, banned_BS, legal_softmax=legal)
         if self.recommender.item_loss:
-            item_BN = asked(len(self.sids.vocabulary), None, None)
-            found = ranked_by_both(found, self.recommender.item_rank * item_BN)
+            found = self._with_items(found, tree, history_BS, banned_BS, among_M)
         return Found(found.item_BW[:, :k], found.score_BW[:, :k])
+
+    def _scorer(self, history_BS: Tensor) -> Scorer:
+        score = self.recommender.scorer(lambda item: self.sids.tokens(item).token, history_BS)
+        return without_last(score, len(self.sids.vocabulary)) if self.uneven else score
+
+    def _with_items(
+        self, found: Found, tree: Tree, history_BS: Tensor, banned_BS: Tensor | None, among_M: Tensor | None
+    ) -> Found:
+        """A search's items and as many that the network ranks first as whole items, all by log-probability of the SID
+        plus w times that of the item (LIGER, arXiv:2411.18814), best first.
+        """
+        score = self._scorer(history_BS)
+        item_BN = score(len(self.sids.vocabulary), None, None)
+        open_BN = item_BN
+        if among_M is not None:
+            open_BN = torch.full_like(item_BN, -torch.inf).index_copy(1, among_M - 1, item_BN[:, among_M - 1])
+        best = best_items(open_BN, found.item_BW.shape[1], banned_BS)
+        new_BW = ~(best.item_BW[:, :, None] == found.item_BW[:, None]).any(2) & (best.item_BW > 0)
+        token_BWP, real_BWP = self.sids.tokens(best.item_BW.clamp(min=1))
+        spelled_BW = spell(score, tree, token_BWP, real_BWP, legal_softmax=self.search.legal_softmax)
+        item_BW = torch.cat([found.item_BW, best.item_BW.masked_fill(~new_BW, 0)], 1)
+        sid_BW = torch.cat([found.score_BW, spelled_BW.masked_fill(~new_BW, -torch.inf)], 1)
+        whole_BW = item_BN.gather(1, (item_BW - 1).clamp(min=0))
+        score_BW, order_BW = (sid_BW + self.recommender.item_rank * whole_BW).sort(dim=1, descending=True, stable=True)
+        return Found(item_BW.gather(1, order_BW), score_BW)
 
     def groups(self) -> dict[str, Tensor]:
         """Items that share their codes count as one entry of a list."""
         return {"prefix": self.sids.groups()}
 
 
-def ranked_by_both(found: Found, score_BN: Tensor) -> Found:
-    """A search's lists by the sum of their scores and of some over the catalogue, best first."""
-    added_BW = score_BN.gather(1, (found.item_BW - 1).clamp(min=0))
-    score_BW, order_BW = (found.score_BW + added_BW).sort(dim=1, descending=True, stable=True)
-    return Found(found.item_BW.gather(1, order_BW), score_BW)
-
-
-def without_last(score: Scorer) -> Scorer:
+def without_last(score: Scorer, places: int) -> Scorer:
     """The same log-probabilities normalised over all tokens of a place but the last, which stands behind an end."""
 
     def scored(place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None) -> Tensor:
-        if among_RC is not None:  # known up to a constant a row only, and nobody asks for the last
+        if among_RC is not None or place >= places:  # known up to a constant a row only, or whole items
             return score(place, token_R, parent_R, among_RC)
         return F.pad(score(place, token_R, parent_R)[:, :-1].log_softmax(-1), (0, 1), value=-torch.inf)
 

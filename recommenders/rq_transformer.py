@@ -43,7 +43,7 @@ class RQTransformerOptions:
         "(LIGER, arXiv:2411.18814)",
         ge=0,
     )
-    item_rank: float = option(0.5, "weight of the item's log-probability beside its SID's when beams are ranked", ge=0)
+    item_rank: float = option(1.0, "weight of the item's log-probability beside its SID's when beams are ranked", ge=0)
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads:

@@ -174,13 +174,7 @@ def beam_search(
     last = len(tree.vocabulary) - 1
     for place in range(last + 1):
         child = tree.children(place, node_BW)
-        if legal_softmax and FEW * child.token.shape[2] < tree.vocabulary[place]:
-            next_BWC = score(place, token_R, parent_R, child.token.flatten(0, 1)).view_as(child.token)
-        else:
-            next_BWC = score(place, token_R, parent_R).view(*node_BW.shape, -1).gather(2, child.token)
-        next_BWC = next_BWC.masked_fill(~child.there, -torch.inf)
-        if legal_softmax:
-            next_BWC = next_BWC.log_softmax(2)
+        next_BWC = _next(score, tree, place, child, token_R, parent_R, legal_softmax)
         total_BWC = score_BW[..., None] + next_BWC
         if banned_BS is not None and place == last:
             open_BM = (~is_banned(tree.items_of(child.node.flatten(1)), banned_BS)).any(2)
@@ -192,6 +186,43 @@ def beam_search(
         first_row_B1 = torch.arange(users, device=device)[:, None] * next_BWC.shape[1]
         parent_R = (first_row_B1 + entry_BW // total_BWC.shape[2]).flatten()
     return unfold(tree.items_of(node_BW), score_BW, banned_BS)
+
+
+def _next(
+    score: Scorer, tree: Tree, place: int, child: Children, token_R: Tensor | None, parent_R: Tensor | None, legal: bool
+) -> Tensor:
+    """Log-probabilities of the children of some nodes, [B, W, C]; -inf where there is none."""
+    if legal and FEW * child.token.shape[2] < tree.vocabulary[place]:
+        next_BWC = score(place, token_R, parent_R, child.token.flatten(0, 1)).view_as(child.token)
+    else:
+        next_BWC = score(place, token_R, parent_R).view(*child.token.shape[:2], -1).gather(2, child.token)
+    next_BWC = next_BWC.masked_fill(~child.there, -torch.inf)
+    return next_BWC.log_softmax(2) if legal else next_BWC
+
+
+@torch.inference_mode()
+def spell(
+    score: Scorer, tree: Tree, token_BWP: Tensor, real_BWP: Tensor | None = None, *, legal_softmax: bool = False
+) -> Tensor:
+    """Log-probabilities [B, W] of SIDs of the tree as `beam_search` would score them, without a search.
+
+    real_BWP: which tokens do not stand behind an item's end.
+    """
+    users, width, places = token_BWP.shape
+    node_BW = torch.zeros(users, 1, dtype=torch.long, device=token_BWP.device)
+    total_BW = torch.zeros(users, width, device=token_BWP.device)
+    row = torch.arange(users * width, device=token_BWP.device)
+    token_R = parent_R = None
+    for place in range(places):
+        child = tree.children(place, node_BW)
+        next_BWC = _next(score, tree, place, child, token_R, parent_R, legal_softmax).expand(-1, width, -1)
+        wanted_BW1 = token_BWP[:, :, place, None]
+        entry_BW1 = ((child.token == wanted_BW1) & child.there).int().argmax(2, keepdim=True)
+        next_BW = next_BWC.gather(2, entry_BW1)[..., 0]
+        total_BW = total_BW + (next_BW if real_BWP is None else next_BW.where(real_BWP[..., place], 0.0))
+        node_BW = child.node.expand(-1, width, -1).gather(2, entry_BW1)[..., 0]
+        token_R, parent_R = wanted_BW1.flatten(), row if place else row // width
+    return total_BW
 
 
 def _search_uneven(
@@ -214,7 +245,7 @@ def _search_uneven(
         child = trie.children(place, node_BW)
         next_BWC = logp_BWV.gather(2, child.token).masked_fill(~child.there, -torch.inf)
         if legal_softmax:  # a row of nothing but -inf belongs to a beam that is dead already
-            next_BWC = next_BWC.log_softmax(2).nan_to_num(nan=-torch.inf)
+            next_BWC = next_BWC.log_softmax(2).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         total_BM = (live_BW[..., None] + next_BWC).flatten(1)
         ends_BM, node_BM = (child.token >= codes).flatten(1), child.node.flatten(1)
         new_BF, entry_BF = total_BM.masked_fill(~ends_BM, -torch.inf).topk(min(beams, total_BM.shape[1]), dim=1)

@@ -1,5 +1,7 @@
 """The joint model: the three roads to the codebooks, one-hot forward, what trains and what rests."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -288,24 +290,42 @@ def test_recommend_equals_scoring_every_item():
         assert torch.allclose(want[found.item_BW[b] - 1], found.score_BW[b], atol=1e-4)
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_beams_are_ranked_by_the_semantic_id_and_the_item(frozen):
-    """Every item is a beam: both orders and their sum, against the SID's own search and the item's own logits."""
-    chosen = {"recommender": "rq_transformer", "item_loss": 1.0, "item_embedding": True, "num_beams": N}
+@pytest.mark.parametrize("uneven", [True, False])
+@pytest.mark.parametrize("legal", [True, False])
+def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, uneven):
+    """However few the beams, what the network likes as a whole item is in the list with its exact sum; all items by
+    a search for all of them, and the item's own logits.
+    """
     torch.manual_seed(0)
-    model = methods.empty_model(options(training="frozen", **chosen), N) if frozen else joint(**chosen)
-    if frozen:
-        model.set_codes(torch.randint(0, 8, (N, 3)).int())
-    model.eval()
-    history = some_batch().history_BS
-    both = model.recommend(history, N)
-    item_BN = model.recommender.scorer(lambda item: model.sids.tokens(item).token, history)(4, None, None)
-    torch.testing.assert_close(item_BN.exp().sum(1), torch.ones(len(history)))
-    model.recommender.item_rank = 0.0
+    chosen = {"recommender": "rq_transformer", "item_loss": 1.0, "item_embedding": True, "legal_softmax": legal}
+    cfg = options(training="frozen", **chosen, **({"target_length": 2.0} if uneven else {}))
+    code_NT = torch.randint(0, 8, (N, 3)).int()
+    if uneven:
+        code_NT[::2, 2] = -1
+    model = methods.empty_model(cfg, N, code_NT=code_NT).eval()
+    model.set_codes(code_NT)
+    with torch.no_grad():  # scores that differ
+        for p in model.parameters():
+            p += 0.3 * torch.randn_like(p)
+    history, banned = some_batch().history_BS, torch.tensor([[3, 5]])
+    model.recommender.item_loss = 0.0
     alone = model.recommend(history, N)
-    want = alone.score_BW + 0.5 * item_BN.gather(1, alone.item_BW - 1)
-    assert torch.equal(both.item_BW, alone.item_BW.gather(1, want.argsort(dim=1, descending=True, stable=True)))
-    torch.testing.assert_close(both.score_BW, want.sort(dim=1, descending=True).values)
+    sid_BN = torch.zeros(len(history), N + 1).scatter_(1, alone.item_BW, alone.score_BW)[:, 1:]
+    model.recommender.item_loss = 1.0
+    item_BN = model.recommender.scorer(lambda item: model.sids.tokens(item).token, history)(
+        len(model.sids.vocabulary), None, None
+    )
+    torch.testing.assert_close(item_BN.exp().sum(1), torch.ones(len(history)))
+    want_BN = (sid_BN + item_BN).index_fill(1, torch.tensor([2, 4]), -torch.inf)
+    model.search = dataclasses.replace(model.search, num_beams=3)
+    for k in (3, N):
+        got = model.recommend(history, k, banned.expand(len(history), 2))
+        keep = got.item_BW > 0
+        torch.testing.assert_close(got.score_BW[keep], want_BN.gather(1, (got.item_BW - 1).clamp(min=0))[keep])
+        best = item_BN.index_fill(1, torch.tensor([2, 4]), -torch.inf).argmax(1, keepdim=True)
+        at_least = want_BN.gather(1, best)[:, 0]
+        assert (got.score_BW[:, 0] >= at_least - 1e-4).all()
+    assert torch.equal(got.item_BW[:, : N - 2], want_BN.argsort(dim=1, descending=True, stable=True)[:, : N - 2] + 1)
 
 
 def test_the_item_loss_is_the_cross_entropy_of_the_next_item():
