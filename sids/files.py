@@ -40,17 +40,24 @@ TOKEN = re.compile(r"<([a-z]+)_(\d{1,9})>")
 
 
 def read_index(
-    path: Path, sizes: Sequence[int] | None = None, ids: Sequence[str] | None = None, keys: str = "auto"
+    path: Path,
+    sizes: Sequence[int] | None = None,
+    ids: Sequence[str] | None = None,
+    keys: str = "auto",
+    places: int | None = None,
 ) -> SidTable:
     """The SIDs of an index file, whoever made it; Problem names the item that does not fit.
 
     A last token is an end token where it numbers the items of equal codes 0, 1, 2 ..., in any order, where it is the
     item's own number or 0 for one that stands alone, or where it is the <z_...> of lists of unlike length.
-    sizes: codes of each level; default: the largest that occurs, and one. ids: those of a catalogue, whose order the
-    table then has; the file's keys may be such ids (`keys`: ids) or numbers from 0 (numbers; without ids they must be).
+    sizes: codes of each level; default: the largest that occurs, and one. places: code places of a SID, where they are
+    known (sizes tell them too): then one token more that tells all items apart is an end token, whatever it counts.
+    ids: those of a catalogue, whose order the table then has; the file's keys may be such ids (`keys`: ids) or numbers
+    from 0 (numbers; without ids they must be).
     """
     raw = _entries(path)
     names = _names(path, raw, ids, keys)
+    places = places if sizes is None else len(sizes)
     rows = [_tokens(path, name, tokens) for name, tokens in raw.items()]
     length_N = torch.tensor([len(row) for row in rows])
     longest = int(length_N.max())
@@ -61,7 +68,14 @@ def read_index(
     own_N = torch.tensor([place[name] for name in names])
     if not even and all(row[-1][0] == END for row in rows):
         code_NT, end_N = token_NP.scatter(1, length_N[:, None] - 1, -1)[:, : longest - 1], last_N
-    elif even and longest > 1 and _numbers(last_N, token_NP[:, :-1], own_N):
+    elif (
+        even
+        and longest > 1
+        and (
+            _numbers(last_N, token_NP[:, :-1], own_N)
+            or (longest - 1 == places and len(token_NP.unique(dim=0)) == len(token_NP))
+        )
+    ):
         code_NT, end_N = token_NP[:, :-1], last_N
     else:
         code_NT, end_N = token_NP, None

@@ -65,7 +65,7 @@ class Given:
     def sids(cls, cfg: GivenOptions, data: Dataset) -> SidTable:
         """The SIDs of a data set's items, in their order; Problem where the options say otherwise than the file."""
         path, sizes = cls.file(cfg), cfg.num_emb_list
-        found = read_index(path, ids=data.catalogue.ids, keys=cfg.sid_keys)
+        found = read_index(path, ids=data.catalogue.ids, keys=cfg.sid_keys, places=len(sizes))
         if not found.even and not cfg.uneven:
             raise Problem(f"{path}: its SIDs differ in length; set --sid_lengths=unlike and --collision=suffix")
         fewer = len(found.sizes) < len(sizes) and not cfg.uneven

@@ -72,6 +72,16 @@ def test_end_tokens_are_found_whatever_the_order_of_the_keys(tmp_path):
         assert found.code_NT.tolist() == [[1], [1], [1]] and found.end_N.tolist() == want
 
 
+def test_one_token_more_than_levels_is_an_end_token_whatever_it_counts(tmp_path):
+    """As scripts/sid_align.py leaves them: an item keeps its end token though the group around it has changed."""
+    path = Path(write(tmp_path / "x.json", {"0": ["<a_0>", "<b_5>"], "1": ["<a_1>", "<b_2>"], "2": ["<a_1>", "<b_7>"]}))
+    assert read_index(path).end_N is None
+    for told in ({"places": 1}, {"sizes": [4]}):
+        found = read_index(path, **told)
+        assert found.code_NT.tolist() == [[0], [1], [1]] and found.end_N.tolist() == [5, 2, 7]
+    assert read_index(path, places=2).end_N is None
+
+
 @pytest.mark.parametrize(
     ("index", "ids", "keys", "message"),
     [
