@@ -3,9 +3,10 @@
 import base64
 import html
 import math
+import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -128,6 +129,42 @@ def png(pixel_HW3: np.ndarray) -> bytes:
               (b"IEND", b"")]  # fmt: skip
     body = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+# ---------------------------------------------------------------- figures as files
+
+PARTS = re.compile(r"<figure><figcaption>(.*?)</figcaption><svg (viewBox.*?)>(.*?)</svg>(?:<p|</figure>)", re.DOTALL)
+ENTRY = re.compile(r'fill="(#\w+)"/></svg> (.*?)</span>')
+PICTURE = re.compile(r"<figure><figcaption>(.*?)</figcaption>.*?base64,([\w+/=]+)", re.DOTALL)
+
+
+def files(figures: Iterable[str]) -> dict[str, bytes]:
+    """Figures of this module as files that need nothing else: name -> SVG, PNG for a heat-map."""
+    found: dict[str, bytes] = {}
+    for text in figures:
+        if m := PARTS.match(text):
+            found[f"{file_name(m[1])}.svg"] = alone(m[1], m[3], ENTRY.findall(text)).encode()
+        elif m := PICTURE.match(text):
+            found[f"{file_name(m[1])}.png"] = base64.b64decode(m[2])
+    return found
+
+
+def file_name(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", html.unescape(title).lower()).strip("-")
+
+
+def alone(title: str, inside: str, entries: Sequence[tuple[str, str]]) -> str:
+    """An SVG file of a figure's curves, its title above and its legend below; all texts are escaped already."""
+    height = 22 + HEIGHT + 16 * ((len(entries) + 2) // 3)
+    style = "text{font:10.5px sans-serif;fill:#444}.grid{stroke:#e3e3e3}.title{font:600 13px sans-serif;fill:#1b1b1b}"
+    drawn = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -22 {WIDTH} {height}" width="{WIDTH}" '
+             f'height="{height}"><style>{style}</style><rect y="-22" width="{WIDTH}" height="{height}" fill="#fff"/>'
+             f'<text class="title" y="-7">{title}</text>{inside}']  # fmt: skip
+    for i, (color, name) in enumerate(entries):
+        x, y = 8 + i % 3 * 144, HEIGHT + 12 + 16 * (i // 3)
+        drawn.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{color}"/><text x="{x + 14}" y="{y}">'
+                     f"{name}</text>")  # fmt: skip
+    return "".join([*drawn, "</svg>\n"])
 
 
 # ---------------------------------------------------------------- parts of a figure

@@ -6,6 +6,7 @@ import shutil
 import struct
 import zlib
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -175,3 +176,35 @@ def test_curves_leave_out_what_cannot_be_drawn():
     assert re.findall(r'points="([^"]*)"', text)[0].count(",") == 2
     low, high = (float(p.split(",")[1]) for p in re.findall(r'points="([^"]*)"', text)[0].split())
     assert (low, high) == (charts.HEIGHT - charts.BOTTOM, charts.TOP)
+
+
+def test_the_figures_as_files(run, tmp_path):
+    """Each is sound by itself, has the points of the page, and loads nothing."""
+    out = report.run([str(run.path), "--pictures", str(tmp_path / "pictures")])
+    files = {p.name: p.read_bytes() for p in out.iterdir()}
+    on_page = page.page([page.finished(run)])
+    curves = {name: ElementTree.fromstring(content) for name, content in files.items() if name.endswith(".svg")}
+    assert {
+        "validation.svg",
+        "perplexity.svg",
+        "gradient-of-the-recommendation-loss-at-codebook-1.svg",
+    } <= curves.keys()
+    for root in curves.values():
+        lines = root.findall("{http://www.w3.org/2000/svg}polyline")
+        assert lines and all(line.get("points") in on_page for line in lines)
+        assert not {e.tag.split("}")[1] for e in root.iter()} & {"image", "script", "a", "use"}
+    texts = [e.text for e in curves["perplexity.svg"].iter() if e.tag.endswith("text")]
+    assert "perplexity" in texts and [t for t in texts if t.startswith("level")] == ["level 1", "level 2", "level 3"]
+    assert files["items-of-each-code-level-1.png"][:4] == b"\x89PNG"
+
+
+def test_pictures_of_one_run_alone(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    for words, message in (
+        ([str(run.path), str(run.path)], "takes the figures of one run"),
+        ([str(run.path), "--output=x.html"], "and no --output"),
+        ([str(run.path), f"--pictures={tmp_path / 'file' / 'x'}"], "no folder to write to"),
+    ):
+        more = [] if any("--pictures" in w for w in words) else [f"--pictures={tmp_path / 'p'}"]
+        with pytest.raises(Problem, match=message):
+            report.run([*words, *more])
