@@ -246,9 +246,12 @@ class Sender(nn.Module):
 
 
 class Receiver(nn.Module):
-    """Reconstructions from every prefix of soft tokens or of codes: unit vectors [B, T, D]."""
+    """Reconstructions from every prefix of soft tokens or of codes: unit vectors [B, T, D].
 
-    def __init__(self, cfg: DiscreteOptions, n_output: int) -> None:
+    sums: each token has a vector of its own too; their sum, as of residual k-means, is what the network corrects.
+    """
+
+    def __init__(self, cfg: DiscreteOptions, n_output: int, *, sums: bool) -> None:
         super().__init__()
         places, symbols, width = len(cfg.num_emb_list), cfg.num_emb_list[0], cfg.dvae_decoder_width
         tables = 1 if cfg.shared_codebook else places
@@ -256,21 +259,29 @@ class Receiver(nn.Module):
         self.place, self.heads = nn.Embedding(places, width), max(1, width // 64)
         nn.init.normal_(self.place.weight, std=0.1 * width**-0.5)  # a place must not drown what the tokens say
         self.stack = Stack(width, 4 * width, cfg.dvae_layers, cfg.dvae_dropout)
-        self.out = nn.Linear(width, n_output)
+        self.out, self.sum_TVD = nn.Linear(width, n_output), None
+        if sums:
+            self.sum_TVD = nn.Parameter(
+                torch.zeros(places, symbols, n_output)
+            )  # times D^-1/2: Adam's steps fit it then
+            for p in self.out.parameters():
+                nn.init.zeros_(p)
 
     def forward(self, message_BTV: Tensor) -> Tensor:
-        tables = self.table.expand(message_BTV.shape[1], -1, -1)
-        return self._decode(torch.einsum("btv,tvh->bth", message_BTV, tables))
+        return self._decode(lambda tables: torch.einsum("btv,tvh->bth", message_BTV, tables), message_BTV.shape[1])
 
     def decode(self, code_BT: Tensor) -> Tensor:
         return self._decode(
-            torch.stack([self.table[t % len(self.table)][c] for t, c in enumerate(code_BT.unbind(1))], 1)
+            lambda tables: torch.stack([tables[t][c] for t, c in enumerate(code_BT.unbind(1))], 1), code_BT.shape[1]
         )
 
-    def _decode(self, x_BTH: Tensor) -> Tensor:
+    def _decode(self, read: Callable[[Tensor], Tensor], places: int) -> Tensor:
+        """read: what the tokens have in tables [T, V, x], [B, T, x]."""
         attend = [lambda qkv: depth_attention(qkv, self.heads)] * len(self.stack.blocks)
-        y_BTH = self.stack(x_BTH + self.place.weight[: x_BTH.shape[1]], attend)
-        return F.normalize(self.out(y_BTH), dim=-1)
+        y_BTD = self.out(self.stack(read(self.table.expand(places, -1, -1)) + self.place.weight[:places], attend))
+        if self.sum_TVD is not None:
+            y_BTD = y_BTD + read(self.sum_TVD[:places]).cumsum(1) * y_BTD.shape[-1] ** -0.5
+        return F.normalize(y_BTD, dim=-1)
 
 
 class Discrete(nn.Module, ABC):
@@ -279,10 +290,10 @@ class Discrete(nn.Module, ABC):
     keeps_last = True  # the schedules end at the last step
     x_ND: Tensor
 
-    def __init__(self, cfg: DiscreteOptions, n_input: int, *, stops: bool) -> None:
+    def __init__(self, cfg: DiscreteOptions, n_input: int, *, stops: bool, sums: bool = False) -> None:
         super().__init__()
         self.cfg: Any = cfg
-        self.sender, self.receiver = Sender(cfg, n_input, stops=stops), Receiver(cfg, n_input)
+        self.sender, self.receiver = Sender(cfg, n_input, stops=stops), Receiver(cfg, n_input, sums=sums)
 
     @abstractmethod
     def spell(self, x_BD: Tensor) -> Tensor:
@@ -327,14 +338,14 @@ class Discrete(nn.Module, ABC):
         return list(torch.from_numpy(rows[:whole]).split(size)) if whole else []
 
 
-def kmeans_codes(cfg: DVAEOptions, source: Source, seed: int) -> Tensor:
-    """Codes [N, T] of residual k-means by the same weights."""
+def residual_kmeans(cfg: DVAEOptions, source: Source, seed: int) -> RQKMeans:
+    """What is learned from: residual k-means by the same weights."""
     options = RQKMeansOptions(
         num_emb_list=cfg.num_emb_list, weights=cfg.weights, kmeans_iters=20, kmeans_start="greedy"
     )
     model = RQKMeans(options, source.content_ND.shape[1])
     model.fit(source, seed)
-    return model.encode(source.content_ND)
+    return model
 
 
 class DVAE(Discrete):
@@ -342,13 +353,17 @@ class DVAE(Discrete):
     price: Tensor
 
     def __init__(self, cfg: DVAEOptions, n_input: int) -> None:
-        super().__init__(cfg, n_input, stops=cfg.learns_length)
+        super().__init__(cfg, n_input, stops=cfg.learns_length, sums=cfg.taught_share > 0)
         self.register_buffer("price", torch.tensor(cfg.length_cost))
         self.lesson: Callable[[], Tensor] | None = None
 
     def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
         super().begin(source, size, seed, fresh=fresh)
-        self.lesson = cache(lambda: kmeans_codes(self.cfg, source, seed).to(self.x_ND.device))
+        teacher = cache(lambda: residual_kmeans(self.cfg, source, seed))
+        self.lesson = cache(lambda: teacher().encode(source.content_ND).to(self.x_ND.device))
+        if fresh and self.receiver.sum_TVD is not None:
+            centre_TVD = torch.stack(teacher().centres()) * self.x_ND.shape[1] ** 0.5
+            self.receiver.sum_TVD.data.copy_(centre_TVD)
 
     def spell(self, x_BD: Tensor) -> Tensor:
         sent = self.sender(x_BD)

@@ -16,7 +16,7 @@ from sids.dvae import DVAE
 from sids.reinforce import Reinforce, content, kept
 from sids.rq_kmeans import RQKMeans, RQKMeansOptions
 from sids.tokenizer import Source
-from utils import Problem
+from utils import Problem, read_checkpoint
 
 STOP = torch.tensor([[-0.5, 1.0, -1.0]])
 D = torch.tensor([[1.0, 0.5, 0.3, 0.2]])
@@ -140,6 +140,8 @@ def test_codes_of_k_means_are_learned_first():
     kmeans.fit(data, 0)
     batch = model.batches(data, 16, 0, 0)[0]
     code, x = kmeans.encode(data.content_ND)[batch], model.x_ND[batch]
+    sums = torch.nn.functional.normalize(kmeans.decode(code), dim=-1)
+    assert torch.allclose(model.decode(code), sums, atol=1e-6)  # it begins with their centres
     loss, parts = model.train().loss(batch, 29)
     h, told = model.sender.f(x), 0.0
     for t in range(3):
@@ -280,6 +282,16 @@ def test_pre_training_makes_codes_that_a_recommender_takes(tiny, more):
     model = methods.build_model(cfg, data).model.eval()
     found = model.recommend(torch.tensor([[1, 2, 3]]), 10)
     assert len(set(found.item_BW[0].tolist())) == 10
+
+
+def test_the_same_seed_makes_the_same_tokenizer(tiny, tmp_path):
+    states = []
+    for seed, folder in ((1, "a"), (1, "b"), (2, "c")):
+        more = {"taught_share": 0.3, "length": "learned", "seed": seed, "output_dir": str(tmp_path / folder)}
+        cfg = methods.build(tiny | more)
+        states.append(read_checkpoint(methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))["state_dict"])
+    same, other = ([torch.equal(states[0][k], s[k]) for k in states[0]] for s in states[1:])
+    assert all(same) and not all(other)
 
 
 def test_a_collapse_is_named_and_nothing_is_saved(tiny, caplog):
