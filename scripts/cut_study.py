@@ -4,7 +4,9 @@
 
 For each data set, weights (uniform, counts) and seed: the weighted and the uniform error of the fixed codes and of the
 cut ones, unique shares, and two controls with the lengths of the cut, permuted over the items and sorted by count. A
-line a run is added to FILE; what it has already is not run again. The table is that of all its lines.
+line a run is added to FILE; what it has already is not run again. The table is that of all its lines, and so are two
+pictures for each data set and weights: FILE-<set>-<weights>-error.svg, error against tokens, and -popularity.svg,
+length against popularity.
 """
 
 import json
@@ -21,6 +23,7 @@ import main
 import methods
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from runs import charts
 from sids import cut, lengths
 from sids.rq_kmeans import RQKMeans
 from sids.table import by_count as most_frequent_first
@@ -60,7 +63,7 @@ def measured(code_NT: Any, length_N: np.ndarray, error_NT: np.ndarray, sizes: li
     found = lengths.figures(cut.shorten(code_NT, length_N), sizes, source.count_N, error_NT)
     names = ("expected_tokens_weighted", "reconstruction_weighted", "reconstruction_uniform", "unique_share",
              "max_group", "spearman_length_count")  # fmt: skip
-    return {name: found[name] for name in names}
+    return {name: found[name] for name in names} | {"tenths": lengths.by_tenth(length_N, source.count_N)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -81,6 +84,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def pictures(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """SVG of the means over seeds: of each kind of codes the error at its tokens, of each cut the tenths' lengths."""
+    figures = ("expected_tokens_weighted", "reconstruction_weighted", "tenths")
+    names = [name for name, v in rows[0].items() if isinstance(v, dict) and "tenths" in v]
+    mean = {name: {k: np.mean([r[name][k] for r in rows], 0) for k in figures} for name in names}
+    error: dict[str, list[tuple[float, float]]] = {}
+    for name, m in mean.items():
+        at = (float(m["expected_tokens_weighted"]), float(m["reconstruction_weighted"]))
+        error.setdefault(name.rpartition(" ")[0], []).append(at)
+    tenths = {name: list(enumerate(m["tenths"].tolist(), 1)) for name, m in mean.items() if name.startswith("cut")}
+    return {
+        "error": charts.curves({k: sorted(p) for k, p in error.items()}, x_label="codes of an interaction's item",
+                               y_label="weighted error"),
+        "popularity": charts.curves(tenths, x_label="tenth of the items, the rarest first", y_label="codes"),
+    }  # fmt: skip
+
+
 def run(argv: list[str]) -> None:
     given, words = main.split_off(argv, ["seeds", "json"])
     names = [w for w in words if not w.startswith("-")]
@@ -96,7 +116,12 @@ def run(argv: list[str]) -> None:
                 if (dataset, weights, seed, json.dumps(overrides)) not in done:
                     rows.append(study(dataset, weights, seed, overrides))
                     write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
-    print(table([r for r in rows if r["options"] == overrides]))
+    asked = [r for r in rows if r["options"] == overrides]
+    print(table(asked))
+    for key in dict.fromkeys((r["dataset"], r["weights"]) for r in asked):
+        own = [r for r in asked if (r["dataset"], r["weights"]) == key and "tenths" in r["fixed 1"]]
+        for name, drawn in (pictures(own) if own else {}).items():
+            write_text(path.with_name(f"{path.stem}-{'-'.join(key)}-{name}.svg"), drawn)
 
 
 if __name__ == "__main__":

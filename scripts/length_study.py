@@ -35,7 +35,7 @@ from scripts.compare import trained
 from settings import Config
 from sids.cut import shares
 from sids.fit import checkpoint_path
-from sids.lengths import HEAD
+from sids.lengths import HEAD, by_tenth
 from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, seeds_of, write_json, write_text
 
 KMEANS = {"tokenizer": "rq_kmeans", "kmeans_start": "kmeans++", "kmeans_iters": 40, "weights": "counts"}
@@ -64,12 +64,6 @@ def history_figures(cfg: Config, data: Dataset, model: Any) -> dict[str, float]:
             "tokens p90": float(np.quantile(tokens, 0.9))}  # fmt: skip
 
 
-def by_decile(model: Any, count_N: np.ndarray) -> dict[str, float]:
-    """Mean codes of an item for each tenth of the items, the rarest first."""
-    tenths = np.array_split(np.argsort(count_N, kind="stable"), 10)
-    return {f"codes of tenth {i}": float((model.item_tokens[rows] - 1).mean()) for i, rows in enumerate(tenths, 1)}
-
-
 def one(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) -> dict[str, float]:
     """Figures of an arm with one seed."""
     run = trained(name, cfg, data, overrides)
@@ -84,7 +78,8 @@ def one(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) -> dic
     head = head_N[data.test.targets - 1]
     seconds = [row["seconds"] for row in run.rows()]
     assert abs(float(shares(count_N) @ model.item_tokens) - sids["tokens_per_event"]) < 1e-6  # type: ignore[attr-defined]
-    return history_figures(cfg, data, model) | by_decile(model, count_N) | {
+    tenths = {f"codes of tenth {i}": x for i, x in enumerate(by_tenth(model.item_tokens - 1, count_N), 1)}  # type: ignore[attr-defined]
+    return history_figures(cfg, data, model) | tenths | {
         "tokens/event": sids["tokens_per_event"], "error p": sids["reconstruction_weighted"],
         "error u": sids["reconstruction_uniform"], "unique": sids["unique_share"], "max group": sids["max_group"],
         "valid ndcg@10": results["valid"]["ndcg@10"], "recall@10": results["recall@10"], "ndcg@10": results["ndcg@10"],

@@ -77,6 +77,11 @@ def popularity(length_N: np.ndarray, count_N: np.ndarray) -> Figures:
     }
 
 
+def by_tenth(length_N: np.ndarray, count_N: np.ndarray) -> list[float]:
+    """Mean length for each tenth of the items, the rarest first."""
+    return [float(length_N[rows].mean()) for rows in np.array_split(np.argsort(count_N, kind="stable"), 10)]
+
+
 def price(length_N: np.ndarray, count_N: np.ndarray) -> dict[str, float]:
     """Codes an item, and with the end token; Spearman's rho of length and count, 0 where either is the same for all."""
     weighted, rho = float(shares(count_N) @ length_N), spearman(length_N, count_N)

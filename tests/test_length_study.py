@@ -4,7 +4,7 @@ import pytest
 import yaml
 from conftest import tiny_overrides, write_tiny
 
-from scripts import compare, holdout_study, length_study
+from scripts import compare, cut_study, holdout_study, length_study
 from utils import Problem, read_json
 
 DVAE = {"tokenizer": "dvae", "num_emb_list": [16, 16, 16], "dvae_steps": 12, "rqvae_epochs": 3, "rqvae_batch_size": 32,
@@ -51,3 +51,24 @@ def test_held_out_items_take_no_part_in_the_fit(shop):
     assert items[1] == round(0.1 * sum(items)) and all(1 <= row["length"] <= 3 for row in found.values())
     with pytest.raises(Problem, match="needs a tokenizer with weights: counts"):
         holdout_study.study([*argv, "--weights=uniform"])
+
+
+def test_the_study_of_the_cut_draws_what_it_measured(shop, tmp_path, capsys):
+    """A line a run, four pictures; a second call fits nothing."""
+    out = tmp_path / "cut.jsonl"
+    argv = [
+        "tiny",
+        f"--data_path={shop / 'dataset'}",
+        "--json",
+        str(out),
+        "--num_emb_list=16,16,16",
+        "--kmeans_iters=3",
+    ]
+    for _ in range(2):
+        cut_study.run(argv)
+        assert len(out.read_text().splitlines()) == 2
+    names = {p.name for p in tmp_path.glob("cut-*.svg")}
+    assert names == {f"cut-tiny-{w}-{n}.svg" for w in ("uniform", "counts") for n in ("error", "popularity")}
+    error = (tmp_path / "cut-tiny-counts-error.svg").read_text()
+    assert [error.count(f">{name}<") for name in ("fixed", "cut", "permuted", "by count")] == [1, 1, 1, 1]
+    assert "| tiny, counts, 1 | cut 2.0 |" in capsys.readouterr().out
