@@ -306,7 +306,7 @@ def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, uneven):
     model.set_codes(code_NT)
     with torch.no_grad():  # scores that differ
         for p in model.parameters():
-            p += 0.3 * torch.randn_like(p)
+            p.add_(0.3 * torch.randn_like(p))
     history, banned = some_batch().history_BS, torch.tensor([[3, 5]])
     model.recommender.item_loss = 0.0
     alone = model.recommend(history, N)
