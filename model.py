@@ -252,27 +252,24 @@ class GenerativeModel(nn.Module):
         self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
     ) -> Found:
         """The k best items for each history, best first, with the log-probability of their SIDs."""
-        score = self._scorer(history_BS)
+        score = self.recommender.scorer(lambda item: self.sids.tokens(item).token, history_BS)
+        if self.uneven:
+            score = without_last(score, len(self.sids.vocabulary))
         trie = self.trie(among_M)
         tree = trie if self.search.constrained else AllTokens(trie)
         beams = max(k, self.search.num_beams)
         legal = self.search.legal_softmax
         found = beam_search(score, tree, len(history_BS), beams, history_BS.device, banned_BS, legal_softmax=legal)
         if self.recommender.item_loss:
-            found = self._with_items(found, tree, history_BS, banned_BS, among_M)
+            found = self._with_items(found, score, tree, banned_BS, among_M)
         return Found(found.item_BW[:, :k], found.score_BW[:, :k])
 
-    def _scorer(self, history_BS: Tensor) -> Scorer:
-        score = self.recommender.scorer(lambda item: self.sids.tokens(item).token, history_BS)
-        return without_last(score, len(self.sids.vocabulary)) if self.uneven else score
-
     def _with_items(
-        self, found: Found, tree: Tree, history_BS: Tensor, banned_BS: Tensor | None, among_M: Tensor | None
+        self, found: Found, score: Scorer, tree: Tree, banned_BS: Tensor | None, among_M: Tensor | None
     ) -> Found:
         """A search's items and as many that the network ranks first as whole items, all by log-probability of the SID
         plus w times that of the item (LIGER, arXiv:2411.18814), best first.
         """
-        score = self._scorer(history_BS)
         item_BN = score(len(self.sids.vocabulary), None, None)
         open_BN = item_BN
         if among_M is not None:

@@ -105,6 +105,7 @@ def title(row: Any) -> str:
 def assemble(
     folder: Path, stem: str, cfg: DataOptions, catalogue: Catalogue, parts: Parts, paths: list[Path]
 ) -> Dataset:
+    """A data set of what a reader found, with its embeddings' file and hash; Problem names a file that is missing."""
     embedding = Path(cfg.semantic_emb_path) if cfg.semantic_emb_path else find_embedding(folder, stem)
     if cfg.semantic_emb_path and embedding and not is_file(embedding):
         named, embedding = embedding, folder / embedding

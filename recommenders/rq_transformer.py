@@ -213,8 +213,10 @@ class RQTransformer(TokenTables):
             if place == len(self.vocabulary):
                 every_N = torch.arange(1, self.n_items + 1, device=history_BS.device)
                 return self._item_logits(hidden_Bh, self.look_up(tokens(every_N))).log_softmax(-1)
-            if token_R is None or parent_R is None:
+            if token_R is None or parent_R is None:  # another search for the same users may begin
                 x_Rh = start_Bh
+                for own in past:
+                    own.kept = None
             else:
                 for own in past:
                     own.reorder(parent_R)

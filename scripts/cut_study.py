@@ -102,6 +102,7 @@ def pictures(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def run(argv: list[str]) -> None:
+    """The command; what the file of rows holds already is not computed again."""
     given, words = main.split_off(argv, ["seeds", "json"])
     names = [w for w in words if not w.startswith("-")]
     overrides = methods.parse_overrides([w for w in words if w.startswith("-")])

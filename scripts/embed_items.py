@@ -35,6 +35,7 @@ from utils import Problem, digest, log, log_to, problems_exit_2, read_json, writ
 
 
 def run(argv: list[str]) -> None:
+    """The command: embeddings of one data set's items, beside its other files."""
     kinds: dict[str, type] = {"embeddings": EmbedOptions}
     if {"--help", "-h"} & set(argv):
         print(__doc__, settings.help_text(kinds), sep="\n")

@@ -66,6 +66,7 @@ def sids(files: list[Path], given: dict[str, str], folder: Path) -> None:
 
 
 def sequences(files: list[Path], given: dict[str, str], folder: Path) -> None:
+    """FORGE's sequences of the three parts as .jsonl, a SID being an item; --sids tells the SIDs of answers by item id."""
     if len(files) != len(SPLITS):
         raise Problem(f"sequences: needs the files of {', '.join(SPLITS)}, in this order")
     codes = settings.coerce(int, settings.parse_yaml(given.get("codes", "8192")), "codes", {"ge": 1})
@@ -107,6 +108,7 @@ COMMANDS: dict[str, Callable[[list[Path], dict[str, str], Path], None]] = {
 
 
 def run(argv: list[str]) -> None:
+    """The command; the folder of --out appears whole or not at all."""
     given, words = main.split_off(argv, ["out", "ids", "codes", "sids"])
     if not words or words[0] not in COMMANDS or len(words) < 2 or "out" not in given:
         raise Problem(f"forge_data: needs one of {', '.join(COMMANDS)}, a file and --out DIR/NAME")

@@ -278,6 +278,7 @@ def build_demo(folder: Path, seed: int = 2020) -> None:
 
 
 def main() -> None:
+    """The command; a complete demo folder is left as it is."""
     parser = argparse.ArgumentParser(description="Generate the demo data set.")
     parser.add_argument("--folder", type=Path, default=Path("dataset/demo"))
     parser.add_argument("--seed", type=int, default=2020)

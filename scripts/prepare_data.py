@@ -37,6 +37,7 @@ READ = {"own": "auto", "recbole": "inter", "letter": "json", "diger": "jsonl"}  
 
 
 def run(argv: list[str]) -> None:
+    """The command: a data set in the one layout, with its card and preset, or a conversion to another layout."""
     if find_spec("polars") is None:
         raise Problem("prepare_data.py needs polars, which is not installed: pip install -r requirements-data.txt")
     from readers.prepare import PrepareOptions, cut_at, prepare

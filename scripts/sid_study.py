@@ -169,6 +169,7 @@ def told(rows: dict[str, dict[str, float]], targets: list[str]) -> tuple[str, li
 
 
 def study(argv: list[str]) -> dict[str, Any]:
+    """The command; returns what it writes as JSON: figures of each configuration, rank correlations."""
     given, rest = main.split_off(argv, ["seeds", "data_path"])
     names = [a for a in rest if not a.startswith("--")]
     overrides = methods.parse_overrides([a for a in rest if a.startswith("--")])

@@ -35,6 +35,7 @@ def fits(source: Path, files: list[Path]) -> bool:
 
 
 def read(source: Path, cfg: SourceOptions) -> Raw:
+    """Reviews or ratings of a folder, and the metadata beside them or in `items`; Problem where there are none."""
     reviews, meta = _split(source, files_of(source))
     if not reviews:
         raise Problem(f"{source}: no reviews or ratings (.json.gz, .jsonl.gz, .csv, .parquet) in this folder")

@@ -29,6 +29,7 @@ def fits(source: Path, files: list[Path]) -> bool:
 
 
 def read(source: Path, cfg: SourceOptions) -> Raw:
+    """Clicks, and items with their texts where a file has them; Problem when a column cannot be told."""
     files, texts = files_of(source), Path(cfg.items) if cfg.items else None
     if source.is_dir() and texts is None:  # a file that names no user holds the items
         lists = [p for p in files if cfg.users_col is None and not _usual(_columns(p), "users_col")]
