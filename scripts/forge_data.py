@@ -66,7 +66,7 @@ def sids(files: list[Path], given: dict[str, str], folder: Path) -> None:
 
 
 def sequences(files: list[Path], given: dict[str, str], folder: Path) -> None:
-    """FORGE's sequences of the three parts as .jsonl, a SID being an item; --sids tells the SIDs of answers by item id."""
+    """FORGE's sequences of the three parts as .jsonl, a SID being an item; --sids: those of answers by item id."""
     if len(files) != len(SPLITS):
         raise Problem(f"sequences: needs the files of {', '.join(SPLITS)}, in this order")
     codes = settings.coerce(int, settings.parse_yaml(given.get("codes", "8192")), "codes", {"ge": 1})
