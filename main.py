@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list, gather_object
 
+import building
 import methods
 import settings
 from metrics import EvalOptions
@@ -147,7 +148,7 @@ def split_off(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[s
 
 def check_data(cfg: Config) -> Dataset:
     """Read data and embeddings as training will, so that a dry run meets the same problems."""
-    return methods.check_content(cfg, read_dataset(cfg[DataOptions]))
+    return building.check_content(cfg, read_dataset(cfg[DataOptions]))
 
 
 def check_training(cfg: Config) -> None:
@@ -155,7 +156,7 @@ def check_training(cfg: Config) -> None:
     data = check_data(cfg)
     if cfg[RunOptions].run_name is not None:
         RunFolder.of(cfg).check_free_or_same(cfg)
-    methods.check_named(cfg, data)
+    building.check_named(cfg, data)
 
 
 # ---------------------------------------------------------------- train
@@ -180,7 +181,7 @@ def train(cfg: Config) -> RunFolder:
 
     data = check_data(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
-    model, tokenizer = methods.build_model(cfg, data)
+    model, tokenizer = building.build_model(cfg, data)
     with guard.fail_together(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
@@ -253,7 +254,7 @@ def portable(cfg: Config, data: Dataset, tokenizer: Any = None) -> dict[str, Any
     """
     names = {"items": data.catalogue.ids, "titles": data.catalogue.titles}
     frozen = {} if tokenizer is None else {"tokenizer": tokenizer.state_dict()}
-    kept = {**names, **frozen, **methods.given_stamp(cfg)}
+    kept = {**names, **frozen, **building.given_stamp(cfg)}
     return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **kept}
 
 
@@ -315,7 +316,7 @@ def write_index(run: RunFolder, cfg: Config, model: Recommender) -> None:
 def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dict[str, float]]:
     """Test figures of the floors. One that can no longer be had costs its own row, not the run's results."""
     figures = {}
-    for name in methods.floors_of(data):
+    for name in building.floors_of(data):
         floor, mine = None, None
         try:
             floor = methods.FLOORS[name](data).to(acc.device)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import methods
+import building
 from data import Batch, recent
 from layers import soft_label_loss
 from metrics import EvalOptions
@@ -578,10 +578,10 @@ def load(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -
     that may differ from its training, as `--key=value` (`--num_beams=50`). Nothing in a file is executed; Problem when
     it is damaged.
     """
-    return loaded_of(methods.restore(path, overrides), path, device)
+    return loaded_of(building.restore(path, overrides), path, device)
 
 
-def loaded_of(restored: methods.Restored, path: str | Path, device: str = "cpu") -> Loaded:
+def loaded_of(restored: building.Restored, path: str | Path, device: str = "cpu") -> Loaded:
     cfg, model, state = restored
     number = {token: i for i, token in enumerate(state["items"], 1)}
     return Loaded(cfg, model.to(device), number, state["items"], state["titles"], state.get("split"), str(path))

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import building
 import main
-import methods
 from model import GenerativeModel, JointModel
 from readers.dataset import Catalogue, check_array, open_array, read_items
 from settings import Config
@@ -44,7 +44,7 @@ PER_ITEM = ("code_NT", "end_N", "first_NP", "recommender.own.weight",
             "tokenizer.side.vector_NV", "tokenizer.offset_Nd")  # fmt: skip # tensors of a model with a row an item
 
 
-def tokenizer_of(path: str | Path, restored: methods.Restored, width: int) -> Any:
+def tokenizer_of(path: str | Path, restored: building.Restored, width: int) -> Any:
     """The tokenizer that a checkpoint carries, for embeddings of some width; Problem where it carries none."""
     cfg, model, state = restored
     if not isinstance(model, GenerativeModel):
@@ -54,13 +54,13 @@ def tokenizer_of(path: str | Path, restored: methods.Restored, width: int) -> An
             f"{path}: its semantic IDs have unlike lengths, cut for all items together; train it anew with them"
         )
     if isinstance(model, JointModel):
-        held = methods.sizes_of(cfg, state["model"])[1]
+        held = building.sizes_of(cfg, state["model"])[1]
         if held != width:
             raise Problem(f"--embeddings: are of width {width}, the tokenizer's were of width {held}; use that encoder")
         return model.tokenizer
     if not isinstance(state.get("tokenizer"), dict):
         raise Problem(f"{path}: carries no tokenizer (its semantic IDs were made elsewhere); new items cannot be coded")
-    tokenizer = methods.empty_tokenizer(cfg, width)
+    tokenizer = building.empty_tokenizer(cfg, width)
     try:
         tokenizer.load_state_dict(state["tokenizer"])
     except (RuntimeError, KeyError, TypeError) as e:
@@ -102,7 +102,7 @@ def codes_of_strangers(tokenizer: Any, content_MD: np.ndarray) -> torch.Tensor:
 
 def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[str, Any]:
     """A checkpoint's state with more items; Problem where they cannot be had. Items it knows keep their SIDs."""
-    restored = methods.restore(path)
+    restored = building.restore(path)
     state, model = restored.state, restored.model
     known = set(state["items"])
     if twice := [token for token in new.ids if token in known]:
@@ -143,7 +143,7 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
 
 def sids_of(cfg: Config, state: dict[str, Any]) -> dict[str, list[str]]:
     """The SIDs of an extended state, which loading proves sound."""
-    model = methods.empty_model(cfg, len(state["items"]), methods.sizes_of(cfg, state["model"])[1])
+    model = building.empty_model(cfg, len(state["items"]), building.sizes_of(cfg, state["model"])[1])
     try:
         load_weights(model, state["model"])
     except RuntimeError as e:
@@ -166,7 +166,7 @@ def run(argv: list[str]) -> Path:
     content_MD = open_array(Path(given["embeddings"]))
     check_array(Path(given["embeddings"]), content_MD, new.ids)
     state = extended(given["checkpoint"], new, content_MD)
-    sids = sids_of(methods.restore(given["checkpoint"]).cfg, state)
+    sids = sids_of(building.restore(given["checkpoint"]).cfg, state)
     write_checkpoint(output, state)
     write_json(index, sids)
     log.info(f"{len(new)} items added to {len(state['items']) - len(new)}; SIDs: {index}")

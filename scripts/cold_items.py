@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+import building
 import main
 import methods
 from metrics import EvalOptions, per_user, target_rank
@@ -159,7 +160,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     if not share.replace(".", "", 1).isdecimal() or not 0 < float(share) <= 0.5:
         raise Problem(f"--share: expected a number above 0, at most 0.5, got {quoted(share)}")
     cfg = main.configuration(words, __doc__, main.check_data)
-    if not methods.reads_content(cfg):
+    if not building.reads_content(cfg):
         raise Problem("method: has no tokenizer, so it cannot take new items; use --method=two_stage")
     log_to(None, main=True)
     data = read_dataset(cfg[DataOptions])
@@ -172,7 +173,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     old = methods.change(
         cfg, dataset=name, data_path=str(place / "data"), short_users="drop", run_name=f"cold-{method}", resume="auto"
     )
-    methods.train_tokenizer(old, read_dataset(old[DataOptions]))
+    building.train_tokenizer(old, read_dataset(old[DataOptions]))
     trained = main.train(old)
     log_to(None, main=True)
     content_ND, rows = np.asarray(read_embeddings(data)), np.array(fresh) - 1

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 
+import building
 import main
 import methods
 import settings
@@ -132,7 +133,7 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
 
 def is_of(results: dict[str, Any], data: Dataset, cfg: Config) -> bool:
     """Are results those of data, and of the semantic IDs where a file gives them, as they are now?"""
-    stamp = methods.given_stamp(cfg)
+    stamp = building.given_stamp(cfg)
     return results.get("data") == data.hash and results.get("sids") == stamp.get("sids")
 
 
@@ -156,8 +157,8 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) ->
         log.info(f"{name}, seed {cfg[DataOptions].seed}: {found.path}")
         return found
     if CodeOptions in cfg and cfg[CodeOptions].rqvae_path is None:
-        methods.train_tokenizer(cfg, data)
-    options = digest(data.hash, settings.counting(cfg), *methods.given_stamp(cfg).values())
+        building.train_tokenizer(cfg, data)
+    options = digest(data.hash, settings.counting(cfg), *building.given_stamp(cfg).values())
     run = main.train(methods.change(cfg, run_name=f"compare-{methods.folder_name(cfg)}-{options}", resume="auto"))
     log_to(None, main=True)
     if run.results().get("data") != data.hash:
@@ -187,7 +188,7 @@ def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str
             figures.append(run.results())
             continue
         run.look_at_test()
-        other, model, _ = methods.restore(run.best, [f"--decoding={decoding}"])
+        other, model, _ = building.restore(run.best, [f"--decoding={decoding}"])
         acc = main.accelerator(other)
         again = evaluate(model.to(acc.device), data.test, other, acc, name)
         ranks.append(again.rank)
@@ -237,7 +238,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
     log_to(None, main=True)
     cfg = configs[chosen[0]][0]
     data = read_dataset(cfg[DataOptions])
-    trained_on_content = any(methods.reads_content(c[0]) for n, c in configs.items() if n not in methods.FLOORS)
+    trained_on_content = any(building.reads_content(c[0]) for n, c in configs.items() if n not in methods.FLOORS)
     if trained_on_content or "content" in configs:  # else it would stop the table after the others have been trained
         read_embeddings(data)
     rows = [results(n, configs[n], data, overrides) for n in chosen]

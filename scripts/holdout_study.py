@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+import building
 import main
 import methods
 from readers.dataset import read_embeddings
@@ -45,7 +46,7 @@ def study(argv: list[str]) -> dict[str, dict[str, float]]:
     held_N[random.permutation(len(count_N))[: round(SHARE * len(count_N))]] = True
     seen = np.concatenate([[0], np.where(held_N, 0, count_N)])
     less = dataclasses.replace(data, popularity=seen, hash=digest(data.hash, "holdout", held_N.nonzero()[0].tolist()))
-    tokenizer = methods.tokenizer_of(cfg, less, methods.train_tokenizer(cfg, less)).eval()
+    tokenizer = building.tokenizer_of(cfg, less, building.train_tokenizer(cfg, less)).eval()
     code_NT, error_NT = codes_of(tokenizer, read_embeddings(data), seen[1:])
     length_N = (code_NT >= 0).sum(1).numpy()
     own_N = error_NT[np.arange(len(length_N)), length_N - 1]

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+import building
 import main
 import methods
 import settings
@@ -69,9 +70,9 @@ def one(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) -> dic
     run = trained(name, cfg, data, overrides)
     log_to(None, main=True)
     results, count_N = run.results(), data.popularity[1:]
-    model = methods.build_model(cfg, data).model
+    model = building.build_model(cfg, data).model
     path = checkpoint_path(cfg, str(settings.flat(cfg)["tokenizer"]), data)
-    sids = methods.sid_figures(cfg, data, path)
+    sids = building.sid_figures(cfg, data, path)
     ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run)[1])).numpy()
     head_N = np.zeros(len(count_N), bool)
     head_N[np.argsort(-count_N, kind="stable")[: round(HEAD * len(count_N))]] = True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import building
 import main
 import methods
 from readers.layouts import read_dataset
@@ -20,12 +21,12 @@ from utils import Problem, log_to, problems_exit_2, write_json
 
 def run(argv: list[str]) -> None:
     cfg = main.configuration(argv, __doc__, main.check_data, composed=without_training)
-    if not methods.reads_content(cfg):
+    if not building.reads_content(cfg):
         raise Problem("method: has no tokenizer to pre-train; use --method=two_stage, and not --tokenizer=given")
     log_to(None, main=True)
     data = read_dataset(cfg[DataOptions])
-    path = methods.train_tokenizer(cfg, data)
-    write_json(methods.length_file(cfg, path), methods.sid_figures(cfg, data, path))
+    path = building.train_tokenizer(cfg, data)
+    write_json(building.length_file(cfg, path), building.sid_figures(cfg, data, path))
     print(f"tokenizer: {path}")
 
 

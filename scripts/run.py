@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
+import building
 import main
 import methods
 import settings
@@ -57,7 +58,7 @@ def run(uncertainty: str, argv: list[str]) -> None:
     data, folder, beside = check_before_training(cfg, processes), RunFolder.of(cfg), beside_of(cfg)
     lacking = [c for c in (beside, cfg) if c is not None and not RunFolder.of(c).finished]
     if lacking and cfg[CodeOptions].rqvae_path is None:
-        methods.train_tokenizer(cfg, data)
+        building.train_tokenizer(cfg, data)
     for each in lacking:
         train(each, processes)
     if beside is not None:
@@ -82,7 +83,7 @@ def check_before_training(cfg: Config, processes: int) -> Dataset:
             raise Problem(f"{e}; or leave the baseline out: --with_two_stage=false") from None
     main.check_processes(cfg, processes)
     data = main.check_data(cfg)
-    methods.check_named(cfg, data)
+    building.check_named(cfg, data)
     return data
 
 

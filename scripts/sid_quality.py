@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+import building
 import main
 import methods
 import settings
@@ -55,13 +56,13 @@ def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Su
     state = read_checkpoint(path, allow=(Namespace,))
     if "state_dict" in state:
         return of_tokenizer(path, state, read_data(settings.parse_overrides(data_words)))
-    cfg, model, _ = methods.restore(path, data_words)
+    cfg, model, _ = building.restore(path, data_words)
     if CodeOptions not in cfg:
         raise Problem(f"{path}: recommends by items, it has no semantic IDs")
     data = read_dataset(cfg[DataOptions])
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None and "tokenizer" in state and data.embedding_path is not None:
-        tokenizer = methods.empty_tokenizer(cfg, read_embeddings(data).shape[1])
+        tokenizer = building.empty_tokenizer(cfg, read_embeddings(data).shape[1])
         tokenizer.load_state_dict(state["tokenizer"])
     return checked(path, Subject(model.sids, tokenizer and tokenizer.eval(), data))  # type: ignore[attr-defined]
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 
+import building
 import main
 import methods
 from readers.dataset import Dataset, read_embeddings
@@ -82,7 +83,7 @@ def cheap_metrics(cfg: Config, data: Dataset, path: Path) -> dict[str, float]:
     """
     if is_file(path):
         return {str(k): float(v) for k, v in read_json(path).items()}
-    model = methods.build_model(cfg, data)
+    model = building.build_model(cfg, data)
     subject = Subject(model.model.sids, model.tokenizer, data)  # type: ignore[attr-defined]
     figures, hits = measured(subject, "valid", ("decoded",))
     found = figures | {f"{name} {key}": value for name, rates in hits.items() for key, value in rates.items()}

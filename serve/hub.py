@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 
+import building
 import methods
 import settings
 from metrics import EvalOptions
@@ -29,7 +30,7 @@ class HubModel(ModelHubMixin, library_name="diger", tags=["recommendation", "sem
 
     def __init__(self, path: str) -> None:
         """path: a best_model.pth, or an exported folder."""
-        self.restored = methods.restore(path)
+        self.restored = building.restore(path)
         self.loaded = loaded_of(self.restored, path)
         self.test = test_figures(path, self.restored.state)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import building
 import main
 import methods
 import settings
@@ -130,7 +131,7 @@ def train_ring(noisy_ring, tmp_path):
                  "lr_scheduler_type": "constant", "metrics": "recall@1,recall@10,ndcg@10"}  # fmt: skip
         cfg = methods.build(small | options)
         torch.manual_seed(0)
-        model, run = methods.build_model(cfg, noisy_ring).model, RunFolder.of(cfg)
+        model, run = building.build_model(cfg, noisy_ring).model, RunFolder.of(cfg)
         run.claim(cfg)
         fit = Fit(
             cfg,
@@ -155,7 +156,7 @@ def ground(tmp_path_factory):
     options = tiny_overrides(root)
     cfg = methods.build(options)
     data = read_dataset(cfg[DataOptions])
-    return options | {"rqvae_path": str(methods.train_tokenizer(cfg, data))}, data
+    return options | {"rqvae_path": str(building.train_tokenizer(cfg, data))}, data
 
 
 @pytest.fixture(scope="session")
@@ -166,7 +167,7 @@ def trained(tmp_path_factory):
     options = tiny_overrides(root) | {"epochs": 1, "metrics": "recall@5,ndcg@5", "valid_metric": "ndcg@5"}
     cfg = methods.build(options)
     data = read_dataset(cfg[DataOptions])
-    options |= {"rqvae_path": str(methods.train_tokenizer(cfg, data))}
+    options |= {"rqvae_path": str(building.train_tokenizer(cfg, data))}
     kinds = {"frqud": {}, "two_stage": {"method": "two_stage"}, "sasrec": {"method": "sasrec", "hidden_units": 8},
              "own_tokens": {"method": "two_stage", "collision": "item", "legal_softmax": True}}  # fmt: skip
     runs = {name: main.train(methods.build(options | kind | {"run_name": name})) for name, kind in kinds.items()}

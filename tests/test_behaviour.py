@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
 
+import building
 import main
 import methods
 from readers.dataset import Catalogue, read_embeddings
@@ -75,24 +76,24 @@ def test_a_run_carries_its_behaviour(place, tokenizer, behaviour):
     source = {"vectors_from": str(sasrec)} if behaviour == "vectors" else {}
     chosen = {"tokenizer": tokenizer, "behaviour": behaviour, "behaviour_width": 8, **source}
     cfg = methods.build(options | chosen | {"run_name": f"{tokenizer}-{behaviour}"})
-    methods.train_tokenizer(cfg, data)
+    building.train_tokenizer(cfg, data)
     run = main.train(cfg)
-    restored, model, state = methods.restore(run.best)
-    again = methods.empty_tokenizer(restored, read_embeddings(data).shape[1])
+    restored, model, state = building.restore(run.best)
+    again = building.empty_tokenizer(restored, read_embeddings(data).shape[1])
     again.load_state_dict(state["tokenizer"])
     code = again.eval().encode(read_embeddings(data))
     assert torch.equal(code, model.code_NT.long())
     plain = methods.build(options | {"tokenizer": tokenizer})
-    methods.train_tokenizer(plain, data)
-    assert not torch.equal(code, methods.tokenizer_of(plain, data).eval().encode(read_embeddings(data)))
+    building.train_tokenizer(plain, data)
+    assert not torch.equal(code, building.tokenizer_of(plain, data).eval().encode(read_embeddings(data)))
 
 
 def test_its_table_measures_what_was_quantized(place):
     """2 - 2 cos of the joined vector and its reconstruction; content alone is narrower than what is decoded."""
     options, data, _ = place
     cfg = methods.build(options | {"behaviour": "pairs", "behaviour_width": 8})
-    path = methods.train_tokenizer(cfg, data)
-    figures, tokenizer = methods.sid_figures(cfg, data, path), methods.tokenizer_of(cfg, data).eval()
+    path = building.train_tokenizer(cfg, data)
+    figures, tokenizer = building.sid_figures(cfg, data, path), building.tokenizer_of(cfg, data).eval()
     content = read_embeddings(data)
     got = tokenizer.decode(tokenizer.encode(content))[:, -1].detach().double()
     want = torch.from_numpy(tokenizer.seen(content)[: len(content)]).double()
@@ -104,9 +105,9 @@ def test_joint_training_takes_it_along(place):
     options, data, sasrec = place
     chosen = {"method": "diger", "behaviour": "vectors", "vectors_from": str(sasrec), "behaviour_width": 8}
     cfg = methods.build(options | chosen | {"run_name": "joint"})
-    methods.train_tokenizer(cfg, data)
+    building.train_tokenizer(cfg, data)
     run = main.train(cfg)
-    model = methods.restore(run.best).model
+    model = building.restore(run.best).model
     assert model.tokenizer.side.vector_NV.shape == (data.n_items, 8)
 
 
@@ -115,16 +116,16 @@ def test_new_items_have_no_behaviour(place, tmp_path, method):
     """Their codes are those of a zero row, and the extended checkpoint gives the whole catalogue its codes again."""
     options, data, _ = place
     cfg = methods.build(options | {"method": method, "behaviour": "pairs", "behaviour_width": 8, "run_name": method})
-    methods.train_tokenizer(cfg, data)
+    building.train_tokenizer(cfg, data)
     run = main.train(cfg)
     content = np.asarray(read_embeddings(data))
     new = content[[3]] + 1
     state = add_items.extended(run.best, Catalogue(["n0"], [""]), new)
     torch.save(state, tmp_path / "best_model.pth")
-    restored, model, state = methods.restore(tmp_path / "best_model.pth")
+    restored, model, state = building.restore(tmp_path / "best_model.pth")
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        tokenizer = methods.empty_tokenizer(restored, 12)
+        tokenizer = building.empty_tokenizer(restored, 12)
         tokenizer.load_state_dict(state["tokenizer"])
     assert tokenizer.side.vector_NV.shape == (41, 8) and not tokenizer.side.vector_NV[40].any()
     assert torch.equal(tokenizer.eval().encode(np.concatenate([content, new])), model.code_NT.long())
@@ -139,7 +140,7 @@ def test_another_file_of_vectors_is_another_tokenizer(place, tmp_path):
     state["model"]["encoder.items.weight"] = state["model"]["encoder.items.weight"].flip(1)
     torch.save(state, other)
     paths = [
-        methods.train_tokenizer(methods.build(chosen | {"vectors_from": str(p)}), data) for p in (sasrec, copy, other)
+        building.train_tokenizer(methods.build(chosen | {"vectors_from": str(p)}), data) for p in (sasrec, copy, other)
     ]
     assert paths[0] == paths[1] != paths[2]
 
@@ -158,10 +159,10 @@ def test_another_file_of_vectors_is_another_tokenizer(place, tmp_path):
 )
 def test_what_cannot_be_joined_is_refused(place, tmp_path, changes, message):
     options, data, sasrec = place
-    plain = str(methods.train_tokenizer(methods.build(options | {"tokenizer": "rq_kmeans"}), data))
+    plain = str(building.train_tokenizer(methods.build(options | {"tokenizer": "rq_kmeans"}), data))
     torch.save(read_checkpoint(sasrec) | {"items": ["x"]}, tmp_path / "other.pth")
     names = {"SASREC": str(sasrec), "TOKENIZER": plain, "OTHER": str(tmp_path / "other.pth")}
     changes = {k: names.get(v, v) for k, v in changes.items()}
     with pytest.raises(Problem, match=message):
         cfg = methods.build(options | {"tokenizer": "rq_kmeans"} | changes)
-        (methods.tokenizer_of if "rqvae_path" in changes else methods.train_tokenizer)(cfg, data)
+        (building.tokenizer_of if "rqvae_path" in changes else building.train_tokenizer)(cfg, data)

@@ -15,6 +15,7 @@ import torch
 import yaml
 from conftest import load_rqvae, tiny_overrides, write_tiny
 
+import building
 import main
 import methods
 import scripts.compare
@@ -173,7 +174,7 @@ def test_recommending_follows_the_end_of_the_history(finished, capsys):
         main.main(["recommend", f"--checkpoint={finished.best}", f"--history={history}", "--max_his_len=2", "--k=10"])
         return [(line.split()[2], float(line.split()[1])) for line in capsys.readouterr().out.splitlines()]
 
-    _, model, _ = methods.restore(finished.best)
+    _, model, _ = building.restore(finished.best)
     found = model.recommend(torch.tensor([[4, 5]]), 10)  # numbers from 1: i3, i4
     assert printed("i20,i30,i3,i4") == [
         (f"i{item - 1}", pytest.approx(score, abs=6e-4))

@@ -9,6 +9,7 @@ from conftest import tiny_overrides, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+import building
 import main
 import methods
 from metrics import per_user
@@ -135,7 +136,7 @@ def test_a_run_whose_items_share_sids(place, changes, largest):
     """Lists of different items, whatever the groups; the checkpoint knows them; hit rate is recall."""
     options, data = place
     cfg = methods.build(options | changes | {"run_name": "-".join(map(str, changes.values()))})
-    methods.train_tokenizer(cfg, data)
+    building.train_tokenizer(cfg, data)
     run = main.train(cfg)
     loaded = load(run.best)
     sids = loaded.model.sids
@@ -167,6 +168,6 @@ def test_what_cannot_be_had_is_refused(place, changes, message):
 def test_codes_without_distances_have_no_nearest(place):
     options, data = place
     cfg = methods.build(options | {"collision": "knn", "tokenizer": "random_codes"})
-    methods.train_tokenizer(cfg, data)
+    building.train_tokenizer(cfg, data)
     with pytest.raises(Problem, match="collision: knn needs a tokenizer that knows distances"):
-        methods.build_model(cfg, data)
+        building.build_model(cfg, data)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_overrides, write_tiny
 
+import building
 import main
 import methods
 from readers.dataset import read_embeddings
@@ -14,6 +15,7 @@ from readers.splits import DataOptions
 from runs import guard
 from sids.codebooks import Upkeep, UpkeepOptions
 from sids.contrastive import Adjacency, ContrastiveOptions, ContrastiveRQVAE, Step, contrast, contrastive_loss, excluded
+from sids.fit import checkpoint_path
 from sids.pairs import Pairs
 from sids.tokenizer import Source
 from utils import Problem, Stopped, read_checkpoint, read_json
@@ -196,11 +198,11 @@ def test_the_plain_tokenizer_has_the_upkeep_too(place, learning):
     options, data = place
     chosen = {"tokenizer": "rqvae", "codebook_learning": learning, "dead_code_ratio": 0.1}
     cfg = methods.build(options | chosen)
-    path = methods.train_tokenizer(cfg, data)
+    path = building.train_tokenizer(cfg, data)
     assert len(read_json(path.with_name("report.json"))["disagreement"]) == 3
     assert ("upkeep.sum_0" in read_checkpoint(path)["state_dict"]) == (learning == "ema")
     joint = methods.build(options | chosen | {"method": "diger"})
-    assert all(c.requires_grad for c in methods.tokenizer_of(joint, data).rq.codebooks())
+    assert all(c.requires_grad for c in building.tokenizer_of(joint, data).rq.codebooks())
 
 
 # ---------------------------------------------------------------- the command
@@ -210,8 +212,8 @@ def test_the_plain_tokenizer_has_the_upkeep_too(place, learning):
 def test_stopped_and_resumed_gives_the_same_bits(place, monkeypatch, changes):
     options, data = place
     cfg = methods.build(options | {"seed": 7} | changes)
-    whole = read_checkpoint(methods.train_tokenizer(cfg, data))["state_dict"]
-    folder = methods.checkpoint_path(cfg, "contrastive", data).parent
+    whole = read_checkpoint(building.train_tokenizer(cfg, data))["state_dict"]
+    folder = checkpoint_path(cfg, "contrastive", data).parent
     for file in folder.iterdir():
         file.unlink()
     epochs = iter([False, False, True])
@@ -222,21 +224,21 @@ def test_stopped_and_resumed_gives_the_same_bits(place, monkeypatch, changes):
 
     monkeypatch.setattr(guard, "stop_if_asked", stop)
     with pytest.raises(Stopped):
-        methods.train_tokenizer(cfg, data)
-    again = read_checkpoint(methods.train_tokenizer(cfg, data))["state_dict"]
+        building.train_tokenizer(cfg, data)
+    again = read_checkpoint(building.train_tokenizer(cfg, data))["state_dict"]
     assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
 
 
 def test_joint_training_starts_from_it(place):
     """By its options or by rqvae_path; the joint model carries neither temperatures nor counts."""
     options, data = place
-    path = methods.train_tokenizer(methods.build(options), data)
-    codes = methods.tokenizer_of(methods.build(options), data).encode(read_embeddings(data))
+    path = building.train_tokenizer(methods.build(options), data)
+    codes = building.tokenizer_of(methods.build(options), data).encode(read_embeddings(data))
     cfg = methods.build(options | {"method": "diger", "rqvae_path": str(path), "run_name": "joint"})
-    joint = methods.tokenizer_of(cfg, data)
+    joint = building.tokenizer_of(cfg, data)
     assert torch.equal(joint.encode(read_embeddings(data)), codes)
     assert not [k for k in joint.state_dict() if k.startswith(("theta", "upkeep"))]
-    assert methods.restore(main.train(cfg).best).model.tokenizer.cfg.task == "both"
+    assert building.restore(main.train(cfg).best).model.tokenizer.cfg.task == "both"
 
 
 @pytest.mark.parametrize(
@@ -259,4 +261,4 @@ def test_what_would_have_no_effect_is_refused(changes, message):
 def test_no_pairs_is_one_line(place):
     options, data = place
     with pytest.raises(Problem, match="the training part holds no pair of items"):
-        methods.train_tokenizer(methods.build(options | {"pair_min_count": 1000}), data)
+        building.train_tokenizer(methods.build(options | {"pair_min_count": 1000}), data)

@@ -9,6 +9,7 @@ import torch
 from test_misleading import one_line, write
 from test_trainer import fit_of
 
+import building
 import main
 import methods
 import settings
@@ -274,7 +275,7 @@ KINDS = [torch.bool, torch.float32, torch.float16, torch.complex64, "wider"]
 def test_every_whole_number_of_a_model_is_one(ground, stopped, method, kind):
     """And every real number a real one; a wider type may hold the same numbers, no others."""
     same, state, _ = stopped[method]
-    model = methods.build_model(methods.build(ground[0] | same), ground[1]).model
+    model = building.build_model(methods.build(ground[0] | same), ground[1]).model
     for name, value in state["model"].items():
         if kind != "wider" and (value.is_floating_point() or value.dtype == torch.bool):
             changed = value.to(torch.int32 if kind in (torch.float32, torch.float16) else kind)
@@ -326,7 +327,7 @@ FIRST_STAGES = [{}, {"config": 1}, {"config": {}}, {"config": {"method": "sasrec
 @pytest.mark.parametrize("damage", [*FIRST_STAGES, "weights bool"], ids=str)
 def test_a_second_stage_reads_its_first_with_the_same_care(ground, tmp_path, damage):
     cfg = methods.build(ground[0] | {"method": "diffsasrec", "hidden_units": 8})
-    state = main.portable(cfg, ground[1]) | {"model": methods.build_model(cfg, ground[1]).model.state_dict()}
+    state = main.portable(cfg, ground[1]) | {"model": building.build_model(cfg, ground[1]).model.state_dict()}
     if damage == "weights bool":
         state["model"]["encoder.norm.bias"] = state["model"]["encoder.norm.bias"] > 0
     else:
@@ -334,7 +335,7 @@ def test_a_second_stage_reads_its_first_with_the_same_care(ground, tmp_path, dam
     torch.save(state, tmp_path / "first.pth")
     second = {"method": "diffsasrec_sft", "hidden_units": 8, "sft_from": str(tmp_path / "first.pth")}
     with pytest.raises(Problem, match=r"first\.pth") as problem:
-        methods.build_model(methods.build(ground[0] | second), ground[1])
+        building.build_model(methods.build(ground[0] | second), ground[1])
     one_line(problem)
 
 
@@ -355,7 +356,7 @@ def begun(ground, tmp_path_factory):
 
     pretraining._Loop._epoch = stop
     with pytest.raises(Exception, match="15"):
-        methods.train_tokenizer(cfg, ground[1])
+        building.train_tokenizer(cfg, ground[1])
     pretraining._Loop._epoch = inner
     (last,) = root.rglob("last.pth")
     return cfg, last, torch.load(last, weights_only=True)
@@ -386,7 +387,7 @@ def test_a_pre_training_damaged_by_hand(ground, begun, damage):
     damage(changed)
     torch.save(changed, last)
     with pytest.raises(Problem, match=r"last\.pth: not a state of this pre-training .*delete it") as problem:
-        methods.train_tokenizer(cfg, ground[1])
+        building.train_tokenizer(cfg, ground[1])
     one_line(problem)
 
 
@@ -400,8 +401,8 @@ def test_a_whole_pre_training_goes_on_and_groups_are_the_configurations(ground, 
     content = best.read_bytes()
     best.unlink()
     with pytest.raises(Problem, match=r"best_collision_model\.pth: is gone"):
-        methods.train_tokenizer(cfg, ground[1])
+        building.train_tokenizer(cfg, ground[1])
     best.write_bytes(content)
-    path = methods.train_tokenizer(cfg, ground[1])
+    path = building.train_tokenizer(cfg, ground[1])
     ours, theirs = (torch.load(p, weights_only=True)["state_dict"] for p in (path, ground[0]["rqvae_path"]))
     assert all(torch.equal(v, theirs[k]) for k, v in ours.items())

@@ -9,6 +9,7 @@ from conftest import ring, tiny_overrides, words, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+import building
 import main
 import methods
 import settings
@@ -23,7 +24,7 @@ SMALL = {"method": "diffsasrec", "hidden_units": 16, "num_heads": 2, "max_his_le
 
 def diffusion(n_items=30, method="diffsasrec", **options):
     torch.manual_seed(0)
-    return methods.empty_model(methods.build(SMALL | {"method": method} | options), n_items).double()
+    return building.empty_model(methods.build(SMALL | {"method": method} | options), n_items).double()
 
 
 def batch_of(users=200, longest=12):

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from conftest import tiny_overrides, write_tiny
 from killed import free_port, join_group, server
 
+import building
 import data as batches
 import methods
 from main import portable
@@ -54,7 +55,7 @@ def two_epochs(options, rank, processes, port, folder):
             run.claim(cfg)
         acc.wait_for_everyone()
         torch.manual_seed(cfg[DataOptions].seed)
-        model = methods.build_model(cfg, data).model.double()
+        model = building.build_model(cfg, data).model.double()
         fit = Fit(cfg, model, data, acc, run, portable(cfg, data), lambda row, best: None)
         fit.train()
         assert fit.progress.step >= 12 and len(data.train) % 16
@@ -75,7 +76,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     changes = {"dropout_rate": 0, "lr_id": 1e-3, "hot_threshold_ratio": 1.0, "warmup_steps": 2}
     options = tiny_overrides(tmp_path) | changes
     cfg = methods.build(options)
-    options["rqvae_path"] = str(methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
+    options["rqvae_path"] = str(building.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
     children = []
     for name, (processes, batch) in {"whole": (1, 16), "processes": (2, 8)}.items():
         (tmp_path / name).mkdir()

@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_overrides, write_tiny
 from scipy.optimize import minimize
 
+import building
 import methods
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -274,12 +275,12 @@ def tiny(tmp_path_factory):
 def test_pre_training_makes_codes_that_a_recommender_takes(tiny, more):
     cfg = methods.build(tiny | more)
     data = read_dataset(cfg[DataOptions])
-    path = methods.train_tokenizer(cfg, data)
-    assert methods.train_tokenizer(cfg, data) == path  # again: the same file, not trained anew
-    figures = methods.sid_figures(cfg, data, path)
+    path = building.train_tokenizer(cfg, data)
+    assert building.train_tokenizer(cfg, data) == path  # again: the same file, not trained anew
+    figures = building.sid_figures(cfg, data, path)
     if more == {"target_length": 1.5}:
         assert figures["expected_tokens_weighted"] <= 1.5
-    model = methods.build_model(cfg, data).model.eval()
+    model = building.build_model(cfg, data).model.eval()
     found = model.recommend(torch.tensor([[1, 2, 3]]), 10)
     assert len(set(found.item_BW[0].tolist())) == 10
 
@@ -289,7 +290,7 @@ def test_the_same_seed_makes_the_same_tokenizer(tiny, tmp_path):
     for seed, folder in ((1, "a"), (1, "b"), (2, "c")):
         more = {"taught_share": 0.3, "length": "learned", "seed": seed, "output_dir": str(tmp_path / folder)}
         cfg = methods.build(tiny | more)
-        states.append(read_checkpoint(methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))["state_dict"])
+        states.append(read_checkpoint(building.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))["state_dict"])
     same, other = ([torch.equal(states[0][k], s[k]) for k in states[0]] for s in states[1:])
     assert all(same) and not all(other)
 
@@ -300,7 +301,7 @@ def test_a_collapse_is_named_and_nothing_is_saved(tiny, caplog):
             "rqvae_lr": 0.02, "rqvae_eval_step": 100}  # fmt: skip
     cfg = methods.build(tiny | more)
     with pytest.raises(Problem, match="every code has one token at step 100: the lengths have collapsed; raise"):
-        methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+        building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
 
 
 def test_options_that_contradict_each_other_are_refused(tiny):

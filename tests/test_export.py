@@ -10,8 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import building
 import main
-import methods
 import scripts.add_items
 from model import load
 from scripts import export
@@ -32,7 +32,7 @@ def pair(request, trained, tmp_path_factory):
 def test_the_folder_recommends_the_same_bit_for_bit(pair):
     run, out = pair
     assert load(out).recommend(HISTORIES, 10) == load(run.best).recommend(HISTORIES, 10)
-    was, now = read_checkpoint(run.best), methods.restore(out).state
+    was, now = read_checkpoint(run.best), building.restore(out).state
     assert fingerprint(was["model"]) == fingerprint(now["model"])
     same = ("items", "titles", "split", "epoch", "valid", "format", "run")
     assert all(was[k] == now[k] for k in same) and ("tokenizer" in was) == ("tokenizer" in now)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+import building
 import main
 import methods
 from readers.dataset import read_embeddings
@@ -81,7 +82,7 @@ def good(tmp_path_factory):
     (root / "c.yaml").write_text(yaml.safe_dump(base, default_flow_style=None))
     cfg = methods.build(base)
     data = read_dataset(cfg[DataOptions])
-    tokenizer = methods.train_tokenizer(cfg, data)
+    tokenizer = building.train_tokenizer(cfg, data)
     main.main([f"--config={root / 'c.yaml'}", "--run_name=run", "--epochs=1", f"--rqvae_path={tokenizer}"])
     run = root / "out" / "tiny" / "run"
     metrics = RunFolder(run)
@@ -98,7 +99,7 @@ def good(tmp_path_factory):
         "yaml": (root / "c.yaml", methods.load),
         "metrics.jsonl": (run / "metrics.jsonl", lambda path: metrics.forget_from(9)),
         "tokenizer": (tokenizer, lambda path: load_rqvae(path, cfg[RQVAEOptions], 12)),
-        "checkpoint": (run / "best_model.pth", methods.restore),
+        "checkpoint": (run / "best_model.pth", building.restore),
         "state": (next((run / "last").glob("*.pth")), read_checkpoint),
     }
 

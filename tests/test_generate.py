@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
 
+import building
 import main
 import methods
 from data import make_batch
@@ -22,9 +23,9 @@ def trained(tmp_path_factory):
         | {"method": "two_stage", "run_name": "x", "epochs": 15, "eval_step": 15, "lr_rec": 1e-2, "warmup_steps": 5}
     )
     data = read_dataset(cfg[DataOptions])
-    methods.train_tokenizer(cfg, data)
+    building.train_tokenizer(cfg, data)
     run = main.train(cfg)
-    _, model, _ = methods.restore(run.best)
+    _, model, _ = building.restore(run.best)
     return cfg, model, data
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import tiny_overrides, words, write_tiny
 
+import building
 import main
 import methods
 import scripts.add_items
@@ -40,7 +41,7 @@ def given(tmp_path_factory):
     options = tiny_overrides(root) | {"method": "two_stage", "epochs": 1, "metrics": "recall@5,ndcg@5"}
     cfg = methods.build(options | {"valid_metric": "ndcg@5", "tokenizer": "rq_kmeans", "run_name": "original"})
     data = read_dataset(cfg[DataOptions])
-    methods.train_tokenizer(cfg, data)
+    building.train_tokenizer(cfg, data)
     run = main.train(cfg)
     index = str(run.path / "tiny.index.json")
     return options | {"valid_metric": "ndcg@5", "tokenizer": "given", "sid_path": index}, run, data
@@ -136,7 +137,7 @@ def test_every_network_and_rule_takes_them(given, recommender, collision):
     options, original, _ = given
     wanted = {"recommender": recommender, "collision": collision, "legal_softmax": collision == "item"}
     cfg = methods.build({}, methods.parse_overrides(words(options | wanted)))
-    model = methods.build_model(cfg, read_dataset(cfg[DataOptions])).model
+    model = building.build_model(cfg, read_dataset(cfg[DataOptions])).model
     theirs = load(original.best).model.sids
     assert torch.equal(model.sids.code_NT, theirs.code_NT) and (model.sids.end_N is None) == (collision == "none")
     assert collision != "suffix" or torch.equal(model.sids.end_N, theirs.end_N)
@@ -147,7 +148,7 @@ def test_end_tokens_of_the_file_are_kept(given, tmp_path):
     options, _, _ = given
     index = {str(i): [f"<a_{i // 2 % 8}>", f"<b_{i // 16}>", "<c_0>", f"<d_{1 - i % 2}>"] for i in range(40)}
     cfg = methods.build(options | {"sid_path": write(tmp_path / "x.json", index)})
-    model = methods.build_model(cfg, read_dataset(cfg[DataOptions])).model
+    model = building.build_model(cfg, read_dataset(cfg[DataOptions])).model
     assert model.sids.end_N.tolist() == [1, 0] * 20 and spelled(model.sids) == index
 
 
@@ -158,8 +159,8 @@ def test_sids_of_unlike_length(given, tmp_path):
     unlike = options | {"sid_path": write(tmp_path / "x.json", index), "num_emb_list": [8, 8]}
     data = read_dataset(methods.build(unlike)[DataOptions])
     with pytest.raises(Problem, match="differ in length; set --sid_lengths=unlike"):
-        methods.build_model(methods.build(unlike), data)
-    model = methods.build_model(methods.build(unlike | {"sid_lengths": "unlike"}), data).model
+        building.build_model(methods.build(unlike), data)
+    model = building.build_model(methods.build(unlike | {"sid_lengths": "unlike"}), data).model
     assert spelled(model.sids) == index
 
 
@@ -266,7 +267,7 @@ def test_what_cannot_be_gone_on_from(given, tmp_path, change, message):
     cfg = methods.build(options)
     data = read_dataset(cfg[DataOptions])
     if message is None:
-        assert methods.build_model(cfg, data).model.pretrained
+        assert building.build_model(cfg, data).model.pretrained
         return
     with pytest.raises(Problem, match=message):
-        methods.build_model(cfg, data)
+        building.build_model(cfg, data)

@@ -19,6 +19,7 @@ from conftest import tiny_overrides, write_tiny
 from killed import server
 from test_trainer import assert_same_state, fit_of, rows
 
+import building
 import methods
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -246,7 +247,7 @@ def test_the_memory_estimate_is_within_a_factor_of_two(tmp_path, phase):
         "num_emb_list": [64] * 3, "batch_size": 1000, "eval_batch_size": 300, "num_beams": 60,
     }  # fmt: skip
     cfg = methods.build(options)
-    options["rqvae_path"] = str(methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
+    options["rqvae_path"] = str(building.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
     answer = server.Queue()
     child = server.Process(target=measure, args=(options, tmp_path / "run", phase, answer))
     child.start()

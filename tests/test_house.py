@@ -31,6 +31,7 @@ ROWS = [
     ["sids", "vq"],
     ["trainer"],
     ["methods"],
+    ["building"],
     ["model"],
     ["serve"],
     ["main"],

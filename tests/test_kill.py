@@ -15,6 +15,7 @@ import torch
 import yaml
 from conftest import tiny_overrides, write_tiny
 
+import building
 import methods
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -53,7 +54,7 @@ def ground(tmp_path_factory):
     options = tiny_overrides(root) | {"epochs": 3, "save_steps": 4, "uncertainty": "frqud_sdud", "lr_id": 1e-3}
     (root / "tiny.yaml").write_text(yaml.safe_dump(options))
     cfg = methods.build(options)
-    path = methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    path = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     return root, [f"--config={root / 'tiny.yaml'}", f"--rqvae_path={path}"], {}
 
 

@@ -12,6 +12,7 @@ from conftest import HEADER, tiny_overrides, write_tiny
 from test_cli import fails
 from test_trainer import fit_of
 
+import building
 import main
 import methods
 import utils
@@ -91,7 +92,7 @@ def trained(tmp_path_factory):
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"run_name": "r", "epochs": 1}
     cfg = methods.build(options)
-    methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     return main.train(cfg)
 
 
@@ -403,7 +404,7 @@ def test_a_configuration_that_its_own_tensors_contradict(trained, tmp_path, clai
     state["config"] |= claims
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(Problem, match=r"x\.pth|num_beams|weights alone") as problem:
-        methods.restore(tmp_path / "x.pth")
+        building.restore(tmp_path / "x.pth")
     one_line(problem)
 
 

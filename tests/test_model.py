@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import building
 import methods
 from data import make_batch
 from model import ROADS
@@ -28,7 +29,7 @@ def joint(**changes):
     torch.manual_seed(0)
     cfg = options(**changes)
     content = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
-    model = methods.empty_model(cfg, N, D)
+    model = building.empty_model(cfg, N, D)
     model.tokenizer.init_codebooks(torch.from_numpy(content), 20, 0)
     model.attach(content)
     return model
@@ -245,7 +246,7 @@ def test_refresh_follows_the_codebooks_and_reports_the_change():
 
 
 def test_too_many_items_in_one_group_are_refused():
-    model = methods.empty_model(options(method="two_stage"), N)
+    model = building.empty_model(options(method="two_stage"), N)
     with pytest.raises(Problem, match="30 items share one code, the suffix can number 8"):
         model.set_codes(torch.zeros(N, 3, dtype=torch.long))
 
@@ -302,7 +303,7 @@ def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, uneven):
     code_NT = torch.randint(0, 8, (N, 3)).int()
     if uneven:
         code_NT[::2, 2] = -1
-    model = methods.empty_model(cfg, N, code_NT=code_NT).eval()
+    model = building.empty_model(cfg, N, code_NT=code_NT).eval()
     model.set_codes(code_NT)
     with torch.no_grad():  # scores that differ
         for p in model.parameters():
@@ -348,7 +349,7 @@ def test_a_state_restores_the_same_recommendations():
             p.add_(torch.randn_like(p) * 0.1)
     model.refresh()
     want = model.recommend(batch.history_BS, 10)
-    other = methods.empty_model(model.cfg, N, D).eval()
+    other = building.empty_model(model.cfg, N, D).eval()
     other.load_state_dict(model.state_dict(), strict=True)
     got = other.recommend(batch.history_BS, 10)
     assert torch.equal(got.item_BW, want.item_BW) and torch.equal(got.score_BW, want.score_BW)
@@ -368,13 +369,13 @@ def test_offsets_move_items_not_their_content():
         model.tokenizer.offset_Nd += 1e-4  # too little for another code
     torch.testing.assert_close(model.quantize(batch).recon, before)
     model.refresh()
-    other = methods.empty_model(model.cfg, N, D)
+    other = building.empty_model(model.cfg, N, D)
     other.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(other.tokenizer.offset_Nd, model.tokenizer.offset_Nd)
 
 
 def test_prefix_groups_are_items_with_equal_codes():
-    model = methods.empty_model(options(method="two_stage"), 4)
+    model = building.empty_model(options(method="two_stage"), 4)
     model.set_codes(torch.tensor([[0, 1, 2], [3, 3, 3], [0, 1, 2], [0, 1, 3]]))
     groups = model.groups()["prefix"].tolist()
     assert groups[0] == -1 and groups[1] == groups[3] and len(set(groups)) == 4

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import building
 import methods
 from model import load
 from readers.dataset import read_embeddings
@@ -49,7 +50,7 @@ def test_new_items_are_coded_and_old_ones_stay(runs, arrivals, tmp_path, ground,
     assert len(new.token_NP.unique(dim=0)) == 42
     if name == "two_stage":  # by the tokenizer's own file
         cfg = methods.build(ground[0] | {"method": "two_stage"})
-        own = methods.tokenizer_of(cfg, ground[1]).eval()
+        own = building.tokenizer_of(cfg, ground[1]).eval()
         wanted = own.encode(np.load(tmp_path / "new.npy"))
         assert cfg[CodeOptions].rqvae_path and new.code_NT[40:].tolist() == wanted.tolist()
     index = json.loads((tmp_path / "x.index.json").read_text())

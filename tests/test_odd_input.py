@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import tiny_overrides, words, write_tiny
 
+import building
 import main
 import methods
 from main import ids_of
@@ -32,7 +33,7 @@ def trained(tmp_path_factory):
     write_tiny(root / "dataset" / "tiny")
     main.main(words(tiny_overrides(root) | {"run_name": "r", "epochs": 1, "method": "sasrec", "hidden_units": 8}))
     cfg = methods.build(tiny_overrides(root))
-    methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     main.main(words(tiny_overrides(root) | {"run_name": "s", "epochs": 1, "method": "two_stage"}))
     return root / "out" / "tiny" / "s" / "best_model.pth", root / "out" / "tiny" / "r" / "best_model.pth"
 
@@ -262,7 +263,7 @@ def test_embeddings_that_are_all_alike(tiny_data, tiny_options, value):
     np.save(folder / "tiny.emb-test.npy", np.full((40, 12), value, np.float32))
     cfg = methods.build(tiny_options | {"standardize_embeddings": True})
     with pytest.raises(Problem, match="standardize_embeddings: the embeddings are all alike"):
-        methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+        building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -323,5 +324,5 @@ def test_a_checkpoint_that_is_odd_is_refused_in_one_line(trained, tmp_path, kind
     change(state)
     torch.save(state, tmp_path / "odd.pth")
     with pytest.raises(Problem, match=message) as problem:
-        methods.restore(tmp_path / "odd.pth")
+        building.restore(tmp_path / "odd.pth")
     assert "odd.pth" in str(problem.value) and "\n" not in str(problem.value)

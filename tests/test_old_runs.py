@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import building
 import main
 import methods
 import settings
 from data import make_batch
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from retired import upgraded
 from runs.folder import RunFolder
+from sids.fit import checkpoint_path
 from utils import Problem, read_json
 
 FIXTURE = Path(__file__).parent / "fixtures" / "before_sid_table.tar.gz"
@@ -40,7 +43,7 @@ def places(old):
 def test_a_checkpoint_gives_the_ranks_it_gave(old, name):
     """Near ties may fall otherwise on another processor, hence nearly all users."""
     run = old / "out" / "tiny" / name
-    cfg, model, _ = methods.restore(run / "best_model.pth", places(old))
+    cfg, model, _ = building.restore(run / "best_model.pth", places(old))
     data = read_dataset(cfg[DataOptions])
     user, rank = np.load(run / "ranks-test.npy")
     batch = make_batch(data.test, np.arange(len(data.test)), cfg[DataOptions].max_his_len)
@@ -79,13 +82,13 @@ def test_another_option_is_still_a_difference(old):
 
 
 def upgraded_of(run):
-    return methods.upgraded(settings.read_yaml(run.config))
+    return upgraded(settings.read_yaml(run.config))
 
 
 def test_a_tokenizer_is_used_again(old, capsys):
     cfg = methods.build(upgraded_of(RunFolder(old / "out" / "tiny" / "frqud")) | {
         "data_path": str(old / "dataset"), "output_dir": str(old / "out")})  # fmt: skip
-    found = methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    found = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     assert found == next((old / "out" / "tiny").glob("rqvae-*")) / "best_collision_model.pth"
     other = methods.change(cfg, e_dim=4)
-    assert methods.checkpoint_path(other, "rqvae", read_dataset(cfg[DataOptions])) != found
+    assert checkpoint_path(other, "rqvae", read_dataset(cfg[DataOptions])) != found

@@ -8,6 +8,7 @@ import torch
 import yaml
 from conftest import tiny_overrides, words, write_tiny
 
+import building
 import main
 import methods
 import scripts.pretrain
@@ -16,7 +17,7 @@ from model import load
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from sids.fit import measure
+from sids.fit import checkpoint_path, measure
 from sids.rq_kmeans import RQKMeans
 from sids.tokenizer import Source
 from utils import Problem, read_checkpoint, read_json
@@ -49,9 +50,9 @@ def test_every_tokenizer_trains_a_recommender_and_travels_with_it(run):
     name, folder = run
     results = read_json(folder / "test.json")
     assert results["method"] == ("two_stage" if name == "rqvae" else f"two_stage[{name}]")
-    cfg, model, state = methods.restore(folder / "best_model.pth")
+    cfg, model, state = building.restore(folder / "best_model.pth")
     data = read_dataset(cfg[DataOptions])
-    tokenizer = methods.empty_tokenizer(cfg, read_embeddings(data).shape[1])
+    tokenizer = building.empty_tokenizer(cfg, read_embeddings(data).shape[1])
     tokenizer.load_state_dict(state["tokenizer"])
     assert torch.equal(tokenizer.eval().encode(read_embeddings(data)), model.code_NT.long())
 
@@ -76,10 +77,10 @@ def test_a_file_of_another_tokenizer_is_refused(run, place):
     _, options = place
     other = "rq_kmeans" if name != "rq_kmeans" else "random_codes"
     cfg = methods.build(options | {"tokenizer": name})
-    path = methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    path = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     wrong = methods.build(options | {"tokenizer": other, "rqvae_path": str(path)})
     with pytest.raises(Problem, match=f"holds a tokenizer of the kind '{name}', this run has '{other}'"):
-        methods.build_model(wrong, read_dataset(cfg[DataOptions]))
+        building.build_model(wrong, read_dataset(cfg[DataOptions]))
 
 
 @pytest.mark.parametrize("weights", ["uniform", "counts"])
@@ -105,7 +106,7 @@ def test_random_codes_know_the_row_alone(place):
     _, options = place
     cfg = methods.build(options | {"tokenizer": "random_codes", "num_emb_list": [16, 16, 16]})
     data = read_dataset(cfg[DataOptions])
-    model = methods.empty_tokenizer(cfg, 12)
+    model = building.empty_tokenizer(cfg, 12)
     model.fit(Source.of(data), 3)
     x = read_embeddings(data)
     assert torch.equal(model.encode(x), model.encode(np.array(x)[::-1])) and model.encode(x).max() < 16
@@ -175,9 +176,9 @@ def test_only_what_differs_from_the_default_counts(place, monkeypatch):
     _, options = place
     cfg = methods.build(options)
     data = read_dataset(cfg[DataOptions])
-    before = methods.checkpoint_path(cfg, "rqvae", data), settings.counting(cfg)
+    before = checkpoint_path(cfg, "rqvae", data), settings.counting(cfg)
     spelled = methods.build(options | {"beta": 0.25, "sk_iters": 50, "lr_rec": 1e-3})
-    assert (methods.checkpoint_path(spelled, "rqvae", data), settings.counting(spelled)) == before
+    assert (checkpoint_path(spelled, "rqvae", data), settings.counting(spelled)) == before
     assert settings.differences({k: v for k, v in settings.flat(cfg).items() if k != "beta"}, cfg) == []
     assert settings.differences({**settings.flat(cfg), "beta": 0.5}, cfg) == ["beta: 0.5 -> 0.25"]
 
@@ -277,4 +278,4 @@ def test_another_tokenizer_is_another_run(place):
     ours, other = (methods.build(options | {"rqvae_path": path}) for path in ("a.pth", "b.pth"))
     assert settings.counting(ours) != settings.counting(other)
     data = read_dataset(ours[DataOptions])
-    assert methods.checkpoint_path(ours, "rqvae", data) == methods.checkpoint_path(other, "rqvae", data)
+    assert checkpoint_path(ours, "rqvae", data) == checkpoint_path(other, "rqvae", data)

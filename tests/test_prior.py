@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_model import TINY, D, N, joint, some_batch
 
+import building
 import methods
 from prior import PRIORS, PriorOptions, UsagePrior
 
@@ -48,7 +49,7 @@ def test_a_resting_tokenizer_trains_like_two_stage():
     batch = some_batch()
     model = joint(label_prior="usage", uncertainty="none", assignment_forward="cached")
     model.prior.get_buffer("share_0").copy_(torch.tensor([0.93, *[0.01] * 7]))
-    frozen = methods.empty_model(methods.build({**TINY, "method": "two_stage"}), N, D)
+    frozen = building.empty_model(methods.build({**TINY, "method": "two_stage"}), N, D)
     frozen.set_codes(model.code_NT.long())
     frozen.recommender.load_state_dict(model.recommender.state_dict())
     losses = [m.recommendation_loss(batch, m.quantize(batch)) for m in (model, frozen)]

@@ -8,6 +8,7 @@ import reference
 import torch
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+import building
 import layers
 import methods
 from data import make_batch
@@ -45,7 +46,7 @@ def pair(tmp_path, monkeypatch):
     data = read_dataset(cfg[DataOptions])
     content = np.array(read_embeddings(data), np.float32)
     torch.manual_seed(0)
-    ours = methods.empty_model(methods.change(cfg, uncertainty="gumbel"), data.n_items, content.shape[1])
+    ours = building.empty_model(methods.change(cfg, uncertainty="gumbel"), data.n_items, content.shape[1])
     ours.tokenizer.init_codebooks(torch.from_numpy(content[:2000]), 10, 0)
     ours.attach(content)
     ours = ours.double().train()

@@ -13,6 +13,7 @@ from conftest import tiny_overrides, write_tiny
 from test_cli import contents, fails
 from test_trainer import assert_same_state, fit_of
 
+import building
 import main
 import methods
 import scripts.run
@@ -478,7 +479,7 @@ def test_the_index_of_many_levels(tmp_path, levels):
     cfg = methods.build({"num_emb_list": [2] * levels, "sk_epsilons": [0.0] * levels, "d_model": 4, "num_heads": 1,
                           "d_kv": 4, "d_ff": 4, "encoder_layers": 1, "decoder_layers": 1, "dataset": "deep",
                           "method": "two_stage"})  # fmt: skip
-    model = methods.empty_model(cfg, 3)
+    model = building.empty_model(cfg, 3)
     model.set_codes(torch.arange(3)[:, None] >> torch.arange(levels) & 1)
     main.write_index(RunFolder(tmp_path), cfg, model)
     sids = read_json(tmp_path / "deep.index.json")

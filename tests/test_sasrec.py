@@ -10,6 +10,7 @@ from conftest import ring, tiny_overrides, words, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+import building
 import main
 import methods
 from data import make_batch
@@ -23,7 +24,7 @@ from utils import Problem, read_json
 def sasrec(n_items=30, **options):
     torch.manual_seed(0)
     small = {"method": "sasrec", "hidden_units": 16, "num_heads": 2, "max_his_len": 12, **options}
-    return methods.empty_model(methods.build(small), n_items).double()
+    return building.empty_model(methods.build(small), n_items).double()
 
 
 HISTORY = torch.tensor([[0, 0, 3, 9, 4, 9, 21], [5, 6, 7, 8, 1, 2, 30]])

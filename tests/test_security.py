@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import load_rqvae, tiny_overrides, write_tiny
 
+import building
 import main
 import methods
 import scripts.pretrain
@@ -69,7 +70,7 @@ def test_no_reader_runs_what_is_in_a_checkpoint(tmp_path, marker):
             read_json,
             methods.load,
             lambda p: load_rqvae(p, shape, 12),
-            methods.restore,
+            building.restore,
         ):
             with pytest.raises(Problem, match=re.escape(path.name)):
                 read(path)
@@ -87,7 +88,7 @@ def test_no_run_executes_a_state_or_a_tokenizer(tmp_path, marker):
     config.write_text(yaml.safe_dump(tiny_overrides(tmp_path)))
     with pytest.raises(Problem, match="not a readable checkpoint"):
         main.main([f"--config={config}", "--run_name=x", f"--rqvae_path={tmp_path / 'zip.pth'}"])
-    tokenizer = methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    tokenizer = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     tokenizer.with_name("report.json").unlink()
     tokenizer.with_name("last.pth").write_bytes((tmp_path / "zip.pth").read_bytes())
     with pytest.raises(Problem, match=r"last\.pth: not a readable checkpoint"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
 
+import building
 import main
 import methods
 from readers.layouts import read_dataset
@@ -24,7 +25,7 @@ def place(tmp_path_factory):
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"method": "two_stage", "recommender": "rq_transformer", "epochs": 1}
     cfg = methods.build(options | {"run_name": "r"})
-    path = methods.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    path = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     return main.train(cfg).path, path, ["--dataset=tiny", f"--data_path={root / 'dataset'}"]
 
 

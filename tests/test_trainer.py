@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from conftest import tiny_overrides
 
+import building
 import methods
 from main import finish, portable
 from metrics import ndcg, recall
@@ -29,7 +30,7 @@ def fit_of(ground, tmp_path, **changes):
     run = RunFolder.of(cfg)
     run.claim(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
-    model = methods.build_model(cfg, data).model
+    model = building.build_model(cfg, data).model
     return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data), report.EpochLog())
 
 
@@ -149,7 +150,7 @@ def test_learns_a_chain(tmp_path, method):
         "dropout_rate": 0, "d_model": 32, "rqvae_epochs": 20, "hidden_dropout": 0,
     }  # fmt: skip
     cfg = methods.build(options)
-    fit = fit_of((options | {"rqvae_path": str(methods.train_tokenizer(cfg, data))}, data), tmp_path / "out")
+    fit = fit_of((options | {"rqvae_path": str(building.train_tokenizer(cfg, data))}, data), tmp_path / "out")
     fit.train()
     assert evaluate(fit.raw, data.test, fit.cfg, fit.acc, "test").figures["recall@1"] > 0.85
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
 
+import building
 import methods
 from data import Shape, Steps, epoch_plan, histories, make_batch, recent, seen_items, sequences, within
 from layers import are_real
@@ -25,14 +26,14 @@ def place(tmp_path_factory):
     options = tiny_overrides(root) | {"method": "two_stage", "tokenizer": "rq_kmeans", "max_shared": 1.0}
     cfg = methods.build(options)
     data = read_dataset(cfg[DataOptions])
-    methods.train_tokenizer(cfg, data)
+    building.train_tokenizer(cfg, data)
     return options, data
 
 
 def model_of(place, **more):
     options, data = place
     torch.manual_seed(1)
-    return methods.build_model(methods.build(options | more), data).model.eval()
+    return building.build_model(methods.build(options | more), data).model.eval()
 
 
 def batch_of(data, rows):
@@ -120,7 +121,7 @@ def test_equal_lengths_are_bit_for_bit_what_they_were(place, network, legal):
     plain = model_of(place, recommender=network, legal_softmax=legal)
     torch.manual_seed(1)
     cfg = methods.build(options | {"recommender": network, "legal_softmax": legal, "target_length": 3.0})
-    model = methods.empty_model(cfg, data.n_items, code_NT=plain.code_NT).eval()
+    model = building.empty_model(cfg, data.n_items, code_NT=plain.code_NT).eval()
     model.set_codes(plain.code_NT)
     model.load_state_dict(plain.state_dict())
     batch = batch_of(data, range(20))
@@ -133,7 +134,7 @@ def test_codes_of_one_shorter_length_are_those_of_a_tokenizer_with_fewer_levels(
     options, data = place
     cfg = methods.build(options | {"target_length": 2.0})
     code_NT = torch.tensor([[1, 2, -1]]).expand(data.n_items, -1)
-    assert methods.spelling_of(cfg, 40, code_NT) == methods.spelling_of(
+    assert building.spelling_of(cfg, 40, code_NT) == building.spelling_of(
         methods.build(options | {"num_emb_list": [8, 8]}), 40
     )
 
@@ -154,7 +155,7 @@ def test_the_end_of_a_popular_item_is_the_first_and_sids_travel_as_shorter_lists
 def test_lengths_cost_what_was_asked_for(place):
     options, data = place
     cfg = methods.build(options | {"target_length": 1.7})
-    tokenizer = methods.tokenizer_of(cfg, data)
+    tokenizer = building.tokenizer_of(cfg, data)
     code_NT, _ = codes_of(tokenizer, np.load(data.embedding_path), data.popularity[1:])
     share_N = data.popularity[1:] / data.popularity[1:].sum()
     assert 1.5 < float(share_N @ (code_NT >= 0).sum(1).numpy()) <= 1.7

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import building
 import methods
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
@@ -40,7 +41,7 @@ class Job:
         """A fresh model of some method over this job's data, seeded."""
         torch.manual_seed(self.cfg[DataOptions].seed)
         cfg = methods.change(self.cfg, method=method)
-        return methods.build_model(cfg, data).model.to(device())
+        return building.build_model(cfg, data).model.to(device())
 
 
 def job(cfg: Config, folder: Path, quick: bool, beams: tuple[int, ...]) -> Job:
@@ -50,7 +51,7 @@ def job(cfg: Config, folder: Path, quick: bool, beams: tuple[int, ...]) -> Job:
         short = methods.change(
             cfg, output_dir=str(folder), rqvae_epochs=epochs, rqvae_eval_step=epochs, rqvae_warmup_epochs=0
         )
-        cfg = methods.change(cfg, rqvae_path=str(methods.train_tokenizer(short, read_dataset(cfg[DataOptions]))))
+        cfg = methods.change(cfg, rqvae_path=str(building.train_tokenizer(short, read_dataset(cfg[DataOptions]))))
     return Job(cfg, quick, beams)
 
 

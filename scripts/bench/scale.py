@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import building
 import methods
 import settings
 from data import Batch
@@ -44,7 +45,7 @@ def measure(job: Job) -> Figures:
 def random_model(job: Job, n_items: int) -> GenerativeModel:
     """The configured recommender over distinct random codes."""
     torch.manual_seed(0)
-    model: Any = methods.empty_model(job.cfg, n_items)
+    model: Any = building.empty_model(job.cfg, n_items)
     sizes = torch.tensor(job.cfg[CodeOptions].num_emb_list)
     model.set_codes((torch.rand(n_items, len(sizes)) * sizes).long())
     return model.to(device())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import building
 import methods
 from data import Shape, Steps, epoch_plan, evaluation_plan, make_batch, within
 from readers.dataset import Dataset
@@ -34,7 +35,7 @@ class Side:
             code_NT = code_NT.masked_fill(torch.arange(len(sizes)) >= length_N[:, None], -1)
         cfg = methods.change(job.cfg, method="two_stage", target_length=float(len(sizes)))
         self.cfg, self.data = cfg, data
-        self.model: Any = methods.empty_model(cfg, data.n_items, code_NT=code_NT).to(device())
+        self.model: Any = building.empty_model(cfg, data.n_items, code_NT=code_NT).to(device())
         self.model.set_codes(code_NT.to(device()), data.popularity[1:])
         self.longest = cfg[DataOptions].max_his_len
         t = cfg[TrainOptions]

@@ -1,0 +1,417 @@
+"""The model of a configuration: from data and a pre-trained tokenizer, or from a checkpoint as it was trained."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import settings
+from methods import (
+    FLOORS,
+    ITEM_MODELS,
+    JOINT,
+    MODELS,
+    NETWORKS,
+    TOKENIZERS,
+    MethodOptions,
+    build,
+    parse_overrides,
+    part,
+)
+from metrics import EvalOptions, cutoff
+from readers.dataset import Dataset, read_embeddings
+from readers.splits import DataOptions
+from recommenders.protocol import Recommender, TokenNetwork
+from retired import upgraded
+from runs import memory
+from runs.exported import read_state
+from settings import Config
+from sids import collisions, lengths
+from sids.behaviour import side_width
+from sids.cut import check_usable, codes_of
+from sids.fit import checkpoint_path, load_state, pretrain
+from sids.search import SearchOptions
+from sids.table import SidOptions, SidTable, Spelling, end_tokens
+from sids.tokenizer import CodeOptions
+from utils import Problem, check_weights, is_file, load_weights, log, one_line, shortened, shown
+from vq import QuantizerOptions
+
+# ---------------------------------------------------------------- models from data
+
+
+def reads_content(cfg: Config) -> bool:
+    """Does the method need content embeddings?"""
+    return CodeOptions in cfg and not cfg[CodeOptions].given
+
+
+def given_sids(cfg: Config, data: Dataset) -> SidTable:
+    """The semantic IDs of a run whose options name a file of them."""
+    found: SidTable = part(TOKENIZERS[str(cfg[MethodOptions].tokenizer)]).sids(cfg[CodeOptions], data)
+    return found
+
+
+def given_stamp(cfg: Config) -> dict[str, Any]:
+    """Name and hash of that file, nothing for other runs: another content under the same name is another run."""
+    if CodeOptions not in cfg or not cfg[CodeOptions].given:
+        return {}
+    return {"sids": part(TOKENIZERS[str(cfg[MethodOptions].tokenizer)]).stamp(cfg[CodeOptions])}
+
+
+def check_named(cfg: Config, data: Dataset) -> None:
+    """Problem when a tokenizer, or semantic IDs, that the options name cannot be used."""
+    if CodeOptions in cfg and cfg[CodeOptions].given:
+        given_sids(cfg, data)
+    elif CodeOptions in cfg and cfg[CodeOptions].rqvae_path is not None:
+        tokenizer_of(cfg, data)
+
+
+def check_content(cfg: Config, data: Dataset) -> Dataset:
+    """The data as the method may use them: content embeddings that it needs must be what the options say
+    (Problem); unusable ones beside a method that needs none are left out with a warning.
+    """
+    if reads_content(cfg):
+        width, content_ND = cfg[CodeOptions].semantic_hidden_size, read_embeddings(data)
+        if width is not None and width != content_ND.shape[1]:
+            raise Problem(f"semantic_hidden_size: {width}, but {data.embedding_path} has width {content_ND.shape[1]}")
+        check_sizes(cfg, data.n_items, content_ND.shape[1])
+        return data
+    check_sizes(cfg, data.n_items)
+    if data.embedding_path is not None:
+        try:
+            read_embeddings(data)
+        except Problem as e:
+            log.warning(f"{e}; {cfg[MethodOptions].method} needs no embeddings and goes on without the content floor")
+            return replace(data, embedding_path=None)
+    return data
+
+
+def floors_of(data: Dataset) -> list[str]:
+    """The floors that the data allow: content neighbours need embeddings."""
+    return [name for name in FLOORS if name != "content" or data.embedding_path is not None]
+
+
+def train_tokenizer(cfg: Config, data: Dataset) -> Path:
+    """Pre-train the tokenizer of a run unless it is there; its checkpoint. Semantic IDs that are given need none."""
+    if cfg[CodeOptions].given:
+        return Path(str(cfg[CodeOptions].sid_path))  # type: ignore[attr-defined]
+    name = str(cfg[MethodOptions].tokenizer)
+    return pretrain(cfg, name, part(TOKENIZERS[name]), data)
+
+
+def length_file(cfg: Config, path: Path) -> Path:
+    """Where the figures of a tokenizer's SIDs lie, beside its checkpoint."""
+    c = cfg[CodeOptions]
+    return path.with_name("sids.json" if c.target_length is None else f"sids-{c.target_length}.json")
+
+
+def sid_figures(cfg: Config, data: Dataset, path: Path) -> dict[str, Any]:
+    """What the SIDs by the tokenizer of a checkpoint cost and tell, also as a table in the log."""
+    tokenizer = tokenizer_of(cfg, data, path).eval()
+    count_N = data.popularity[1:]
+    code_NT, error_NT = codes_of(tokenizer, read_embeddings(data), count_N)
+    found = lengths.figures(code_NT, cfg[CodeOptions].num_emb_list, count_N, error_NT)
+    lengths.log_table(found)
+    return found
+
+
+def tokenizer_of(cfg: Config, data: Dataset, path: Path | None = None) -> Any:
+    """The pre-trained tokenizer: of `path`, of `rqvae_path`, or what pre-training left for these options."""
+    name, c = str(cfg[MethodOptions].tokenizer), cfg[CodeOptions]
+    if path is None:
+        path = Path(c.rqvae_path) if c.rqvae_path else checkpoint_path(cfg, name, data)
+    if not is_file(path):
+        raise Problem(
+            f"{path}: no pre-trained tokenizer; run scripts/pretrain.py with the same options, or set rqvae_path"
+        )
+    check_content(cfg, data)
+    model = empty_tokenizer(cfg, read_embeddings(data).shape[1])
+    load_state(path, model, name)
+    return model
+
+
+def empty_tokenizer(cfg: Config, n_input: int) -> Any:
+    """The tokenizer of a run before it has learned anything, in the form that the training needs."""
+    name, c = str(cfg[MethodOptions].tokenizer), cfg[CodeOptions]
+    if cfg[MethodOptions].training == "joint":
+        return part(JOINT[name])(c, cfg[QuantizerOptions], n_input, cfg[DataOptions].seed)
+    return part(TOKENIZERS[name])(c, n_input)
+
+
+def spelling_of(cfg: Config, n_items: int, code_NT: torch.Tensor | None = None) -> Spelling:
+    """What SIDs are spelled with; code_NT: the catalogue's codes, -1 after an end, where they may differ in length.
+
+    Where they turn out equal all is as for a tokenizer that has no more levels.
+    """
+    c, rule = cfg[CodeOptions], cfg[SidOptions].collision
+    sizes = tuple(c.num_emb_list)
+    if not c.uneven or code_NT is None:
+        return Spelling(sizes, end_tokens(rule, sizes, n_items))
+    length_N = (code_NT >= 0).sum(1)
+    sizes = sizes[: max(1, int(length_N.max()))]
+    even = bool((length_N == len(sizes)).all())
+    return Spelling(sizes, end_tokens(rule, sizes, n_items) if even else c.max_group, even)
+
+
+def network_of(cfg: Config, n_items: int, spelling: Spelling) -> TokenNetwork:
+    """The network over semantic IDs, untrained."""
+    kind = part(NETWORKS[str(cfg[MethodOptions].recommender)])
+    made: TokenNetwork = kind(
+        cfg[kind.Options], spelling.vocabulary, cfg[DataOptions].max_his_len, n_items, not spelling.even
+    )
+    return made
+
+
+class Built(NamedTuple):
+    """A model to train, and the tokenizer behind its fixed SIDs where it has one."""
+
+    model: Recommender
+    tokenizer: Any = None
+
+
+def build_model(cfg: Config, data: Dataset) -> Built:
+    """The untrained model of a run, with the SIDs of its pre-trained tokenizer where it has one."""
+    m = cfg[MethodOptions]
+    if m.method == "diffsasrec_sft":
+        return Built(finetuned(cfg, data))
+    if m.method in ITEM_MODELS:
+        return Built(empty_model(cfg, data.n_items))
+    if m.training == "joint":
+        tokenizer = tokenizer_of(cfg, data)
+        spelling = spelling_of(cfg, data.n_items)
+        joint = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, data.n_items, spelling), data.n_items, spelling)
+        joint.attach(read_embeddings(data))
+        return Built(joint)
+    tokenizer, sids = catalogue_sids(cfg, data)
+    model = empty_model(cfg, data.n_items, code_NT=sids.code_NT)
+    check_ends(sids, model.ends)  # type: ignore[attr-defined]
+    model.set_codes(sids.code_NT, data.popularity[1:] if cfg[CodeOptions].uneven else None, sids.end_N)  # type: ignore[attr-defined]
+    if (start := settings.flat(cfg).get("start_from")) is not None:
+        warm_start(start, model, data)
+    if cfg[SidOptions].shared and cfg[SidOptions].group_order == "popularity":
+        order_N = np.argsort(-data.popularity[1:], kind="stable") + 1
+        model.order_N.copy_(torch.from_numpy(order_N))  # type: ignore[attr-defined]
+    return Built(model, tokenizer)
+
+
+def catalogue_sids(cfg: Config, data: Dataset) -> tuple[Any, SidTable]:
+    """(tokenizer at rest, None where there is none; what it, or a file, says of the catalogue).
+
+    End tokens are those of a file where the option `collision` says `suffix`; else they have to be counted yet.
+    """
+    c, rule = cfg[CodeOptions], cfg[SidOptions]
+    if c.given:
+        sids = given_sids(cfg, data)
+        tokenizer, code_NT, end_N = None, sids.code_NT, sids.end_N if rule.collision == "suffix" else None
+    else:
+        content_ND, tokenizer, end_N = read_embeddings(data), tokenizer_of(cfg, data).eval(), None
+        if c.uneven:
+            code_NT = codes_of(tokenizer, content_ND, data.popularity[1:]).code_NT
+        else:
+            code_NT = tokenizer.encode(content_ND)
+            code_NT = collisions.apply(rule, tokenizer, content_ND, code_NT, cfg[DataOptions].seed)
+    if c.uneven:
+        check_usable(code_NT, c)
+    return tokenizer, SidTable(code_NT, end_N, tuple(c.num_emb_list))
+
+
+def check_ends(sids: SidTable, ends: int) -> None:
+    """Problem when end tokens that are known already are more than there may be."""
+    if sids.end_N is not None and (largest := int(sids.end_N.max())) >= ends:
+        raise Problem(
+            f"sid_path: an end token is {largest}, the largest there may be is {ends - 1}; raise max_group where "
+            "lengths differ, else the last number of num_emb_list, or set collision: item"
+        )
+
+
+def empty_model(cfg: Config, n_items: int, n_input: int = 0, code_NT: torch.Tensor | None = None) -> Recommender:
+    """A model that only waits for a state; n_input: width of the content embeddings, for joint models; code_NT: the
+    catalogue's codes, which tell the sizes where they may differ in length.
+    """
+    m = cfg[MethodOptions]
+    if m.method in ITEM_MODELS:
+        kind = part(ITEM_MODELS[m.method])
+        made: Recommender = kind(cfg[kind.Options], n_items, cfg[DataOptions].max_his_len, cfg[DataOptions].seed)
+        return made
+    spelling = spelling_of(cfg, n_items, code_NT)
+    if m.training == "joint":
+        tokenizer = empty_tokenizer(cfg, n_input)
+        made = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, n_items, spelling), n_items, spelling)
+    else:
+        made = part(MODELS["frozen"])(cfg, network_of(cfg, n_items, spelling), n_items, spelling)
+    return made
+
+
+def earlier(key: str, path: str, data: Dataset) -> dict[str, Any]:
+    """The checkpoint that an option names to go on from; Problem when it is of other data."""
+    state = read_state(path)
+    check_checkpoint(path, state)
+    if state["items"] != data.catalogue.ids:
+        raise Problem(f"{key}: {path} was trained on another catalogue")
+    if state.get("split", data.split_hash) != data.split_hash:
+        raise Problem(f"{key}: {path} was trained on other interactions or another split; it may know the targets")
+    return state
+
+
+def warm_start(path: str, model: Recommender, data: Dataset) -> None:
+    """Give a network over SIDs the weights of an earlier one, whose codes' names its SIDs have."""
+    held = earlier("start_from", path, data)["model"]
+    try:
+        load_weights(model.recommender, {  # type: ignore[attr-defined]
+            k.removeprefix("recommender."): v for k, v in held.items() if k.startswith("recommender.")
+        })  # fmt: skip
+    except RuntimeError as e:
+        raise Problem(
+            f"start_from: {path} has other sizes; use its recommender, num_emb_list and widths ({one_line(e)})"
+        ) from None
+    model.pretrained = True  # type: ignore[misc]
+
+
+def finetuned(cfg: Config, data: Dataset) -> Recommender:
+    """The second stage's model with the weights of the first; Problem when that is none of these."""
+    path = settings.flat(cfg)["sft_from"]
+    if path is None:
+        raise Problem("sft_from: name the best_model.pth of a diffsasrec run to fine-tune")
+    state = earlier("sft_from", path, data)
+    saved = upgraded(state["config"])
+    if saved.get("method") not in ("diffsasrec", "diffsasrec_sft"):
+        kind = saved.get("method")
+        raise Problem(f"sft_from: {path} is of {shown(kind)}; only a diffusion model (diffsasrec) can be fine-tuned")
+    theirs = settings.sizeless(build(saved))
+    for key, ours in settings.sizeless(cfg).items():
+        if theirs[key] != ours:
+            raise Problem(f"sft_from: {path} was trained with {key} {shown(theirs[key])}; set --{key} so")
+    model = empty_model(cfg, data.n_items)
+    try:
+        load_weights(model, state["model"])
+    except RuntimeError as e:
+        raise Problem(
+            f"sft_from: {path} has other sizes; use its hidden_units, num_blocks, max_his_len ({one_line(e)})"
+        ) from None
+    return model
+
+
+# ---------------------------------------------------------------- models from checkpoints
+
+
+class Restored(NamedTuple):
+    cfg: Config
+    model: Recommender
+    state: dict[str, Any]  # the whole checkpoint
+
+
+def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
+    """The model of a `best_model.pth`, or of an exported folder, as it was trained; overrides: options that may differ
+    from then.
+    """
+    state = read_state(path)
+    check_checkpoint(path, state)
+    saved = upgraded(state["config"])
+    try:
+        trained = build(saved)
+    except Problem as e:
+        raise Problem(f"{path}: holds a wrong configuration: {e}") from None
+    given = parse_overrides(overrides)
+    cfg = build({**trained.aside, **settings.flat(trained)}, given)
+    for key, before in settings.sizeless(trained).items():
+        if settings.sizeless(cfg).get(key) != before:
+            raise Problem(f"{key}: {path} was trained with {before!r}, which cannot be changed now")
+    try:
+        n_items, n_input = sizes_of(cfg, state["model"])
+        if n_items != len(state["items"]):
+            raise Problem(f"{path}: its model knows {n_items} items, its list {len(state['items'])}")
+        check_sizes(cfg, n_items, n_input)
+        code_NT = state["model"].get("code_NT")
+        check_plausible(path, tensor_sizes(cfg, n_items, n_input, code_NT), state["model"])
+        model = empty_model(cfg, n_items, n_input, code_NT)
+        load_weights(model, state["model"])
+    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
+        raise Problem(f"{path}: does not fit its configuration ({one_line(e)}); use another checkpoint") from None
+    check_weights(path, model.state_dict())
+    return Restored(cfg, model.eval(), state)
+
+
+def sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
+    """(items, width of the content embeddings) of a saved model; 0 where it holds none."""
+    if cfg[MethodOptions].method in ITEM_MODELS:
+        return len(model["encoder.items.weight"]) - (1 if cfg[MethodOptions].method == "sasrec" else 2), 0
+    first = model.get("tokenizer.encoder.mlp_layers.1.weight")
+    width = 0 if first is None else first.shape[1] - side_width(cfg[CodeOptions])
+    return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), width
+
+
+def check_plausible(path: str | Path, sizes: Mapping[str, tuple[int, ...]], model: Mapping[str, Any]) -> None:
+    """Problem, before anything is made, when a configuration asks for other tensors than its file holds.
+
+    Names of earlier versions are left to the models; but what the file lacks must not be most of the model.
+    """
+    held = {k: tuple(v.shape) for k, v in model.items() if isinstance(v, torch.Tensor)}
+    for name, size in sizes.items():
+        if held.get(name, size) != size:
+            what = f"{name} is {list(held[name])} in the file and {list(size)} by its configuration"
+            raise Problem(f"{path}: does not fit its configuration ({what}); use another checkpoint")
+    lacking = {name: size for name, size in sizes.items() if name not in held}
+    if sum(map(math.prod, lacking.values())) > sum(map(math.prod, held.values())):
+        what = f"{len(lacking)} tensors are missing, first {next(iter(lacking))}"
+        raise Problem(f"{path}: does not fit its configuration ({what}); use another checkpoint")
+
+
+def check_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Problem when a file is not a checkpoint of a training."""
+    if missing := [k for k in ("model", "config", "items", "titles") if k not in state]:
+        raise Problem(f"{path}: not a checkpoint of main.py, {missing[0]!r} is missing")
+    ids, titles = state["items"], state["titles"]
+    lists = isinstance(ids, list) and isinstance(titles, list) and len(ids) == len(titles)
+    if not lists or not all(isinstance(text, str) for text in [*ids, *titles]):
+        raise Problem(f"{path}: not a checkpoint of main.py, its items are not a list of names")
+    if len(set(ids)) != len(ids):
+        raise Problem(f"{path}: names an item twice; use another checkpoint")
+    if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
+        raise Problem(f"{path}: not a checkpoint of main.py, its config or model is not a dictionary")
+
+
+# ---------------------------------------------------------------- sizes, before anything is made
+
+
+def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
+    """Problem, before anything is made, when lists are longer than the catalogue or nothing has room for the model.
+
+    Lists up to the usual lengths are allowed to be longer: a small catalogue is no mistake.
+    """
+    longest = max(cfg[EvalOptions].metrics, key=cutoff)
+    if cutoff(longest) > max(n_items, USUAL):
+        raise Problem(f"metrics: {longest} asks for longer lists than the catalogue of {n_items} items has; lower it")
+    beams = cfg[SearchOptions].num_beams if SearchOptions in cfg else 0
+    most = max(n_items, USUAL if SearchOptions in cfg and cfg[SearchOptions].constrained else MANY)
+    if beams > most:
+        raise Problem(f"num_beams: {beams} beams are more than the catalogue of {n_items} items can fill; lower it")
+    k = max(beams, cutoff(longest))
+    memory.refuse_hopeless(k * (n_items + 1) + 2 * k * k, f"lists of {k} items", "lower metrics and num_beams")
+    remedy = "lower its widths and layers, num_emb_list or max_his_len"
+    try:
+        numbers = sum(math.prod(size) for size in tensor_sizes(cfg, n_items, n_input).values())
+    except (RuntimeError, OverflowError, TypeError) as e:  # a tensor of more bytes than an address has bits for
+        reason = shortened(" ".join(str(e).split()))
+        raise Problem(f"the model's weights have no room in any memory ({reason}); {remedy}") from None
+    memory.refuse_hopeless(memory.FLOAT * numbers, "the model's weights", remedy)
+
+
+USUAL, MANY = 20, 1000  # beams; what an unconstrained search may have beside a small catalogue
+
+
+def tensor_sizes(
+    cfg: Config, n_items: int, n_input: int, code_NT: torch.Tensor | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Sizes of the tensors that a run's parts learn, by their names in its model, without making them."""
+    parts: dict[str, Any]
+    with torch.device("meta"):
+        if cfg[MethodOptions].method in ITEM_MODELS:
+            parts = {"": empty_model(cfg, n_items)}
+        else:
+            parts = {"recommender.": network_of(cfg, n_items, spelling_of(cfg, n_items, code_NT))}
+            if cfg[MethodOptions].training == "joint" and n_input:
+                parts["tokenizer."] = empty_tokenizer(cfg, n_input)
+    return {f"{name}{k}": tuple(v.shape) for name, p in parts.items() for k, v in p.named_parameters()}
