@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data import Batch
 from layers import Dropout, depth_attention, rows_of
 from recommenders.protocol import Scorer, scored
-from recommenders.tokens import TokenTables
+from recommenders.tokens import TokenTables, WholeItemOptions
 from settings import option
 from utils import Problem
 
@@ -26,7 +26,7 @@ Attend = Callable[[Tensor], Tensor]  # projected queries, keys, values [..., T, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class RQTransformerOptions:
+class RQTransformerOptions(WholeItemOptions):
     item_blocks: int = option(2, "blocks over the items of a history", ge=1, le=200)
     depth_blocks: int = option(2, "blocks over the tokens of a SID", ge=1, le=200)
     d_model: int = option(128, "width h", ge=1)
@@ -34,16 +34,6 @@ class RQTransformerOptions:
     num_heads: int = option(4, "attention heads", ge=1, sizeless=True)
     item_dropout: float = option(0.3, "dropout over the items of a history", ge=0, le=0.9)
     depth_dropout: float = option(0.2, "dropout over the tokens of a SID", ge=0, le=0.9)
-    item_embedding: bool = option(
-        False, "add a learned vector of its own to each item of a history (then not all of an item is in its SID)"
-    )
-    item_loss: float = option(
-        0.0,
-        "weight of a second loss: the next item itself among all items; the beams are then ranked by both "
-        "(LIGER, arXiv:2411.18814)",
-        ge=0,
-    )
-    item_rank: float = option(1.0, "weight of the item's log-probability beside its SID's when beams are ranked", ge=0)
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads:
@@ -107,7 +97,7 @@ class RQTransformer(TokenTables):
         self.depth = Stack(width, cfg.d_ff, cfg.depth_blocks, cfg.depth_dropout)
         self.bridge = nn.Linear(width, width)
         self.n_items, self.item_loss, self.item_rank = n_items, cfg.item_loss, cfg.item_rank
-        self.whole = nn.Linear(width, width) if cfg.item_loss else None  # hidden state to the item itself
+        self.whole = nn.Linear(width, width) if cfg.item_loss else None
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, 0, 0.02)
@@ -167,16 +157,8 @@ class RQTransformer(TokenTables):
             yield from (self.logits(place, y_Rh) for place, y_Rh in enumerate(hidden_RPh.unbind(1)))
         else:
             yield from self._open_logits(x_RPh, open_UP[row_R])
-        if catalogue_NP is not None:  # the items of the batch are read as the teacher does: gradient, no noise
-            yield self._item_logits(h_Rh, self.look_up(catalogue_NP).index_copy(0, batch.item_U - 1, teacher_UPh))
-
-    def _item_logits(self, h_Rh: Tensor, token_NPh: Tensor) -> Tensor:
-        """Scores of whole items [R, N]: what is looked for against the sum of an item's tokens and its own vector."""
-        assert self.whole is not None
-        y_Nh = token_NPh.sum(1)
-        if self.own is not None:
-            y_Nh = y_Nh + self.own.weight[1:]
-        return F.linear(self.whole(h_Rh), y_Nh).to(y_Nh.dtype)
+        if catalogue_NP is not None:
+            yield self.item_logits(h_Rh, self.catalogue(catalogue_NP, batch.item_U, teacher_UPh))
 
     def _attend_depth(self, qkv_RPx: Tensor) -> Tensor:
         return depth_attention(qkv_RPx, self.cfg.num_heads)
@@ -212,7 +194,7 @@ class RQTransformer(TokenTables):
         ) -> Tensor:
             if place == len(self.vocabulary):
                 every_N = torch.arange(1, self.n_items + 1, device=history_BS.device)
-                return self._item_logits(hidden_Bh, self.look_up(tokens(every_N))).log_softmax(-1)
+                return self.item_logits(hidden_Bh, self.look_up(tokens(every_N))).log_softmax(-1)
             if token_R is None or parent_R is None:  # another search for the same users may begin
                 x_Rh = start_Bh
                 for own in past:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from data import Batch
 from layers import Dropout, attention, rows_of
 from recommenders.protocol import Scorer, scored
-from recommenders.tokens import TokenTables
+from recommenders.tokens import TokenTables, WholeItemOptions
 from settings import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class T5Options:
+class T5Options(WholeItemOptions):
     encoder_layers: int = option(6, "layers of the encoder", ge=1, le=200)
     decoder_layers: int = option(6, "layers of the decoder", ge=1, le=200)
     d_model: int = option(128, "width h", ge=1)
@@ -270,6 +270,11 @@ class T5Network(TokenTables):
         self.recency = nn.Embedding(longest, cfg.d_model) if cfg.recency_embedding else None
         if self.recency is not None:
             nn.init.normal_(self.recency.weight, 0, 0.02)
+        self.n_items, self.item_loss, self.item_rank = n_items, cfg.item_loss, cfg.item_rank
+        self.own = nn.Embedding(n_items + 1, cfg.d_model) if cfg.item_embedding else None
+        self.whole = nn.Linear(cfg.d_model, cfg.d_model) if cfg.item_loss else None
+        if self.own is not None:
+            nn.init.normal_(self.own.weight, 0, 0.02)
 
     def encode(self, token_BSPh: Tensor, history_BS: Tensor, real_BSP: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(hidden states [B, T, h], mask [B, T]); of unlike lengths only the real tokens are read."""
@@ -277,6 +282,8 @@ class T5Network(TokenTables):
         if self.recency is not None:  # histories are padded on the left, the newest item stands last
             age_S = torch.arange(history_BS.shape[1] - 1, -1, -1, device=history_BS.device)
             token_BSPh = token_BSPh + self.recency(age_S)[:, None]
+        if self.own is not None:
+            token_BSPh = token_BSPh + self.own(history_BS)[:, :, None]
         x_BTh = token_BSPh.flatten(1, 2)
         if real_BSP is not None:
             x_BTh, keep_BT = packed(x_BTh, keep_BT & real_BSP.flatten(1))
@@ -284,10 +291,10 @@ class T5Network(TokenTables):
 
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None,
+        real_UP: Tensor | None = None, catalogue_NP: Tensor | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Teacher-forced logits [B, V] of each sample's target, place by place; where open_UP says so, of those
-        targets only whose token is a choice there.
+        targets only whose token is a choice there. Given the catalogue, items come last.
         """
         real_BSP = None if real_UP is None else real_UP[batch.history_row_BS]
         cache = self.t5.start(*self.encode(rows_of(history_UPh, batch.history_row_BS), batch.history_BS, real_BSP))
@@ -299,6 +306,8 @@ class T5Network(TokenTables):
         for place, hidden_Bh in enumerate(hidden.unbind(1)):
             chosen = slice(None) if open_UP is None else open_UP[batch.target_row_B, place]
             yield self.logits(place, hidden_Bh[chosen])
+        if catalogue_NP is not None:
+            yield self.item_logits(hidden[:, 0], self.catalogue(catalogue_NP, batch.item_U, teacher_UPh))
 
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks; encoder and source keys run once per user."""
@@ -309,12 +318,17 @@ class T5Network(TokenTables):
         def score(
             place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None
         ) -> Tensor:
-            if token_R is None or parent_R is None:
+            if token_R is None or parent_R is None:  # another search for the same users may begin
+                cache.own = [None] * len(cache.own)
                 x = self.start.expand(users, 1, -1)
             else:
                 cache.reorder(parent_R)
                 x = self.tables[place - 1][token_R][:, None]
-            return self.scores(place, self.t5.decode(x, cache)[:, 0], among_RC)
+            hidden_Rh = self.t5.decode(x, cache)[:, 0]
+            if place == len(self.vocabulary):
+                every_N = torch.arange(1, self.n_items + 1, device=history_BS.device)
+                return self.item_logits(hidden_Rh, self.look_up(tokens(every_N))).log_softmax(-1)
+            return self.scores(place, hidden_Rh, among_RC)
 
         return score
 
@@ -327,7 +341,8 @@ class T5Network(TokenTables):
         encoder = r.encoder_layers * (B * T * (16 * r.d_model + 4 * inner + 3 * r.d_ff) + 3 * B * r.num_heads * T * T)
         cross = r.decoder_layers * (2 * B * T * inner + 3 * B * r.num_heads * places * T)
         decoder = r.decoder_layers * B * places * (12 * r.d_model + 8 * inner + 3 * r.d_ff)
-        return encoder + cross + decoder + 4 * B * T * r.d_model + 6 * B * sum(scored(self.vocabulary))
+        whole = 3 * self.n_items if r.item_loss else 0
+        return encoder + cross + decoder + 4 * B * T * r.d_model + B * (6 * sum(scored(self.vocabulary)) + whole)
 
     def search_numbers(self, B: int, S: int, beams: int) -> int:
         """Numbers held at the widest moment of a search for B users: in the encoder, or at the last place."""
@@ -337,4 +352,5 @@ class T5Network(TokenTables):
         encoder = B * T * (4 * r.d_model + max(4 * inner, 2 * r.d_ff)) + 2 * B * r.num_heads * T * T
         rows = R * (4 * r.d_model + 4 * inner + 2 * r.d_ff + 2 * r.num_heads * T)
         own = 2 * r.decoder_layers * 2 * R * len(self.vocabulary) * inner  # twice while the beams are re-ordered
-        return max(encoder, source + rows + own + 8 * R * max(scored(self.vocabulary)))
+        items = 2 * B * self.n_items if r.item_loss else 0
+        return max(encoder, items, source + rows + own + 8 * R * max(scored(self.vocabulary)))

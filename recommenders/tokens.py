@@ -1,7 +1,9 @@
-"""What networks over the tokens of semantic IDs share: a table of tokens a place, tied with the logits.
+"""What networks over the tokens of semantic IDs share: a table of tokens a place, tied with the logits; whole items.
 
-Shape letters: U items, P places of a SID, V tokens of a place, R rows, C chosen tokens, h width.
+Shape letters: U items, N items of the catalogue, P places of a SID, V tokens of a place, R rows, C chosen tokens, h width.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,20 @@ from torch import Tensor, nn
 
 from layers import are_real, some_logits
 from recommenders.protocol import Codes
+from settings import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeItemOptions:
+    """Items beside their SIDs (LIGER, arXiv:2411.18814)."""
+
+    item_embedding: bool = option(
+        False, "add a learned vector of its own to each item of a history (then not all of an item is in its SID)"
+    )
+    item_loss: float = option(
+        0.0, "weight of a second loss: the next item itself among all items; the beams are then ranked by both", ge=0
+    )
+    item_rank: float = option(1.0, "weight of the item's log-probability beside its SID's when beams are ranked", ge=0)
 
 
 class TokenTables(nn.Module):
@@ -17,6 +33,8 @@ class TokenTables(nn.Module):
     """
 
     item_loss, item_rank = 0.0, 0.0  # whoever scores whole items as well has more
+    own: nn.Embedding | None  # an item's own vector, of whoever has WholeItemOptions
+    whole: nn.Linear | None  # from a hidden state to the item itself
     tables: nn.ParameterList
     vocabulary: tuple[int, ...]
     uneven: bool
@@ -49,3 +67,17 @@ class TokenTables(nn.Module):
         if among_RC is not None:
             return some_logits(hidden_Rh, self.tables[place], among_RC)
         return self.logits(place, hidden_Rh).log_softmax(-1)
+
+    def item_logits(self, hidden_Rh: Tensor, token_NPh: Tensor) -> Tensor:
+        """Scores of whole items [R, N]: what is looked for against the sum of an item's tokens and its own vector."""
+        assert self.whole is not None
+        y_Nh = token_NPh.sum(1)
+        if self.own is not None:
+            y_Nh = y_Nh + self.own.weight[1:]
+        return F.linear(self.whole(hidden_Rh), y_Nh).to(y_Nh.dtype)
+
+    def catalogue(self, token_NP: Tensor, item_U: Tensor, teacher_UPh: Tensor) -> Tensor:
+        """Tokens of all items as vectors, [N, P, h]; those of a batch as the teacher reads them: with gradient, without
+        noise.
+        """
+        return self.look_up(token_NP).index_copy(0, item_U - 1, teacher_UPh)

@@ -291,14 +291,15 @@ def test_recommend_equals_scoring_every_item():
         assert torch.allclose(want[found.item_BW[b] - 1], found.score_BW[b], atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["rq_transformer", "t5"])
 @pytest.mark.parametrize("uneven", [True, False])
 @pytest.mark.parametrize("legal", [True, False])
-def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, uneven):
+def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, uneven, kind):
     """However few the beams, what the network likes as a whole item is in the list with its exact sum; all items by
     a search for all of them, and the item's own logits.
     """
     torch.manual_seed(0)
-    chosen = {"recommender": "rq_transformer", "item_loss": 1.0, "item_embedding": True, "legal_softmax": legal}
+    chosen = {"recommender": kind, "item_loss": 1.0, "item_embedding": True, "legal_softmax": legal}
     cfg = options(training="frozen", **chosen, **({"target_length": 2.0} if uneven else {}))
     code_NT = torch.randint(0, 8, (N, 3)).int()
     if uneven:
@@ -329,9 +330,10 @@ def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, uneven):
     assert torch.equal(got.item_BW[:, : N - 2], want_BN.argsort(dim=1, descending=True, stable=True)[:, : N - 2] + 1)
 
 
-def test_the_item_loss_is_the_cross_entropy_of_the_next_item():
+@pytest.mark.parametrize("kind", ["rq_transformer", "t5"])
+def test_the_item_loss_is_the_cross_entropy_of_the_next_item(kind):
     """Histories of one item: the mean over users, by the search's own scores."""
-    model, batch = joint(recommender="rq_transformer", item_loss=2.0).eval(), some_batch()
+    model, batch = joint(recommender=kind, item_loss=2.0).eval(), some_batch()
     batch = batch._replace(history_BS=batch.history_BS[:, -1:], history_row_BS=batch.history_row_BS[:, -1:])
     with torch.no_grad():
         with_it = model.recommendation_loss(batch, model.quantize(batch))
