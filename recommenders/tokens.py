@@ -1,6 +1,7 @@
 """What networks over the tokens of semantic IDs share: a table of tokens a place, tied with the logits; whole items.
 
-Shape letters: U items, N items of the catalogue, P places of a SID, V tokens of a place, R rows, C chosen tokens, h width.
+Shape letters: U items, N items of the catalogue, P places of a SID, V tokens of a place, R rows, C chosen tokens,
+h width.
 """
 
 from dataclasses import dataclass
