@@ -25,6 +25,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 import building
 import methods
 import settings
+from evaluation import NotFinite, evaluate, save_ranks
 from metrics import EvalOptions
 from model import GenerativeModel, Loaded, load, numbers
 from readers.dataset import Dataset
@@ -37,7 +38,7 @@ from runs.folder import RunFolder, RunOptions
 from settings import Config
 from sids.files import spelled
 from sids.tokenizer import CodeOptions
-from trainer import Fit, NotFinite, TrainOptions, evaluate, save_ranks, token_budget
+from trainer import Fit, TrainOptions, token_budget
 from utils import (
     Problem,
     Unwritable,

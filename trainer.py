@@ -1,4 +1,4 @@
-"""Train and evaluate any model that offers what `Trainable` lists."""
+"""Trains any model that offers what `Recommender` lists."""
 
 import contextlib
 import math
@@ -10,31 +10,26 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from tqdm import tqdm
 
-import metrics
 from data import (
     Batch,
     Shape,
     Steps,
     epoch_plan,
-    evaluation_plan,
-    make_batch,
     padding_factor,
-    seen_items,
     sequences,
     steps_loader,
     within,
 )
-from metrics import EvalOptions, cutoff
+from evaluation import NotFinite, bar, evaluate, save_ranks
+from metrics import EvalOptions
 from readers.dataset import Dataset
-from readers.splits import DataOptions, Split
-from recommenders.protocol import Ranker, Recommender, unsound
+from readers.splits import DataOptions
+from recommenders.protocol import Recommender
 from runs import guard
 from runs.folder import RunFolder, RunOptions
 from settings import Config, option
@@ -69,98 +64,6 @@ class TrainOptions:
 def token_budget(t: TrainOptions, device: str) -> int:
     """Most history tokens in one pass: what a CPU's cache and a laptop's memory like, or a GPU needs to be busy."""
     return t.token_budget or (262144 if device == "cuda" else 8192)
-
-
-# ---------------------------------------------------------------- evaluation
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Ranks of all users of a split, in the split's order, and what follows from them."""
-
-    rank: np.ndarray  # int32 [users], as saved; the list's length where the target is missing
-    figures: dict[str, float]
-
-
-class NotFinite(Problem):
-    """Scores that rank nothing; met by all processes alike."""
-
-
-@torch.inference_mode()
-def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: str) -> Evaluation:
-    """Rank every user of a split once, over all processes; NotFinite, on all of them, when scores are not finite."""
-    model.eval()
-    e, longest = cfg[EvalOptions], cfg[DataOptions].max_his_len
-    split = within(split, cfg[DataOptions].history_tokens, model)
-    top = max(cutoff(m) for m in e.metrics)
-    k = max(top, model.depth)
-    plan = evaluation_plan(split, e.eval_batch_size, longest)
-    groups = model.groups()
-    rank_M = torch.zeros(2 + len(groups), len(split), dtype=torch.long, device=acc.device)  # of items, unsound?, groups
-    shown = torch.zeros(k, model.n_items + 1, dtype=torch.bool, device=acc.device)
-    invalid = torch.zeros(2, dtype=torch.double, device=acc.device)
-
-    def rank_users(rows: np.ndarray) -> None:
-        batch = make_batch(split, rows, longest).to(acc.device)
-        banned = seen_items(split, rows).to(acc.device) if e.mask_seen else None
-        with acc.autocast():
-            found = model.recommend(batch.history_BS, k, banned)
-        item_BK = F.pad(found.item_BW, (0, k - found.item_BW.shape[1]))  # fewer than k candidates
-        place = torch.from_numpy(rows).to(acc.device)
-        rank_M[1, place] = unsound(found.score_BW, banned=banned is not None).long()
-        rank_M[0, place] = metrics.target_rank(item_BK, batch.target_B)
-        for row, group_N in enumerate(groups.values(), 2):
-            rank_M[row, place] = metrics.group_rank(item_BK, batch.target_B, group_N)
-        for i in range(item_BK.shape[1]):
-            shown[i, item_BK[:, i]] = True
-        asked_BK = item_BK[:, :top]
-        invalid.add_(torch.stack([(asked_BK == 0).sum(), torch.ones_like(asked_BK).sum()]))
-
-    begin = time.perf_counter()
-    for rows in bar(plan[acc.process_index :: acc.num_processes], title, acc):
-        guard.stop_if_asked()
-        halved_until_it_fits(rows, rank_users)
-    rank_M, shown, invalid = (acc.reduce(t.to(torch.double), "sum") for t in (rank_M, shown, invalid))
-    seconds = time.perf_counter() - begin
-    covered = (shown[:, 1:] > 0).int().cummax(0).values.double().mean(1)
-    coverage = {i + 1: float(c) for i, c in enumerate(covered)}
-    rank = rank_M.long().cpu()
-    if lost := int(rank[1].sum()):
-        raise NotFinite(
-            f"{title}: the scores of {lost} of {len(split)} users are not finite: weights or embeddings are too large; "
-            "lower the learning rates"
-        )
-    figures = metrics.summarise(rank[0], e.metrics, coverage)
-    figures[f"coverage@{top}"] = coverage[top]
-    for name, of_group in zip(groups, rank[2:], strict=True):
-        figures |= {f"{name}/{m}": v for m, v in metrics.summarise(of_group, e.metrics).items()}
-    figures["invalid_share"] = float(invalid[0] / invalid[1].clamp(min=1))
-    figures |= {"num_users": len(split), "users_per_s": len(split) / seconds}
-    return Evaluation(rank[0].numpy().astype(np.int32), figures)
-
-
-def halved_until_it_fits(rows: np.ndarray, work: Callable[[np.ndarray], None]) -> None:
-    """work(rows), or its halves where the whole runs out of memory; Problem when a single row does."""
-    try:
-        work(rows)
-        return
-    except RuntimeError as e:  # torch.OutOfMemoryError is one
-        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
-            raise
-    if len(rows) == 1:
-        raise Problem("out of memory on a single user; lower max_his_len, or the width of the model's search")
-    log.warning(f"evaluation of {len(rows)} users runs out of memory, halving them; a lower eval_batch_size avoids it")
-    torch.cuda.empty_cache()
-    for half in np.array_split(rows, 2):
-        halved_until_it_fits(half, work)
-
-
-def bar(steps: Any, title: str, acc: Accelerator) -> Any:
-    """A progress bar on a terminal, nothing elsewhere."""
-    return tqdm(steps, title, leave=False, disable=None if acc.is_main_process else True, dynamic_ncols=True)
-
-
-# ---------------------------------------------------------------- training
 
 
 FAR = 2**53  # beyond any epoch or step
@@ -633,8 +536,3 @@ class Fit:
             if self.acc.is_main_process:
                 self.run.record(row)
         self.on_epoch(row, p.best_epoch == p.epoch)
-
-
-def save_ranks(run: RunFolder, name: str, found: Evaluation, users: np.ndarray) -> None:
-    """Per-user ranks [2, users]: user number, rank; new cut-offs and tests need no second run."""
-    run.save_array(f"ranks-{name}.npy", np.stack([users, found.rank]).astype(np.int32))

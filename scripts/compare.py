@@ -26,6 +26,7 @@ import building
 import main
 import methods
 import settings
+from evaluation import evaluate
 from metrics import EvalOptions, is_per_user, paired_difference, per_user
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
@@ -36,7 +37,6 @@ from runs.folder import RunFolder, RunOptions
 from runs.report import check_protocol, read_ranks
 from settings import Config
 from sids.tokenizer import CodeOptions
-from trainer import evaluate
 from uncertainty import STRATEGIES
 from utils import (
     Problem,

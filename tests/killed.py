@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import evaluation
 import main
 import trainer
 import utils
@@ -97,5 +98,5 @@ def _arm(kill):
             die("evaluation", 0)
         real_fitting(rows, work)
 
-    real_norms, real_write, real_fitting = trainer.Fit._norms, folder.write_checkpoint, trainer.halved_until_it_fits
-    trainer.Fit._norms, folder.write_checkpoint, trainer.halved_until_it_fits = norms, write, fitting
+    real_norms, real_write, real_fitting = trainer.Fit._norms, folder.write_checkpoint, evaluation.halved_until_it_fits
+    trainer.Fit._norms, folder.write_checkpoint, evaluation.halved_until_it_fits = norms, write, fitting

@@ -14,9 +14,9 @@ import main
 import methods
 import settings
 from data import make_batch
+from evaluation import evaluate
 from readers.splits import Split
 from recommenders.diffusion import DiffusionOptions, fill, lowered
-from trainer import evaluate
 from utils import Problem, read_checkpoint, read_json
 
 SMALL = {"method": "diffsasrec", "hidden_units": 16, "num_heads": 2, "max_his_len": 12, "hidden_dropout": 0.0}

@@ -12,8 +12,8 @@ from test_trainer import Fixed, fit_of
 import building
 import main
 import methods
-from recommenders.protocol import Found
-from trainer import NotFinite, evaluate, unsound
+from evaluation import NotFinite, evaluate
+from recommenders.protocol import Found, unsound
 from utils import Problem, check_weights, not_finite
 
 NAN, INF = math.nan, math.inf

@@ -21,12 +21,13 @@ from test_trainer import assert_same_state, fit_of, rows
 
 import building
 import methods
+from evaluation import evaluate
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard, memory
 from runs.folder import RunFolder
 from sids.fit import Report
-from trainer import TrainOptions, evaluate
+from trainer import TrainOptions
 from utils import Problem, Stopped, problems_exit_2, write_checkpoint, write_text
 
 # ---------------------------------------------------------------- one writer

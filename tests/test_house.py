@@ -29,6 +29,7 @@ ROWS = [
         "runs.tracking",
     ],
     ["sids", "vq"],
+    ["evaluation"],
     ["trainer"],
     ["methods"],
     ["building"],

@@ -19,6 +19,7 @@ import methods
 import scripts.run
 import settings
 import utils
+from evaluation import Evaluation
 from main import finish
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
@@ -26,7 +27,7 @@ from readers.splits import DataOptions
 from runs.folder import RunFolder
 from runs.guard import log
 from sids.files import letters
-from trainer import Evaluation, Progress
+from trainer import Progress
 from utils import Problem, Stopped, fingerprint, read_json, write_json
 
 # ---------------------------------------------------------------- patience

@@ -14,10 +14,10 @@ import building
 import main
 import methods
 from data import make_batch
+from evaluation import evaluate
 from recommenders import items
 from recommenders.items import best_items, softmax_loss
 from recommenders.sasrec import absent_items
-from trainer import evaluate
 from utils import Problem, read_json
 
 

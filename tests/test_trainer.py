@@ -12,6 +12,7 @@ from conftest import tiny_overrides
 
 import building
 import methods
+from evaluation import evaluate, save_ranks
 from main import finish, portable
 from metrics import ndcg, recall
 from readers.dataset import Catalogue, Dataset
@@ -20,7 +21,7 @@ from recommenders.protocol import Found
 from runs import report
 from runs.folder import RunFolder
 from runs.report import epoch_line
-from trainer import Fit, Progress, TrainOptions, evaluate, learning_rate, save_ranks
+from trainer import Fit, Progress, TrainOptions, learning_rate
 from utils import Problem
 
 
@@ -251,7 +252,7 @@ def test_reachable_movement_is_rate_times_the_schedules_sum(ground, tmp_path):
 def test_early_stopping_counts_validations_without_progress(ground, tmp_path, monkeypatch):
     fit = fit_of(ground, tmp_path, epochs=10, early_stop=2)
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.9])
-    from trainer import Evaluation
+    from evaluation import Evaluation
 
     monkeypatch.setattr("trainer.evaluate", lambda *a: Evaluation(np.zeros(60), {"ndcg@10": next(scores)}))
     fit.train()
