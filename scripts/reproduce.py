@@ -65,6 +65,7 @@ class Spec:
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     twin: str | None = None
+    vectors_of: str | None = None  # the row whose item vectors stand beside the content (behaviour: vectors)
 
 
 def read_rows(wanted: list[str]) -> dict[str, Spec]:
@@ -73,11 +74,11 @@ def read_rows(wanted: list[str]) -> dict[str, Spec]:
     try:
         known = {name: Spec(**row) for name, row in settings.read_yaml(path).items()}
     except TypeError as e:
-        raise Problem(f"{path}: a row has method, options and twin only ({e})") from None
+        raise Problem(f"{path}: a row has method, options, twin and vectors_of only ({e})") from None
     for name in wanted:
         methods.check_known("--rows", name, known)
     chosen = set(wanted or known)
-    chosen |= {twin for name in chosen if (twin := known[name].twin) is not None}
+    chosen |= {other for name in chosen for other in (known[name].twin, known[name].vectors_of) if other is not None}
     return {name: spec for name, spec in known.items() if name in chosen}
 
 
@@ -88,6 +89,7 @@ class Job:
     row: str
     spec: Spec
     cfg: Config
+    source: Config | None = None  # of the run with the same seed that the row takes item vectors from
 
     @property
     def trains(self) -> bool:
@@ -96,7 +98,8 @@ class Job:
 
 def plan(rows: dict[str, Spec], dataset: str, seeds: list[int], overrides: dict[str, Any]) -> list[Job]:
     """All jobs, checked before the first one begins; Problem when an option belongs to none of the rows."""
-    jobs, known = [], methods.owners()
+    jobs: list[Job] = []
+    known = methods.owners()
     for key in overrides:
         if key not in known:
             raise methods.unknown(key, known)
@@ -105,7 +108,8 @@ def plan(rows: dict[str, Spec], dataset: str, seeds: list[int], overrides: dict[
             wanted = {**overrides, **spec.options, "seed": seed}
             own = settings.flat(compare.recipe(spec.method, dataset, {}))
             cfg = compare.recipe(spec.method, dataset, {k: v for k, v in wanted.items() if k in own})
-            jobs.append(Job(name, spec, cfg))
+            sources = [j.cfg for j in jobs if j.row == spec.vectors_of and j.cfg[DataOptions].seed == seed]
+            jobs.append(Job(name, spec, cfg, sources[0] if sources else None))
             if not jobs[-1].trains:
                 break  # a floor has no seed
     used = {key for job in jobs for key in settings.flat(job.cfg)}
@@ -161,9 +165,14 @@ def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
     if not job.trains:
         outcome.ranks[0] = compare.results(job.spec.method, [job.cfg], data, {}).rank[0]
         return False
-    before = compare.finished(job.cfg, data)
-    run = before or compare.trained(job.row, job.cfg, data, {})
-    outcome.ranks[job.cfg[DataOptions].seed] = read_ranks(run)[1]
+    cfg = job.cfg
+    if job.source is not None:
+        if (source := compare.finished(job.source, data)) is None:
+            raise Problem(f"needs the item vectors of row {job.spec.vectors_of}, which did not finish")
+        cfg = methods.change(cfg, vectors_from=str(source.path / "best_model.pth"))
+    before = compare.finished(cfg, data)
+    run = before or compare.trained(job.row, cfg, data, {})
+    outcome.ranks[cfg[DataOptions].seed] = read_ranks(run)[1]
     outcome.runs.append(run.path.name)
     outcome.seconds += sum(row.get("seconds", 0.0) for row in run.rows())
     return before is None

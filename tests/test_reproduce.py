@@ -9,6 +9,7 @@ from scipy import stats
 
 import main
 from metrics import per_user
+from readers.splits import DataOptions
 from scripts import reproduce
 from scripts.reproduce import Outcome, Spec
 from utils import Problem, read_json
@@ -22,8 +23,15 @@ def test_every_row_is_a_run_that_can_be_composed(name, dataset):
     assert len(jobs) == (2 if jobs[0].trains else 1)
 
 
+def test_a_row_reads_the_vectors_of_the_run_with_its_seed():
+    jobs = reproduce.plan(reproduce.read_rows(["two_stage_vectors"]), "scientific", [1, 2], {})
+    sources = [(j.cfg[DataOptions].seed, j.source[DataOptions].seed) for j in jobs if j.row == "two_stage_vectors"]
+    assert sources == [(1, 1), (2, 2)]
+
+
 def test_a_row_brings_its_twin():
     assert list(reproduce.read_rows(["frqud"])) == ["two_stage", "frqud"]
+    assert list(reproduce.read_rows(["frqud_vectors"])) == ["sasrec", "two_stage_vectors", "frqud_vectors"]
     with pytest.raises(Problem, match="did you mean 'two_stage'"):
         reproduce.read_rows(["two_stages"])
 
@@ -77,6 +85,10 @@ def test_from_nothing_and_again(tmp_path, monkeypatch):
     (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
     rows = {"floor": {"method": "popularity"}, "two_stage": {"method": "two_stage"}}
     rows |= {"moved": {"method": "none", "twin": "two_stage"}}
+    vectors = {"behaviour": "vectors", "behaviour_width": 4}
+    rows |= {"items": {"method": "sasrec"}, "lost": {"method": "sasrec", "options": {"lr_rec": 1e30}}}
+    rows |= {"vectors": {"method": "two_stage", "options": vectors, "vectors_of": "items"}}
+    rows |= {"vain": {"method": "two_stage", "options": vectors, "vectors_of": "lost"}}
     rows |= {"broken": {"method": "two_stage", "options": {"rqvae_path": str(tmp_path / "nothing.pth")}}}
     (tmp_path / "config" / "tables" / "rows.yaml").write_text(yaml.safe_dump(rows, sort_keys=False))
     (tmp_path / "config" / "tables" / "published.yaml").write_text("tiny: {moved: {ndcg@10: 0.5}}")
@@ -85,6 +97,8 @@ def test_from_nothing_and_again(tmp_path, monkeypatch):
     words = ["tiny", "--seeds=1", f"--results={tmp_path / 'results'}"]
     table = reproduce.reproduce(words)
     assert "no pre-trained tokenizer" in table["broken"]["failure"]
+    assert len(table["vectors"]["ndcg@10"]["seeds"]) == 1
+    assert "needs the item vectors of row lost" in table["vain"]["failure"]
     assert len(table["moved"]["ndcg@10"]["twin"]["seeds"]) == 1
     assert table["moved"]["ndcg@10"]["published"]["verdict"] == "below"
     runs = sorted((tmp_path / "out" / "tiny").iterdir())
@@ -94,7 +108,7 @@ def test_from_nothing_and_again(tmp_path, monkeypatch):
     assert read_json(written[".json"])["rows"]["moved"]["method"] == "none"
     assert "| floor | 1 |" in written[".md"].read_text()
     assert "failed: " in written[".md"].read_text()
-    assert written[".svg"].read_text().count("<line") == 3
+    assert written[".svg"].read_text().count("<line") == 5
 
 
 def test_the_command_is_told_without_places_of_the_machine():
