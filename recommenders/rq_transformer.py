@@ -193,8 +193,7 @@ class RQTransformer(TokenTables):
             place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None
         ) -> Tensor:
             if place == len(self.vocabulary):
-                every_N = torch.arange(1, self.n_items + 1, device=history_BS.device)
-                return self.item_logits(hidden_Bh, self.look_up(tokens(every_N))).log_softmax(-1)
+                return self.item_scores(hidden_Bh, tokens)
             if token_R is None or parent_R is None:  # another search for the same users may begin
                 x_Rh = start_Bh
                 for own in past:

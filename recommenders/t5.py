@@ -326,8 +326,7 @@ class T5Network(TokenTables):
                 x = self.tables[place - 1][token_R][:, None]
             hidden_Rh = self.t5.decode(x, cache)[:, 0]
             if place == len(self.vocabulary):
-                every_N = torch.arange(1, self.n_items + 1, device=history_BS.device)
-                return self.item_logits(hidden_Rh, self.look_up(tokens(every_N))).log_softmax(-1)
+                return self.item_scores(hidden_Rh, tokens)
             return self.scores(place, hidden_Rh, among_RC)
 
         return score

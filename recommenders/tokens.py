@@ -4,6 +4,7 @@ Shape letters: U items, N items of the catalogue, P places of a SID, V tokens of
 h width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,7 @@ class TokenTables(nn.Module):
     item_loss, item_rank = 0.0, 0.0  # whoever scores whole items as well has more
     own: nn.Embedding | None  # an item's own vector, of whoever has WholeItemOptions
     whole: nn.Linear | None  # from a hidden state to the item itself
+    n_items: int
     tables: nn.ParameterList
     vocabulary: tuple[int, ...]
     uneven: bool
@@ -76,6 +78,11 @@ class TokenTables(nn.Module):
         if self.own is not None:
             y_Nh = y_Nh + self.own.weight[1:]
         return F.linear(self.whole(hidden_Rh), y_Nh).to(y_Nh.dtype)
+
+    def item_scores(self, hidden_Bh: Tensor, tokens: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a search asks of whole items: log-probabilities over the catalogue, [B, N]; tokens as in `scorer`."""
+        every_N = torch.arange(1, self.n_items + 1, device=hidden_Bh.device)
+        return self.item_logits(hidden_Bh, self.look_up(tokens(every_N))).log_softmax(-1)
 
     def catalogue(self, token_NP: Tensor, item_U: Tensor, teacher_UPh: Tensor) -> Tensor:
         """Tokens of all items as vectors, [N, P, h]; those of a batch as the teacher reads them: with gradient, without

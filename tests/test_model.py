@@ -330,10 +330,11 @@ def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, uneven, kind):
     assert torch.equal(got.item_BW[:, : N - 2], want_BN.argsort(dim=1, descending=True, stable=True)[:, : N - 2] + 1)
 
 
+@pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("kind", ["rq_transformer", "t5"])
-def test_the_item_loss_is_the_cross_entropy_of_the_next_item(kind):
+def test_the_item_loss_is_the_cross_entropy_of_the_next_item(kind, own):
     """Histories of one item: the mean over users, by the search's own scores."""
-    model, batch = joint(recommender=kind, item_loss=2.0).eval(), some_batch()
+    model, batch = joint(recommender=kind, item_loss=2.0, item_embedding=own).eval(), some_batch()
     batch = batch._replace(history_BS=batch.history_BS[:, -1:], history_row_BS=batch.history_row_BS[:, -1:])
     with torch.no_grad():
         with_it = model.recommendation_loss(batch, model.quantize(batch))
@@ -342,6 +343,27 @@ def test_the_item_loss_is_the_cross_entropy_of_the_next_item(kind):
         without = model.recommendation_loss(batch, model.quantize(batch))
     want = -score(4, None, None).gather(1, batch.target_B[:, None] - 1).mean()
     assert float(with_it - without) == pytest.approx(2 * float(want), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rq_transformer", "t5"])
+def test_an_own_vector_is_read_where_its_item_is_and_foretold_as_that_item(kind):
+    """Another vector of an item moves the SIDs' scores of those who had it alone, and for all others that item's score
+    as a whole alone (before the softmax).
+    """
+    model, history = joint(recommender=kind, item_loss=1.0, item_embedding=True).eval(), torch.tensor([[4, 7], [5, 6]])
+    net, tokens = model.recommender, lambda item: model.sids.tokens(item).token
+
+    def scores():
+        score = net.scorer(tokens, history)
+        with torch.no_grad():
+            return score(0, None, None), score(len(model.sids.vocabulary), None, None)
+
+    (sid_BV, item_BN), _ = scores(), net.own.weight.data[7].add_(1.0)
+    new_sid_BV, new_item_BN = scores()
+    assert not torch.allclose(new_sid_BV[0], sid_BV[0]) and torch.equal(new_sid_BV[1], sid_BV[1])
+    odds_N = (new_item_BN - item_BN)[1]
+    rest = torch.arange(N) != 6
+    assert float(odds_N[rest].max() - odds_N[rest].min()) < 1e-5 < abs(float(odds_N[6] - odds_N[0]))
 
 
 def test_a_state_restores_the_same_recommendations():
