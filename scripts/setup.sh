@@ -12,7 +12,7 @@ import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 need = "torch accelerate transformers yaml numpy pyarrow faiss sklearn scipy tqdm colorama".split()
-need += ["pytest", "xdist", "hypothesis", "polars", "sentence_transformers"] if sys.argv[1] == "test" else []
+need += ["pytest", "xdist", "pytest_timeout", "hypothesis", "polars", "sentence_transformers"] if sys.argv[1] == "test" else []
 old = tuple(map(int, version("torch").split("+")[0].split(".")[:2])) < (2, 6)
 sys.exit(sys.version_info < (3, 10) or old or any(find_spec(n) is None for n in need))
 PYTHON

@@ -46,7 +46,7 @@ class Browser:
             assert time.monotonic() < end and self.process.poll() is None, "the browser does not start"
             time.sleep(0.1)
         port = int(ready.read_text().split()[0])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=30) as answer:
             page = next(t for t in json.load(answer) if t["type"] == "page")
         self.socket = socket.create_connection(("127.0.0.1", port), 30)
         key = base64.b64encode(os.urandom(16)).decode()

@@ -63,14 +63,15 @@ def test_many_at_once_are_ranked_together_and_each_gets_its_own(doors):
     client = doors["two_stage"]
     ranking = client.app.state.ranking
     before, slow = ranking.batches.copy(), ranking.loaded
-    gate = threading.Event()
+    begun, gate = threading.Event(), threading.Event()
 
     class Slow:
         def __getattr__(self, name):
             return getattr(slow, name)
 
         def rank(self, *args):
-            gate.wait(5)
+            begun.set()
+            assert gate.wait(60)
             return slow.rank(*args)
 
     ranking.loaded = Slow()
@@ -80,9 +81,13 @@ def test_many_at_once_are_ranked_together_and_each_gets_its_own(doors):
         answers[i] = client.post("/recommend", json={"history": [f"i{i}"], "k": 1 + i % 5}).json()["items"]
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
-    for t in threads:
+    threads[0].start()
+    assert begun.wait(60)  # alone: two that wait together would be ranked together
+    for t in threads[1:]:
         t.start()
+    end = time.monotonic() + 60
     while ranking.queue.qsize() < 11:
+        assert time.monotonic() < end, "the others never waited"
         time.sleep(0.01)
     gate.set()
     for t in threads:
