@@ -12,6 +12,7 @@ length against popularity.
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ USUAL = {"tokenizer": "rq_kmeans", "method": "two_stage", "num_emb_list": [256] 
          "kmeans_start": "kmeans++"}  # fmt: skip
 
 
+def by_count(length_N: np.ndarray, count_N: np.ndarray, _: int) -> np.ndarray:
+    """The same lengths, the shortest to the most frequent items."""
+    found = np.empty_like(length_N)
+    found[most_frequent_first(count_N)] = np.sort(length_N)
+    return found
+
+
+def permuted(length_N: np.ndarray, _: np.ndarray, seed: int) -> np.ndarray:
+    """The same lengths, dealt out at random."""
+    return np.random.default_rng(seed).permutation(length_N)
+
+
+CONTROLS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {"permuted": permuted, "by count": by_count}
+
+
 def study(dataset: str, weights: str, seed: int, given: dict[str, Any]) -> dict[str, Any]:
     """Figures of one fit."""
     cfg = methods.build(USUAL, given | {"dataset": dataset, "weights": weights, "seed": seed})
@@ -51,11 +67,9 @@ def study(dataset: str, weights: str, seed: int, given: dict[str, Any]) -> dict[
         row[f"fixed {t}"] = measured(code_NT, whole * t, error_NT, sizes, source)
     for target in TARGETS:
         length_N = cut.cut_to(error_NT, source.count_N, target)
-        by_count = np.empty_like(length_N)
-        by_count[most_frequent_first(source.count_N)] = np.sort(length_N)
-        permuted = np.random.default_rng(seed).permutation(length_N)
-        for name, lengths_N in (("cut", length_N), ("permuted", permuted), ("by count", by_count)):
-            row[f"{name} {target}"] = measured(code_NT, lengths_N, error_NT, sizes, source)
+        dealt = {name: control(length_N, source.count_N, seed) for name, control in CONTROLS.items()}
+        for name, own_N in {"cut": length_N, **dealt}.items():
+            row[f"{name} {target}"] = measured(code_NT, own_N, error_NT, sizes, source)
     return row
 
 

@@ -6,6 +6,7 @@
 The preset says data and recommender, an arm its tokenizer and length. A finished run is used again, so that a stopped
 study goes on with the same command. The table is of means over seeds: tokens of an item and a history, reconstruction,
 Recall and NDCG on validation and test, for popular targets (the most frequent tenth of items) and others, speed.
+Two arms are controls: cut2's lengths dealt out anew, at random or with the shortest for the most frequent items.
 It is written as <output_dir>/<data set>/lengths-<hash of the question>.json too, with two pictures: how long the codes
 of rare and frequent items are (-popularity.svg), and what a number of tokens reconstructs (-error.svg).
 """
@@ -13,7 +14,7 @@ of rare and frequent items are (-popularity.svg), and what a number of tokens re
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,21 +27,39 @@ import methods
 import settings
 from data import within
 from metrics import per_user
-from readers.dataset import Dataset
+from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import charts
 from runs.folder import RunOptions
 from runs.report import read_ranks
 from scripts.compare import trained
+from scripts.cut_study import CONTROLS
 from settings import Config
-from sids.cut import shares
-from sids.fit import checkpoint_path
-from sids.lengths import HEAD, by_tenth
+from sids.cut import codes_of, relieve, shares, shorten
+from sids.files import spelled
+from sids.lengths import HEAD, by_tenth, figures
+from sids.table import SidTable, ended
+from sids.tokenizer import CodeOptions
 from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, seeds_of, write_json, write_text
 
 KMEANS = {"tokenizer": "rq_kmeans", "kmeans_start": "kmeans++", "kmeans_iters": 40, "weights": "counts"}
 DVAE = {"tokenizer": "dvae"}
+RQVAE = {
+    "tokenizer": "rqvae",
+    "num_emb_list": [256] * 3,
+    "target_length": None,
+    "layers": [512, 256, 128],
+    "e_dim": 64,
+    "rqvae_epochs": 300,
+    "rqvae_eval_step": 20,
+    "rqvae_patience": 200,
+    "rqvae_warmup_epochs": 5,
+    "rqvae_batch_size": 1024,
+    "rqvae_lr": 1e-3,
+    "rqvae_weight_decay": 1e-4,
+}  # of config/scientific.yaml
+CONTROLLED = "cut2"  # the arm whose lengths the controls deal out anew
 ARMS: dict[str, dict[str, Any]] = {
     **{f"fixed{n}": KMEANS | {"num_emb_list": [256] * n, "target_length": None} for n in (2, 3, 4)},
     **{f"cut{n}": KMEANS | {"num_emb_list": [256] * 4, "target_length": float(n)} for n in (2, 3)},
@@ -50,7 +69,9 @@ ARMS: dict[str, dict[str, Any]] = {
     **{f"dvae cut{n}": DVAE | {"target_length": float(n)} for n in (2, 3)},
     **{f"dvae learned{n}": DVAE | {"target_length": float(n), "length": "learned"} for n in (2, 3)},
     "dvae cut2 uniform": DVAE | {"target_length": 2.0, "weights": "uniform"},
+    "rqvae3": RQVAE,
 }  # fmt: skip
+ARMS |= {f"{CONTROLLED} {name}": ARMS[CONTROLLED] for name in CONTROLS}
 COLUMNS = ("tokens/event", "error p", "error u", "unique", "max group", "history items", "history tokens", "tokens p90",
            "valid ndcg@10", "recall@10", "ndcg@10", "head ndcg@10", "tail ndcg@10", "coverage@10", "seconds/epoch",
            "ms/user")  # fmt: skip
@@ -65,14 +86,44 @@ def history_figures(cfg: Config, data: Dataset, model: Any) -> dict[str, float]:
             "tokens p90": float(np.quantile(tokens, 0.9))}  # fmt: skip
 
 
-def one(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) -> dict[str, float]:
+class Arm(NamedTuple):
+    """What is trained, and the figures of its SIDs."""
+
+    cfg: Config
+    sids: dict[str, Any]
+
+
+def plain(cfg: Config, data: Dataset) -> Arm:
+    """An arm whose tokenizer makes its SIDs; it is trained where it has not been."""
+    path = building.train_tokenizer(cfg, data)
+    return Arm(cfg, building.sid_figures(cfg, data, path))
+
+
+def control(name: str, of: Config, data: Dataset, preset: dict[str, Any], overrides: dict[str, Any]) -> Arm:
+    """Whole codes of an arm's tokenizer, cut to the lengths that the arm has, dealt out anew."""
+    path, seed = building.train_tokenizer(of, data), of[DataOptions].seed
+    tokenizer, c, count_N = building.tokenizer_of(of, data, path).eval(), of[CodeOptions], data.popularity[1:]
+    content_ND = read_embeddings(data)
+    short_NT, error_NT = codes_of(tokenizer, content_ND, count_N)
+    whole_NT = tokenizer.encode(content_ND).cpu()
+    length_N = CONTROLS[name]((short_NT >= 0).sum(1).numpy(), count_N, seed)
+    code_NT = shorten(whole_NT, relieve(whole_NT, length_N, count_N, c.max_group))
+    sids = SidTable(code_NT, ended(code_NT, "suffix", c.max_group, count_N), tuple(c.num_emb_list), c.max_group)
+    file = path.with_name(f"{data.name}-{c.target_length}-{name.replace(' ', '_')}.index.json")
+    write_json(file, spelled(sids))
+    options = {"tokenizer": "given", "sid_path": str(file), "sid_lengths": "unlike", "target_length": None,
+             "num_emb_list": c.num_emb_list, "seed": seed}  # fmt: skip
+    return Arm(methods.build({**preset, **options}, overrides | {"seed": seed}),
+               figures(code_NT, c.num_emb_list, count_N, error_NT))  # fmt: skip
+
+
+def one(name: str, arm: Arm, data: Dataset, overrides: dict[str, Any]) -> dict[str, float]:
     """Figures of an arm with one seed."""
+    cfg, sids = arm
     run = trained(name, cfg, data, overrides)
     log_to(None, main=True)
     results, count_N = run.results(), data.popularity[1:]
     model = building.build_model(cfg, data).model
-    path = checkpoint_path(cfg, str(settings.flat(cfg)["tokenizer"]), data)
-    sids = building.sid_figures(cfg, data, path)
     ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run)[1])).numpy()
     head_N = np.zeros(len(count_N), bool)
     head_N[np.argsort(-count_N, kind="stable")[: round(HEAD * len(count_N))]] = True
@@ -135,7 +186,12 @@ def study(argv: list[str]) -> dict[str, Any]:
     configs = {n: [methods.build({**preset, **ARMS[n]}, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
     cfg = configs[chosen[0]][0]
     data = read_dataset(cfg[DataOptions])
-    found = {n: [one(n, c, data, overrides) for c in each] for n, each in configs.items()}
+
+    def arm(name: str, cfg: Config) -> Arm:
+        dealt = name.removeprefix(f"{CONTROLLED} ")
+        return control(dealt, cfg, data, preset, overrides) if dealt in CONTROLS else plain(cfg, data)
+
+    found = {n: [one(n, arm(n, c), data, overrides) for c in each] for n, each in configs.items()}
     log.info(f"\n{table(found)}\n\n{data.name}, {len(data.test)} test users, seeds {', '.join(seeds)}")
     question = digest(data.hash, chosen, seeds, [settings.counting(c[0]) for c in configs.values()])
     path = Path(cfg[RunOptions].output_dir) / data.name / f"lengths-{question}.json"
