@@ -1,5 +1,7 @@
 """The recommender over SIDs of unlike length: what it computes and costs, and that equal lengths change nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,11 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
 from sids.cut import codes_of
 from sids.files import spelled
+from sids.search import spell
 from utils import Problem
 
 NETWORKS = ["t5", "rq_transformer", "decoder"]
+SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +182,40 @@ def test_what_cannot_go_with_unlike_lengths_is_refused(place):
 def test_real_tokens_are_told_by_the_last_of_their_place():
     token = torch.tensor([[[0, 6], [6, 2]]])
     assert are_real(token, (7, 3)).tolist() == [[[True, True], [False, False]]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/datasets")
+@pytest.mark.parametrize("network", NETWORKS)
+def test_on_real_data_as_many_beams_as_items_are_brute_force_and_few_give_ten_others(tmp_path, network):
+    """50 test users of `scientific`: every item's own log-probability, sorted; short lists are of distinct items and
+    the same alone and in a batch of 50.
+    """
+    options = {"dataset": "scientific", "data_path": str(SHARED), "output_dir": str(tmp_path), "method": "two_stage",
+               "tokenizer": "rq_kmeans", "num_emb_list": [64] * 4, "kmeans_iters": 3, "target_length": 2.0,
+               "recommender": network, "legal_softmax": True, "d_model": 32, "d_ff": 64, "num_heads": 2,
+               "max_his_len": 20}  # fmt: skip
+    options |= {"encoder_layers": 1, "decoder_layers": 1, "d_kv": 16} if network == "t5" else {}
+    cfg = methods.build(options)
+    data = read_dataset(cfg[DataOptions])
+    building.train_tokenizer(cfg, data)
+    torch.manual_seed(3)
+    model = building.build_model(cfg, data).model.eval()
+    token_NP, real_NP = model.sids.tokens(torch.arange(1, data.n_items + 1))
+    history_BS = make_batch(data.test, np.arange(50), 20).history_BS
+    for some_BS in history_BS.split(5):
+        found = model.recommend(some_BS, data.n_items)
+        with torch.inference_mode():
+            score = model.recommender.scorer(lambda item: model.sids.tokens(item).token, some_BS)
+            own_BN = spell(score, model.trie(), token_NP.expand(5, -1, -1), real_NP.expand(5, -1, -1),
+                           legal_softmax=True)  # fmt: skip
+        assert (found.item_BW.sort(1).values == torch.arange(1, data.n_items + 1)).all()
+        assert torch.allclose(found.score_BW, own_BN.gather(1, found.item_BW - 1), atol=2e-4)
+        assert (own_BN.sort(1, descending=True).values - found.score_BW).abs().max() < 2e-4
+    ten = model.recommend(history_BS, 10)
+    assert all(len(set(row)) == 10 and min(row) > 0 for row in ten.item_BW.tolist())
+    for user in range(0, 50, 7):
+        assert model.recommend(history_BS[user : user + 1], 10).item_BW[0].tolist() == ten.item_BW[user].tolist()
 
 
 # ---------------------------------------------------------------- a budget of tokens
