@@ -25,7 +25,7 @@ import building
 import main
 import methods
 import settings
-from data import within
+from data import make_batch, within
 from metrics import per_user
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
@@ -72,9 +72,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "rqvae3": RQVAE,
 }  # fmt: skip
 ARMS |= {f"{CONTROLLED} {name}": ARMS[CONTROLLED] for name in CONTROLS}
-COLUMNS = ("tokens/event", "error p", "error u", "unique", "max group", "history items", "history tokens", "tokens p90",
-           "valid ndcg@10", "recall@10", "ndcg@10", "head ndcg@10", "tail ndcg@10", "coverage@10", "seconds/epoch",
-           "ms/user")  # fmt: skip
+COLUMNS = ("tokens/event", "search steps", "error p", "error u", "unique", "max group", "history items",
+           "history tokens", "tokens p90", "valid ndcg@10", "recall@10", "ndcg@10", "head ndcg@10", "tail ndcg@10",
+           "coverage@10", "seconds/epoch", "ms/user")  # fmt: skip
 
 
 def history_figures(cfg: Config, data: Dataset, model: Any) -> dict[str, float]:
@@ -84,6 +84,29 @@ def history_figures(cfg: Config, data: Dataset, model: Any) -> dict[str, float]:
     tokens = split.tokens(d.max_his_len)
     return {"history items": float(split.lengths(d.max_his_len).mean()), "history tokens": float(tokens.mean()),
             "tokens p90": float(np.quantile(tokens, 0.9))}  # fmt: skip
+
+
+def search_steps(cfg: Config, data: Dataset, model: Any) -> float:
+    """Tokens that a search looks ahead until nothing can still come in, mean over batches of 64 test users."""
+    places: list[set[int]] = []
+    scorer = model.recommender.scorer
+
+    def counted(*args: Any) -> Any:
+        score = scorer(*args)
+        places.append(set())
+
+        def scored(place: int, *rest: Any) -> torch.Tensor:
+            places[-1].add(place)
+            found: torch.Tensor = score(place, *rest)
+            return found
+
+        return scored
+
+    split = within(data.test, cfg[DataOptions].history_tokens, model)
+    model.recommender.scorer = counted
+    for rows in np.array_split(np.arange(min(512, len(split))), 8):
+        model.recommend(make_batch(split, rows, cfg[DataOptions].max_his_len).history_BS, 10)
+    return float(np.mean([len(seen) for seen in places]))
 
 
 class Arm(NamedTuple):
@@ -123,7 +146,7 @@ def one(name: str, arm: Arm, data: Dataset, overrides: dict[str, Any]) -> dict[s
     run = trained(name, cfg, data, overrides)
     log_to(None, main=True)
     results, count_N = run.results(), data.popularity[1:]
-    model = building.build_model(cfg, data).model
+    model = building.restore(run.best).model.eval()
     ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run)[1])).numpy()
     head_N = np.zeros(len(count_N), bool)
     head_N[np.argsort(-count_N, kind="stable")[: round(HEAD * len(count_N))]] = True
@@ -132,8 +155,11 @@ def one(name: str, arm: Arm, data: Dataset, overrides: dict[str, Any]) -> dict[s
     assert abs(float(shares(count_N) @ model.item_tokens) - sids["tokens_per_event"]) < 1e-6  # type: ignore[attr-defined]
     tenths = {f"codes of tenth {i}": x for i, x in enumerate(by_tenth(model.item_tokens - 1, count_N), 1)}  # type: ignore[attr-defined]
     return history_figures(cfg, data, model) | tenths | {
-        "tokens/event": sids["tokens_per_event"], "error p": sids["reconstruction_weighted"],
-        "error u": sids["reconstruction_uniform"], "unique": sids["unique_share"], "max group": sids["max_group"],
+        "tokens/event": sids["tokens_per_event"], "tokens/item": float(model.item_tokens.mean()),
+        "error p": sids["reconstruction_weighted"], "error u": sids["reconstruction_uniform"],
+        "error head": sids["reconstruction_head"], "error tail": sids["reconstruction_tail"],
+        "perplexity": sids["perplexity_macro"], "unique": sids["unique_share"], "max group": sids["max_group"],
+        "search steps": search_steps(cfg, data, model),
         "valid ndcg@10": results["valid"]["ndcg@10"], "recall@10": results["recall@10"], "ndcg@10": results["ndcg@10"],
         "head ndcg@10": float(ndcg[head].mean()), "tail ndcg@10": float(ndcg[~head].mean()),
         "coverage@10": results["coverage@10"], "seconds/epoch": float(np.median(seconds)),
