@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TIES = "grouped by user as they first occur, then by time; rows of equal time keep the order of the source's files"
 PRESETS = {2000: "scientific", 0: "demo"}  # items from which on -> the preset whose sizes fit
+STEPS, LARGEST_BATCH = 200, 2048
 READ = {"own": "auto", "recbole": "inter", "letter": "json", "diger": "jsonl"}  # layouts that training reads as well
 
 
@@ -131,9 +132,11 @@ def described(data: "Prepared", folder: Path, layout: str, cfg: "PrepareOptions"
         "order": TIES,
     }  # fmt: skip
     short = int((lengths < SHORTEST).sum())
+    split = split_counts(folder, layout, cfg)
+    facts["split"] = {"kind": cfg.split, "users_of_fewer_than_3": short, **split}
     if layout == "own":
-        write_text(folder / f"{folder.name}.yaml", preset(folder.name, counts["items"], cfg, drop=short > 0))
-    facts["split"] = {"kind": cfg.split, "users_of_fewer_than_3": short, **split_counts(folder, layout, cfg)}
+        text = preset(folder.name, counts["items"], int(split.get("train", 0)), cfg, drop=short > 0)
+        write_text(folder / f"{folder.name}.yaml", text)
     files = sorted(p for p in folder.iterdir() if p.is_file())
     facts["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     return {**facts, "versions": {name: version(name) for name in ("polars", "numpy")}}
@@ -158,12 +161,18 @@ def split_counts(folder: Path, layout: str, cfg: "PrepareOptions") -> dict[str, 
     return {name: len(found.split(name)) for name in ("train", "valid", "test")}
 
 
-def preset(name: str, items: int, cfg: "PrepareOptions", *, drop: bool) -> str:
-    """A preset of config/ whose sizes fit, for this data set."""
+def preset(name: str, items: int, samples: int, cfg: "PrepareOptions", *, drop: bool) -> str:
+    """A preset of config/ whose sizes fit, for this data set; batches grow with the training samples, so that an epoch
+    has at most STEPS of them, up to LARGEST_BATCH.
+    """
     base = next(preset for least, preset in PRESETS.items() if items >= least)
     text = (ROOT / "config" / f"{base}.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^dataset:.*$", lambda _: f"dataset: {json.dumps(name)}", text, flags=re.MULTILINE)
+    own = int(re.search(r"^batch_size: (\d+)", text, flags=re.MULTILINE)[1])  # type: ignore[index]
+    while own < LARGEST_BATCH and own * STEPS < samples:
+        own *= 2
+    text = re.sub(r"^batch_size: .*$", f"batch_size: {own}", text, flags=re.MULTILINE)
     more = ["short_users: drop"] if drop and cfg.split == "leave_one_out" else []
     more += [f"split: time\ntime_quantile: {cfg.time_quantile}"] if cfg.split == "time" else []
     begin = f"# The sizes of config/{base}.yaml; change what you like.  bash run_FrqUD.sh {name} --data_path=DIR\n"

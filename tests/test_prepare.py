@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from readers.layouts import read_dataset
-from readers.prepare import Events, kept_of_repeats
+from readers.prepare import Events, PrepareOptions, kept_of_repeats
 from readers.raw.kinds import WRITERS
 from readers.splits import DataOptions
 from scripts import prepare_data, run
@@ -365,6 +365,15 @@ def test_a_split_by_time_is_counted_and_named(shop, tmp_path):
     assert [card["split"][p] for p in ("train", "valid", "test")] == [
         len(data.split(p)) for p in ("train", "valid", "test")
     ]
+
+
+@pytest.mark.parametrize(("items", "samples", "want"), [
+    (100, 0, 128), (100, 25_600, 128), (100, 25_601, 256), (1349, 96_458, 512), (9000, 33_541, 256), (9000, 10**9, 2048),
+])  # fmt: skip
+def test_batches_grow_with_the_data(items, samples, want):
+    """So that an epoch has 200 steps at most, as long as a batch is not too large."""
+    text = prepare_data.preset("s", items, samples, PrepareOptions(), drop=False)
+    assert yaml.safe_load(text)["batch_size"] == want
 
 
 def test_the_run_script_takes_it_as_it_is(shop):
