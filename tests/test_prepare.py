@@ -368,7 +368,8 @@ def test_a_split_by_time_is_counted_and_named(shop, tmp_path):
 
 
 @pytest.mark.parametrize(("items", "samples", "want"), [
-    (100, 0, 128), (100, 25_600, 128), (100, 25_601, 256), (1349, 96_458, 512), (9000, 33_541, 256), (9000, 10**9, 2048),
+    (100, 0, 128), (100, 25_600, 128), (100, 25_601, 256), (1349, 96_458, 512), (9000, 33_541, 256),
+    (9000, 10**9, 2048),
 ])  # fmt: skip
 def test_batches_grow_with_the_data(items, samples, want):
     """So that an epoch has 200 steps at most, as long as a batch is not too large."""
