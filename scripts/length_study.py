@@ -45,21 +45,9 @@ from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, s
 
 KMEANS = {"tokenizer": "rq_kmeans", "kmeans_start": "kmeans++", "kmeans_iters": 40, "weights": "counts"}
 DVAE = {"tokenizer": "dvae"}
-RQVAE = {
-    "tokenizer": "rqvae",
-    "num_emb_list": [256] * 3,
-    "target_length": None,
-    "layers": [512, 256, 128],
-    "e_dim": 64,
-    "rqvae_epochs": 300,
-    "rqvae_eval_step": 20,
-    "rqvae_patience": 200,
-    "rqvae_warmup_epochs": 5,
-    "rqvae_batch_size": 1024,
-    "rqvae_lr": 1e-3,
-    "rqvae_weight_decay": 1e-4,
-}  # of config/scientific.yaml
-CONTROLLED = "cut2"  # the arm whose lengths the controls deal out anew
+RQVAE = {"tokenizer": "rqvae", "num_emb_list": [256] * 3, "target_length": None, "layers": [512, 256, 128],
+         "e_dim": 64, "rqvae_epochs": 300, "rqvae_eval_step": 20, "rqvae_patience": 200, "rqvae_warmup_epochs": 5,
+         "rqvae_batch_size": 1024, "rqvae_lr": 1e-3, "rqvae_weight_decay": 1e-4}  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {
     **{f"fixed{n}": KMEANS | {"num_emb_list": [256] * n, "target_length": None} for n in (2, 3, 4)},
     **{f"cut{n}": KMEANS | {"num_emb_list": [256] * 4, "target_length": float(n)} for n in (2, 3)},
@@ -71,7 +59,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "dvae cut2 uniform": DVAE | {"target_length": 2.0, "weights": "uniform"},
     "rqvae3": RQVAE,
 }  # fmt: skip
-ARMS |= {f"{CONTROLLED} {name}": ARMS[CONTROLLED] for name in CONTROLS}
+DEALT = {f"cut2 {name}": deal for name, deal in CONTROLS.items()}  # lengths of cut2, dealt out anew
+ARMS |= dict.fromkeys(DEALT, ARMS["cut2"])
 COLUMNS = ("tokens/event", "search steps", "error p", "error u", "unique", "max group", "history items",
            "history tokens", "tokens p90", "valid ndcg@10", "recall@10", "ndcg@10", "head ndcg@10", "tail ndcg@10",
            "coverage@10", "seconds/epoch", "ms/user")  # fmt: skip
@@ -104,8 +93,10 @@ def search_steps(cfg: Config, data: Dataset, model: Any) -> float:
 
     split = within(data.test, cfg[DataOptions].history_tokens, model)
     model.recommender.scorer = counted
-    for rows in np.array_split(np.arange(min(512, len(split))), 8):
+    for begin in range(0, min(512, len(split)), 64):
+        rows = np.arange(begin, min(begin + 64, len(split)))
         model.recommend(make_batch(split, rows, cfg[DataOptions].max_his_len).history_BS, 10)
+    model.recommender.scorer = scorer
     return float(np.mean([len(seen) for seen in places]))
 
 
@@ -129,10 +120,10 @@ def control(name: str, of: Config, data: Dataset, preset: dict[str, Any], overri
     content_ND = read_embeddings(data)
     short_NT, error_NT = codes_of(tokenizer, content_ND, count_N)
     whole_NT = tokenizer.encode(content_ND).cpu()
-    length_N = CONTROLS[name]((short_NT >= 0).sum(1).numpy(), count_N, seed)
+    length_N = DEALT[name]((short_NT >= 0).sum(1).numpy(), count_N, seed)
     code_NT = shorten(whole_NT, relieve(whole_NT, length_N, count_N, c.max_group))
     sids = SidTable(code_NT, ended(code_NT, "suffix", c.max_group, count_N), tuple(c.num_emb_list), c.max_group)
-    file = path.with_name(f"{data.name}-{c.target_length}-{name.replace(' ', '_')}.index.json")
+    file = path.with_name(f"{data.name}-{name.replace(' ', '_')}.index.json")
     write_json(file, spelled(sids))
     options = {"tokenizer": "given", "sid_path": str(file), "sid_lengths": "unlike", "target_length": None,
              "num_emb_list": c.num_emb_list, "seed": seed}  # fmt: skip
@@ -146,14 +137,14 @@ def one(name: str, arm: Arm, data: Dataset, overrides: dict[str, Any]) -> dict[s
     run = trained(name, cfg, data, overrides)
     log_to(None, main=True)
     results, count_N = run.results(), data.popularity[1:]
-    model = building.restore(run.best).model.eval()
+    model: Any = building.restore(run.best).model
     ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run)[1])).numpy()
     head_N = np.zeros(len(count_N), bool)
     head_N[np.argsort(-count_N, kind="stable")[: round(HEAD * len(count_N))]] = True
     head = head_N[data.test.targets - 1]
     seconds = [row["seconds"] for row in run.rows()]
-    assert abs(float(shares(count_N) @ model.item_tokens) - sids["tokens_per_event"]) < 1e-6  # type: ignore[attr-defined]
-    tenths = {f"codes of tenth {i}": x for i, x in enumerate(by_tenth(model.item_tokens - 1, count_N), 1)}  # type: ignore[attr-defined]
+    assert abs(float(shares(count_N) @ model.item_tokens) - sids["tokens_per_event"]) < 1e-6
+    tenths = {f"codes of tenth {i}": x for i, x in enumerate(by_tenth(model.item_tokens - 1, count_N), 1)}
     return history_figures(cfg, data, model) | tenths | {
         "tokens/event": sids["tokens_per_event"], "tokens/item": float(model.item_tokens.mean()),
         "error p": sids["reconstruction_weighted"], "error u": sids["reconstruction_uniform"],
@@ -214,8 +205,7 @@ def study(argv: list[str]) -> dict[str, Any]:
     data = read_dataset(cfg[DataOptions])
 
     def arm(name: str, cfg: Config) -> Arm:
-        dealt = name.removeprefix(f"{CONTROLLED} ")
-        return control(dealt, cfg, data, preset, overrides) if dealt in CONTROLS else plain(cfg, data)
+        return control(name, cfg, data, preset, overrides) if name in DEALT else plain(cfg, data)
 
     found = {n: [one(n, arm(n, c), data, overrides) for c in each] for n, each in configs.items()}
     log.info(f"\n{table(found)}\n\n{data.name}, {len(data.test)} test users, seeds {', '.join(seeds)}")

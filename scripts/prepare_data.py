@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import yaml
 
 import settings
 from readers.layouts import read_dataset
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 TIES = "grouped by user as they first occur, then by time; rows of equal time keep the order of the source's files"
 PRESETS = {2000: "scientific", 0: "demo"}  # items from which on -> the preset whose sizes fit
-STEPS, LARGEST_BATCH = 200, 2048
+STEPS, LARGEST_BATCH = 200, 2048  # most steps of an epoch, while batches stay below that
 READ = {"own": "auto", "recbole": "inter", "letter": "json", "diger": "jsonl"}  # layouts that training reads as well
 
 
@@ -169,10 +170,10 @@ def preset(name: str, items: int, samples: int, cfg: "PrepareOptions", *, drop: 
     text = (ROOT / "config" / f"{base}.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^dataset:.*$", lambda _: f"dataset: {json.dumps(name)}", text, flags=re.MULTILINE)
-    own = int(re.search(r"^batch_size: (\d+)", text, flags=re.MULTILINE)[1])  # type: ignore[index]
-    while own < LARGEST_BATCH and own * STEPS < samples:
-        own *= 2
-    text = re.sub(r"^batch_size: .*$", f"batch_size: {own}", text, flags=re.MULTILINE)
+    size = yaml.safe_load(text)["batch_size"]
+    while size < LARGEST_BATCH and size * STEPS < samples:
+        size *= 2
+    text = re.sub(r"^batch_size:.*$", f"batch_size: {size}", text, flags=re.MULTILINE)
     more = ["short_users: drop"] if drop and cfg.split == "leave_one_out" else []
     more += [f"split: time\ntime_quantile: {cfg.time_quantile}"] if cfg.split == "time" else []
     begin = f"# The sizes of config/{base}.yaml; change what you like.  bash run_FrqUD.sh {name} --data_path=DIR\n"
