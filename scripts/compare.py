@@ -1,13 +1,13 @@
 """One table of several methods on one data set: same split, same users, several seeds.
 
   python scripts/compare.py scientific sasrec,diffsasrec,two_stage,frqud --data_path=DIR [--seeds 2020,2021]
-                            [--key=value ...]
+                            [--config FILE] [--key=value ...]
 
 Methods: sasrec, diffsasrec, diffsasrec_sft, two_stage, a decay (frqud, sdud, ...), popularity, content;
 with _multi or _autoregressive behind it, one of the first three is decoded that way. Parts that are not the preset's
 stand in brackets: two_stage[rq_kmeans], frqud[rq_transformer]. A method's preset is
-config/<data set>_<method>.yaml, else config/<data set>.yaml, or such a file beside the data. Finished runs of the same
-options are reused. z compares with the first method, paired over users.
+config/<data set>_<method>.yaml, else that of --config, else config/<data set>.yaml, or such a file beside the data.
+Finished runs of the same options are reused. z compares with the first method, paired over users.
 """
 
 import re
@@ -45,6 +45,7 @@ from utils import (
     log,
     log_to,
     problems_exit_2,
+    regular_file,
     seeds_of,
     write_json,
 )
@@ -113,22 +114,28 @@ def split_name(name: str) -> Name:
     return Name(method, parts, decoding)
 
 
-def recipe(name: str, dataset: str, overrides: dict[str, Any]) -> Config:
-    """The configuration that trains a method: its preset or the data set's, then the command line's options."""
+def recipe(name: str, dataset: str, overrides: dict[str, Any], preset: Path | None = None) -> Config:
+    """The configuration that trains a method: its preset or the data set's, then the command line's options.
+
+    preset: a file in the place of the data set's.
+    """
     method, parts, decoding = split_name(name)
     if decoding and decoding not in DECODINGS.get(method, ()):
         able = [m for m, ways in DECODINGS.items() if decoding in ways]
         raise Problem(f"{name}: {method} is not decoded that way; {', '.join(able)} can be")
-    found = [p for stem in (f"{dataset}_{method}", dataset) for p in main.presets(stem, dataset, overrides)]
+    if preset is not None:
+        regular_file(preset, "no such configuration")
+    found = main.presets(f"{dataset}_{method}", dataset, overrides)
+    found += [preset] if preset else main.presets(dataset, dataset, overrides)
     if not found:
         raise Problem(f"config/{dataset}.yaml: no such preset, nor beside the data; copy one for your own data")
     kind = {"method": "diger", "uncertainty": method} if method in STRATEGIES else {"method": method}
     if method in methods.FLOORS:
         kind = {}  # nothing to train; the protocol is that of the preset
-    preset = main.preset_of(found[0], overrides, dataset)
+    options = main.preset_of(found[0], overrides, dataset)
     for key in ("training", *([] if method in (*STRATEGIES, *methods.TRAINING) else ["tokenizer", "recommender"])):
-        preset.pop(key, None)  # of a preset for other methods
-    return methods.build({**preset, **overrides, **kind, **parts})
+        options.pop(key, None)  # of a preset for other methods
+    return methods.build({**options, **overrides, **kind, **parts})
 
 
 def is_of(results: dict[str, Any], data: Dataset, cfg: Config) -> bool:
@@ -217,7 +224,7 @@ def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
 
 def compare(argv: list[str]) -> dict[str, Any]:
     """Train or find all runs, print and save their table, return it; Problem when they cannot be compared."""
-    given, words = main.split_off(argv, ["seeds", "data_path"])
+    given, words = main.split_off(argv, ["seeds", "data_path", "config"])
     names = [w for w in words if not w.startswith("-")]
     overrides = methods.parse_overrides([w for w in words if w not in names])
     overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
@@ -228,7 +235,8 @@ def compare(argv: list[str]) -> dict[str, Any]:
         raise Problem(f"{names[1]!r} names no method; for example sasrec,two_stage,frqud")
     settings.check_value(DataOptions, "seed", overrides.get("seed", 0))
     seeds = seeds_of(given.get("seeds", str(overrides.pop("seed", 2020))))
-    configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
+    preset = Path(given["config"]) if "config" in given else None
+    configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}, preset) for s in seeds] for n in chosen}
     check_protocol({n: settings.flat(c[0]) for n, c in configs.items()})
     known = {key for c in configs.values() for key in settings.flat(c[0])}
     if foreign := [key for key in overrides if key not in known]:

@@ -1,12 +1,13 @@
 """Every row of a data set's table from nothing, with a verdict on each.
 
   python scripts/reproduce.py scientific --data_path=DIR [--rows two_stage,frqud] [--seeds 2020,2021,2022]
-                              [--budget small|full] [--results DIR] [--key=value ...]
+                              [--budget small|full] [--config FILE] [--results DIR] [--key=value ...]
 
 Rows are those of config/tables/rows.yaml, all of them when none is named; a row's frozen twin comes with it. Each
 run is kept and found again: the same command goes on where it was stopped. `small` is 20 epochs and one seed, `full`
-the preset's epochs and three. Ends with results/<data set>/<digest of the question>.{json,md,svg}: test figures
-(looked at once a run), paired differences from the twin over users and over seeds, published figures where there are.
+the preset's epochs and three. --config names a preset to take in place of config/<data set>.yaml. Ends with
+results/<data set>/<digest of the question>.{json,md,svg}: test figures (looked at once a run), paired differences from
+the twin over users and over seeds, published figures where there are.
 """
 
 import sys
@@ -96,7 +97,9 @@ class Job:
         return self.spec.method not in methods.FLOORS
 
 
-def plan(rows: dict[str, Spec], dataset: str, seeds: list[int], overrides: dict[str, Any]) -> list[Job]:
+def plan(
+    rows: dict[str, Spec], dataset: str, seeds: list[int], overrides: dict[str, Any], preset: Path | None = None
+) -> list[Job]:
     """All jobs, checked before the first one begins; Problem when an option belongs to none of the rows."""
     jobs: list[Job] = []
     known = methods.owners()
@@ -106,8 +109,8 @@ def plan(rows: dict[str, Spec], dataset: str, seeds: list[int], overrides: dict[
     for name, spec in rows.items():
         for seed in seeds:
             wanted = {**overrides, **spec.options, "seed": seed}
-            own = settings.flat(compare.recipe(spec.method, dataset, {}))
-            cfg = compare.recipe(spec.method, dataset, {k: v for k, v in wanted.items() if k in own})
+            own = settings.flat(compare.recipe(spec.method, dataset, {}, preset))
+            cfg = compare.recipe(spec.method, dataset, {k: v for k, v in wanted.items() if k in own}, preset)
             sources = [j.cfg for j in jobs if j.row == spec.vectors_of and j.cfg[DataOptions].seed == seed]
             jobs.append(Job(name, spec, cfg, sources[0] if sources else None))
             if not jobs[-1].trains:
@@ -309,7 +312,7 @@ def protocol(cfg: Config, data: Dataset, seeds: list[int], command: str, seconds
 
 def reproduce(argv: list[str]) -> dict[str, Any]:
     """Run a table and write it; Problem before anything is trained when the command line cannot be followed."""
-    given, words = main.split_off(argv, ["rows", "seeds", "budget", "results", "data_path"])
+    given, words = main.split_off(argv, ["rows", "seeds", "budget", "results", "data_path", "config"])
     names = [w for w in words if not w.startswith("-")]
     if len(names) != 1:
         raise Problem("reproduce: needs one data set, as in: reproduce.py scientific --data_path=DIR")
@@ -320,7 +323,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     seeds = list(map(int, seeds_of(given.get("seeds", SEEDS[budget]))))
     rows = read_rows([r for r in given.get("rows", "").split(",") if r])
     log_to(None, main=True)
-    jobs = plan(rows, names[0], seeds, overrides)
+    jobs = plan(rows, names[0], seeds, overrides, Path(given["config"]) if "config" in given else None)
     cfg = jobs[0].cfg
     if names[0] == "demo":
         build_demo(Path(cfg[DataOptions].data_path) / "demo")

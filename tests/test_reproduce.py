@@ -8,6 +8,7 @@ from conftest import tiny_overrides, write_tiny
 from scipy import stats
 
 import main
+import settings
 from metrics import per_user
 from readers.splits import DataOptions
 from scripts import reproduce
@@ -27,6 +28,15 @@ def test_a_row_reads_the_vectors_of_the_run_with_its_seed():
     jobs = reproduce.plan(reproduce.read_rows(["two_stage_vectors"]), "scientific", [1, 2], {})
     sources = [(j.cfg[DataOptions].seed, j.source[DataOptions].seed) for j in jobs if j.row == "two_stage_vectors"]
     assert sources == [(1, 1), (2, 2)]
+
+
+def test_a_preset_by_name():
+    """--config stands in for the data set's preset; a method that has a preset of its own keeps it."""
+    preset = main.CONFIG / "beauty_rq_transformer.yaml"
+    jobs = reproduce.plan(reproduce.read_rows(["sasrec", "frqud"]), "beauty", [1], {}, preset)
+    epochs = {j.row: settings.flat(j.cfg)["epochs"] for j in jobs}
+    assert epochs["two_stage"] == epochs["frqud"] == settings.read_yaml(preset)["epochs"]
+    assert epochs["sasrec"] == settings.read_yaml(main.CONFIG / "beauty_sasrec.yaml")["epochs"]
 
 
 def test_a_row_brings_its_twin():
@@ -126,6 +136,8 @@ def test_the_command_is_told_without_places_of_the_machine():
         (["scientific", "--no_such=1"], "unknown option"),
         (["scientific", "--rows=popularity", "--hidden_units=8"], "none of the rows has this option"),
         (["nowhere"], "no such preset"),
+        (["beauty", "--config=nowhere.yaml"], "no such configuration"),
+        (["beauty", f"--config={main.CONFIG / 'scientific.yaml'}"], "says dataset: scientific"),
     ],
 )
 def test_a_wrong_command_line_stops_before_anything_is_trained(words, line):
