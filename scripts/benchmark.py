@@ -70,12 +70,12 @@ def run(argv: list[str]) -> None:
 
 
 def configuration(overrides: list[str]) -> Config:
-    """The data set's preset with the overrides; the demo is built where it is missing."""
+    """The data set's preset with the overrides, by the SID alone as the plain side has it; a missing demo is built."""
     given = methods.parse_overrides(overrides)
     name = str(given.get("dataset", "demo"))
     path = ROOT / "config" / f"{name}.yaml"
     raw = settings.read_yaml(path) if is_file(path) else {}
-    fixed = {"recommender": "t5", "legal_softmax": False, "collision": "suffix"}  # as the plain side has it
+    fixed = {"recommender": "t5", "legal_softmax": False, "collision": "suffix", "item_loss": 0, "item_embedding": False}
     cfg = methods.build({**raw, **fixed, "dataset": name, **given})
     if name == "demo":
         build_demo(Path(cfg[DataOptions].data_path) / "demo")
