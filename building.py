@@ -73,6 +73,8 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
     """The data as the method may use them: content embeddings that it needs must be what the options say
     (Problem); unusable ones beside a method that needs none are left out with a warning.
     """
+    if CodeOptions in cfg and not cfg[CodeOptions].given:
+        check_bits(cfg, data.n_items)
     if reads_content(cfg):
         width, content_ND = cfg[CodeOptions].semantic_hidden_size, read_embeddings(data)
         if width is not None and width != content_ND.shape[1]:
@@ -105,7 +107,9 @@ def train_tokenizer(cfg: Config, data: Dataset) -> Path:
 def length_file(cfg: Config, path: Path) -> Path:
     """Where the figures of a tokenizer's SIDs lie, beside its checkpoint."""
     c = cfg[CodeOptions]
-    return path.with_name("sids.json" if c.target_length is None else f"sids-{c.target_length}.json")
+    cut = [] if c.target_length is None else [c.target_length]
+    group = [] if c.max_group == CodeOptions().max_group else ["group", c.max_group]
+    return path.with_name("-".join(map(str, ["sids", *cut, *group])) + ".json")
 
 
 def sid_figures(cfg: Config, data: Dataset, path: Path) -> dict[str, Any]:
@@ -397,6 +401,18 @@ def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
         reason = shortened(" ".join(str(e).split()))
         raise Problem(f"the model's weights have no room in any memory ({reason}); {remedy}") from None
     memory.refuse_hopeless(memory.FLOAT * numbers, "the model's weights", remedy)
+
+
+def check_bits(cfg: Config, n_items: int) -> None:
+    """Problem when a SID has no room in 64 bits, as search and trie number them."""
+    c, rule = cfg[CodeOptions], cfg[SidOptions].collision
+    sizes = tuple(c.num_emb_list)
+    spelling = Spelling(sizes, c.max_group, False) if c.uneven else Spelling(sizes, end_tokens(rule, sizes, n_items))
+    if math.prod(spelling.vocabulary) >= 2**63:
+        raise Problem(
+            f"num_emb_list: semantic IDs of {' x '.join(map(str, spelling.vocabulary))} tokens do not fit into 63 "
+            "bits; use fewer levels or smaller ones"
+        )
 
 
 USUAL, MANY = 20, 1000  # beams; what an unconstrained search may have beside a small catalogue

@@ -83,7 +83,7 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
     for name, of_group in zip(groups, rank[2:], strict=True):
         figures |= {f"{name}/{m}": v for m, v in metrics.summarise(of_group, e.metrics).items()}
     figures["invalid_share"] = float(invalid[0] / invalid[1].clamp(min=1))
-    figures |= {"num_users": len(split), "users_per_s": len(split) / seconds}
+    figures |= {"num_users": len(split), "list_length": k, "users_per_s": len(split) / seconds}
     return Evaluation(rank[0].numpy().astype(np.int32), figures)
 
 

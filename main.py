@@ -53,6 +53,7 @@ from utils import (
     problems_exit_2,
     quoted,
     regular_file,
+    seeds_of,
     shortened,
     whole_number,
 )
@@ -145,6 +146,17 @@ def split_off(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[s
         if not found[name]:
             raise Problem(f"--{name}: needs a value")
     return found, rest
+
+
+def seeds_asked(given: dict[str, str], overrides: dict[str, Any], usual: str = "2020") -> list[str]:
+    """The seeds of `--seeds`, or the one of `--seed`, which is taken out of the overrides; Problem when both are."""
+    one = overrides.pop("seed", None)
+    if one is None:
+        return seeds_of(given.get("seeds", usual))
+    settings.check_value(DataOptions, "seed", one)
+    if "seeds" in given:
+        raise Problem("--seed, --seeds: name one of the two")
+    return seeds_of(str(one))
 
 
 def check_data(cfg: Config) -> Dataset:
@@ -400,12 +412,9 @@ def command_recommend(argv: list[str]) -> None:
         recommend_users(loaded, given, k, allow, deny)
         return
     history = trimmed(ids_of(given["history"], loaded.number), loaded.number, "--history")
-    if deny:  # as in the lists of a file: the search goes on until it has k items that may come
-        refused = set(deny)
-        allow = [token for token in (loaded.items if allow is None else allow) if token not in refused]
-    hits = loaded.recommend([history], k, allow=allow)[0]
+    hits = loaded.recommend([history], k, allow=allow, deny=deny)[0]
     if not hits:
-        raise Problem(f"recommend: {why_nothing(loaded, history, allow)}")
+        raise Problem(f"recommend: {why_nothing(loaded, history, allow, deny)}")
     report.show_items(hits)
 
 
@@ -416,18 +425,21 @@ def recommend_users(loaded: Loaded, given: dict[str, str], k: int, allow: list[s
     log_to(None, main=True)
     begin = time.perf_counter()
     allowed = None if allow is None else [loaded.number[token] for token in allow]
-    among_M = bulk.among_of(loaded, allowed, [loaded.number[token] for token in deny])
+    among_M = loaded.among(allowed, [loaded.number[token] for token in deny])
+    if among_M is not None and not len(among_M):
+        raise Problem("--allow, --deny: no item is left that may be recommended")
     histories = bulk.read_histories(Path(given["users"]), loaded.number)
     rows = bulk.recommend_all(loaded, histories, Path(given["output"]), k, among_M)
     seconds = time.perf_counter() - begin
     log.info(f"{given['output']}: {rows} recommendations for {len(histories)} users in {seconds:.0f} s")
 
 
-def why_nothing(loaded: Loaded, history: list[str], among: list[str] | None) -> str:
+def why_nothing(loaded: Loaded, history: list[str], allow: list[str] | None, deny: list[str]) -> str:
     """Why there is nothing to recommend: nothing may come, or the search has not found what may."""
-    left = set(loaded.items if among is None else among) - set(history if loaded.cfg[EvalOptions].mask_seen else [])
+    left = set(loaded.items if allow is None else allow) - set(deny)
+    left -= set(history if loaded.cfg[EvalOptions].mask_seen else [])
     if not left:
-        return "nothing is left, all items that were asked for are in the history (mask_seen)"
+        return "nothing is left, all items that were asked for are denied or in the history (mask_seen)"
     return (
         f"the search found none of the {len(left)} items that may come, only semantic IDs that no item has "
         "(constrained: false); set --constrained=true, or raise --num_beams"

@@ -536,25 +536,35 @@ class Loaded:
         wanted = [numbers(history, self.number, f"history {i}") for i, history in enumerate(histories)]
         if empty := [i for i, history in enumerate(wanted) if not history]:
             raise Problem(f"history {empty[0]}: needs at least one item")
-        refused = numbers(deny, self.number, "deny")
-        among_M = None if allow is None else torch.tensor(sorted(set(numbers(allow, self.number, "allow"))))
+        among_M = self.among(
+            None if allow is None else numbers(allow, self.number, "allow"), numbers(deny, self.number, "deny")
+        )
         most = min(k, len(self.items) if among_M is None else len(among_M))
         found: list[list[Hit]] = []
         size = self.cfg[EvalOptions].eval_batch_size
         for begin in range(0, len(wanted), size) if most else ():
-            found += self.hits(self.rank(wanted[begin : begin + size], most, among_M, refused))
+            found += self.hits(self.rank(wanted[begin : begin + size], most, among_M))
         return found or [[] for _ in wanted]
 
-    def rank(
-        self, histories: Sequence[Sequence[int]], k: int, among_M: Tensor | None = None, refused: Sequence[int] = ()
-    ) -> Found:
-        """Lists of item numbers for some histories of item numbers, one batch; among_M: the only items that may come;
-        refused: items that may not. Problem when a score is not finite.
+    def among(self, allow: Iterable[int] | None, deny: Iterable[int]) -> Tensor | None:
+        """Numbers of the items that may come, ascending; None for the whole catalogue.
+
+        What is denied is left out of the search: struck out of its end, it would have used up the beams.
+        """
+        refused = set(deny)
+        if allow is None and not refused:
+            return None
+        return torch.tensor(sorted(set(range(1, 1 + len(self.items)) if allow is None else allow) - refused))
+
+    def rank(self, histories: Sequence[Sequence[int]], k: int, among_M: Tensor | None = None) -> Found:
+        """Lists of item numbers for some histories of item numbers, one batch; among_M: the only items that may come.
+
+        Problem when a score is not finite.
         """
         longest, seen = self.cfg[DataOptions].max_his_len, self.cfg[EvalOptions].mask_seen
         budget = self.cfg[DataOptions].history_tokens
         history_BS = left_padded([recent(history, longest, budget, self.model) for history in histories])
-        banned_BS = left_padded([[*refused, *(history if seen else ())] for history in histories])
+        banned_BS = left_padded([[*history] if seen else [] for history in histories])
         device = next(self.model.parameters()).device
         among_M = None if among_M is None else among_M.to(device)
         found = self.model.recommend(history_BS.to(device), k, banned_BS.to(device), among_M)

@@ -428,13 +428,18 @@ class Fit:
                 state = {
                     "model": self.raw.state_dict(), "optimizer": self.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler else None, "progress": vars(self.progress),
-                    "totals": totals, "world": self._world(), "run": self.run.id,
+                    "totals": totals, "world": self._world(), "judged": self._judged(), "run": self.run.id,
                 }  # fmt: skip
                 self.run.save_state(state, self.progress.step)
 
     def _world(self) -> dict[str, Any]:
         """What a resumed run must find as it was: the samples and how they are dealt out."""
         return {"data": self.data.hash, "processes": self.shape.processes, "global_batch": self.shape.global_batch}
+
+    def _judged(self) -> dict[str, Any]:
+        """What the score of the best model so far is a score of."""
+        e = self.cfg[EvalOptions]
+        return {"valid_metric": e.valid_metric, "mask_seen": e.mask_seen}
 
     def _resume(self) -> None:
         state = self.run.load_state() if self.cfg[RunOptions].resume == "auto" else None
@@ -494,6 +499,9 @@ class Fit:
             raise ValueError(f"progress: step {p.step} is not in epoch {p.epoch}")
         if "looked" not in state["progress"] and p.next_step == 0 and p.epoch % self.cfg[EvalOptions].eval_step == 0:
             p.looked = p.epoch - 1  # a state of a run begun before looks were noted: where it stopped, it stays stopped
+        if state.get("judged", self._judged()) != self._judged() and p.epoch < self.cfg[TrainOptions].epochs:
+            log.warning("the best model so far was chosen by another validation: from here on it is chosen anew")
+            p.best, p.best_epoch = -math.inf, -1
         load_weights(self.raw, state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})

@@ -67,6 +67,11 @@ def seeds_of(text: str) -> list[str]:
     return words
 
 
+def whole_text(text: str) -> str:
+    """A text that can be written: half of a surrogate pair, as JSON may hold one, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def shown(value: Any, most: int = 200) -> str:
     """A value for a message; nested and repeated ones, which may unfold without end, are cut."""
     return _Shown(most).repr(value)

@@ -13,7 +13,7 @@ import numpy as np
 
 from readers.files import find_embedding, find_file, json_lines
 from readers.splits import DataOptions, Parts, Split
-from utils import Problem, digest, is_file, log, quoted, regular_file
+from utils import Problem, digest, is_file, log, quoted, regular_file, whole_text
 
 SPLITS = ("train", "valid", "test")
 
@@ -99,7 +99,7 @@ def read_items(path: Path) -> Catalogue:
 
 def title(row: Any) -> str:
     text = row.get("title") or row.get("text") or "" if isinstance(row, dict) else row
-    return re.sub(r"\s+", " ", str(text)).strip()[:200]
+    return whole_text(re.sub(r"\s+", " ", str(text)).strip()[:200])
 
 
 def assemble(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from readers.raw.scan import ROLES, ROW, Part, Raw, reading
 from readers.tables import core_rows
 from settings import option
-from utils import Problem, log, quoted, shortened
+from utils import Problem, log, quoted, shortened, whole_text
 
 BATCH = 500_000  # rows that are held as text at a time
 DAY = 86_400  # seconds
@@ -343,7 +343,7 @@ def texts_of(raw: Raw, items: list[str]) -> tuple[list[str], dict[str, int]]:
                     where = ", ".join(map(str, raw.text_files))
                     raise Problem(f"{where}: item {quoted(token)} stands there twice; leave one out")
                 continue
-            found[token] = json.dumps(row, ensure_ascii=False)
+            found[token] = whole_text(json.dumps(row, ensure_ascii=False))
             if not any(v.strip() for k, v in row.items() if k != "item_id"):
                 empty.add(token)
     bare = [token for token in items if token not in found or token in empty]

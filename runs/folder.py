@@ -180,6 +180,12 @@ class RunFolder:
                 "run_name, or "
                 "resume_with_changes: true"
             )
+        fixed = settings.sizeless(cfg)
+        if wrong := [line for line in differ if line.partition(":")[0] in fixed]:
+            raise Problem(
+                f"{self.path}: {wrong[0]}: a network that has begun cannot change it; use the old value again, or "
+                "another run_name"
+            )
         if differ:
             log.warning(f"{self.path}: goes on with changed options ({'; '.join(differ)})")
 

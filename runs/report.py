@@ -1,13 +1,13 @@
 """What a run says: a line an epoch, the result table, recommendations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 import settings
-from metrics import is_per_user, per_user
+from metrics import cutoff, is_per_user, per_user
 from recommenders.protocol import Hit
 from runs.folder import RunFolder
 from utils import Problem, log, printable
@@ -119,19 +119,26 @@ def check_protocol(options: Mapping[str, Mapping[str, Any]], leave: tuple[str, .
                 )
 
 
-def read_ranks(run: RunFolder) -> np.ndarray:
-    """Users and ranks [2, users] of a finished run; Problem where they are not those that its test.json was made of."""
-    path, told = run.path / "ranks-test.npy", run.results()
+def read_ranks(run: RunFolder, wanted: Iterable[str] = (), split: str = "test") -> np.ndarray:
+    """Users and ranks [2, users] of a finished run; Problem where they are not those that its test.json was made of, or
+    its lists were too short for one of the wanted metrics: a target that is missing has their length for a rank.
+    """
+    path, told = run.path / f"ranks-{split}.npy", run.results()
+    figures = told if split == "test" else told.get("valid", {})
+    known = [m for m in figures if "@" in m and "/" not in m and is_per_user(m)]
+    longest = told.get("list_length", max(map(cutoff, known), default=0))
+    if short := [m for m in wanted if cutoff(m) > longest]:
+        raise Problem(f"{run.path}: its lists are of {longest} items, which tell nothing of {short[0]}")
     try:
         found: np.ndarray = np.load(path, allow_pickle=False)
         rank = torch.from_numpy(found[1])
     except (OSError, ValueError, EOFError, IndexError, TypeError) as e:
         raise Problem(f"{path}: not readable ({' '.join(str(e).split())[:160]}); train that run again") from None
-    for metric in (m for m in told if "@" in m and is_per_user(m)):
+    for metric in known:
         value = float(per_user(metric, rank).mean())
-        if abs(value - told[metric]) > 1e-9:  # for one: ranks above 32,767 that an earlier version cut to 16 bits
+        if abs(value - figures[metric]) > 1e-9:  # for one: ranks above 32,767 that an earlier version cut to 16 bits
             raise Problem(
-                f"{path}: gives {metric} {value:.6f}, {run.test.name} says {told[metric]:.6f}; train that run again "
+                f"{path}: gives {metric} {value:.6f}, {run.test.name} says {figures[metric]:.6f}; train that run again "
                 "(delete its folder, or choose other options)"
             )
     return found

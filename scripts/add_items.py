@@ -104,6 +104,8 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
     """A checkpoint's state with more items; Problem where they cannot be had. Items it knows keep their SIDs."""
     restored = building.restore(path)
     state, model = restored.state, restored.model
+    if not new.ids:
+        raise Problem("--items: holds no item; there is nothing to add")
     known = set(state["items"])
     if twice := [token for token in new.ids if token in known]:
         raise Problem(f"--items: item {quoted(twice[0])} is in the checkpoint already; leave it out")

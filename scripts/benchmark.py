@@ -75,7 +75,13 @@ def configuration(overrides: list[str]) -> Config:
     name = str(given.get("dataset", "demo"))
     path = ROOT / "config" / f"{name}.yaml"
     raw = settings.read_yaml(path) if is_file(path) else {}
-    fixed = {"recommender": "t5", "legal_softmax": False, "collision": "suffix", "item_loss": 0, "item_embedding": False}
+    fixed = {
+        "recommender": "t5",
+        "legal_softmax": False,
+        "collision": "suffix",
+        "item_loss": 0,
+        "item_embedding": False,
+    }
     cfg = methods.build({**raw, **fixed, "dataset": name, **given})
     if name == "demo":
         build_demo(Path(cfg[DataOptions].data_path) / "demo")

@@ -6,7 +6,7 @@
 The newest items are those that stand latest in their users' sequences, on average (where times are only an order,
 nothing better is known). Interactions with them are taken out, tokenizer and recommender are trained on the rest, and
 the new items get their semantic IDs by scripts/add_items.py. Asked is for every interaction with a new item, from the
-old items before it. Everything goes to <output_dir>/<data set>-old/.
+old items before it. Everything goes to <output_dir>/<data set>-old-<digest of the data and the new items>/.
 """
 
 import json
@@ -22,8 +22,10 @@ import torch
 import building
 import main
 import methods
+import settings
+from data import recent
 from metrics import EvalOptions, per_user, target_rank
-from model import GenerativeModel, left_padded, load
+from model import GenerativeModel, Loaded, left_padded, load
 from readers.dataset import Catalogue, Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -33,8 +35,11 @@ from runs.folder import RunOptions
 from scripts.add_items import extended
 from settings import Config
 from sids.search import Trie, sid_key
+from sids.table import SidOptions
+from sids.tokenizer import CodeOptions
 from utils import (
     Problem,
+    digest,
     keep_freed_memory,
     log,
     log_to,
@@ -110,19 +115,20 @@ def kinds(model: GenerativeModel, n_new: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def ranks(model: Ranker, cfg: Config, number: dict[str, int], asked: Asked, among: list[int] | None) -> Any:
-    """Rank of every target, K where the list of K lacks it."""
-    longest, size, found = cfg[DataOptions].max_his_len, cfg[EvalOptions].eval_batch_size, []
+def ranks(ranker: Ranker, loaded: Loaded, asked: Asked, among: list[int] | None) -> Any:
+    """Rank of every target, K where the list of K lacks it; histories as the model reads them."""
+    d, e, found = loaded.cfg[DataOptions], loaded.cfg[EvalOptions], []
     among_M = None if among is None else torch.tensor(among)
-    for begin in range(0, len(asked.targets), size):
-        rows = [[number[t] for t in h[-longest:]] for h in asked.histories[begin : begin + size]]
-        target = torch.tensor([number[t] for t in asked.targets[begin : begin + size]])
-        item_BW = model.recommend(left_padded(rows), K, None, among_M).item_BW
+    for begin in range(0, len(asked.targets), e.eval_batch_size):
+        rows = [[loaded.number[t] for t in h] for h in asked.histories[begin : begin + e.eval_batch_size]]
+        target = torch.tensor([loaded.number[t] for t in asked.targets[begin : begin + e.eval_batch_size]])
+        read = left_padded([recent(row, d.max_his_len, d.history_tokens, loaded.model) for row in rows])
+        item_BW = ranker.recommend(read, K, left_padded(rows) if e.mask_seen else None, among_M).item_BW
         found.append(target_rank(item_BW, target).clamp(max=K))
     return torch.cat(found)
 
 
-def measure(path: Path, cfg: Config, new: Catalogue, asked: Asked, content_ND: np.ndarray) -> dict[str, Any]:
+def measure(path: Path, new: Catalogue, asked: Asked, content_ND: np.ndarray) -> dict[str, Any]:
     """Recall and NDCG of the new items with the whole trie and with the new items alone, split by kind of SID; content
     neighbours beside it. content_ND: embeddings in the order of the extended catalogue.
     """
@@ -142,7 +148,7 @@ def measure(path: Path, cfg: Config, new: Catalogue, asked: Asked, content_ND: n
         ("content, whole catalogue", floor, None), ("content, new items alone", floor, alone),
     ]  # fmt: skip
     for where, ranker, among in ways:
-        rank = ranks(ranker, cfg, loaded.number, asked, among)
+        rank = ranks(ranker, loaded, asked, among)
         of_kind = {"all": np.ones(len(rank), bool), **{name: target_kind == i for i, name in enumerate(names)}}
         for name, held in of_kind.items():
             if held.any():
@@ -153,6 +159,19 @@ def measure(path: Path, cfg: Config, new: Catalogue, asked: Asked, content_ND: n
     return found
 
 
+def check_able(cfg: Config) -> None:
+    """Problem, before anything is trained, where the model could take no new items or would know them."""
+    if not building.reads_content(cfg):
+        raise Problem("method: has no tokenizer, so it cannot take new items; use --method=two_stage")
+    if cfg[CodeOptions].uneven or cfg[SidOptions].shared:
+        raise Problem("target_length, collision: new items are known with SIDs of one length, suffix and item only")
+    for key in ("rqvae_path", "start_from"):
+        if settings.flat(cfg).get(key) is not None:
+            raise Problem(f"{key}: what was trained with the new items may know them; leave it out")
+    if cfg[DataOptions].split != "leave_one_out":
+        raise Problem(f"split: {cfg[DataOptions].split} is not known here; use leave_one_out")
+
+
 def run(argv: list[str]) -> dict[str, Any]:
     """Train without the newest items, add them, measure; returns and saves the figures."""
     given, words = main.split_off(argv, ["share"])
@@ -160,19 +179,19 @@ def run(argv: list[str]) -> dict[str, Any]:
     if not share.replace(".", "", 1).isdecimal() or not 0 < float(share) <= 0.5:
         raise Problem(f"--share: expected a number above 0, at most 0.5, got {quoted(share)}")
     cfg = main.configuration(words, __doc__, main.check_data)
-    if not building.reads_content(cfg):
-        raise Problem("method: has no tokenizer, so it cannot take new items; use --method=two_stage")
+    check_able(cfg)
     log_to(None, main=True)
     data = read_dataset(cfg[DataOptions])
     fresh = newest(data, float(share))
     new = Catalogue([data.catalogue.ids[i - 1] for i in fresh], [data.catalogue.titles[i - 1] for i in fresh])
-    name = f"{data.name}-old"
+    name = f"{data.name}-old-{digest(data.hash, fresh)}"  # other new items, another model
     place = Path(cfg[RunOptions].output_dir) / name
     write_old(data, set(fresh), place / "data" / name)
     method = methods.folder_name(cfg)
     old = methods.change(
-        cfg, dataset=name, data_path=str(place / "data"), short_users="drop", run_name=f"cold-{method}", resume="auto"
-    )
+        cfg, dataset=name, data_path=str(place / "data"), data_format="auto", semantic_emb_path=None, map_path=None,
+        short_users="drop", run_name=f"cold-{method}", resume="auto",
+    )  # fmt: skip
     building.train_tokenizer(old, read_dataset(old[DataOptions]))
     trained = main.train(old)
     log_to(None, main=True)
@@ -180,7 +199,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     path = trained.path / "extended.pth"
     write_checkpoint(path, extended(trained.best, new, content_ND[rows]))
     ordered = np.concatenate([np.delete(content_ND, rows, 0), content_ND[rows]])
-    figures = measure(path, old, new, questions(data, set(fresh)), ordered)
+    figures = measure(path, new, questions(data, set(fresh)), ordered)
     for key, value in figures.items():
         log.info(f"{key}: {value}")
     write_json(trained.path / "cold.json", figures)

@@ -46,7 +46,6 @@ from utils import (
     log_to,
     problems_exit_2,
     regular_file,
-    seeds_of,
     write_json,
 )
 
@@ -233,8 +232,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
     dataset, chosen = names[0], list(dict.fromkeys(n for n in re.split(r",(?![^\[]*\])", names[1]) if n))
     if not chosen:
         raise Problem(f"{names[1]!r} names no method; for example sasrec,two_stage,frqud")
-    settings.check_value(DataOptions, "seed", overrides.get("seed", 0))
-    seeds = seeds_of(given.get("seeds", str(overrides.pop("seed", 2020))))
+    seeds = main.seeds_asked(given, overrides)
     preset = Path(given["config"]) if "config" in given else None
     configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}, preset) for s in seeds] for n in chosen}
     check_protocol({n: settings.flat(c[0]) for n, c in configs.items()})

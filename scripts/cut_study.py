@@ -4,9 +4,9 @@
 
 For each data set, weights (uniform, counts) and seed: the weighted and the uniform error of the fixed codes and of the
 cut ones, unique shares, and two controls with the lengths of the cut, permuted over the items and sorted by count. A
-line a run is added to FILE; what it has already is not run again. The table is that of all its lines, and so are two
-pictures for each data set and weights: FILE-<set>-<weights>-error.svg, error against tokens, and -popularity.svg,
-length against popularity.
+line a run is added to FILE; what it has already of the same data and options is not run again. The table is that of
+all such lines, and so are two pictures for each data set and weights: FILE-<set>-<weights>-error.svg, error against
+tokens, and -popularity.svg, length against popularity (with options, their digest stands in the name).
 """
 
 import json
@@ -22,14 +22,16 @@ import numpy as np
 
 import main
 import methods
+from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import charts
+from settings import Config
 from sids import cut, lengths
 from sids.rq_kmeans import RQKMeans
 from sids.table import by_count as most_frequent_first
 from sids.tokenizer import Source
-from utils import Problem, problems_exit_2, seeds_of, write_text
+from utils import Problem, digest, problems_exit_2, write_text
 
 TARGETS = (1.5, 2.0, 2.5, 3.0)
 USUAL = {"tokenizer": "rq_kmeans", "method": "two_stage", "num_emb_list": [256] * 4, "kmeans_iters": 40,
@@ -51,15 +53,17 @@ def permuted(length_N: np.ndarray, _: np.ndarray, seed: int) -> np.ndarray:
 CONTROLS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {"permuted": permuted, "by count": by_count}
 
 
-def study(dataset: str, weights: str, seed: int, given: dict[str, Any]) -> dict[str, Any]:
+def recipe(dataset: str, weights: str, seed: int, given: dict[str, Any]) -> Config:
+    return methods.build(USUAL, given | {"dataset": dataset, "weights": weights, "seed": seed})
+
+
+def study(cfg: Config, data: Dataset) -> dict[str, Any]:
     """Figures of one fit."""
-    cfg = methods.build(USUAL, given | {"dataset": dataset, "weights": weights, "seed": seed})
-    source = Source.of(read_dataset(cfg[DataOptions]))
+    source, seed = Source.of(data), cfg[DataOptions].seed
     model: Any = RQKMeans(cfg[RQKMeans.Options], source.content_ND.shape[1])
     begin = time.perf_counter()
     model.fit(source, seed)
-    row: dict[str, Any] = {"dataset": dataset, "weights": weights, "seed": seed, "options": given,
-                           "seconds": time.perf_counter() - begin}  # fmt: skip
+    row: dict[str, Any] = {"seconds": time.perf_counter() - begin}
     code_NT = model.encode(source.content_ND)
     error_NT, sizes = cut.prefix_errors(model, code_NT, source.content_ND), cfg[RQKMeans.Options].num_emb_list
     whole = np.ones(len(code_NT), np.int64)
@@ -115,6 +119,21 @@ def pictures(rows: list[dict[str, Any]]) -> dict[str, str]:
     }  # fmt: skip
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What a file of rows holds; Problem names a line that is none."""
+    found = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise Problem(f"{path}, line {number}: not a row of this study; name another --json")
+        found.append(row)
+    return found
+
+
 def run(argv: list[str]) -> None:
     """The command; what the file of rows holds already is not computed again."""
     given, words = main.split_off(argv, ["seeds", "json"])
@@ -122,21 +141,26 @@ def run(argv: list[str]) -> None:
     overrides = methods.parse_overrides([w for w in words if w.startswith("-")])
     if len(names) != 1 or "json" not in given:
         raise Problem("cut_study: needs data sets and a file, as in: scientific,ml-100k --data_path=DIR --json FILE")
-    path = Path(given["json"])
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    done = {(r["dataset"], r["weights"], r["seed"], json.dumps(r["options"])) for r in rows}
+    seeds = [int(s) for s in main.seeds_asked(given, overrides, "0")]
+    if own := [k for k in ("dataset", "weights", "tokenizer", "method") if k in overrides]:
+        raise Problem(f"--{own[0]}: the study sets it itself; drop it")
+    path, options = Path(given["json"]), {k: v for k, v in overrides.items() if k != "data_path"}
+    rows, stamps = read_rows(path), []
     for dataset in names[0].split(","):
+        data = read_dataset(recipe(dataset, "counts", 0, overrides)[DataOptions])
+        stamps.append(stamp := {"dataset": dataset, "data": data.hash, "options": options})
         for weights in ("uniform", "counts"):
-            for seed in map(int, seeds_of(given.get("seeds", "0"))):
-                if (dataset, weights, seed, json.dumps(overrides)) not in done:
-                    rows.append(study(dataset, weights, seed, overrides))
+            for seed in seeds:
+                asked = stamp | {"weights": weights, "seed": seed}
+                if not any(asked.items() <= r.items() for r in rows):
+                    rows.append(asked | study(recipe(dataset, weights, seed, overrides), data))
                     write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
-    asked = [r for r in rows if r["options"] == overrides]
-    print(table(asked))
-    for key in dict.fromkeys((r["dataset"], r["weights"]) for r in asked):
-        own = [r for r in asked if (r["dataset"], r["weights"]) == key and "tenths" in r["fixed 1"]]
-        for name, drawn in (pictures(own) if own else {}).items():
-            write_text(path.with_name(f"{path.stem}-{'-'.join(key)}-{name}.svg"), drawn)
+    told = [r for r in rows if any(stamp.items() <= r.items() for stamp in stamps)]
+    print(table(told))
+    stem = path.stem + (f"-{digest(options)}" if options else "")
+    for key in dict.fromkeys((r["dataset"], r["weights"]) for r in told):
+        for name, drawn in pictures([r for r in told if (r["dataset"], r["weights"]) == key]).items():
+            write_text(path.with_name(f"{stem}-{'-'.join(key)}-{name}.svg"), drawn)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,13 @@ def run(argv: list[str]) -> None:
     given, words = main.split_off(argv, ["out", "ids", "codes", "sids"])
     if not words or words[0] not in COMMANDS or len(words) < 2 or "out" not in given:
         raise Problem(f"forge_data: needs one of {', '.join(COMMANDS)}, a file and --out DIR/NAME")
+    if wrong := [w for w in words if w.startswith("-")]:
+        raise Problem(f"forge_data: unknown option {quoted(wrong[0])}; --help shows them all")
+    own = {"sids": ("out",), "sequences": ("out", "codes", "sids")}.get(words[0], ("out", "ids"))
+    if foreign := [key for key in given if key not in own]:
+        raise Problem(f"--{foreign[0]}: {words[0]} has no such option")
+    if words[0] != "sequences" and len(words) > 2:
+        raise Problem(f"forge_data: {words[0]} reads one file, not {quoted(words[2])} as well")
     out = Path(given["out"])
     if not settings.plain_name(out.name) or out.exists():
         raise Problem(f"--out: {out} is there already, or no plain name; choose another DIR/NAME")

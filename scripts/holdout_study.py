@@ -35,6 +35,8 @@ def study(argv: list[str]) -> dict[str, dict[str, float]]:
         raise Problem("holdout_study: needs a preset, as in: config/scientific_varlen.yaml --data_path=DIR")
     log_to(None, main=True)
     cfg = methods.build(main.preset_of(Path(names[0]), overrides), overrides)
+    if not building.reads_content(cfg) or cfg[CodeOptions].rqvae_path is not None:
+        raise Problem("holdout_study: makes a tokenizer of content; use --method=two_stage and leave rqvae_path out")
     if getattr(cfg[CodeOptions], "weights", None) != "counts":
         raise Problem(
             "holdout_study: needs a tokenizer with weights: counts, for which an item without any is not there"

@@ -26,7 +26,7 @@ import main
 import methods
 import settings
 from data import make_batch, within
-from metrics import per_user
+from metrics import EvalOptions, cutoff, per_user
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -39,9 +39,9 @@ from settings import Config
 from sids.cut import codes_of, relieve, shares, shorten
 from sids.files import spelled
 from sids.lengths import HEAD, by_tenth, figures
-from sids.table import SidTable, ended
+from sids.table import SidOptions, SidTable, ended
 from sids.tokenizer import CodeOptions
-from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, seeds_of, write_json, write_text
+from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, write_json, write_text
 
 KMEANS = {"tokenizer": "rq_kmeans", "kmeans_start": "kmeans++", "kmeans_iters": 40, "weights": "counts"}
 DVAE = {"tokenizer": "dvae"}
@@ -61,6 +61,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 DEALT = {f"cut2 {name}": deal for name, deal in CONTROLS.items()}  # lengths of cut2, dealt out anew
 ARMS |= dict.fromkeys(DEALT, ARMS["cut2"])
+NEEDED = ("recall@10", "ndcg@10", "coverage@10")
 COLUMNS = ("tokens/event", "search steps", "error p", "error u", "unique", "max group", "history items",
            "history tokens", "tokens p90", "valid ndcg@10", "recall@10", "ndcg@10", "head ndcg@10", "tail ndcg@10",
            "coverage@10", "seconds/epoch", "ms/user")  # fmt: skip
@@ -138,7 +139,7 @@ def one(name: str, arm: Arm, data: Dataset, overrides: dict[str, Any]) -> dict[s
     log_to(None, main=True)
     results, count_N = run.results(), data.popularity[1:]
     model: Any = building.restore(run.best).model
-    ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run)[1])).numpy()
+    ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run, ["ndcg@10"])[1])).numpy()
     head_N = np.zeros(len(count_N), bool)
     head_N[np.argsort(-count_N, kind="stable")[: round(HEAD * len(count_N))]] = True
     head = head_N[data.test.targets - 1]
@@ -187,6 +188,15 @@ def pictures(found: dict[str, list[dict[str, float]]]) -> dict[str, str]:
     return drawn
 
 
+def check_measured(cfg: Config) -> None:
+    """Problem, before anything is trained, where the runs would lack what the table shows."""
+    metrics = cfg[EvalOptions].metrics
+    if lacking := [m for m in NEEDED if m not in metrics and (m != NEEDED[2] or max(map(cutoff, metrics)) != 10)]:
+        raise Problem(f"metrics: the table shows {lacking[0]}, which these runs do not measure; add it")
+    if (rule := cfg[SidOptions].collision) not in ("suffix", "item"):
+        raise Problem(f"collision: {rule} shares SIDs, whose tokens this study does not count; use suffix or item")
+
+
 def study(argv: list[str]) -> dict[str, Any]:
     """Train or find every arm, print and save their table, return its figures."""
     given, words = main.split_off(argv, ["seeds", "data_path"])
@@ -198,10 +208,15 @@ def study(argv: list[str]) -> dict[str, Any]:
     chosen = names[1].split(",") if len(names) == 2 else list(ARMS)
     for name in chosen:
         methods.check_known("arm", name, ARMS)
-    preset, seeds = main.preset_of(Path(names[0]), overrides), seeds_of(given.get("seeds", "2020"))
+    preset, seeds = main.preset_of(Path(names[0]), overrides), main.seeds_asked(given, overrides)
+    fixed = {"method", "rqvae_path", *(key for name in chosen for key in ARMS[name])}
+    if own := [key for key in overrides if key in fixed]:
+        raise Problem(f"--{own[0]}: is what the arms differ in; drop it, or choose other arms")
+    preset |= {"method": "two_stage", "rqvae_path": None}
     log_to(None, main=True)
     configs = {n: [methods.build({**preset, **ARMS[n]}, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
     cfg = configs[chosen[0]][0]
+    check_measured(cfg)
     data = read_dataset(cfg[DataOptions])
 
     def arm(name: str, cfg: Config) -> Arm:

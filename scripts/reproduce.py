@@ -27,7 +27,7 @@ from tqdm import tqdm
 import main
 import methods
 import settings
-from metrics import paired_difference, per_user
+from metrics import EvalOptions, cutoff, paired_difference, per_user
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -44,7 +44,6 @@ from utils import (
     log,
     log_to,
     problems_exit_2,
-    seeds_of,
     write_json,
     write_text,
 )
@@ -115,6 +114,8 @@ def plan(
             jobs.append(Job(name, spec, cfg, sources[0] if sources else None))
             if not jobs[-1].trains:
                 break  # a floor has no seed
+    if short := [j.row for j in jobs if max(map(cutoff, j.cfg[EvalOptions].metrics)) < max(map(cutoff, METRICS))]:
+        raise Problem(f"--metrics: the table shows {', '.join(METRICS)}; row {short[0]} looks at shorter lists only")
     used = {key for job in jobs for key in settings.flat(job.cfg)}
     if foreign := [key for key in overrides if key not in used]:
         raise Problem(f"--{foreign[0]}: none of the rows has this option")
@@ -175,7 +176,7 @@ def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
         cfg = methods.change(cfg, vectors_from=str(source.path / "best_model.pth"))
     before = compare.finished(cfg, data)
     run = before or compare.trained(job.row, cfg, data, {})
-    outcome.ranks[cfg[DataOptions].seed] = read_ranks(run)[1]
+    outcome.ranks[cfg[DataOptions].seed] = read_ranks(run, METRICS)[1]
     outcome.runs.append(run.path.name)
     outcome.seconds += sum(row.get("seconds", 0.0) for row in run.rows())
     return before is None
@@ -320,7 +321,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     methods.check_known("--budget", budget, BUDGETS)
     overrides = BUDGETS[budget] | methods.parse_overrides([w for w in words if w.startswith("-")])
     overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
-    seeds = list(map(int, seeds_of(given.get("seeds", SEEDS[budget]))))
+    seeds = list(map(int, main.seeds_asked(given, overrides, SEEDS[budget])))
     rows = read_rows([r for r in given.get("rows", "").split(",") if r])
     log_to(None, main=True)
     jobs = plan(rows, names[0], seeds, overrides, Path(given["config"]) if "config" in given else None)
@@ -333,14 +334,14 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     table = judged(rows, found, published)
     seconds = sum(outcome.seconds for outcome in found.values())
     card = protocol(cfg, data, seeds, as_typed(argv), seconds)
-    write(Path(given.get("results", ROOT / "results")) / names[0], jobs, table, card)
+    question = digest(data.hash, [(job.row, settings.counting(job.cfg)) for job in jobs])
+    write(Path(given.get("results", ROOT / "results")) / names[0] / question, table, card)
     return table
 
 
-def write(folder: Path, jobs: list[Job], table: dict[str, Any], card: dict[str, Any]) -> None:
+def write(stem: Path, table: dict[str, Any], card: dict[str, Any]) -> None:
     """JSON, Markdown and picture, named by the question that they answer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / digest([(job.row, settings.counting(job.cfg)) for job in jobs])
+    stem.parent.mkdir(parents=True, exist_ok=True)
     text = markdown(table, card)
     write_json(stem.with_suffix(".json"), {"rows": table, "card": card})
     write_text(stem.with_suffix(".md"), text)

@@ -64,6 +64,8 @@ def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Su
     if tokenizer is None and "tokenizer" in state and data.embedding_path is not None:
         tokenizer = building.empty_tokenizer(cfg, read_embeddings(data).shape[1])
         tokenizer.load_state_dict(state["tokenizer"])
+    if state["items"] != data.catalogue.ids:
+        raise Problem(f"{path}: has other items than {data.name}, or in another order; name the data it was trained on")
     return checked(path, Subject(model.sids, tokenizer and tokenizer.eval(), data))  # type: ignore[attr-defined]
 
 

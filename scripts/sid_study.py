@@ -38,7 +38,6 @@ from utils import (
     log,
     log_to,
     read_json,
-    seeds_of,
     write_json,
     write_text,
 )
@@ -183,7 +182,7 @@ def study(argv: list[str]) -> dict[str, Any]:
         methods.check_known("configuration", name, CONFIGURATIONS)
         if CONFIGURATIONS[name].get("behaviour") == "vectors" and "vectors_from" not in overrides:
             raise Problem(f"--vectors_from: {name} needs the best_model.pth of a sasrec run; name it, or leave it out")
-    seeds = seeds_of(given.get("seeds", "2020"))
+    seeds = main.seeds_asked(given, overrides)
     log_to(None, main=True)
     plain = {k: v for k, v in overrides.items() if k != "vectors_from"}
     cfg = recipe("two_stage", dataset, plain)

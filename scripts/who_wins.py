@@ -25,6 +25,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
 from retired import upgraded
 from runs.folder import RunFolder
+from runs.report import check_protocol, read_ranks
 from utils import Problem, as_command, printable, quoted, write_json
 
 Groups = dict[str, np.ndarray]  # name -> which users [B]
@@ -61,25 +62,22 @@ def groups(data: Dataset, split: Split, longest: int) -> Groups:
     }
 
 
-def read(path: str, split: str) -> tuple[RunFolder, np.ndarray]:
+def read(path: str, split: str, metric: str) -> tuple[RunFolder, np.ndarray]:
     """A finished run and its ranks [2, users]."""
     run = RunFolder(Path(path))
     if not run.finished:
         raise Problem(f"{path}: no finished run; name a folder that holds test.json")
-    file = run.path / f"ranks-{split}.npy"
-    try:
-        found: np.ndarray = np.load(file, allow_pickle=False)
-        if found.ndim != 2 or len(found) != 2:
-            raise ValueError(f"shape {list(found.shape)}")
-    except (OSError, ValueError, EOFError) as e:
-        raise Problem(f"{file}: not readable ({' '.join(str(e).split())[:160]})") from None
-    return run, found
+    return run, read_ranks(run, [metric], split)
 
 
 def compared(paths: list[str], split: str, metric: str, data_path: str | None = None) -> dict[str, dict[str, Any]]:
-    """Group -> users, the metric of both runs, difference and its z; Problem when the runs are of other data."""
-    (ours, rank), (base, other) = (read(path, split) for path in paths)
-    cfg = methods.build(upgraded(settings.read_yaml(ours.config)))
+    """Group -> users, the metric of both runs, difference and its z; Problem when the runs are of other data or
+    another protocol.
+    """
+    (ours, rank), (base, other) = (read(path, split, metric) for path in paths)
+    options = {run.path.name: upgraded(settings.read_yaml(run.config)) for run in (ours, base)}
+    check_protocol(options)
+    cfg = methods.build(options[ours.path.name])
     data = read_dataset((methods.change(cfg, data_path=data_path) if data_path else cfg)[DataOptions])
     for run, found in ((ours, rank), (base, other)):
         part = data.split(split)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -133,9 +132,9 @@ class Ranking:
 
     def _rank(self, group: list[Waiting]) -> list[Ranked]:
         first = group[0]
-        among_M = None if first.allow is None else torch.tensor(sorted(set(first.allow)))
+        among_M = self.loaded.among(first.allow, first.deny)
         most = self._length(first.k) if among_M is None else min(self._length(first.k), len(among_M))
-        found = self.loaded.rank([w.history for w in group], most, among_M, first.deny)
+        found = self.loaded.rank([w.history for w in group], most, among_M)
         rows = zip(group, found.item_BW.tolist(), found.score_BW.tolist(), strict=True)
         return [[(i, s) for i, s in zip(items, scores, strict=True) if i][: w.k] for w, items, scores in rows]
 

@@ -11,7 +11,6 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pyarrow import csv, parquet
 from torch import Tensor
 from tqdm import tqdm
@@ -146,13 +145,3 @@ def _jsonl(f: IO[bytes]) -> tuple[Write, Callable[[], Any]]:
 
 
 WRITERS = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}
-
-
-def among_of(loaded: Loaded, allow: list[int] | None, deny: list[int]) -> Tensor | None:
-    """Item numbers that may come; None for the whole catalogue. Problem when none is left."""
-    if allow is None and not deny:
-        return None
-    left = set(range(1, len(loaded.items) + 1) if allow is None else allow) - set(deny)
-    if not left:
-        raise Problem("--allow, --deny: no item is left that may be recommended")
-    return torch.tensor(sorted(left))

@@ -239,6 +239,7 @@ def _search_uneven(
     live_BW = torch.zeros(users, 1, device=device)
     done_BF = torch.full((users, beams), -torch.inf, device=device)
     leaf_BF = torch.full((users, beams), -1, dtype=torch.long, device=device)
+    most = beams + (0 if banned_BS is None else banned_BS.shape[1])  # so many leaves may be banned: each holds an item
     token_R = parent_R = None
     for place, codes in enumerate(trie.codes):
         logp_BWV = score(place, token_R, parent_R).view(*node_BW.shape, -1)
@@ -248,7 +249,7 @@ def _search_uneven(
             next_BWC = next_BWC.log_softmax(2).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         total_BM = (live_BW[..., None] + next_BWC).flatten(1)
         ends_BM, node_BM = (child.token >= codes).flatten(1), child.node.flatten(1)
-        new_BF, entry_BF = total_BM.masked_fill(~ends_BM, -torch.inf).topk(min(beams, total_BM.shape[1]), dim=1)
+        new_BF, entry_BF = total_BM.masked_fill(~ends_BM, -torch.inf).topk(min(most, total_BM.shape[1]), dim=1)
         new_leaf_BF = trie.leaf_of(place + 1, node_BM.gather(1, entry_BF)).long()
         new_leaf_BF = new_leaf_BF.masked_fill(new_BF == -torch.inf, -1)
         if banned_BS is not None:

@@ -34,6 +34,21 @@ def test_embeddings_and_pairs(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["embeddings", "a.npz", "--id", "ids.npy"], "unknown option '--id'"),
+        (["sids", "a.csv", "b.csv"], "reads one file"),
+        (["embeddings", "a.npz", "--codes=8"], "--codes: embeddings has no such option"),
+        (["sequences", "a", "b", "c", "--ids=x"], "--ids: sequences has no such option"),
+    ],
+    ids=str,
+)
+def test_words_that_would_be_passed_over_are_refused(tmp_path, words, said):
+    with pytest.raises(Problem, match=said):
+        forge_data.run([*words, "--out", str(tmp_path / "d")])
+
+
+@pytest.mark.parametrize(
     "text",
     [
         'item_id,SID\nx,"1,2,3"\ny,\nz,"0,8191,3"\n',

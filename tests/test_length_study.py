@@ -1,5 +1,6 @@
 """The comparison of lengths and the study of unseen items, from end to end on a toy."""
 
+import numpy as np
 import pytest
 import yaml
 from conftest import tiny_overrides, write_tiny
@@ -58,7 +59,7 @@ def test_held_out_items_take_no_part_in_the_fit(shop):
 
 
 def test_the_study_of_the_cut_draws_what_it_measured(shop, tmp_path, capsys):
-    """A line a run, four pictures; a second call fits nothing."""
+    """A line a run, four pictures; a second call fits nothing, in whatever order the options stand."""
     out = tmp_path / "cut.jsonl"
     argv = [
         "tiny",
@@ -68,11 +69,48 @@ def test_the_study_of_the_cut_draws_what_it_measured(shop, tmp_path, capsys):
         "--num_emb_list=16,16,16",
         "--kmeans_iters=3",
     ]
-    for _ in range(2):
-        cut_study.run(argv)
+    for words in (argv, [*argv[:4], *argv[:3:-1]]):
+        cut_study.run(words)
         assert len(out.read_text().splitlines()) == 2
-    names = {p.name for p in tmp_path.glob("cut-*.svg")}
-    assert names == {f"cut-tiny-{w}-{n}.svg" for w in ("uniform", "counts") for n in ("error", "popularity")}
-    error = (tmp_path / "cut-tiny-counts-error.svg").read_text()
+    names = sorted(p.name for p in tmp_path.glob("cut-*.svg"))
+    ends = [f"-tiny-{w}-{n}.svg" for w in ("counts", "uniform") for n in ("error", "popularity")]
+    assert len(names) == 4 and all(name.endswith(end) for name, end in zip(names, ends, strict=True))
+    error = (tmp_path / names[0]).read_text()
     assert [error.count(f">{name}<") for name in ("fixed", "cut", "permuted", "by count")] == [1, 1, 1, 1]
     assert "| tiny, counts, 1 | cut 2.0 |" in capsys.readouterr().out
+
+
+def test_rows_of_other_data_are_not_taken_for_these(shop, tmp_path):
+    out = tmp_path / "cut.jsonl"
+    argv = ["tiny", f"--data_path={shop / 'dataset'}", "--json", str(out), "--num_emb_list=16,16", "--kmeans_iters=3"]
+    cut_study.run(argv)
+    file = next((shop / "dataset" / "tiny").glob("*.npy"))
+    np.save(file, np.load(file)[::-1])
+    cut_study.run(argv)
+    assert len(out.read_text().splitlines()) == 4
+    out.write_text("no row")
+    with pytest.raises(Problem, match="line 1: not a row of this study"):
+        cut_study.run(argv)
+
+
+@pytest.mark.parametrize(
+    ("study", "words", "said"),
+    [
+        (cut_study.run, ["--tokenizer=dvae", "--json", "x"], "the study sets it itself"),
+        (length_study.study, ["--num_emb_list=16,16"], "what the arms differ in"),
+        (length_study.study, ["--method=diger"], "what the arms differ in"),
+        (length_study.study, ["--rqvae_path=x.pth"], "what the arms differ in"),
+        (
+            length_study.study,
+            ["--metrics=recall@10,ndcg@10,recall@20", "--num_beams=20"],
+            "the table shows coverage@10",
+        ),
+        (length_study.study, ["--collision=none"], "shares SIDs"),
+        (length_study.study, ["--seed=1", "--seeds=2"], "name one of the two"),
+    ],
+    ids=str,
+)
+def test_what_a_study_cannot_follow_is_said_before_it_begins(shop, study, words, said):
+    first = ["tiny"] if study is cut_study.run else [str(shop / "config" / "tiny.yaml"), "fixed2"]
+    with pytest.raises(Problem, match=said):
+        study([*first, f"--data_path={shop / 'dataset'}", *words])

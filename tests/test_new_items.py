@@ -72,6 +72,10 @@ def test_what_cannot_take_new_items_is_one_line(runs, arrivals, tmp_path):
     np.save(tmp_path / "three.npy", np.zeros((3, 12), np.float32))
     with pytest.raises(Problem, match="3 rows for 2 items"):
         attempt(runs["frqud"].best, arrivals[0], f"--embeddings={tmp_path / 'three.npy'}")
+    (tmp_path / "none.items.jsonl").write_text("")
+    np.save(tmp_path / "none.npy", np.zeros((0, 12), np.float32))
+    with pytest.raises(Problem, match="holds no item"):
+        attempt(runs["frqud"].best, f"--items={tmp_path / 'none.items.jsonl'}", f"--embeddings={tmp_path / 'none.npy'}")
     (tmp_path / "new.items.jsonl").write_text('{"item_id": "n0"}\n{"item_id": "i3"}\n')
     with pytest.raises(Problem, match="'i3' is in the checkpoint already"):
         attempt(runs["frqud"].best, *arrivals)
@@ -108,6 +112,22 @@ def test_the_newest_items_and_the_questions_about_them(ground):
         for row in users for at, item in enumerate(row) if item in new and any(x not in new for x in row[:at])
     ]  # fmt: skip
     assert [(" ".join(h), t) for h, t in zip(asked.histories, asked.targets, strict=True)] == by_hand
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "rqvae_path: what was trained with the new items"),
+        ({"rqvae_path": None, "split": "time"}, "split: time is not known here"),
+        ({"rqvae_path": None, "tokenizer": "rq_kmeans", "target_length": 2.0}, "SIDs of one length"),
+        ({"rqvae_path": None, "collision": "random"}, "suffix and item only"),
+        ({"rqvae_path": None, "method": "sasrec"}, "has no tokenizer"),
+    ],
+    ids=str,
+)
+def test_what_knows_new_items_or_can_take_none_is_refused(ground, change, said):
+    with pytest.raises(Problem, match=said):
+        cold_items.check_able(methods.build(ground[0] | {"method": "two_stage"} | change))
 
 
 @pytest.mark.slow

@@ -326,3 +326,16 @@ def test_a_checkpoint_that_is_odd_is_refused_in_one_line(trained, tmp_path, kind
     with pytest.raises(Problem, match=message) as problem:
         building.restore(tmp_path / "odd.pth")
     assert "odd.pth" in str(problem.value) and "\n" not in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_emb_list": [256] * 8, "sk_epsilons": [0.0] * 8},
+        {"tokenizer": "rq_kmeans", "target_length": 2.0, "num_emb_list": [8192] * 5},
+    ],
+    ids=str,
+)
+def test_semantic_ids_of_more_than_63_bits_are_refused_before_anything_is_trained(trained, change):
+    with pytest.raises(Problem, match="do not fit into 63 bits"):
+        main.check_data(methods.build(tiny_overrides(trained[0].parents[3]) | {"method": "two_stage"} | change))

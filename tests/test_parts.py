@@ -205,6 +205,16 @@ def test_allowed_and_denied_items(run):
     assert loaded.recommend([["i3"]], k=10, allow=[])[0] == [] and loaded.recommend([], k=3) == []
 
 
+def test_what_is_denied_takes_no_place_of_a_list(run):
+    """The best items denied, as many as there are beams: a list is full all the same, as with all others allowed."""
+    _, folder = run
+    loaded = load(folder / "best_model.pth")
+    best = [h.item for h in loaded.recommend([["i3"]], k=20)[0]]
+    left = [i for i in loaded.items if i not in best]
+    found = loaded.recommend([["i3"]], k=10, deny=best)[0]
+    assert len(found) == 10 and found == loaded.recommend([["i3"]], k=10, allow=left)[0]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

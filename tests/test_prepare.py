@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import yaml
 
+from readers.dataset import title
 from readers.layouts import read_dataset
 from readers.prepare import Events, PrepareOptions, kept_of_repeats
 from readers.raw.kinds import WRITERS
@@ -488,3 +489,15 @@ def test_data_that_cannot_be_trained_on_say_so(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "not to be trained on as it is" in out
     assert "next:" not in out
+
+
+def test_half_of_a_surrogate_pair_in_a_text_does_not_end_the_work(shop, tmp_path):
+    """JSON may hold one; no file of UTF-8 can."""
+    other = prepare(shop, tmp_path / "shop", "--to=letter", "--duplicates=all")
+    file = other / "shop.item.json"
+    known = json.loads(file.read_text())
+    known["0"]["title"] = "bad \ud83d x"
+    file.write_text(json.dumps(known))
+    back = prepare(other, tmp_path / "back" / "shop", "--duplicates=all")
+    assert "bad ? x" in {row["title"] for row in items(back).values()}
+    assert title({"title": "bad \ud83d x"}) == "bad ? x"

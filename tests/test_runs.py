@@ -54,7 +54,7 @@ def without_training(fit, monkeypatch, scores):
     def look(*args):
         looks.append(fit.progress.epoch)
         users = len(fit.data.valid)
-        return Evaluation(np.zeros(users, np.int32), {"ndcg@10": next(found)})
+        return Evaluation(np.zeros(users, np.int32), dict.fromkeys(("ndcg@5", "ndcg@10"), next(found)))
 
     def epoch():
         fit.progress.step += fit.steps_per_epoch
@@ -380,6 +380,27 @@ def test_a_best_model_newer_than_the_state_competes_with_nobody(ground, tmp_path
     resumed.train()
     assert (resumed.progress.best, resumed.progress.best_epoch) == best
     assert torch.load(resumed.run.best, weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize(("change", "best"), [({"valid_metric": "ndcg@5"}, (0.05, 1)), ({"mask_seen": True}, (0.05, 1)),
+                                              ({"lr_rec": 1e-4}, (0.2, 0))])  # fmt: skip
+def test_a_best_score_of_another_validation_competes_with_nobody(ground, tmp_path, monkeypatch, change, best):
+    """What was best by one metric is not held against figures of another."""
+    fit = fit_of(ground, tmp_path, **SAME | {"epochs": 1})
+    without_training(fit, monkeypatch, [0.2])
+    fit.train()
+    resumed = fit_of(ground, tmp_path, **SAME | {"epochs": 2} | change, resume="auto", resume_with_changes=True)
+    without_training(resumed, monkeypatch, [0.05])
+    resumed.train()
+    assert (resumed.progress.best, resumed.progress.best_epoch) == best
+
+
+def test_what_a_begun_network_cannot_change_is_refused(ground, tmp_path, monkeypatch):
+    fit = fit_of(ground, tmp_path, **SAME | {"epochs": 1})
+    without_training(fit, monkeypatch, [0.2])
+    fit.train()
+    with pytest.raises(Problem, match="num_heads: 2 -> 4: a network that has begun cannot change it"):
+        fit_of(ground, tmp_path, **SAME | {"num_heads": 4}, resume="auto", resume_with_changes=True)
 
 
 # ---------------------------------------------------------------- an end that fails

@@ -1,6 +1,7 @@
 """The command that judges SIDs: files of every kind, an index made elsewhere, what does not fit."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +82,19 @@ def test_index_run_and_tokenizer_tell_the_same(place, tmp_path):
     assert set(of_run["embedding_hit_rate"]) == {"raw", "latent", "quantized", "decoded"}
     assert of_index["embedding_hit_rate"] == {"raw": of_run["embedding_hit_rate"]["raw"]}
     assert read_json(tmp_path / "out.json")["gini_sid"] == of_run["gini_sid"]
+
+
+def test_a_run_is_not_judged_by_the_same_items_in_another_order(place):
+    run, _, words = place
+    folder = Path(words[1].partition("=")[2]) / "tiny"
+    file = folder / "tiny.items.jsonl"
+    lines = file.read_text().splitlines()
+    try:
+        file.write_text("\n".join([*lines[1:], lines[0]]) + "\n")
+        with pytest.raises(Problem, match="other items than tiny, or in another order"):
+            sid_quality.run([str(run / "best_model.pth")])
+    finally:
+        file.write_text("\n".join(lines) + "\n")
 
 
 def test_an_index_alone_is_told_by_load_and_churn(place, tmp_path, capsys):

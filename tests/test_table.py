@@ -221,6 +221,15 @@ def test_of_unlike_lengths_too_banned_items_never_come_and_free_their_place():
     assert few.item_BW[0].tolist() == [3, 4, 0, 0, 0] and few.score_BW[0, 2] == -torch.inf
 
 
+def test_banned_items_of_one_code_leave_the_search_over_unlike_lengths_the_others():
+    """Thirty items of one code and one that goes on: with the best of them banned, a list is full of the rest."""
+    sids = table([(1,)] * 30 + [(2, 3)], [*range(30), 0], ends=30)
+    model = Table(sids, 1)
+    free = brute_force(model, sids, 0)
+    found = beam_search(model, sids.trie(), 1, 10, torch.device("cpu"), torch.tensor([free[:10]]))
+    assert found.item_BW[0].tolist() == free[10:20]
+
+
 def test_end_tokens_go_by_falling_count_then_by_row():
     """Golden example: counts 9, 4, 3, 4 of codes (5), (5, 2), (5), (5, 2)."""
     code_NT = torch.tensor([[5, -1], [5, 2], [5, -1], [5, 2]])

@@ -1,5 +1,7 @@
 """Users in groups: the groups by brute force, their figures from the ranks, what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from metrics import ndcg
 from readers.splits import Split
 from scripts import who_wins
-from utils import Problem, read_json
+from utils import Problem, read_json, write_json
 
 
 def test_steps_of_the_training_part_by_hand():
@@ -54,6 +56,30 @@ def test_refusals(trained, tmp_path):
         ([path, path, "--split=train"], "--split"),
         ([path, str(tmp_path)], "no finished run"),
         ([path, path, "--other=1"], "unknown option"),
+        ([path, path, "--metric=recall@500"], r"its lists are of \d+ items, which tell nothing of recall@500"),
     ):
         with pytest.raises(Problem, match=line):
             who_wins.run(words)
+
+
+def test_runs_of_unlike_protocols_are_refused(trained, tmp_path):
+    _, _, runs = trained
+    path, other = runs["sasrec"].path, tmp_path / "other"
+    shutil.copytree(path, other)
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("mask_seen: false", "mask_seen: true"))
+    with pytest.raises(Problem, match="mask_seen"):
+        who_wins.run([str(path), str(other)])
+
+
+def test_a_run_that_did_not_note_its_lists_length_is_known_to_its_longest_metric(trained, tmp_path):
+    _, _, runs = trained
+    other = tmp_path / "other"
+    shutil.copytree(runs["sasrec"].path, other)
+    told = read_json(other / "test.json")
+    longest = max(int(m.partition("@")[2]) for m in told if m.startswith("recall@"))
+    del told["list_length"]
+    write_json(other / "test.json", told)
+    who_wins.run([str(other), str(other), f"--metric=recall@{longest}"])
+    with pytest.raises(Problem, match=f"its lists are of {longest} items"):
+        who_wins.run([str(other), str(other), f"--metric=recall@{longest + 1}"])
