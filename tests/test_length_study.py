@@ -108,7 +108,7 @@ def test_rows_of_other_data_are_not_taken_for_these(shop, tmp_path):
         (length_study.study, ["--collision=none"], "shares SIDs"),
         (length_study.study, ["--seed=1", "--seeds=2"], "name one of the two"),
     ],
-    ids=str,
+    ids=lambda x: x.__module__ if callable(x) else str(x),
 )
 def test_what_a_study_cannot_follow_is_said_before_it_begins(shop, study, words, said):
     first = ["tiny"] if study is cut_study.run else [str(shop / "config" / "tiny.yaml"), "fixed2"]
