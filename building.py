@@ -73,9 +73,9 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
     """The data as the method may use them: content embeddings that it needs must be what the options say
     (Problem); unusable ones beside a method that needs none are left out with a warning.
     """
-    if CodeOptions in cfg and not cfg[CodeOptions].given:
-        check_bits(cfg, data.n_items)
     if reads_content(cfg):
+        if not cfg[CodeOptions].uneven:  # how long unlike ones become is not known yet
+            fitting(spelling_of(cfg, data.n_items))
         width, content_ND = cfg[CodeOptions].semantic_hidden_size, read_embeddings(data)
         if width is not None and width != content_ND.shape[1]:
             raise Problem(f"semantic_hidden_size: {width}, but {data.embedding_path} has width {content_ND.shape[1]}")
@@ -157,7 +157,7 @@ def spelling_of(cfg: Config, n_items: int, code_NT: torch.Tensor | None = None) 
     length_N = (code_NT >= 0).sum(1)
     sizes = sizes[: max(1, int(length_N.max()))]
     even = bool((length_N == len(sizes)).all())
-    return Spelling(sizes, end_tokens(rule, sizes, n_items) if even else c.max_group, even)
+    return fitting(Spelling(sizes, end_tokens(rule, sizes, n_items) if even else c.max_group, even))
 
 
 def network_of(cfg: Config, n_items: int, spelling: Spelling) -> TokenNetwork:
@@ -403,16 +403,14 @@ def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
     memory.refuse_hopeless(memory.FLOAT * numbers, "the model's weights", remedy)
 
 
-def check_bits(cfg: Config, n_items: int) -> None:
-    """Problem when a SID has no room in 64 bits, as search and trie number them."""
-    c, rule = cfg[CodeOptions], cfg[SidOptions].collision
-    sizes = tuple(c.num_emb_list)
-    spelling = Spelling(sizes, c.max_group, False) if c.uneven else Spelling(sizes, end_tokens(rule, sizes, n_items))
+def fitting(spelling: Spelling) -> Spelling:
+    """Problem when its SIDs have no room in 64 bits, as search and trie number them."""
     if math.prod(spelling.vocabulary) >= 2**63:
         raise Problem(
             f"num_emb_list: semantic IDs of {' x '.join(map(str, spelling.vocabulary))} tokens do not fit into 63 "
             "bits; use fewer levels or smaller ones"
         )
+    return spelling
 
 
 USUAL, MANY = 20, 1000  # beams; what an unconstrained search may have beside a small catalogue

@@ -425,11 +425,11 @@ def recommend_users(loaded: Loaded, given: dict[str, str], k: int, allow: list[s
     log_to(None, main=True)
     begin = time.perf_counter()
     allowed = None if allow is None else [loaded.number[token] for token in allow]
-    among_M = loaded.among(allowed, [loaded.number[token] for token in deny])
-    if among_M is not None and not len(among_M):
+    offer = loaded.offer(allowed, [loaded.number[token] for token in deny])
+    if not offer.size:
         raise Problem("--allow, --deny: no item is left that may be recommended")
     histories = bulk.read_histories(Path(given["users"]), loaded.number)
-    rows = bulk.recommend_all(loaded, histories, Path(given["output"]), k, among_M)
+    rows = bulk.recommend_all(loaded, histories, Path(given["output"]), k, offer)
     seconds = time.perf_counter() - begin
     log.info(f"{given['output']}: {rows} recommendations for {len(histories)} users in {seconds:.0f} s")
 

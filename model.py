@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -509,6 +509,19 @@ def trainable(module: Joint | nn.Module) -> list[nn.Parameter]:
 # ---------------------------------------------------------------- a trained model in Python
 
 
+STRUCK = 100  # denied items that a wider search makes up for; more of them make a tree of the others
+
+
+class Offer(NamedTuple):
+    """Which items may come: how many they are; the only ones (None: the whole catalogue); those of the catalogue that
+    are struck out of lists so much longer, in which the others keep their scores.
+    """
+
+    size: int
+    among_M: Tensor | None
+    struck: list[int]
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A trained model of any kind, ready to recommend; holds no state of its callers, so threads may share it."""
@@ -536,44 +549,42 @@ class Loaded:
         wanted = [numbers(history, self.number, f"history {i}") for i, history in enumerate(histories)]
         if empty := [i for i, history in enumerate(wanted) if not history]:
             raise Problem(f"history {empty[0]}: needs at least one item")
-        among_M = self.among(
+        offer = self.offer(
             None if allow is None else numbers(allow, self.number, "allow"), numbers(deny, self.number, "deny")
         )
-        most = min(k, len(self.items) if among_M is None else len(among_M))
         found: list[list[Hit]] = []
         size = self.cfg[EvalOptions].eval_batch_size
-        for begin in range(0, len(wanted), size) if most else ():
-            found += self.hits(self.rank(wanted[begin : begin + size], most, among_M))
-        return found or [[] for _ in wanted]
+        for begin in range(0, len(wanted), size):
+            found += self.hits(self.rank(wanted[begin : begin + size], k, offer))
+        return found
 
-    def among(self, allow: Iterable[int] | None, deny: Iterable[int]) -> Tensor | None:
-        """Numbers of the items that may come, ascending; None for the whole catalogue.
+    def offer(self, allow: Iterable[int] | None, deny: Iterable[int]) -> Offer:
+        """What may come of the items allowed (None: all) less those denied, by their numbers."""
+        refused, device = set(deny), next(self.model.parameters()).device
+        if allow is None and len(refused) <= STRUCK:
+            return Offer(len(self.items) - len(refused), None, sorted(refused))
+        left = sorted(set(range(1, 1 + len(self.items)) if allow is None else allow) - refused)
+        return Offer(len(left), torch.tensor(left, dtype=torch.long, device=device), [])
 
-        What is denied is left out of the search: struck out of its end, it would have used up the beams.
+    def rank(self, histories: Sequence[Sequence[int]], k: int, offer: Offer | None = None) -> Found:
+        """Lists of at most k item numbers for some histories of item numbers, one batch; offer: what may come, None for
+        the whole catalogue. Problem when a score is not finite.
         """
-        refused = set(deny)
-        if allow is None and not refused:
-            return None
-        return torch.tensor(sorted(set(range(1, 1 + len(self.items)) if allow is None else allow) - refused))
-
-    def rank(self, histories: Sequence[Sequence[int]], k: int, among_M: Tensor | None = None) -> Found:
-        """Lists of item numbers for some histories of item numbers, one batch; among_M: the only items that may come.
-
-        Problem when a score is not finite.
-        """
+        size, among_M, struck = offer or self.offer(None, ())
+        if (k := min(k, size)) == 0:
+            return Found(torch.zeros(len(histories), 0, dtype=torch.long), torch.zeros(len(histories), 0))
         longest, seen = self.cfg[DataOptions].max_his_len, self.cfg[EvalOptions].mask_seen
         budget = self.cfg[DataOptions].history_tokens
         history_BS = left_padded([recent(history, longest, budget, self.model) for history in histories])
-        banned_BS = left_padded([[*history] if seen else [] for history in histories])
+        banned_BS = left_padded([[*struck, *(history if seen else ())] for history in histories])
         device = next(self.model.parameters()).device
-        among_M = None if among_M is None else among_M.to(device)
-        found = self.model.recommend(history_BS.to(device), k, banned_BS.to(device), among_M)
+        found = self.model.recommend(history_BS.to(device), k + len(struck), banned_BS.to(device), among_M)
         if bool(unsound(found.score_BW, banned=bool(banned_BS.any()) or among_M is not None).any()):
             raise Problem(
                 f"{self.source}: its scores are not finite, its training diverged; use another checkpoint, or train it "
                 "again with lower learning rates"
             )
-        return found
+        return Found(found.item_BW[:, :k], found.score_BW[:, :k])
 
     def hits(self, found: Found) -> list[list[Hit]]:
         """Lists as people read them."""

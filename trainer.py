@@ -32,7 +32,7 @@ from readers.splits import DataOptions
 from recommenders.protocol import Recommender
 from runs import guard
 from runs.folder import RunFolder, RunOptions
-from settings import Config, option
+from settings import Config, flat, option
 from utils import Problem, Stopped, check_moments, load_weights, log, not_finite, one_line, peak_memory_gb, shown
 
 
@@ -438,8 +438,8 @@ class Fit:
 
     def _judged(self) -> dict[str, Any]:
         """What the score of the best model so far is a score of."""
-        e = self.cfg[EvalOptions]
-        return {"valid_metric": e.valid_metric, "mask_seen": e.mask_seen}
+        names = ("valid_metric", "mask_seen", "max_his_len", "history_tokens", "num_beams", "constrained")
+        return {name: value for name, value in flat(self.cfg).items() if name in names}
 
     def _resume(self) -> None:
         state = self.run.load_state() if self.cfg[RunOptions].resume == "auto" else None

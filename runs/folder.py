@@ -174,17 +174,17 @@ class RunFolder:
                 f"{self.path}: is finished and was begun with other options ({'; '.join(differ)}); its test set has "
                 "been looked at, so it is not trained on: choose a new run_name (the old options print it again)"
             )
-        if differ and not cfg[RunOptions].resume_with_changes:
-            raise Problem(
-                f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again, another "
-                "run_name, or "
-                "resume_with_changes: true"
-            )
         fixed = settings.sizeless(cfg)
         if wrong := [line for line in differ if line.partition(":")[0] in fixed]:
             raise Problem(
                 f"{self.path}: {wrong[0]}: a network that has begun cannot change it; use the old value again, or "
                 "another run_name"
+            )
+        if differ and not cfg[RunOptions].resume_with_changes:
+            raise Problem(
+                f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again, another "
+                "run_name, or "
+                "resume_with_changes: true"
             )
         if differ:
             log.warning(f"{self.path}: goes on with changed options ({'; '.join(differ)})")
@@ -321,7 +321,8 @@ def wrong_figure(row: dict[str, Any]) -> str | None:
     return None
 
 
-COUNTS = ("collision_rate", "seed", "best_epoch", "epochs_trained", "test_evaluations", "num_users", "invalid_share")
+COUNTS = ("collision_rate", "seed", "best_epoch", "epochs_trained", "test_evaluations", "num_users", "list_length",
+          "invalid_share")  # fmt: skip
 
 
 def epoch_of(line: str) -> float:

@@ -124,7 +124,9 @@ def read_ranks(run: RunFolder, wanted: Iterable[str] = (), split: str = "test") 
     its lists were too short for one of the wanted metrics: a target that is missing has their length for a rank.
     """
     path, told = run.path / f"ranks-{split}.npy", run.results()
-    figures = told if split == "test" else told.get("valid", {})
+    figures = told if split == "test" else told.get("valid")
+    if not isinstance(figures, dict):
+        raise Problem(f"{run.test}: holds no figures of the validation; put the old file back")
     known = [m for m in figures if "@" in m and "/" not in m and is_per_user(m)]
     longest = told.get("list_length", max(map(cutoff, known), default=0))
     if short := [m for m in wanted if cutoff(m) > longest]:

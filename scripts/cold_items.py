@@ -159,8 +159,8 @@ def measure(path: Path, new: Catalogue, asked: Asked, content_ND: np.ndarray) ->
     return found
 
 
-def check_able(cfg: Config) -> None:
-    """Problem, before anything is trained, where the model could take no new items or would know them."""
+def check_able(cfg: Config) -> Config:
+    """The same; Problem, before anything is trained, where the model could take no new items or would know them."""
     if not building.reads_content(cfg):
         raise Problem("method: has no tokenizer, so it cannot take new items; use --method=two_stage")
     if cfg[CodeOptions].uneven or cfg[SidOptions].shared:
@@ -170,6 +170,7 @@ def check_able(cfg: Config) -> None:
             raise Problem(f"{key}: what was trained with the new items may know them; leave it out")
     if cfg[DataOptions].split != "leave_one_out":
         raise Problem(f"split: {cfg[DataOptions].split} is not known here; use leave_one_out")
+    return cfg
 
 
 def run(argv: list[str]) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     share = given.get("share", "0.02")
     if not share.replace(".", "", 1).isdecimal() or not 0 < float(share) <= 0.5:
         raise Problem(f"--share: expected a number above 0, at most 0.5, got {quoted(share)}")
-    cfg = main.configuration(words, __doc__, main.check_data)
+    cfg = main.configuration(words, __doc__, lambda cfg: main.check_data(check_able(cfg)))
     check_able(cfg)
     log_to(None, main=True)
     data = read_dataset(cfg[DataOptions])

@@ -153,10 +153,10 @@ def finished(cfg: Config, data: Dataset) -> RunFolder | None:
     return None
 
 
-def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) -> RunFolder:
+def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any], preset: Path | None = None) -> RunFolder:
     """The run of a method, trained now unless there is one; fine-tuning asks for its first stage."""
     if FineTuningOptions in cfg and cfg[FineTuningOptions].sft_from is None:
-        first = recipe("diffsasrec", cfg[DataOptions].dataset, overrides | {"seed": cfg[DataOptions].seed})
+        first = recipe("diffsasrec", cfg[DataOptions].dataset, overrides | {"seed": cfg[DataOptions].seed}, preset)
         cfg = methods.change(cfg, sft_from=str(trained("diffsasrec", first, data, overrides).best))
     found = finished(cfg, data)
     if found is not None:
@@ -178,7 +178,9 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any]) ->
 # ---------------------------------------------------------------- results
 
 
-def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str, Any]) -> Row:
+def results(
+    name: str, configs: list[Config], data: Dataset, overrides: dict[str, Any], preset: Path | None = None
+) -> Row:
     """Ranks of every seed: of a floor, of a run, or of a run's checkpoint decoded in another way."""
     method, _, decoding = split_name(name)
     if method in methods.FLOORS:
@@ -188,7 +190,7 @@ def results(name: str, configs: list[Config], data: Dataset, overrides: dict[str
         return Row(name, found[0].rank[None], [found[0].figures])
     ranks, figures = [], []
     for cfg in configs:
-        run = trained(name, cfg, data, overrides)
+        run = trained(name, cfg, data, overrides, preset)
         if decoding is None:
             ranks.append(read_ranks(run)[1])
             figures.append(run.results())
@@ -247,7 +249,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
     trained_on_content = any(building.reads_content(c[0]) for n, c in configs.items() if n not in methods.FLOORS)
     if trained_on_content or "content" in configs:  # else it would stop the table after the others have been trained
         read_embeddings(data)
-    rows = [results(n, configs[n], data, overrides) for n in chosen]
+    rows = [results(n, configs[n], data, overrides, preset) for n in chosen]
     text, plain = table(rows, cfg[EvalOptions].metrics)
     log.info(
         f"\n{text}\n\n{len(data.test)} test users, {data.name}, split {cfg[DataOptions].split}; ± 95 % over "

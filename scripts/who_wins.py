@@ -75,9 +75,9 @@ def compared(paths: list[str], split: str, metric: str, data_path: str | None = 
     another protocol.
     """
     (ours, rank), (base, other) = (read(path, split, metric) for path in paths)
-    options = {run.path.name: upgraded(settings.read_yaml(run.config)) for run in (ours, base)}
-    check_protocol(options)
-    cfg = methods.build(options[ours.path.name])
+    options = {str(run.path): upgraded(settings.read_yaml(run.config)) for run in (ours, base)}
+    check_protocol(options, leave=("data_path", "metrics"))  # the data's hash and the lists' length are looked at
+    cfg = methods.build(options[str(ours.path)])
     data = read_dataset((methods.change(cfg, data_path=data_path) if data_path else cfg)[DataOptions])
     for run, found in ((ours, rank), (base, other)):
         part = data.split(split)

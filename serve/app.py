@@ -132,9 +132,8 @@ class Ranking:
 
     def _rank(self, group: list[Waiting]) -> list[Ranked]:
         first = group[0]
-        among_M = self.loaded.among(first.allow, first.deny)
-        most = self._length(first.k) if among_M is None else min(self._length(first.k), len(among_M))
-        found = self.loaded.rank([w.history for w in group], most, among_M)
+        offer = self.loaded.offer(first.allow, first.deny)
+        found = self.loaded.rank([w.history for w in group], self._length(first.k), offer)
         rows = zip(group, found.item_BW.tolist(), found.score_BW.tolist(), strict=True)
         return [[(i, s) for i, s in zip(items, scores, strict=True) if i][: w.k] for w, items, scores in rows]
 
@@ -345,8 +344,6 @@ def create_app(loaded: Loaded, limits: Limits | None = None, hosts: list[str] | 
         history = shelf.numbers(question.history, "history", limits.history)
         allow = None if question.allow is None else shelf.numbers(question.allow, "allow", limits.history)
         deny = shelf.numbers(question.deny, "deny", limits.history)
-        if allow is not None and not set(allow) - set(deny):
-            return {"items": []}
         found = await ranking.ask(history, question.k, allow, deny)
         return {"items": [shelf.shown(item, score=score) for item, score in found]}
 

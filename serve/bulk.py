@@ -12,11 +12,10 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
-from torch import Tensor
 from tqdm import tqdm
 
 from metrics import EvalOptions
-from model import Loaded
+from model import Loaded, Offer
 from readers.tables import read_rows
 from utils import Problem, log, quoted, whole_file
 
@@ -64,7 +63,7 @@ def read_histories(path: Path, number: dict[str, int]) -> Histories:
     return Histories([rows.users[u] for u in user], item[order], np.append(kept, len(order)))
 
 
-def recommend_all(loaded: Loaded, histories: Histories, output: Path, k: int, among_M: Tensor | None = None) -> int:
+def recommend_all(loaded: Loaded, histories: Histories, output: Path, k: int, offer: Offer | None = None) -> int:
     """Write the k best items of every user; returns the number of rows.
 
     Parquet and CSV have a row an item (user_id, rank from 1, item_id, title, score), JSON lines an object a user.
@@ -79,7 +78,7 @@ def recommend_all(loaded: Loaded, histories: Histories, output: Path, k: int, am
     with whole_file(output) as f, tqdm(total=len(histories), unit=" users", leave=False, disable=None) as bar:
         write, close = WRITERS[ending](f)
         try:
-            for table, users in _tables(loaded, histories, k, among_M):
+            for table, users in _tables(loaded, histories, k, offer or loaded.offer(None, ())):
                 write(table)
                 done += len(table)
                 bar.update(users)
@@ -88,19 +87,19 @@ def recommend_all(loaded: Loaded, histories: Histories, output: Path, k: int, am
     return done
 
 
-def _tables(loaded: Loaded, histories: Histories, k: int, among_M: Tensor | None) -> Iterator[tuple[pa.Table, int]]:
+def _tables(loaded: Loaded, histories: Histories, k: int, offer: Offer) -> Iterator[tuple[pa.Table, int]]:
     """A table of rows for each chunk of users, in their order, and how many users it had."""
     size = loaded.cfg[EvalOptions].eval_batch_size
     names = {"user_id": histories.users, "item_id": loaded.items, "title": loaded.titles}
     text = {name: pa.array(values, pa.string()) for name, values in names.items()}
     length = np.diff(histories.offsets)
-    k = min(k, len(loaded.items) if among_M is None else len(among_M))
+    k = min(k, offer.size)
     for begin in range(0, len(histories), size * CHUNK):
         users = np.arange(begin, min(begin + size * CHUNK, len(histories)))
         item_Bk, score_Bk = np.zeros((len(users), k), np.int64), np.full((len(users), k), -np.inf, np.float32)
         by_length = np.argsort(-length[users], kind="stable")
         for rows in np.array_split(by_length, -(-len(users) // size)):
-            found = loaded.rank([histories.of(u) for u in users[rows]], k, among_M)
+            found = loaded.rank([histories.of(u) for u in users[rows]], k, offer)
             width = found.item_BW.shape[1]  # fewer where the search found fewer
             item_Bk[rows, :width], score_Bk[rows, :width] = found.item_BW.cpu().numpy(), found.score_BW.cpu().numpy()
         held = item_Bk > 0

@@ -332,7 +332,7 @@ def test_a_checkpoint_that_is_odd_is_refused_in_one_line(trained, tmp_path, kind
     "change",
     [
         {"num_emb_list": [256] * 8, "sk_epsilons": [0.0] * 8},
-        {"tokenizer": "rq_kmeans", "target_length": 2.0, "num_emb_list": [8192] * 5},
+        {"tokenizer": "rq_kmeans", "num_emb_list": [8192] * 5},
     ],
     ids=str,
 )

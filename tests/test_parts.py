@@ -205,14 +205,20 @@ def test_allowed_and_denied_items(run):
     assert loaded.recommend([["i3"]], k=10, allow=[])[0] == [] and loaded.recommend([], k=3) == []
 
 
-def test_what_is_denied_takes_no_place_of_a_list(run):
-    """The best items denied, as many as there are beams: a list is full all the same, as with all others allowed."""
+def test_what_is_denied_takes_no_place_of_a_list(run, monkeypatch):
+    """The best items denied, as many as there are beams: what comes is what came behind them, with the same scores."""
     _, folder = run
     loaded = load(folder / "best_model.pth")
-    best = [h.item for h in loaded.recommend([["i3"]], k=20)[0]]
+    whole = loaded.recommend([["i3"]], k=30)[0]
+    best = [h.item for h in whole[:20]]
+    found = loaded.recommend([["i3"]], k=10, deny=best)[0]
+    assert [h.item for h in found] == [h.item for h in whole[20:]]
+    assert [h.score for h in found] == pytest.approx([h.score for h in whole[20:]], abs=1e-5)
+    monkeypatch.setattr("model.STRUCK", 19)  # more than that are left out of the tree
     left = [i for i in loaded.items if i not in best]
     found = loaded.recommend([["i3"]], k=10, deny=best)[0]
     assert len(found) == 10 and found == loaded.recommend([["i3"]], k=10, allow=left)[0]
+    assert loaded.recommend([["i3"], ["i5"]], k=3, deny=loaded.items) == [[], []]
 
 
 @pytest.mark.parametrize(

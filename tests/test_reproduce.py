@@ -136,7 +136,10 @@ def test_the_command_is_told_without_places_of_the_machine():
         (["scientific", "--no_such=1"], "unknown option"),
         (["scientific", "--rows=popularity", "--hidden_units=8"], "none of the rows has this option"),
         (["nowhere"], "no such preset"),
-        (["scientific", "--metrics=recall@5,ndcg@5", "--valid_metric=ndcg@5"], "looks at shorter lists only"),
+        (
+            ["scientific", "--metrics=recall@5,ndcg@5", "--valid_metric=ndcg@5", "--num_beams=5"],
+            "looks at shorter lists only",
+        ),
         (["beauty", "--config=nowhere.yaml"], "no such configuration"),
         (["beauty", f"--config={main.CONFIG / 'scientific.yaml'}"], "says dataset: scientific"),
     ],

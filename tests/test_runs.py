@@ -399,8 +399,9 @@ def test_what_a_begun_network_cannot_change_is_refused(ground, tmp_path, monkeyp
     fit = fit_of(ground, tmp_path, **SAME | {"epochs": 1})
     without_training(fit, monkeypatch, [0.2])
     fit.train()
-    with pytest.raises(Problem, match="num_heads: 2 -> 4: a network that has begun cannot change it"):
-        fit_of(ground, tmp_path, **SAME | {"num_heads": 4}, resume="auto", resume_with_changes=True)
+    for told in (True, False):
+        with pytest.raises(Problem, match="num_heads: 2 -> 4: a network that has begun cannot change it"):
+            fit_of(ground, tmp_path, **SAME | {"num_heads": 4}, resume="auto", resume_with_changes=told)
 
 
 # ---------------------------------------------------------------- an end that fails

@@ -64,10 +64,14 @@ def test_refusals(trained, tmp_path):
 
 def test_runs_of_unlike_protocols_are_refused(trained, tmp_path):
     _, _, runs = trained
-    path, other = runs["sasrec"].path, tmp_path / "other"
+    path = runs["sasrec"].path
+    other = tmp_path / path.name
     shutil.copytree(path, other)
     config = other / "config.yaml"
-    config.write_text(config.read_text().replace("mask_seen: false", "mask_seen: true"))
+    plain = config.read_text()
+    config.write_text(plain.replace("data_path: ", "data_path: ./"))  # the same data by another spelling
+    who_wins.run([str(path), str(other)])
+    config.write_text(plain.replace("mask_seen: false", "mask_seen: true"))
     with pytest.raises(Problem, match="mask_seen"):
         who_wins.run([str(path), str(other)])
 
@@ -81,5 +85,12 @@ def test_a_run_that_did_not_note_its_lists_length_is_known_to_its_longest_metric
     del told["list_length"]
     write_json(other / "test.json", told)
     who_wins.run([str(other), str(other), f"--metric=recall@{longest}"])
+    write_json(other / "test.json", told | {"list_length": "x"})
+    with pytest.raises(Problem, match="'list_length' is 'x'"):
+        who_wins.run([str(other), str(other)])
+    write_json(other / "test.json", told | {"valid": None})
+    with pytest.raises(Problem, match="no figures of the validation"):
+        who_wins.run([str(other), str(other), "--split=valid"])
+    write_json(other / "test.json", told)
     with pytest.raises(Problem, match=f"its lists are of {longest} items"):
         who_wins.run([str(other), str(other), f"--metric=recall@{longest + 1}"])
