@@ -133,7 +133,10 @@ class SidTable:
     def n_items(self) -> int:
         return len(self.code_NT)
 
+    # what is kept may be met first by a search and then by a training, which saves no tensor of inference mode
+
     @cached_property
+    @torch.inference_mode(False)
     def length_N(self) -> Tensor:
         """Codes of each item, [N]."""
         return (self.code_NT >= 0).sum(1)
@@ -151,6 +154,7 @@ class SidTable:
         return Spelling(self.sizes, self.ends, self.even).vocabulary
 
     @cached_property
+    @torch.inference_mode(False)
     def token_NP(self) -> Tensor:
         """Tokens of every item, behind-the-end tokens included, int64."""
         code_NT = self.code_NT.long()
@@ -164,6 +168,7 @@ class SidTable:
         return torch.where(place_P < self.length_N[:, None], F.pad(code_NT, (0, 1)), size_P + end_NP)
 
     @cached_property
+    @torch.inference_mode(False)
     def real_NP(self) -> Tensor:
         """Which places each item has, [N, P] bool."""
         place_P = torch.arange(len(self.vocabulary), device=self.code_NT.device)
@@ -200,6 +205,7 @@ class SidTable:
         row = item.clamp(min=1) - 1
         return Tokens(self.token_NP[row], self.real_NP[row])
 
+    @torch.inference_mode(False)
     def trie(self, among_M: Tensor | None = None) -> Trie:
         """The prefix tree of the catalogue, or of some item numbers."""
         if self.order_N is not None:

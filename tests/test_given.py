@@ -248,6 +248,15 @@ def test_a_trained_recommender_goes_on_with_refreshed_sids(given, tmp_path, caps
     assert f"before the first epoch: valid ndcg@5 {want['ndcg@5']:.4f}" in capsys.readouterr().out
 
 
+def test_a_recommender_of_whole_items_goes_on_after_its_first_look(given, tmp_path):
+    """The look before the first epoch is a search: what it has made of the SIDs, training uses as well."""
+    options = given[0] | {"recommender": "rq_transformer", "legal_softmax": True, "collision": "item",
+                          "item_loss": 1.0, "item_embedding": True, "output_dir": str(tmp_path / "out")}  # fmt: skip
+    first = main.train(methods.build(options | {"run_name": "first"}))
+    again = main.train(methods.build(options | {"run_name": "again", "start_from": str(first.best), "lr_rec": 1e-9}))
+    assert ranked(again) == ranked(first)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
