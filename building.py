@@ -392,7 +392,7 @@ def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
     most = max(n_items, USUAL if SearchOptions in cfg and cfg[SearchOptions].constrained else MANY)
     if beams > most:
         raise Problem(f"num_beams: {beams} beams are more than the catalogue of {n_items} items can fill; lower it")
-    k = max(beams, cutoff(longest))
+    k = list_length(cfg)
     memory.refuse_hopeless(k * (n_items + 1) + 2 * k * k, f"lists of {k} items", "lower metrics and num_beams")
     remedy = "lower its widths and layers, num_emb_list or max_his_len"
     try:
@@ -401,6 +401,12 @@ def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
         reason = shortened(" ".join(str(e).split()))
         raise Problem(f"the model's weights have no room in any memory ({reason}); {remedy}") from None
     memory.refuse_hopeless(memory.FLOAT * numbers, "the model's weights", remedy)
+
+
+def list_length(cfg: Config) -> int:
+    """Items of the longest list that an evaluation looks at."""
+    beams = cfg[SearchOptions].num_beams if SearchOptions in cfg else 0
+    return max(beams, *map(cutoff, cfg[EvalOptions].metrics))
 
 
 def fitting(spelling: Spelling) -> Spelling:

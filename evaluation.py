@@ -18,7 +18,7 @@ from readers.splits import DataOptions, Split
 from recommenders.protocol import Ranker, unsound
 from runs import guard
 from runs.folder import RunFolder
-from settings import Config, flat
+from settings import Config
 from utils import Problem, log
 
 
@@ -85,12 +85,6 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
     figures["invalid_share"] = float(invalid[0] / invalid[1].clamp(min=1))
     figures |= {"num_users": len(split), "list_length": k, "users_per_s": len(split) / seconds}
     return Evaluation(rank[0].numpy().astype(np.int32), figures)
-
-
-def judged_by(cfg: Config) -> dict[str, Any]:
-    """What a score depends on beside the weights: scores under other values cannot be held against each other."""
-    names = ("valid_metric", "mask_seen", "max_his_len", "history_tokens", "num_beams", "constrained", "item_rank")
-    return {name: value for name, value in flat(cfg).items() if name in names}
 
 
 def halved_until_it_fits(rows: np.ndarray, work: Callable[[np.ndarray], None]) -> None:

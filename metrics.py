@@ -19,10 +19,10 @@ class EvalOptions:
         ["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10"],
         "recall@k (or hr@k), ndcg@k, mrr@k, coverage@k",
     )
-    valid_metric: str = option("ndcg@10", "metric that chooses the checkpoint")
+    valid_metric: str = option("ndcg@10", "metric that chooses the checkpoint", judges=True)
     eval_step: int = option(1, "epochs between two validations", ge=1)
     eval_batch_size: int = option(256, "users per evaluation step and process", ge=1)
-    mask_seen: bool = option(False, "never recommend what is in the user's history")
+    mask_seen: bool = option(False, "never recommend what is in the user's history", judges=True)
 
     def __post_init__(self) -> None:
         for name in self.metrics:

@@ -25,16 +25,22 @@ LONGEST_NUMBER = 10**100  # that may stand for text; Python itself spells no num
 LARGEST = 2**53  # a whole number beyond it is a slip, and neither YAML nor JSON carries it everywhere
 
 
+MARKS = ("free", "sizeless", "judges", "path")
+
+
 def option(default: Any, meaning: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None,
-           free: bool = False, sizeless: bool = False, path: bool = False) -> Any:  # fmt: skip
+           **marks: bool) -> Any:  # fmt: skip
     """One option: default, meaning (shown by --help), and its closed (ge, le) or open (gt) range.
 
-    free: results do not depend on it, so it counts in no hash and no comparison of runs; sizeless: a trained
-    network's weights have the same sizes whatever it is, so it cannot be changed afterwards; path: names a file or
-    folder. A list may have `MOST` entries, and each must be in the range.
+    marks: free, results do not depend on it, so it counts in no hash and no comparison of runs; sizeless, a trained
+    network's weights have the same sizes whatever it is, so it cannot be changed afterwards; judges, scores under other
+    values of it cannot be held against each other; path, it names a file or folder. A list may have `MOST` entries, and
+    each must be in the range. TypeError for another mark.
     """
+    if wrong := marks.keys() - set(MARKS):
+        raise TypeError(f"an option has no mark {wrong.pop()!r}")
     limits = {"ge": ge, "gt": gt, "le": le}
-    meta = {"meaning": meaning, "free": free, "sizeless": sizeless, "path": path}
+    meta = {"meaning": meaning, **dict.fromkeys(MARKS, False), **marks}
     meta |= {k: v for k, v in limits.items() if v is not None}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
@@ -111,8 +117,17 @@ def differences(saved: Mapping[str, Any], cfg: Config) -> list[str]:
 
 def sizeless(cfg: Config) -> dict[str, Any]:
     """The options of a run that its weights' sizes do not show."""
+    return _marked(cfg, "sizeless")
+
+
+def judging(cfg: Config) -> dict[str, Any]:
+    """The options of a run that its scores depend on beside the weights."""
+    return _marked(cfg, "judges")
+
+
+def _marked(cfg: Config, mark: str) -> dict[str, Any]:
     parts = cfg.sections.values()
-    return {k: getattr(part, k) for part in parts for k, f in fields_of(type(part)).items() if f.metadata["sizeless"]}
+    return {k: getattr(part, k) for part in parts for k, f in fields_of(type(part)).items() if f.metadata[mark]}
 
 
 def dump(cfg: Config) -> str:

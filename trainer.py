@@ -25,14 +25,14 @@ from data import (
     steps_loader,
     within,
 )
-from evaluation import NotFinite, bar, evaluate, judged_by, save_ranks
+from evaluation import NotFinite, bar, evaluate, save_ranks
 from metrics import EvalOptions
 from readers.dataset import Dataset
 from readers.splits import DataOptions
 from recommenders.protocol import Recommender
 from runs import guard
 from runs.folder import RunFolder, RunOptions
-from settings import Config, option
+from settings import Config, judging, option
 from utils import Problem, Stopped, check_moments, load_weights, log, not_finite, one_line, peak_memory_gb, shown
 
 
@@ -428,7 +428,7 @@ class Fit:
                 state = {
                     "model": self.raw.state_dict(), "optimizer": self.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler else None, "progress": vars(self.progress),
-                    "totals": totals, "world": self._world(), "judged": judged_by(self.cfg), "run": self.run.id,
+                    "totals": totals, "world": self._world(), "judged": judging(self.cfg), "run": self.run.id,
                 }  # fmt: skip
                 self.run.save_state(state, self.progress.step)
 
@@ -494,7 +494,7 @@ class Fit:
             raise ValueError(f"progress: step {p.step} is not in epoch {p.epoch}")
         if "looked" not in state["progress"] and p.next_step == 0 and p.epoch % self.cfg[EvalOptions].eval_step == 0:
             p.looked = p.epoch - 1  # a state of a run begun before looks were noted: where it stopped, it stays stopped
-        if state.get("judged", judged := judged_by(self.cfg)) != judged and p.epoch < self.cfg[TrainOptions].epochs:
+        if state.get("judged", judged := judging(self.cfg)) != judged and p.epoch < self.cfg[TrainOptions].epochs:
             log.warning("the best model so far was chosen by another validation: from here on it is chosen anew")
             p.best, p.best_epoch = -math.inf, -1
         load_weights(self.raw, state["model"])

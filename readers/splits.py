@@ -41,9 +41,12 @@ class DataOptions:
     map_path: str | None = option(
         None, "item token -> id map of the .jsonl layout; default <dataset>.emb_map.json", path=True
     )
-    max_his_len: int = option(50, "longest history, in items", ge=1, le=10**6)
+    max_his_len: int = option(50, "longest history, in items", ge=1, le=10**6, judges=True)
     history_tokens: int | None = option(
-        None, "longest history, in tokens of semantic IDs: whole items, the newest first; null: max_his_len alone", ge=1
+        None,
+        "longest history, in tokens of semantic IDs: whole items, the newest first; null: max_his_len alone",
+        ge=1,
+        judges=True,
     )
     short_users: Literal["refuse", "drop"] = option("refuse", "users with fewer than 3 interactions")
     seed: int = option(2020, "seed of everything random", ge=0, le=2**31 - 1)

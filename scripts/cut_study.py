@@ -23,6 +23,7 @@ import numpy as np
 import main
 import methods
 from readers.dataset import Dataset
+from readers.files import json_lines
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import charts
@@ -120,18 +121,11 @@ def pictures(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """What a file of rows holds; Problem names a line that is none."""
-    found = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise Problem(f"{path}, line {number}: not a row of this study; name another --json")
-        found.append(row)
-    return found
+    """What a file of rows holds, if it is there; Problem names a line that is none."""
+    found = list(json_lines(path)) if path.exists() else []
+    if wrong := [number for number, row in found if not isinstance(row, dict)]:
+        raise Problem(f"{path}, line {wrong[0]}: not a row of this study; name another --json")
+    return [row for _, row in found]
 
 
 def run(argv: list[str]) -> None:

@@ -24,10 +24,11 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
+import building
 import main
 import methods
 import settings
-from metrics import EvalOptions, cutoff, paired_difference, per_user
+from metrics import cutoff, paired_difference, per_user
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -36,7 +37,6 @@ from runs.report import check_protocol, read_ranks
 from scripts import compare
 from scripts.make_demo import build_demo
 from settings import Config
-from sids.search import SearchOptions
 from utils import (
     Problem,
     digest,
@@ -115,19 +115,13 @@ def plan(
             jobs.append(Job(name, spec, cfg, sources[0] if sources else None))
             if not jobs[-1].trains:
                 break  # a floor has no seed
-    if short := [job.row for job in jobs if longest(job.cfg) < max(map(cutoff, METRICS))]:
+    if short := [job.row for job in jobs if building.list_length(job.cfg) < max(map(cutoff, METRICS))]:
         raise Problem(f"--metrics: the table shows {', '.join(METRICS)}; row {short[0]} looks at shorter lists only")
     used = {key for job in jobs for key in settings.flat(job.cfg)}
     if foreign := [key for key in overrides if key not in used]:
         raise Problem(f"--{foreign[0]}: none of the rows has this option")
     check_protocol({job.row: settings.flat(job.cfg) for job in jobs})
     return jobs
-
-
-def longest(cfg: Config) -> int:
-    """Items of the longest list that an evaluation looks at."""
-    beams = cfg[SearchOptions].num_beams if SearchOptions in cfg else 0
-    return max(beams, *map(cutoff, cfg[EvalOptions].metrics))
 
 
 # ---------------------------------------------------------------- running it

@@ -18,7 +18,7 @@ from utils import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    num_beams: int = option(20, "beams of the search", ge=1)
+    num_beams: int = option(20, "beams of the search", ge=1, judges=True)
     legal_softmax: bool = option(
         False,
         "softmax over the tokens that may follow a prefix, in training and search, instead of all tokens of a place "
@@ -26,7 +26,7 @@ class SearchOptions:
         sizeless=True,
     )
     constrained: bool = option(
-        True, "search only SIDs that exist; false: all, and the share of invalid ones is reported"
+        True, "search only SIDs that exist; false: all, and the share of invalid ones is reported", judges=True
     )
 
     def __post_init__(self) -> None:

@@ -88,9 +88,10 @@ def test_rows_of_other_data_are_not_taken_for_these(shop, tmp_path):
     np.save(file, np.load(file)[::-1])
     cut_study.run(argv)
     assert len(out.read_text().splitlines()) == 4
-    out.write_text("no row")
-    with pytest.raises(Problem, match="line 1: not a row of this study"):
-        cut_study.run(argv)
+    for text, said in (("no row", "line 1: not readable as JSON"), ("{}\n7", "line 2: not a row of this study")):
+        out.write_text(text)
+        with pytest.raises(Problem, match=said):
+            cut_study.run(argv)
 
 
 @pytest.mark.parametrize(
