@@ -2,7 +2,8 @@
 
 Options of the loop of a learned tokenizer begin with rqvae_ (rqvae_epochs, rqvae_lr, ...); those of data and
 tokenizer concern the later stages too. Ends with a table of the SIDs, which is kept beside the tokenizer as sids.json;
-with --target_length=2.0 of SIDs of unlike length, as sids-2.0.json (and with --max_group=16, as sids-2.0-group-16.json).
+with --target_length=2.0 of SIDs of unlike length, as sids-2.0.json (with --max_group=16 too, as
+sids-2.0-group-16.json).
 """
 
 import sys
