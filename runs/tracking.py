@@ -42,32 +42,47 @@ def tracked(cfg: Config, acc: Accelerator, sizes: Sequence[int], on_epoch: OnEpo
     """What is done after an epoch, with the trackers that `acc` was made with. sizes: codes of each level."""
     if not acc.log_with:
         return on_epoch
-    acc.project_configuration.logging_dir = str(place(cfg))
-    run = str(cfg[RunOptions].run_name)
-    try:
-        own = {"wandb": {"name": run, "group": cfg[DataOptions].dataset}, "mlflow": {"run_name": run}}
-        acc.init_trackers(PROJECT, init_kwargs=own)
-        options = {k: str(v) if isinstance(v, list) else v for k, v in settings.flat(cfg).items()}
-        for tracker in acc.trackers:
-            if tracker.name != "tensorboard":  # it makes a run of its own of every set of options
-                tracker.store_init_configuration(options)
-    except Exception as e:  # of somebody else's program, network or disk: no reason to lose a training
-        lost(acc, e)
+    start(cfg, acc)
 
     def both(row: dict[str, Any], best: bool) -> None:
         on_epoch(row, best)
-        try:
-            if acc.trackers:
-                acc.log(scalars(row, sizes), step=row["epoch"])
-        except Exception as e:
-            lost(acc, e)
+        for tracker in list(acc.trackers):
+            try:
+                tracker.log(named(scalars(row, sizes), tracker.name), step=row["epoch"])
+            except Exception as e:
+                lost(tracker.name, e)
+                acc.trackers.remove(tracker)
 
     return both
 
 
-def lost(acc: Accelerator, error: Exception) -> None:
-    log.warning(f"trackers: {one_line(error) or type(error).__name__}; the run goes on without them")
-    acc.trackers = []
+def start(cfg: Config, acc: Accelerator) -> None:
+    """Start each tracker by itself: what is wrong with one of them (somebody else's program, network or disk) costs
+    neither the training nor the others.
+    """
+    acc.project_configuration.logging_dir = str(place(cfg))
+    run, asked, started = str(cfg[RunOptions].run_name), acc.log_with, []
+    own = {"wandb": {"name": run, "group": cfg[DataOptions].dataset}, "mlflow": {"run_name": run}}
+    options = {k: str(v) if isinstance(v, list) else v for k, v in settings.flat(cfg).items()}
+    for name in asked:
+        acc.log_with, acc.trackers = [name], []
+        try:
+            acc.init_trackers(PROJECT, init_kwargs=own)
+            if str(name) != "tensorboard":  # it makes a run of its own of every set of options
+                acc.trackers[0].store_init_configuration(options)
+            started += acc.trackers
+        except Exception as e:
+            lost(str(name), e)
+    acc.log_with, acc.trackers = asked, started
+
+
+def lost(name: str, error: Exception) -> None:
+    log.warning(f"trackers: {name}: {one_line(error) or type(error).__name__}; the run goes on without it")
+
+
+def named(figures: dict[str, float], tracker: str) -> dict[str, float]:
+    """The same figures by names that the tracker takes: MLflow refuses an @."""
+    return {k.replace("@", "_at_"): v for k, v in figures.items()} if tracker == "mlflow" else figures
 
 
 def scalars(row: dict[str, Any], sizes: Sequence[int]) -> dict[str, float]:

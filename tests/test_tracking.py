@@ -4,7 +4,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import accelerate
 import pytest
+from accelerate.tracking import GeneralTracker
 
 import main
 import methods
@@ -71,14 +73,19 @@ def test_nothing_happens_where_nothing_is_installed(trained, only, tmp_path, cap
     assert run.results()["ndcg@5"] == runs["sasrec"].results()["ndcg@5"]
 
 
-def test_tensorboards_reader_finds_the_figures(trained, tmp_path):
-    pytest.importorskip("tensorboard")
+def events_of(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def test_tensorboards_reader_finds_the_figures(trained, tmp_path):
+    pytest.importorskip("tensorboard")
     options = trained[0] | {"output_dir": str(tmp_path / "out"), "log_dir": str(tmp_path / "logs"), "epochs": 2}
     run = main.train(methods.build(options | {"run_name": "seen"}))
-    events = EventAccumulator(str(tmp_path / "logs" / "tiny" / "seen" / tracking.PROJECT))
-    events.Reload()
+    events = events_of(tmp_path / "logs" / "tiny" / "seen" / tracking.PROJECT)
     rows = run.rows()
     tags = set(events.Tags()["scalars"])
     live = {"loss", "loss/rec", "noise_scale", "noise_scale/level_3", "perplexity/level_1", "dead_codes/level_1",
@@ -91,15 +98,70 @@ def test_tensorboards_reader_finds_the_figures(trained, tmp_path):
     assert dead == [8 - row["codes_used/level_1"] for row in rows]
 
 
-def test_a_tracker_that_fails_costs_no_training(trained, only, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("where", ["start", "log"])
+def test_a_tracker_that_fails_costs_neither_the_training_nor_the_others(trained, only, tmp_path, capsys, where):
     pytest.importorskip("tensorboard")
 
-    def full(self, *args, **more):
-        raise OSError("no space left")
+    class Full(GeneralTracker):
+        name, requires_logging_directory, tracker = "wandb", False, None
 
-    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.log", full)
+        def __init__(self, *args, **more):
+            super().__init__()
+
+        def store_init_configuration(self, values):
+            pass
+
+        def start(self):
+            self.full("start")
+
+        def log(self, values, step=None, **more):
+            self.full("log")
+
+        def full(self, now):
+            if now == where:
+                raise OSError("no space left")
+
     options = trained[0] | {"output_dir": str(tmp_path / "out"), "log_dir": str(tmp_path / "logs"), "epochs": 2}
-    run = main.train(methods.build(options | {"run_name": "lost", "method": "sasrec", "hidden_units": 8}))
+    options |= {"run_name": "lost", "method": "sasrec", "hidden_units": 8, "trackers": ["wandb", "tensorboard"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", Full)
+        patch.setattr("runs.tracking.importlib.util.find_spec", lambda name, *more: name)
+        patch.setattr("accelerate.accelerator.filter_trackers", lambda names, *more: names)
+        run = main.train(methods.build(options))
     said = capsys.readouterr().out
-    assert said.count("trackers: no space left; the run goes on without them") == 1
+    assert said.count("trackers: wandb: no space left; the run goes on without it") == 1
     assert run.finished and Path(run.metrics).is_file()
+    events = events_of(tmp_path / "logs" / "tiny" / "lost" / tracking.PROJECT)
+    assert {"loss", "valid/ndcg@5"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_what_others_write_is_what_metrics_jsonl_has(trained, tmp_path, monkeypatch, name):
+    """With the real packages, without a network; skipped where they are not installed."""
+    package = pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs.db")
+    logged = []
+    if name == "wandb":
+        log = package.sdk.wandb_run.Run.log
+        monkeypatch.setattr(
+            package.sdk.wandb_run.Run, "log", lambda run, data, *a, **k: (logged.append(data), log(run, data, *a, **k))
+        )
+    options = trained[0] | {"output_dir": str(tmp_path / "out"), "log_dir": str(tmp_path / "logs"), "epochs": 2}
+    run = main.train(
+        methods.build(options | {"run_name": "seen", "method": "sasrec", "hidden_units": 8, "trackers": [name]})
+    )
+    rows = run.rows()
+    if name == "mlflow":
+        found = package.search_runs(experiment_names=[tracking.PROJECT]).iloc[0]
+        assert (
+            found["tags.mlflow.runName"] == "seen"
+            and found["status"] == "FINISHED"
+            and found["params.hidden_units"] == "8"
+        )
+        assert found["metrics.loss"] == pytest.approx(rows[-1]["loss"])
+        assert found["metrics.valid/ndcg_at_5"] == pytest.approx(rows[-1]["valid/ndcg@5"])
+    else:
+        assert [x["loss"] for x in logged] == [row["loss"] for row in rows]
+        assert list((tmp_path / "wandb").glob("offline-run-*"))
