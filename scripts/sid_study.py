@@ -1,8 +1,9 @@
 """Do metrics that cost nothing predict the recommender? Many kinds of SIDs under one recommender, budget and seeds.
 
   python scripts/sid_study.py scientific [rqvae,kmeans,random] --data_path=DIR [--seeds 2020,2021,2022]
-                              [--vectors_from=SASREC/best_model.pth] [--key=value ...]
+                              [--vectors_from=SASREC/best_model.pth] [--config FILE] [--key=value ...]
 
+--config names a preset in the place of the data set's own.
 Each configuration's tokenizer is pre-trained, its cheap metrics are taken on the validation queries, and two_stage is
 trained on it. What is finished is used again, so that a stopped study goes on with the same command. A table, rank
 correlations over configurations (means over seeds; with and without random codes) and two plots are written into
@@ -90,13 +91,13 @@ def cheap_metrics(cfg: Config, data: Dataset, path: Path) -> dict[str, float]:
     return found
 
 
-def one(name: str, dataset: str, overrides: dict[str, Any], data: Dataset) -> dict[str, Any]:
+def one(name: str, dataset: str, overrides: dict[str, Any], data: Dataset, preset: Path | None) -> dict[str, Any]:
     """All figures of a configuration with one seed, from its own file where it is finished."""
     options = dict(CONFIGURATIONS[name])
     if options.get("behaviour") != "vectors":
         overrides = {k: v for k, v in overrides.items() if k != "vectors_from"}
-    cfg = recipe("two_stage", dataset, overrides | options)
-    run = trained(name, cfg, data, overrides)
+    cfg = recipe("two_stage", dataset, overrides | options, preset)
+    run = trained(name, cfg, data, overrides, preset)
     log_to(None, main=True)
     results = run.results()
     figures = {k: v for k, v in results.items() if k.startswith(("recall@", "ndcg@", "hr@"))}
@@ -170,13 +171,13 @@ def told(rows: dict[str, dict[str, float]], targets: list[str]) -> tuple[str, li
 
 def study(argv: list[str]) -> dict[str, Any]:
     """The command; returns what it writes as JSON: figures of each configuration, rank correlations."""
-    given, rest = main.split_off(argv, ["seeds", "data_path"])
+    given, rest = main.split_off(argv, ["seeds", "data_path", "config"])
     names = [a for a in rest if not a.startswith("--")]
     overrides = methods.parse_overrides([a for a in rest if a.startswith("--")])
     overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
     if not 1 <= len(names) <= 2:
         raise Problem("sid_study: needs a data set, as in: scientific --data_path=DIR")
-    dataset = names[0]
+    dataset, preset = names[0], Path(given["config"]) if "config" in given else None
     chosen = list(dict.fromkeys(names[1].split(","))) if len(names) == 2 else list(CONFIGURATIONS)
     for name in chosen:
         methods.check_known("configuration", name, CONFIGURATIONS)
@@ -185,10 +186,10 @@ def study(argv: list[str]) -> dict[str, Any]:
     seeds = main.seeds_asked(given, overrides)
     log_to(None, main=True)
     plain = {k: v for k, v in overrides.items() if k != "vectors_from"}
-    cfg = recipe("two_stage", dataset, plain)
+    cfg = recipe("two_stage", dataset, plain, preset)
     data = read_dataset(cfg[DataOptions])
     read_embeddings(data)
-    found = {n: [one(n, dataset, overrides | {"seed": int(s)}, data) for s in seeds] for n in chosen}
+    found = {n: [one(n, dataset, overrides | {"seed": int(s)}, data, preset) for s in seeds] for n in chosen}
     rows = {n: {k: float(np.mean([f[k] for f in each])) for k in each[0]} for n, each in found.items()}
     targets: list[str] = [k for k in ("valid ndcg@10", "recall@10", "ndcg@10") if k in rows[chosen[0]]]
     text, told_plain = told(rows, targets)

@@ -54,6 +54,15 @@ def test_three_configurations_from_end_to_end(shop, tmp_path, monkeypatch):
     assert shop("rqvae,kmeans,random", "--seeds=1")["mean"] == found["mean"]
 
 
+def test_a_preset_may_take_the_place_of_the_data_sets(shop, tmp_path):
+    options = yaml.safe_load((tmp_path / "config" / "tiny.yaml").read_text())
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(options | {"num_emb_list": [4, 4, 4]}))
+    (tmp_path / "config" / "tiny.yaml").write_text("nothing: of this is read\n")
+    shop("kmeans", "--seeds=1", f"--config={tmp_path / 'other.yaml'}")
+    run = next((tmp_path / "out" / "tiny").glob("compare-*"))
+    assert yaml.safe_load((run / "config.yaml").read_text())["num_emb_list"] == [4, 4, 4]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
