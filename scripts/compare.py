@@ -12,6 +12,7 @@ Finished runs of the same options are reused. z compares with the first method, 
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import building
 import main
@@ -221,6 +223,32 @@ def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
                 cells.append(f"{value['mean']:.4f} ±{value['interval']:.4f} {z:>8}")
         lines.append("  ".join([f"{row.name:<{width}}", f"{len(row.rank):>5}", *cells]))
     return "\n".join(lines), plain
+
+
+def paired(runs: dict[str, list[RunFolder]], metrics: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """What each row has more than the first: mean difference and z, paired over users whose seeds are averaged, on
+    validation and test.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, each in runs.items():
+        ranks = {s: [torch.from_numpy(read_ranks(run, metrics, s)[1]) for run in each] for s in ("valid", "test")}
+        found[name] = {
+            f"{split} {m}": torch.stack([per_user(m, r) for r in of_seed]).mean(0)
+            for split, of_seed in ranks.items() for m in metrics
+        }  # fmt: skip
+    first, *others = found
+    pairs = {n: {m: paired_difference(x, found[first][m]) for m, x in found[n].items()} for n in others}
+    return {n: {m: {"difference": d, "z": z} for m, (d, z) in row.items()} for n, row in pairs.items()}
+
+
+def paired_table(pairs: dict[str, dict[str, dict[str, float]]], first: str) -> str:
+    """The same in Markdown."""
+    columns = list(next(iter(pairs.values())))
+    lines = [f"| less {first} | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
+    for name, row in pairs.items():
+        cells = [f"{x['difference']:+.4f} (z {x['z']:+.1f})" for x in row.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def compare(argv: list[str]) -> dict[str, Any]:

@@ -5,9 +5,10 @@
 
 The preset says data and recommender, an arm its tokenizer and length. A finished run is used again, so that a stopped
 study goes on with the same command. The table is of means over seeds: tokens of an item and a history, reconstruction,
-Recall and NDCG on validation and test, for popular targets (the most frequent tenth of items) and others, speed.
+Recall and NDCG on validation and test, for popular targets (the most frequent tenth of items) and others, speed; a
+second one says what each arm has more than the first one named, paired over users.
 Two arms are controls: cut2's lengths dealt out anew, at random or with the shortest for the most frequent items.
-It is written as <output_dir>/<data set>/lengths-<hash of the question>.json too, with two pictures: how long the codes
+All is written as <output_dir>/<data set>/lengths-<hash of the question>.json too, with two pictures: how long the codes
 of rare and frequent items are (-popularity.svg), and what a number of tokens reconstructs (-error.svg).
 """
 
@@ -31,9 +32,9 @@ from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import charts
-from runs.folder import RunOptions
+from runs.folder import RunFolder, RunOptions
 from runs.report import read_ranks
-from scripts.compare import trained
+from scripts.compare import paired, paired_table, trained
 from scripts.cut_study import CONTROLS
 from settings import Config
 from sids.cut import codes_of, relieve, shares, shorten
@@ -132,11 +133,9 @@ def control(name: str, of: Config, data: Dataset, preset: dict[str, Any], overri
                figures(code_NT, c.num_emb_list, count_N, error_NT))  # fmt: skip
 
 
-def one(name: str, arm: Arm, data: Dataset, overrides: dict[str, Any]) -> dict[str, float]:
+def of_run(run: RunFolder, arm: Arm, data: Dataset) -> dict[str, float]:
     """Figures of an arm with one seed."""
     cfg, sids = arm
-    run = trained(name, cfg, data, overrides)
-    log_to(None, main=True)
     results, count_N = run.results(), data.popularity[1:]
     model: Any = building.restore(run.best).model
     ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run, ["ndcg@10"])[1])).numpy()
@@ -223,15 +222,24 @@ def study(argv: list[str]) -> dict[str, Any]:
     def arm(name: str, cfg: Config) -> Arm:
         return control(name, cfg, data, preset, overrides) if name in DEALT else plain(cfg, data)
 
-    found = {n: [one(n, arm(n, c), data, overrides) for c in each] for n, each in configs.items()}
-    log.info(f"\n{table(found)}\n\n{data.name}, {len(data.test)} test users, seeds {', '.join(seeds)}")
+    runs: dict[str, list[RunFolder]] = {n: [] for n in configs}
+    found: dict[str, list[dict[str, float]]] = {n: [] for n in configs}
+    for name, each in configs.items():
+        for seeded in (arm(name, c) for c in each):
+            runs[name].append(trained(name, seeded.cfg, data, overrides))
+            log_to(None, main=True)
+            found[name].append(of_run(runs[name][-1], seeded, data))
+    pairs = paired(runs, ("recall@10", "ndcg@10"))
+    text = "\n\n".join([table(found), *([paired_table(pairs, chosen[0])] if pairs else [])])
+    log.info(f"\n{text}\n\n{data.name}, {len(data.test)} test users, seeds {', '.join(seeds)}")
     question = digest(data.hash, chosen, seeds, [settings.counting(c[0]) for c in configs.values()])
     path = Path(cfg[RunOptions].output_dir) / data.name / f"lengths-{question}.json"
-    write_json(path, found)
+    result = {"seeds": seeds, "each": found, "paired": pairs}
+    write_json(path, result)
     for name, drawing in pictures(found).items():
         write_text(path.with_name(f"{path.stem}-{name}.svg"), drawing)
     log.info(f"as JSON and pictures: {path}")
-    return found
+    return result
 
 
 if __name__ == "__main__":

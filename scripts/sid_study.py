@@ -5,8 +5,9 @@
 
 --config names a preset in the place of the data set's own.
 Each configuration's tokenizer is pre-trained, its cheap metrics are taken on the validation queries, and two_stage is
-trained on it. What is finished is used again, so that a stopped study goes on with the same command. A table, rank
-correlations over configurations (means over seeds; with and without random codes) and two plots are written into
+trained on it. What is finished is used again, so that a stopped study goes on with the same command. A table, what
+each configuration has more than the first one named (paired over users), rank correlations over configurations (means
+over seeds; with and without random codes) and two plots are written into
 <output_dir>/<data set>/study-<hash of the question>/.
 """
 
@@ -26,8 +27,8 @@ import methods
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from runs.folder import RunOptions
-from scripts.compare import recipe, trained
+from runs.folder import RunFolder, RunOptions
+from scripts.compare import paired, paired_table, recipe, trained
 from scripts.sid_quality import Subject, measured
 from settings import Config
 from utils import (
@@ -91,8 +92,10 @@ def cheap_metrics(cfg: Config, data: Dataset, path: Path) -> dict[str, float]:
     return found
 
 
-def one(name: str, dataset: str, overrides: dict[str, Any], data: Dataset, preset: Path | None) -> dict[str, Any]:
-    """All figures of a configuration with one seed, from its own file where it is finished."""
+def one(
+    name: str, dataset: str, overrides: dict[str, Any], data: Dataset, preset: Path | None
+) -> tuple[RunFolder, dict[str, Any]]:
+    """A configuration's run with one seed and all its figures, from its own files where it is finished."""
     options = dict(CONFIGURATIONS[name])
     if options.get("behaviour") != "vectors":
         overrides = {k: v for k, v in overrides.items() if k != "vectors_from"}
@@ -102,7 +105,7 @@ def one(name: str, dataset: str, overrides: dict[str, Any], data: Dataset, prese
     results = run.results()
     figures = {k: v for k, v in results.items() if k.startswith(("recall@", "ndcg@", "hr@"))}
     valid = {f"valid {k}": v for k, v in results["valid"].items() if k.startswith(("recall@", "ndcg@", "hr@"))}
-    return cheap_metrics(cfg, data, run.path / "cheap.json") | figures | valid
+    return run, cheap_metrics(cfg, data, run.path / "cheap.json") | figures | valid
 
 
 def correlations(rows: dict[str, dict[str, float]], cheap: str, target: str) -> dict[str, float]:
@@ -189,14 +192,22 @@ def study(argv: list[str]) -> dict[str, Any]:
     cfg = recipe("two_stage", dataset, plain, preset)
     data = read_dataset(cfg[DataOptions])
     read_embeddings(data)
-    found = {n: [one(n, dataset, overrides | {"seed": int(s)}, data, preset) for s in seeds] for n in chosen}
+    each = {n: [one(n, dataset, overrides | {"seed": int(s)}, data, preset) for s in seeds] for n in chosen}
+    found = {n: [figures for _, figures in of_seed] for n, of_seed in each.items()}
     rows = {n: {k: float(np.mean([f[k] for f in each])) for k in each[0]} for n, each in found.items()}
     targets: list[str] = [k for k in ("valid ndcg@10", "recall@10", "ndcg@10") if k in rows[chosen[0]]]
+    measured_at = [t for t in targets if not t.startswith("valid")]
+    pairs = paired({n: [run for run, _ in of_seed] for n, of_seed in each.items()}, measured_at)
     text, told_plain = told(rows, targets)
-    log.info(f"\n{table(rows, [*CHEAP, *targets])}\n\n{text}\n\n{len(seeds)} seeds, {data.name}")
+    parts = [
+        table(rows, [*CHEAP, *targets]),
+        *([paired_table(pairs, chosen[0])] if pairs and measured_at else []),
+        text,
+    ]
+    log.info("\n" + "\n\n".join([*parts, f"{len(seeds)} seeds, {data.name}"]))
     folder = Path(cfg[RunOptions].output_dir) / data.name / f"study-{digest(data.hash, chosen, seeds, overrides)}"
     folder.mkdir(parents=True, exist_ok=True)
-    result = {"seeds": seeds, "mean": rows, "each": found, "correlations": told_plain}
+    result = {"seeds": seeds, "mean": rows, "each": found, "paired": pairs, "correlations": told_plain}
     write_json(folder / "study.json", result)
     for cheap in ("decoded hit@30", "gini_sid"):
         write_text(folder / f"{cheap.replace(' ', '-')}.svg", scatter(rows, cheap, targets[-1]))

@@ -30,7 +30,8 @@ def test_arms_from_end_to_end(shop, monkeypatch):
     """The table's figures, pictures whose curves are the families of arms, and a second call that trains nothing."""
     names = ["fixed2", "fixed3", "cut2", "dvae cut2", "cut2 permuted", "cut2 by count", "rqvae3"]
     argv = [str(shop / "config" / "tiny.yaml"), ",".join(names)]
-    found = length_study.study(argv)
+    result = length_study.study(argv)
+    found = result["each"]
     assert {name: len(each) for name, each in found.items()} == dict.fromkeys(names, 1)
     cut, dealt = found["cut2"][0], found["cut2 permuted"][0]
     assert found["cut2 by count"][0]["tokens/event"] <= cut["tokens/event"] and cut["error p"] < dealt["error p"]
@@ -39,12 +40,19 @@ def test_arms_from_end_to_end(shop, monkeypatch):
     assert found["cut2"][0]["tokens/event"] <= 3.05
     assert {found["fixed3"][0][f"codes of tenth {i}"] for i in range(1, 11)} == {3}
     path = next((shop / "out" / "tiny").glob("lengths-*.json"))
-    assert read_json(path) == found
+    assert read_json(path) == result
+    pairs = result["paired"]
+    assert list(pairs) == names[1:]
+    for name, row in pairs.items():
+        for metric in ("recall@10", "ndcg@10"):
+            assert row[f"test {metric}"]["difference"] == pytest.approx(
+                found[name][0][metric] - found["fixed2"][0][metric]
+            )
     drawn = {kind: path.with_name(f"{path.stem}-{kind}.svg").read_text() for kind in ("error", "popularity")}
     assert [drawn["error"].count(f">{name}<") for name in ("fixed", "cut", "dvae cut")] == [1, 1, 1]
     assert drawn["error"].count("<polyline") == 6 and drawn["popularity"].count("<polyline") == 4
     monkeypatch.setattr(compare.main, "train", None)
-    again = length_study.study(argv)
+    again = length_study.study(argv)["each"]
     assert {n: e[0]["ndcg@10"] for n, e in again.items()} == {n: e[0]["ndcg@10"] for n, e in found.items()}
 
 

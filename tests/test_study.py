@@ -48,6 +48,10 @@ def test_three_configurations_from_end_to_end(shop, tmp_path, monkeypatch):
     assert read_json(folder / "study.json")["seeds"] == ["1"]
     assert {p.name for p in folder.glob("*.svg")} == {"decoded-hit@30.svg", "gini_sid.svg"}
     assert "kmeans" in (folder / "gini_sid.svg").read_text()
+    for name, row in found["paired"].items():
+        gap = found["mean"][name]["ndcg@10"] - found["mean"]["rqvae"]["ndcg@10"]
+        assert row["test ndcg@10"]["difference"] == pytest.approx(gap)
+    assert list(found["paired"]) == ["kmeans", "random"]
     which = {(c["which"], c["n"]) for c in found["correlations"]}
     assert which == {("all", 3), ("real", 2)}
     monkeypatch.setattr(compare.main, "train", None)
