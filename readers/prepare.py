@@ -20,6 +20,7 @@ from utils import Problem, log, quoted, shortened, whole_text
 
 BATCH = 500_000  # rows that are held as text at a time
 DAY = 86_400  # seconds
+UNITS = {1e11: 1.0, 1e14: 1e3, np.inf: 1e6}  # times since 1970 below so much are seconds, milliseconds, microseconds
 UNFIT = r"[\t\r\n]"  # what no id may hold: .inter files have no quotes
 
 
@@ -241,7 +242,9 @@ def prepare(raw: Raw, cfg: PrepareOptions) -> tuple[Prepared, dict[str, Any]]:
     events = read_events(raw)
     steps: dict[str, Any] = {"read": events.counts()}
     source = raw.parts[0].path
-    begin = np.inf if cfg.test_days is None else float(events.time.max()) - cfg.test_days * DAY
+    last = float(events.time.max())
+    unit = next(unit for below, unit in UNITS.items() if last < below)
+    begin = np.inf if cfg.test_days is None else last - cfg.test_days * DAY * unit
     known, vectors_MD = raw.vectors(set(events.items)) if raw.vectors else ([], None)
     row_of = {token: row for row, token in enumerate(known)}
     if raw.vectors:

@@ -169,14 +169,20 @@ def as_given(items: np.ndarray, offsets: np.ndarray, part: np.ndarray) -> list[S
 
 
 def training_items(train: Split, valid: Split) -> np.ndarray:
-    """The items of the training part: whatever stands before a user's validation item."""
+    """The items of the training part: whatever stands before a user's validation item.
+
+    Where a sample is a row of its own, its target, and its history unless that is another sample whole, or all but its
+    first item (a history that was cut): a user's samples tell each item once, a lone window all of its items.
+    """
     if train.items is valid.items:
         end = train.offsets[1:].copy()
         end[valid.users()] = valid.position
         place = np.arange(len(train.items))
         return train.items[place < np.repeat(end, np.diff(train.offsets))]
-    first = train.position[train.position == train.offsets[train.users()] + 1] - 1
-    return np.concatenate([train.targets, train.items[first]])
+    rows = [train.items[a : b + 1] for a, b in zip(train.offsets[train.users()], train.position, strict=True)]
+    whole = {row.tobytes() for row in rows} | {row[1:].tobytes() for row in rows if len(row) > 2}
+    begun = [row[:-1] for row in rows if row[:-1].tobytes() not in whole]
+    return np.concatenate([train.targets, *begun])
 
 
 def parts_of(splits: Sequence[Split], training: np.ndarray) -> Parts:

@@ -15,6 +15,7 @@ from runs import charts
 from runs.charts import escaped
 from runs.folder import RunFolder
 from runs.report import check_protocol, read_ranks
+from sids.files import END
 from utils import Problem, log, read_checkpoint, read_json, write_text
 
 MOST_ITEMS = 20_000  # in the prefix tree; browsers take no more
@@ -283,11 +284,12 @@ def usage(run: Finished) -> list[str]:
 
 
 def groups(run: Finished) -> list[list[int]]:
-    """Items that share all their codes, largest groups first: all tokens but an end token that tells them apart."""
+    """Items that share all their codes, largest groups first; an end token, behind the levels or <z_...>, is none."""
     found: dict[tuple[str, ...], list[int]] = {}
-    ends = 1 if len(set(map(tuple, run.sids))) == len(run.sids) else 0
+    levels = len(run.keys("codes_used/level_")) or None
     for item, sid in enumerate(run.sids):
-        found.setdefault(tuple(sid[: len(sid) - ends]), []).append(item)
+        codes = tuple(token for token in sid[:levels] if not token.startswith(f"<{END}_"))
+        found.setdefault(codes, []).append(item)
     return sorted(found.values(), key=len, reverse=True)
 
 

@@ -262,6 +262,8 @@ def compare(argv: list[str]) -> dict[str, Any]:
     dataset, chosen = names[0], list(dict.fromkeys(n for n in re.split(r",(?![^\[]*\])", names[1]) if n))
     if not chosen:
         raise Problem(f"{names[1]!r} names no method; for example sasrec,two_stage,frqud")
+    if named := [key for key in ("method", "uncertainty") if key in overrides]:
+        raise Problem(f"--{named[0]}: is what the rows are; name them, as in: scientific sasrec,two_stage,sdud")
     seeds = main.seeds_asked(given, overrides)
     preset = Path(given["config"]) if "config" in given else None
     configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}, preset) for s in seeds] for n in chosen}

@@ -109,8 +109,7 @@ def plan(
     for name, spec in rows.items():
         for seed in seeds:
             wanted = {**overrides, **spec.options, "seed": seed}
-            own = settings.flat(compare.recipe(spec.method, dataset, {}, preset))
-            cfg = compare.recipe(spec.method, dataset, {k: v for k, v in wanted.items() if k in own}, preset)
+            cfg = of_row(spec.method, dataset, wanted, preset)
             sources = [j.cfg for j in jobs if j.row == spec.vectors_of and j.cfg[DataOptions].seed == seed]
             jobs.append(Job(name, spec, cfg, sources[0] if sources else None))
             if not jobs[-1].trains:
@@ -121,7 +120,20 @@ def plan(
     if foreign := [key for key in overrides if key not in used]:
         raise Problem(f"--{foreign[0]}: none of the rows has this option")
     check_protocol({job.row: settings.flat(job.cfg) for job in jobs})
+    if len(seeds) > 1 and jobs[0].cfg[DataOptions].split == "time_groups":
+        raise Problem("split: time_groups draws other users for each seed; make the table with one seed")
     return jobs
+
+
+def of_row(method: str, dataset: str, wanted: dict[str, Any], preset: Path | None) -> Config:
+    """A row's configuration with those of the wanted options that it has: of its own parts, or of parts that they
+    choose.
+    """
+    chosen = {k: v for k, v in wanted.items() if k == "data_path"}
+    for choice in (("tokenizer", "recommender"), wanted):
+        own = set(settings.flat(compare.recipe(method, dataset, chosen, preset)))
+        chosen |= {k: wanted[k] for k in choice if k in wanted and k in own}
+    return compare.recipe(method, dataset, chosen, preset)
 
 
 # ---------------------------------------------------------------- running it

@@ -24,6 +24,7 @@ from scipy.stats import kendalltau, rankdata
 import building
 import main
 import methods
+from metrics import EvalOptions
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -190,6 +191,8 @@ def study(argv: list[str]) -> dict[str, Any]:
     log_to(None, main=True)
     plain = {k: v for k, v in overrides.items() if k != "vectors_from"}
     cfg = recipe("two_stage", dataset, plain, preset)
+    if lacking := [m for m in ("recall@10", "ndcg@10") if m not in cfg[EvalOptions].metrics]:
+        raise Problem(f"metrics: the study is about {lacking[0]}, which these runs do not measure; add it")
     data = read_dataset(cfg[DataOptions])
     read_embeddings(data)
     each = {n: [one(n, dataset, overrides | {"seed": int(s)}, data, preset) for s in seeds] for n in chosen}

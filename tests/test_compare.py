@@ -97,6 +97,7 @@ WRONG = {
     ("two_stage[rq_kmean]",): "did you mean 'rq_kmeans'",
     ("sasrec", "--encoder_layers=2"): "--encoder_layers: none of sasrec has this option",
     ("sasrec,frqud", "--split=time_groups", "--seeds=1,2"): "compare with one seed",
+    ("frqud", "--uncertainty=sdud"): "--uncertainty: is what the rows are; name them",
 }
 
 

@@ -219,6 +219,8 @@ def test_a_run_that_was_stopped_goes_on(models, shop, counted, monkeypatch):
     (["--template=plain"], r"names no plain field"),
     (["--template={title.__class__}"], r"names no plain field"),
     (["--pca=17"], r"pca: 17 components of 20 items with 16 numbers; at most 16"),
+    (["--max_length=600"], r"max_length: .*llama reads 24 tokens at most, not 600"),
+    (["--model=MODELS/Tiny-ST", "--max_length=600"], r"max_length: .*Tiny-ST reads \d+ tokens at most, not 600"),
     (["--dtype=int8"], r"dtype: expected one of auto, float32, bfloat16"),
     (["--pooling=cls"], r"unknown option 'pooling'"),
     (["another"], r"needs one data set"),

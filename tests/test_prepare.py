@@ -152,6 +152,12 @@ def movielens_1m(root):
     return {"title": "Amélie: P", "categories": "Drama, War"}
 
 
+def movielens_10m(root):
+    movielens_1m(root)
+    (root / "movies.dat").write_text("".join(f"{i}::Amélie: {i[-1]}::Drama|War\n" for i in ITEMS), encoding="utf-8")
+    return {"title": "Amélie: P", "categories": "Drama, War"}
+
+
 def movielens_20m(root):
     table(
         root / "ratings.csv", ["userId", "movieId", "rating", "timestamp"], [(u, i, r + 0.5, t) for u, i, r, t in ROWS]
@@ -189,7 +195,8 @@ def clicks_tsv(root):
 
 
 SOURCES = [amazon_2014, amazon_2018, amazon_2018_ratings, amazon_2014_ratings, amazon_2023, amazon_2023_parquet, yelp,
-           movielens_100k, movielens_1m, movielens_20m, clicks_csv, clicks_parquet, clicks_tsv]  # fmt: skip
+           movielens_100k, movielens_1m, movielens_10m, movielens_20m, clicks_csv, clicks_parquet,
+           clicks_tsv]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", SOURCES)
@@ -240,6 +247,18 @@ def vk_lsvd(root):
     return root
 
 
+@pytest.mark.parametrize("unit", [1, 1_000, 1_000_000])
+def test_the_last_days_in_any_unit(unit, tmp_path):
+    """Times since 1970 in seconds, milliseconds or microseconds; the last two of ten days hold the last two clicks."""
+    (tmp_path / "source").mkdir()
+    rows = [(f"u{u}", f"i{d}", (1_700_000_000 + d * 86_400) * unit) for d in range(10) for u in range(2)]
+    table(tmp_path / "source" / "clicks.csv", ["user_id", "item_id", "timestamp"], rows)
+    options = ["--split=time", "--test_days=1.5", "--k_core=0"]
+    folder = prepare(tmp_path / "source" / "clicks.csv", tmp_path / "shop", *options)
+    preset = yaml.safe_load((folder / "shop.yaml").read_text())
+    assert 0.75 < preset["time_quantile"] < 0.85
+
+
 @pytest.mark.parametrize("make", [yambda, vk_lsvd])
 def test_event_logs_with_embeddings_as_published(make, tmp_path):
     """By hand: what has no embedding goes, the others' vectors lie in the order of the items, the last week is tested.
@@ -286,9 +305,7 @@ def shop(tmp_path_factory):
 def test_there_and_back(layout, shop, tmp_path):
     """Sequences return whole from every layout, texts from those that have a place for them."""
     other = prepare(shop, tmp_path / "shop", f"--to={layout}", "--duplicates=all")
-    source = other / "shop.csv" if layout == "table" else other
-    texts = ["--items", str(other / "shop.items.jsonl")] if layout == "table" else []
-    back = prepare(source, tmp_path / "back" / "shop", "--duplicates=all", *texts)
+    back = prepare(other, tmp_path / "back" / "shop", "--duplicates=all")
     assert sequences(back) == sequences(shop)
     known = items(shop)
     if layout in ("s3rec", "diger"):

@@ -179,6 +179,22 @@ def test_numbers_follow_the_map_and_the_items_file(tmp_path):
     assert data.popularity.tolist() == [0, 0, 1, 1, 2, 1, 1]  # p q r, q, t s
 
 
+def test_windows_that_begin_anywhere_count_all_their_items(tmp_path):
+    """By hand: a lone window, and a user's samples whose histories were cut at three items and stand in any order."""
+    row = lambda history, target: {"inter_history": list(history), "target_id": target}  # noqa: E731
+    train = [row("abc", "d"), row("bce", "a"), row("qrs", "t"), row("p", "q"), row("pqr", "s"), row("pq", "r")]
+    number = {"[PAD]": 0} | {c: n for n, c in enumerate("abcdepqrstx", 1)}
+    held = lines(row("x", "a"))
+    data = read(
+        write(
+            tmp_path / "windows", train__jsonl=lines(*train), valid__jsonl=held, test__jsonl=held, emb_map__json=number
+        )
+    )
+    assert dict(zip(data.catalogue.ids, data.popularity[1:].tolist(), strict=True)) == {
+        "a": 2, "b": 2, "c": 2, "d": 1, "e": 1, "p": 1, "q": 1, "r": 1, "s": 1, "t": 1, "x": 0,
+    }  # fmt: skip
+
+
 @effort(max_examples=40)
 @given(st.lists(st.lists(st.tuples(st.sampled_from(PARTS), st.integers(0, 5)), min_size=1, max_size=7), max_size=5))
 def test_given_splits_are_kept_whatever_they_hold(tmp_path_factory, users):

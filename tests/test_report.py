@@ -1,5 +1,6 @@
 """The HTML report: what it shows against the run's files, nothing of a file reaches it as markup, what it refuses."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -88,6 +89,21 @@ def test_what_it_shows_is_what_the_run_has_written(run):
     assert f"seed{2020}" in text and json.loads(run.test.read_text())["content"]["hash"] in text
     index = json.loads((run.path / "tiny.index.json").read_text())
     assert " ".join(index["1"]) in text and "Item 1" in text
+
+
+def test_groups_are_of_items_with_equal_codes(run):
+    """An end token is left out, the last code is not where all SIDs differ without one."""
+    found = page.finished(run)
+    assert found.keys("codes_used/level_") and len(found.sids[0]) == 4
+    ended = [
+        ["<a_1>", "<b_1>", "<c_1>", "<d_0>"],
+        ["<a_1>", "<b_1>", "<c_1>", "<d_1>"],
+        ["<a_1>", "<b_1>", "<c_2>", "<d_0>"],
+    ]
+    assert page.groups(dataclasses.replace(found, sids=ended)) == [[0, 1], [2]]
+    assert page.groups(dataclasses.replace(found, sids=[sid[:3] for sid in ended[1:]])) == [[0], [1]]
+    unlike = [["<a_1>", "<z_0>"], ["<a_1>", "<z_1>"], ["<a_1>", "<b_2>", "<z_0>"]]
+    assert page.groups(dataclasses.replace(found, sids=unlike)) == [[0, 1], [2]]
 
 
 def test_codes_in_use_are_written_down_epoch_by_epoch(run):

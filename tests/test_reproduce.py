@@ -39,6 +39,26 @@ def test_a_preset_by_name():
     assert epochs["sasrec"] == settings.read_yaml(main.CONFIG / "beauty_sasrec.yaml")["epochs"]
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"recommender": "t5", "encoder_layers": 1, "decoder_layers": 1},
+        {"tokenizer": "rq_kmeans", "kmeans_start": "kmeans++"},
+        {"recommender": "decoder", "dropout_rate": 0.05},
+    ],
+)
+def test_options_of_a_part_that_the_command_line_chooses(asked):
+    flat = settings.flat(reproduce.plan(reproduce.read_rows(["two_stage"]), "scientific", [1], asked)[0].cfg)
+    assert {key: flat[key] for key in asked} == asked
+
+
+def test_a_preset_beside_the_data(tmp_path):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "shop.yaml").write_text("dataset: shop\nepochs: 3\n")
+    (job,) = reproduce.plan(reproduce.read_rows(["two_stage"]), "shop", [1], {"data_path": str(tmp_path)})
+    assert settings.flat(job.cfg)["epochs"] == 3
+
+
 def test_a_row_brings_its_twin():
     assert list(reproduce.read_rows(["frqud"])) == ["two_stage", "frqud"]
     assert list(reproduce.read_rows(["frqud_vectors"])) == ["sasrec", "two_stage_vectors", "frqud_vectors"]
@@ -136,6 +156,7 @@ def test_the_command_is_told_without_places_of_the_machine():
         (["scientific", "--no_such=1"], "unknown option"),
         (["scientific", "--rows=popularity", "--hidden_units=8"], "none of the rows has this option"),
         (["nowhere"], "no such preset"),
+        (["scientific", "--rows=sasrec", "--seeds=1,2", "--split=time_groups"], "make the table with one seed"),
         (
             ["scientific", "--metrics=recall@5,ndcg@5", "--valid_metric=ndcg@5", "--num_beams=5"],
             "looks at shorter lists only",

@@ -73,6 +73,7 @@ def test_a_preset_may_take_the_place_of_the_data_sets(shop, tmp_path):
         (["rqvae,kmean"], "configuration: 'kmean' is not one of .*; did you mean 'kmeans'"),
         (["vectors"], "--vectors_from: vectors needs the best_model.pth"),
         (["rqvae", "--seeds=x"], "--seeds: expected whole numbers"),
+        (["rqvae", "--metrics=recall@5,ndcg@5", "--valid_metric=ndcg@5"], "the study is about recall@10"),
     ],
 )
 def test_what_cannot_be_studied_is_refused(shop, words, message):

@@ -39,9 +39,20 @@ def _ratings(path: Path) -> Part:
     return part(path, ("userId", "movieId", "timestamp", "rating"), separator=",")
 
 
+def _encoding(path: Path) -> str:
+    """100K and 1M are in Latin-1, 10M and later in UTF-8."""
+    if path.suffix == ".csv":
+        return "utf-8-sig"
+    try:
+        path.read_bytes().decode()
+    except (UnicodeDecodeError, OSError):
+        return "latin-1"
+    return "utf-8"
+
+
 def _texts(path: Path) -> Texts:
     def rows(wanted: set[str]) -> Iterator[dict[str, str]]:
-        for number, line in text_lines(path, "utf-8-sig" if path.suffix == ".csv" else "latin-1"):
+        for number, line in text_lines(path, _encoding(path)):
             if path.suffix == ".csv":
                 cells = next(csv.reader([line]), [])
             else:

@@ -88,9 +88,10 @@ def ending(path: Path) -> str:
 
 
 def files_of(source: Path) -> list[Path]:
-    """The file itself, or the files below a folder, in the order of their names."""
+    """The file itself, or the files below a folder but our own cards, in the order of their names."""
     if source.is_dir():
         found = sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith("."))
+        found = [p for p in found if not p.name.endswith(".card.json")]
         if not found:
             raise Problem(f"{source}: an empty folder; name the file or folder of the interactions")
         return found
