@@ -76,11 +76,11 @@ def sequences(split: Split, longest: int) -> Split:
     """
     contained = np.zeros(len(split), bool)
     contained[:-1] = (np.diff(split.position) == 1) & (np.diff(split.users()) == 0)
-    loose = np.flatnonzero(~contained[:-1])
+    loose, unpriced = np.flatnonzero(~contained[:-1]), replace(split, budget=None)
     for begin in range(0, len(loose), PIECE):
         some = loose[begin : begin + PIECE]
-        history, target = histories(split, some, longest)
-        following, _ = histories(split, some + 1, longest)
+        history, target = histories(unpriced, some, longest)  # a budget of tokens cuts both, and hides that they fit
+        following, _ = histories(unpriced, some + 1, longest)
         grown = np.concatenate([history, target[:, None]], 1)[:, -longest:]
         width = max(grown.shape[1], following.shape[1])
         padded = [np.pad(x, ((0, 0), (width - x.shape[1], 0))) for x in (grown, following)]

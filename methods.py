@@ -273,6 +273,9 @@ def check_together(cfg: Config) -> None:
             "legal_softmax: true"
         )
     check_uneven(cfg)
+    flat = settings.flat(cfg)
+    if flat.get("item_loss") and flat.get("item_rank") and not flat["constrained"]:
+        raise Problem("constrained: false lists SIDs that are no items, which item_rank cannot rank; set item_rank: 0")
     if CodeOptions in cfg and cfg[CodeOptions].given and cfg[SidOptions].collision in ("knn", "random"):
         raise Problem(
             f"collision: {cfg[SidOptions].collision} moves items by a tokenizer's distances; SIDs of sid_path are "

@@ -402,9 +402,10 @@ class JointModel(GenerativeModel):
         """Roads that legal_softmax leaves without anything to say: no target of the batch has a choice behind them."""
         if not self.search.legal_softmax:
             return set()
-        open_RP = self.legal.open(batch.item_U)[batch.goals(self.targets)]
+        open_UP = self.legal.open(batch.item_U)
+        open_RP, taught_RP = (open_UP[batch.goals(t)] for t in (self.targets, self.recommender.taught))
         names = list(self.tokenizer.probed())
-        teachers = {f"grad/{name}/teacher" for i, name in enumerate(names) if not open_RP[:, i + 1 :].any()}
+        teachers = {f"grad/{name}/teacher" for i, name in enumerate(names) if not taught_RP[:, i + 1 :].any()}
         return teachers | {f"grad/{name}/target" for i, name in enumerate(names) if not open_RP[:, i].any()}
 
     def after_step(self, all_reduce: AllReduce) -> None:
@@ -578,7 +579,8 @@ class Loaded:
         history_BS = left_padded([recent(history, longest, budget, self.model) for history in histories])
         banned_BS = left_padded([[*struck, *(history if seen else ())] for history in histories])
         device = next(self.model.parameters()).device
-        found = self.model.recommend(history_BS.to(device), k + len(struck), banned_BS.to(device), among_M)
+        extra = len(struck) if isinstance(self.model, GenerativeModel) else 0  # the others leave out before they choose
+        found = self.model.recommend(history_BS.to(device), k + extra, banned_BS.to(device), among_M)
         if bool(unsound(found.score_BW, banned=bool(banned_BS.any()) or among_M is not None).any()):
             raise Problem(
                 f"{self.source}: its scores are not finite, its training diverged; use another checkpoint, or train it "

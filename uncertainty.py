@@ -23,6 +23,9 @@ from utils import Problem
 Decay = Literal["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"]
 
 
+BIAS = (0.5, 3.0)  # where a learned lambda of SDUD is kept
+
+
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyOptions:
     uncertainty: Decay = option("frqud", "noise on the code assignment and how it fades")
@@ -36,7 +39,7 @@ class UncertaintyOptions:
     hot_granularity: Literal["item", "level"] = option(
         "item", "FrqUD decides on level 1 for all levels, or on each level"
     )
-    initial_std: float = option(2.0, "SDUD: noise scale sigma at the start", ge=0)
+    initial_std: float = option(2.0, "SDUD: noise scale sigma at the start", gt=0)
     lr_sigma: float = option(1e-3, "SDUD: learning rate of sigma", ge=0)
     sigma_lambda: float = option(1.7, "SDUD: lambda in L / 2(sigma + lambda)^2", gt=0)
     auto_lambda_mode: Literal["fixed", "learnable", "adaptive"] = option("fixed", "SDUD: how lambda is set")
@@ -45,6 +48,11 @@ class UncertaintyOptions:
     def __post_init__(self) -> None:
         if self.tau_anneal_min > self.tau_anneal_init:
             raise Problem(f"tau_anneal_min: {self.tau_anneal_min} exceeds tau_anneal_init {self.tau_anneal_init}")
+        if self.auto_lambda_mode == "learnable" and not BIAS[0] <= self.sigma_lambda <= BIAS[1]:
+            raise Problem(
+                f"sigma_lambda: {self.sigma_lambda} lies outside {BIAS[0]} to {BIAS[1]}, where auto_lambda_mode: "
+                "learnable keeps it"
+            )
 
 
 class Uncertainty(nn.Module):
@@ -157,7 +165,7 @@ class SDUD(Uncertainty):
     def lambda_(self) -> Tensor | float:
         mode = self.cfg.auto_lambda_mode
         if mode == "learnable":
-            return self.bias.abs().clamp(0.5, 3.0)
+            return self.bias.clamp(*BIAS)
         if mode == "adaptive":
             return self.get_buffer("loss_average").clamp(0.25, 25.0).sqrt()
         return self.cfg.sigma_lambda
@@ -177,6 +185,8 @@ class SDUD(Uncertainty):
 
     @torch.no_grad()
     def after_step(self, all_reduce: AllReduce) -> None:
+        if self.cfg.auto_lambda_mode == "learnable" and self.cfg.sdud_loss == "uncertainty":
+            self.bias.clamp_(*BIAS)  # beyond, it would have no gradient to come back by
         pending = self.get_buffer("pending_loss")
         self.get_buffer("loss_average").lerp_(all_reduce(pending.clone()), 0.01)
         pending.zero_()

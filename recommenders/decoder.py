@@ -45,6 +45,7 @@ class Decoder(TokenTables):
 
     Options: ClassVar[type[DecoderOptions]] = DecoderOptions
     targets: Literal["one", "next"] = "next"
+    taught: Literal["one", "next"] = "one"
 
     def __init__(
         self, cfg: DecoderOptions, vocabulary: tuple[int, ...], longest: int, n_items: int, uneven: bool = False

@@ -161,6 +161,10 @@ class TokenNetwork(Protocol):
     @property
     def targets(self) -> Literal["one", "next"]: ...
     @property
+    def taught(self) -> Literal["one", "next"]:
+        """The targets that are spelled with teacher_UPh; a history's own tokens spell the others."""
+
+    @property
     def tokens_per_item(self) -> int: ...
     @property
     def item_loss(self) -> float:

@@ -77,6 +77,7 @@ class RQTransformer(TokenTables):
 
     Options: ClassVar[type[RQTransformerOptions]] = RQTransformerOptions
     targets: Literal["one", "next"] = "next"
+    taught: Literal["one", "next"] = "next"
     tokens_per_item = 1
 
     def __init__(

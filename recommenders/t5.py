@@ -251,6 +251,7 @@ class T5Network(TokenTables):
 
     Options: ClassVar[type[T5Options]] = T5Options
     targets: Literal["one", "next"] = "one"
+    taught: Literal["one", "next"] = "one"
 
     def __init__(
         self, cfg: T5Options, vocabulary: tuple[int, ...], longest: int, n_items: int, uneven: bool = False
@@ -306,7 +307,8 @@ class T5Network(TokenTables):
         for place, hidden_Bh in enumerate(hidden.unbind(1)):
             chosen = slice(None) if open_UP is None else open_UP[batch.target_row_B, place]
             yield self.logits(place, hidden_Bh[chosen])
-        if catalogue_NP is not None:
+        if catalogue_NP is not None:  # behind all places, those that no target has included
+            yield from (self.logits(place, hidden[:0, 0]) for place in range(most, len(self.vocabulary)))
             yield self.item_logits(hidden[:, 0], self.catalogue(catalogue_NP, batch.item_U, teacher_UPh))
 
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:

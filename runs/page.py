@@ -15,11 +15,11 @@ from runs import charts
 from runs.charts import escaped
 from runs.folder import RunFolder
 from runs.report import check_protocol, read_ranks
-from sids.files import END
 from utils import Problem, log, read_checkpoint, read_json, write_text
 
 MOST_ITEMS = 20_000  # in the prefix tree; browsers take no more
 MOST_GROUPS = 40  # of colliding items
+ENDED = "<z_"  # how the end token of a SID of unlike length begins (sids/files.py)
 STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:24px auto;max-width:1420px;padding:0 16px;color:#1b1b1b;background:#fff}
 h1{font-size:22px}h2{font-size:17px;border-bottom:1px solid #ccc;padding-bottom:3px;margin-top:30px}
@@ -288,7 +288,7 @@ def groups(run: Finished) -> list[list[int]]:
     found: dict[tuple[str, ...], list[int]] = {}
     levels = len(run.keys("codes_used/level_")) or None
     for item, sid in enumerate(run.sids):
-        codes = tuple(token for token in sid[:levels] if not token.startswith(f"<{END}_"))
+        codes = tuple(token for token in sid[:levels] if not token.startswith(ENDED))
         found.setdefault(codes, []).append(item)
     return sorted(found.values(), key=len, reverse=True)
 

@@ -44,12 +44,15 @@ class Upkeep(nn.Module):
             if cfg.codebook_learning == "ema":
                 self.register_buffer(f"sum_{level}", torch.zeros(k, width))
 
-    def begin(self, codebooks: list[nn.Parameter]) -> None:
-        """From codebooks that are ready, so that the first update does not undo their start."""
+    def begin(self, codebooks: list[nn.Parameter], rows: int) -> None:
+        """From codebooks that are ready, as if each code had long had its share of batches of so many rows: neither
+        the first update nor the first look for dead codes undoes their start.
+        """
         for level, codebook in enumerate(codebooks):
-            self.get_buffer(f"count_{level}").fill_(1)
+            mean = rows / len(codebook)
+            self.get_buffer(f"count_{level}").fill_(mean)
             if self.cfg.codebook_learning == "ema":
-                self.get_buffer(f"sum_{level}").copy_(codebook.detach())
+                self.get_buffer(f"sum_{level}").copy_(codebook.detach() * mean)
 
     def observe(self, level: int, row_Bd: Tensor, code_B: Tensor) -> None:
         """What a level quantized; several calls in a step add up."""

@@ -177,7 +177,9 @@ def beam_search(
         next_BWC = _next(score, tree, place, child, token_R, parent_R, legal_softmax)
         total_BWC = score_BW[..., None] + next_BWC
         if banned_BS is not None and place == last:
-            open_BM = (~is_banned(tree.items_of(child.node.flatten(1)), banned_BS)).any(2)
+            item_BMG = tree.items_of(child.node.flatten(1))
+            none_BMG = item_BMG == 0  # of a SID that no item has, or beside a leaf's items
+            open_BM = ~(is_banned(item_BMG, banned_BS) | none_BMG).all(2) | none_BMG.all(2)
             total_BWC = total_BWC.masked_fill(~open_BM.view_as(total_BWC), -torch.inf)
         total_BM = total_BWC.flatten(1)
         score_BW, entry_BW = total_BM.topk(min(beams, total_BM.shape[1]), dim=1)

@@ -95,6 +95,19 @@ def test_a_severed_road_stops_the_run():
         model.probe(batch)
 
 
+def test_a_teacher_without_a_choice_behind_it_is_no_cut_road():
+    """Decoder: a history's own tokens spell all but the last target; only items 3 and 4 share their codes here."""
+    model = joint(recommender="decoder", legal_softmax=True, assignment_forward="history", collision="suffix")
+    codes = torch.cartesian_prod(*[torch.arange(4)] * 3)[:N].clone()
+    codes[3] = codes[2]
+    model.set_codes(codes)
+    split = Split(np.array([1, 3, 5, 7], np.int32), np.array([0, 4]), np.array([3]))
+    batch = make_batch(split, np.array([0]), 50)
+    assert model._idle_roads(batch) == {"grad/level_3/teacher"} and model.probe(batch)["grad/level_3/teacher"] == 0
+    last = make_batch(Split(np.array([1, 5, 7, 3], np.int32), split.offsets, split.position), np.array([0]), 50)
+    assert "grad/level_3/teacher" not in model._idle_roads(last) and model.probe(last)["grad/level_3/teacher"] > 0
+
+
 def test_codebooks_move_in_one_step_on_the_recommendation_loss_alone():
     model, batch = joint(recon_loss_weight=0, vq_loss_weight=0), some_batch()
     before = [c.detach().clone() for c in model.tokenizer.rq.codebooks()]

@@ -279,6 +279,10 @@ def test_the_second_network_from_the_command_line(place, capsys):
         methods.load(None, ["--collision=item"])
     with pytest.raises(Problem, match="it cannot go with constrained: false"):
         methods.load(None, ["--method=two_stage", "--legal_softmax=true", "--constrained=false"])
+    made_up = {"method": "two_stage", "item_loss": 1.0, "constrained": False}
+    with pytest.raises(Problem, match="constrained: false lists SIDs that are no items"):
+        methods.build(made_up)
+    methods.build(made_up | {"item_rank": 0.0})
     for wrong in ({"gradient": "detached"}, {"assignment_forward": "soft"}):
         with pytest.raises(Problem, match="label_prior: is a gradient of hard labels"):
             methods.build({"label_prior": "usage"} | wrong)

@@ -91,6 +91,17 @@ def test_banned_items_never_appear_and_the_rest_keep_their_order():
         assert [i for i in found[user].tolist() if i] == want
 
 
+def test_banned_leaves_take_no_beam_where_items_share_sids():
+    """Twelve SIDs, of which the last has two items: with four banned the five best of the others come."""
+    sids = torch.cat([torch.arange(12), torch.tensor([11])])[:, None]
+    model, trie = Table([12], 1), Trie(sids, [12], shared=True)
+    score = torch.tensor([model.score(0, sid) for sid in sids])
+    best = (score.sort(descending=True, stable=True).indices + 1).tolist()
+    for banned in (best[:4], [12, 13], [12, *best[:3]]):
+        found = beam_search(model, trie, 1, 5, torch.device("cpu"), torch.tensor([banned])).item_BW[0].tolist()
+        assert found[:5] == [i for i in best if i not in banned][:5]
+
+
 def test_unconstrained_search_finds_the_best_tuples_and_marks_invalid_ones():
     sizes = [3, 3, 2]
     sids = random_sids(9, sizes, 5)

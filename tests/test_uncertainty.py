@@ -8,6 +8,7 @@ import torch
 
 import layers
 from uncertainty import SDUD, STRATEGIES, FrqUD, UncertaintyOptions, keep_probability
+from utils import Problem
 
 
 def options(**changes):
@@ -76,9 +77,15 @@ def test_adaptive_lambda_follows_the_loss_and_learnable_is_clamped():
     decay.observe([], torch.ones(0), torch.tensor(0.75))  # two parts of one step
     decay.after_step(same)
     assert decay.lambda_().item() == pytest.approx(math.sqrt(0.99 * 5 + 0.01 * 1.0))
-    learned = SDUD(options(auto_lambda_mode="learnable", sigma_lambda=9.0), [8])
-    assert learned.lambda_().item() == 3.0
+    learned = SDUD(options(auto_lambda_mode="learnable", sigma_lambda=2.9), [8])
     assert {n for n, _ in learned.named_parameters()} == {"sigma", "bias"}
+    learned.bias.data += 1.0  # as a step may leave it
+    learned.after_step(same)
+    assert learned.lambda_().item() == learned.bias.item() == 3.0
+    learned.lambda_().backward()
+    assert learned.bias.grad.item() == 1.0  # it can come back
+    with pytest.raises(Problem, match=r"sigma_lambda: 9.0 lies outside 0.5 to 3.0"):
+        options(auto_lambda_mode="learnable", sigma_lambda=9.0)
 
 
 def test_both_is_the_product_of_mask_and_scale():

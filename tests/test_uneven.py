@@ -63,6 +63,26 @@ def test_the_loss_is_minus_the_mean_log_probability_that_the_search_gives(place,
     assert -float(own.sum(1).mean()) / len(model.sids.vocabulary) == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("network", ["t5", "rq_transformer"])
+@pytest.mark.parametrize("legal", [False, True])
+def test_the_loss_of_whole_items_where_all_targets_are_short(place, network, legal):
+    """As the scorer of a search tells it, also in a batch none of whose targets needs the last places."""
+    _, data = place
+    model = model_of(place, target_length=1.7, recommender=network, legal_softmax=legal, item_loss=1.0)
+    short = np.flatnonzero(model.sids.length_N.numpy()[data.train.targets - 1] == 1)[:8]
+    batch = make_batch(data.train, short, 1)
+    with torch.no_grad():
+        whole = float(model(batch)[0])
+        score = model.recommender.scorer(lambda item: model.sids.tokens(item).token, batch.history_BS)
+        score(0, None, None)
+        item_BN = score(len(model.sids.vocabulary), None, None)
+        model.recommender.item_loss = 0.0
+        alone = float(model(batch)[0])
+    assert len(short) > 1 and whole - alone == pytest.approx(
+        -float(item_BN.gather(1, batch.target_B[:, None] - 1).mean()), rel=1e-4
+    )
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_what_stands_behind_an_end_changes_nothing_and_learns_nothing(place, network):
     _, data = place
@@ -249,6 +269,18 @@ def test_with_a_budget_too_each_target_of_whole_sequences_is_met_once(place, bud
         length = kept.lengths(longest)
         met = [p - i for p, n in zip(kept.position, length, strict=True) for i in range(n)]
         assert sorted(met) == sorted(split.position.tolist())
+
+
+def test_with_a_budget_rows_of_their_own_are_whole_sequences_too():
+    """By hand: a user's twelve items of four tokens, twelve tokens a history; as one sequence and as a row a sample."""
+    items = np.arange(1, 13, dtype=np.int32)
+    one = Split(items, np.array([0, 12]), np.arange(1, 12))
+    rows = [items[:end] for end in range(2, 13)]
+    ends = np.cumsum([0, *map(len, rows)])
+    for split in (one, Split(np.concatenate(rows), ends, ends[1:] - 1)):
+        kept = sequences(split.priced(np.full(12, 4), 12), 50)
+        met = [p - i for p, n in zip(kept.position, kept.lengths(50), strict=True) for i in range(n)]
+        assert len(kept) == 4 and sorted(kept.items[met]) == list(range(2, 13))
 
 
 def test_parts_of_a_step_keep_to_the_token_budget(place):
