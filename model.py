@@ -195,12 +195,19 @@ class GenerativeModel(nn.Module):
                 logits_RV = score_RV.masked_fill(~legal_RV, -torch.inf)
             elif self.uneven:
                 logits_RV = score_RV[:, :-1]  # what stands behind an end is no choice
-            terms.append(self._place_loss(place, logits_RV, label, token_UP, chosen_R, len(row_R)))
+            terms.append(self._place_loss(place, logits_RV, label, batch.item_U, token_UP, chosen_R, len(row_R)))
         loss = torch.stack(terms).mean() * (len(terms) / places)
         return loss if whole_loss is None else loss + whole_loss
 
     def _place_loss(
-        self, place: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int
+        self,
+        place: int,
+        logits_RV: Tensor,
+        label: Quantized,
+        item_U: Tensor,
+        token_UP: Tensor,
+        row_R: Tensor,
+        rows: int,
     ) -> Tensor:
         """Sum of a place's cross-entropy over the targets that have a choice there, divided by all `rows` targets."""
         if place >= len(label.index):
@@ -209,11 +216,11 @@ class GenerativeModel(nn.Module):
             y_RV = label.label(place, row_R, logits_RV.shape[1], self.target_gradient)
             return -(y_RV * logits_RV.log_softmax(-1)).sum() / rows
         p_UV = None if label.soft is None else label.soft[place]
-        index_R, log_share = label.index[place][row_R], self.log_share(place)
+        index_R, log_share = label.index[place][row_R], self.log_share(place, item_U)
         return soft_label_loss(logits_RV, index_R, p_UV, row_R, self.target_gradient, log_share, rows)
 
-    def log_share(self, level: int) -> Tensor | None:
-        """The term that completes the loss, [K]; a constant while the tokenizer rests, hence none here."""
+    def log_share(self, level: int, item_U: Tensor) -> Tensor | None:
+        """The term that completes the loss, [K] or [U, K]; a constant while the tokenizer rests, hence none here."""
         return None
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
@@ -317,7 +324,7 @@ class JointModel(GenerativeModel):
         self.joint = cfg[JointOptions]
         self.target_gradient = self.joint.target_gradient
         self.tokenizer = tokenizer
-        self.prior = PRIORS[cfg[PriorOptions].label_prior](cfg[PriorOptions], list(self.sizes))
+        self.prior = PRIORS[cfg[PriorOptions].label_prior](cfg[PriorOptions], list(self.sizes), n_items)
         self.decay = STRATEGIES[cfg[UncertaintyOptions].uncertainty](cfg[UncertaintyOptions], list(self.sizes))
         self.roads = ROADS if self.joint.gradient == "end_to_end" else ()
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -351,19 +358,19 @@ class JointModel(GenerativeModel):
         loss = loss + j.recon_loss_weight * recon + j.vq_loss_weight * vq
         if self.training:
             self.decay.observe(q.nearest, batch.new_U, rec.detach() * batch.weight)
-            self.prior.observe([index[row_R] for index in q.goal().index], batch.weight)
+            self.prior.observe(batch.item_U[row_R], [index[row_R] for index in q.goal().index], batch.weight)
         logs = {"loss": loss, "loss/rec": rec, "loss/recon": recon, "loss/vq": vq, **self._agreement(batch, q)}
-        logs |= self._prior_size(q, row_R)
+        logs |= self._prior_size(q, batch.item_U, row_R)
         return loss, {k: v.detach() for k, v in logs.items()}
 
-    def log_share(self, level: int) -> Tensor | None:
-        return self.prior.log_share(level)
+    def log_share(self, level: int, item_U: Tensor) -> Tensor | None:
+        return self.prior.log_share(level, item_U, self.code_NT)
 
     @torch.no_grad()
-    def _prior_size(self, q: Quantized, row_R: Tensor) -> Logs:
+    def _prior_size(self, q: Quantized, item_U: Tensor, row_R: Tensor) -> Logs:
         """Mean over targets and levels of sum_k p_k log qbar_k, the value of the term that only its gradient adds."""
-        shares = [self.prior.log_share(level) for level in range(len(self.sizes))]
-        sizes = [(p[row_R] @ s).mean() for p, s in zip(q.soft or (), shares, strict=True) if s is not None]
+        shares = [self.log_share(level, item_U) for level in range(len(self.sizes))]
+        sizes = [(p * s).sum(1)[row_R].mean() for p, s in zip(q.soft or (), shares, strict=True) if s is not None]
         return {"loss/label_prior": torch.stack(sizes).mean()} if sizes else {}
 
     @torch.no_grad()
@@ -429,6 +436,7 @@ class JointModel(GenerativeModel):
         code_NT, token_NP = self.code_NT.clone(), self.sids.token_NP
         try:
             self.set_codes(self.tokenizer.codes())
+            self.prior.renew()
         except Problem as e:  # a collapse; what has been trained so far is not lost with it
             log.warning(f"{e}. The catalogue keeps the semantic IDs it had; no SID changes until its codes fit again")
         figures: dict[str, Any] = self.figures()

@@ -41,7 +41,8 @@ from utils import (
 )
 
 PER_ITEM = ("code_NT", "end_N", "first_NP", "recommender.own.weight",
-            "tokenizer.side.vector_NV", "tokenizer.offset_Nd")  # fmt: skip # tensors of a model with a row an item
+            "tokenizer.side.vector_NV", "tokenizer.offset_Nd",
+            "prior.count_N", "prior.weight_N")  # fmt: skip # tensors of a model with a row an item
 
 
 def tokenizer_of(path: str | Path, restored: building.Restored, width: int) -> Any:
@@ -126,6 +127,7 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
     if type(added) is not int or not 0 <= added < 2**53:
         raise Problem(f"{path}: has had {shown(added)} items added, which is no number; use another checkpoint")
     rows = {"code_NT": new_MT, "end_N": end_M, "first_NP": torch.cat([new_MT, end_M[:, None]], 1)}
+    rows |= dict.fromkeys(("prior.count_N", "prior.weight_N"), torch.ones(len(new)))
     weights = dict(model.state_dict())
     for name in (n for n in PER_ITEM if n in weights):
         old = weights[name]

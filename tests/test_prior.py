@@ -8,20 +8,57 @@ from test_model import TINY, D, N, joint, some_batch
 
 import building
 import methods
-from prior import PRIORS, PriorOptions, UsagePrior
+from prior import PRIORS, PrefixPrior, PriorOptions, UsagePrior
+
+ITEM_R = torch.tensor([1, 1, 1])  # targets; the shares of whole levels do not ask for them
+NO_CODES = torch.zeros(0, 2)
 
 
 def test_shares_follow_the_moving_average_of_the_targets():
-    prior = UsagePrior(PriorOptions(label_prior="usage", prior_momentum=0.9), [4, 4])
-    prior.observe([torch.tensor([0, 0, 1]), torch.tensor([2, 2, 2])], torch.tensor(0.75))
-    prior.observe([torch.tensor([3]), torch.tensor([0])], torch.tensor(0.25))  # another part of the same step
-    prior.observe([torch.tensor([2]), torch.tensor([1])], torch.tensor(0.0))  # of a process without samples
+    prior = UsagePrior(PriorOptions(label_prior="usage", prior_momentum=0.9), [4, 4], 5)
+    prior.observe(ITEM_R, [torch.tensor([0, 0, 1]), torch.tensor([2, 2, 2])], torch.tensor(0.75))
+    prior.observe(ITEM_R, [torch.tensor([3]), torch.tensor([0])], torch.tensor(0.25))  # another part of the same step
+    prior.observe(ITEM_R, [torch.tensor([2]), torch.tensor([1])], torch.tensor(0.0))  # of a process without samples
     prior.after_step(lambda t: t)
     want = [[0.9 * 0.25 + 0.1 * c / 4 for c in counts] for counts in ((2, 1, 0, 1), (1, 0, 3, 0))]
     for level in range(2):
         assert prior.get_buffer(f"share_{level}").tolist() == pytest.approx(want[level])
-        assert prior.log_share(level).tolist() == pytest.approx([math.log(x) for x in want[level]])
-    assert PRIORS["none"](PriorOptions(), [4]).log_share(0) is None
+        assert prior.log_share(level, ITEM_R, NO_CODES).tolist() == pytest.approx([math.log(x) for x in want[level]])
+    assert PRIORS["none"](PriorOptions(), [4], 5).log_share(0, ITEM_R, NO_CODES) is None
+
+
+def test_shares_among_the_items_of_a_prefix_against_their_definition():
+    """Thirty items, few codes, so that prefixes and whole codes are shared; weights change when the codes are taken."""
+    torch.manual_seed(0)
+    sizes, code_NL = [3, 4, 5], torch.stack([torch.randint(k, (30,)) for k in (3, 4, 5)], 1)
+    prior = PrefixPrior(PriorOptions(label_prior="prefix"), sizes, 30)
+    item_U = torch.tensor([30, 4, 4, 11])
+    even = prior.log_share(1, item_U, code_NL)
+    prior.observe(torch.tensor([4, 4, 11, 7, 30, 30, 30]), [], torch.tensor(0.5))
+    prior.observe(torch.tensor([1, 1]), [], torch.tensor(0.0))  # of a process without samples
+    prior.after_step(lambda t: t)
+    assert torch.equal(prior.log_share(1, item_U, code_NL), even)
+    prior.renew()
+    weight = torch.ones(30)
+    weight[[3, 10, 6, 29]] += torch.tensor([2.0, 1, 1, 3])
+    for level, k in enumerate(sizes):
+        found = prior.log_share(level, item_U, code_NL).exp()
+        for row, v in zip(found, (item_U - 1).tolist(), strict=True):
+            mates = [w for w in range(30) if torch.equal(code_NL[w, :level], code_NL[v, :level])]
+            for code in range(k):
+                mass = weight[v] + sum(weight[w] for w in mates if w != v and code_NL[w, level] == code)
+                assert float(row[code]) == pytest.approx(float(mass / weight[mates].sum()), rel=1e-5)
+    again = PrefixPrior(PriorOptions(label_prior="prefix"), sizes, 30)
+    again.load_state_dict(prior.state_dict())
+    assert torch.equal(again.log_share(2, item_U, code_NL), prior.log_share(2, item_U, code_NL))
+
+
+def test_items_alone_behind_their_prefixes_move_as_under_the_published_loss():
+    """Where no two items share a first code, the second and third levels have nothing to charge."""
+    prior = PrefixPrior(PriorOptions(label_prior="prefix"), [8, 4, 4], 8)
+    codes = torch.stack([torch.arange(8), torch.arange(8) % 4, torch.arange(8) % 3], 1)
+    for level in (1, 2):
+        assert not prior.log_share(level, torch.arange(1, 9), codes).any()
 
 
 def gradients(model, batch):
@@ -42,6 +79,18 @@ def test_an_uneven_share_moves_the_codebooks_and_no_loss():
     assert float(model(batch)[0]) == pytest.approx(float(plain(batch)[0]))
     assert "loss/label_prior" in model(batch)[1] and "loss/label_prior" not in plain(batch)[1]
     assert not torch.allclose(gradients(model, batch)[0], gradients(plain, batch)[0], rtol=1e-3)
+
+
+def test_an_item_is_pushed_from_the_codes_of_others():
+    """Two items of one whole code: the gradient of the soft label lowers that code for both, and of no level's loss."""
+    batch, model, plain = some_batch(), joint(label_prior="prefix"), joint()
+    assert float(model(batch)[0]) == pytest.approx(float(plain(batch)[0]))
+    model.code_NT[:2] = model.code_NT[0]
+    model.prior.renew()
+    share = model.log_share(2, torch.tensor([1, 2]))
+    own = int(model.code_NT[0, 2])
+    assert (share[:, own] == share.max(1).values).all() and (share[:, own] > share.min(1).values).all()
+    assert model(batch)[1]["loss/label_prior"] < 0
 
 
 def test_a_resting_tokenizer_trains_like_two_stage():
