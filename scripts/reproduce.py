@@ -67,6 +67,7 @@ class Spec:
     options: dict[str, Any] = field(default_factory=dict)
     twin: str | None = None
     vectors_of: str | None = None  # the row whose item vectors stand beside the content (behaviour: vectors)
+    sids_of: str | None = None  # the row on whose semantic IDs, as it left them, a fresh recommender is trained
 
 
 def read_rows(wanted: list[str]) -> dict[str, Spec]:
@@ -75,11 +76,14 @@ def read_rows(wanted: list[str]) -> dict[str, Spec]:
     try:
         known = {name: Spec(**row) for name, row in settings.read_yaml(path).items()}
     except TypeError as e:
-        raise Problem(f"{path}: a row has method, options, twin and vectors_of only ({e})") from None
+        raise Problem(f"{path}: a row has method, options, twin, vectors_of and sids_of only ({e})") from None
     for name in wanted:
         methods.check_known("--rows", name, known)
     chosen = set(wanted or known)
-    chosen |= {other for name in chosen for other in (known[name].twin, known[name].vectors_of) if other is not None}
+    for name in reversed(known):  # a row stands behind those that it needs
+        if name in chosen:
+            spec = known[name]
+            chosen |= {other for other in (spec.twin, spec.vectors_of, spec.sids_of) if other is not None}
     return {name: spec for name, spec in known.items() if name in chosen}
 
 
@@ -90,7 +94,7 @@ class Job:
     row: str
     spec: Spec
     cfg: Config
-    source: Config | None = None  # of the run with the same seed that the row takes item vectors from
+    source: Config | None = None  # of the run with the same seed that the row takes item vectors or SIDs from
 
     @property
     def trains(self) -> bool:
@@ -110,7 +114,8 @@ def plan(
         for seed in seeds:
             wanted = {**overrides, **spec.options, "seed": seed}
             cfg = of_row(spec.method, dataset, wanted, preset)
-            sources = [j.cfg for j in jobs if j.row == spec.vectors_of and j.cfg[DataOptions].seed == seed]
+            needed = spec.vectors_of or spec.sids_of
+            sources = [j.cfg for j in jobs if j.row == needed and j.cfg[DataOptions].seed == seed]
             jobs.append(Job(name, spec, cfg, sources[0] if sources else None))
             if not jobs[-1].trains:
                 break  # a floor has no seed
@@ -185,8 +190,11 @@ def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
     cfg = job.cfg
     if job.source is not None:
         if (source := compare.finished(job.source, data)) is None:
-            raise Problem(f"needs the item vectors of row {job.spec.vectors_of}, which did not finish")
-        cfg = methods.change(cfg, vectors_from=str(source.path / "best_model.pth"))
+            raise Problem(f"needs row {job.spec.vectors_of or job.spec.sids_of}, which did not finish")
+        if job.spec.vectors_of:
+            cfg = methods.change(cfg, vectors_from=str(source.path / "best_model.pth"))
+        else:
+            cfg = methods.change(cfg, sid_path=str(source.path / f"{data.name}.index.json"))
     before = compare.finished(cfg, data)
     run = before or compare.trained(job.row, cfg, data, {})
     outcome.ranks[cfg[DataOptions].seed] = read_ranks(run, METRICS)[1]

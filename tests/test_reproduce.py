@@ -62,6 +62,13 @@ def test_a_preset_beside_the_data(tmp_path):
 def test_a_row_brings_its_twin():
     assert list(reproduce.read_rows(["frqud"])) == ["two_stage", "frqud"]
     assert list(reproduce.read_rows(["frqud_vectors"])) == ["sasrec", "two_stage_vectors", "frqud_vectors"]
+    needs = ["two_stage_sids_alone", "frqud_prefix_alone", "restart_alone"]
+    assert list(reproduce.read_rows(["restart_alone"])) == needs
+    jobs = reproduce.plan(reproduce.read_rows(["restart_alone"]), "scientific", [1, 2], {})
+    assert [(j.row, j.source[DataOptions].seed) for j in jobs if j.source] == [
+        ("restart_alone", 1),
+        ("restart_alone", 2),
+    ]
     with pytest.raises(Problem, match="did you mean 'two_stage'"):
         reproduce.read_rows(["two_stages"])
 
@@ -119,6 +126,7 @@ def test_from_nothing_and_again(tmp_path, monkeypatch):
     rows |= {"items": {"method": "sasrec"}, "lost": {"method": "sasrec", "options": {"lr_rec": 1e30}}}
     rows |= {"vectors": {"method": "two_stage", "options": vectors, "vectors_of": "items"}}
     rows |= {"vain": {"method": "two_stage", "options": vectors, "vectors_of": "lost"}}
+    rows |= {"again": {"method": "two_stage[given]", "twin": "two_stage", "sids_of": "moved"}}
     rows |= {"broken": {"method": "two_stage", "options": {"rqvae_path": str(tmp_path / "nothing.pth")}}}
     (tmp_path / "config" / "tables" / "rows.yaml").write_text(yaml.safe_dump(rows, sort_keys=False))
     (tmp_path / "config" / "tables" / "published.yaml").write_text("tiny: {moved: {ndcg@10: 0.5}}")
@@ -128,7 +136,8 @@ def test_from_nothing_and_again(tmp_path, monkeypatch):
     table = reproduce.reproduce(words)
     assert "no pre-trained tokenizer" in table["broken"]["failure"]
     assert len(table["vectors"]["ndcg@10"]["seeds"]) == 1
-    assert "needs the item vectors of row lost" in table["vain"]["failure"]
+    assert "needs row lost, which did not finish" in table["vain"]["failure"]
+    assert len(table["again"]["ndcg@10"]["twin"]["seeds"]) == 1
     assert len(table["moved"]["ndcg@10"]["twin"]["seeds"]) == 1
     assert table["moved"]["ndcg@10"]["published"]["verdict"] == "below"
     runs = sorted((tmp_path / "out" / "tiny").iterdir())
@@ -138,7 +147,7 @@ def test_from_nothing_and_again(tmp_path, monkeypatch):
     assert read_json(written[".json"])["rows"]["moved"]["method"] == "none"
     assert "| floor | 1 |" in written[".md"].read_text()
     assert "failed: " in written[".md"].read_text()
-    assert written[".svg"].read_text().count("<line") == 5
+    assert written[".svg"].read_text().count("<line") == 6
 
 
 def test_the_command_is_told_without_places_of_the_machine():
