@@ -157,13 +157,16 @@ class GenerativeModel(nn.Module):
         token_UP = self.sids.tokens(batch.item_U).token
         return Quantized([token_UP[:, place] for place in range(len(self.sizes))])
 
-    def recommendation_loss(self, batch: Batch, q: Quantized, roads: tuple[str, ...] = ROADS) -> Tensor:
+    def recommendation_loss(
+        self, batch: Batch, q: Quantized, roads: tuple[str, ...] = ROADS, log_shares: Sequence[Tensor | None] = ()
+    ) -> Tensor:
         """L_rec: cross-entropy of a target's P tokens, mean over targets and places.
 
         L_rec = - mean_p sum_k y_k log softmax(logits_p)_k, y = m_l(target) at learned places (arXiv:2601.19711),
         and with `item_loss` w that much of the cross-entropy of the item itself among all items.
         roads names the ways on which its gradient may reach q: the history's tokens, the target as a
-        soft label, the decoder's teacher-forced inputs.
+        soft label, the decoder's teacher-forced inputs. log_shares: of each level's codes, [K] or of each item [U, K],
+        the term that completes the loss; a constant while the tokenizer rests, hence none then.
         """
         token_UP, real_UP = self.sids.tokens(batch.item_U)
         goal = q.goal()
@@ -195,20 +198,15 @@ class GenerativeModel(nn.Module):
                 logits_RV = score_RV.masked_fill(~legal_RV, -torch.inf)
             elif self.uneven:
                 logits_RV = score_RV[:, :-1]  # what stands behind an end is no choice
-            terms.append(self._place_loss(place, logits_RV, label, batch.item_U, token_UP, chosen_R, len(row_R)))
+            share = log_shares[place] if place < len(log_shares) else None
+            terms.append(self._place_loss(place, logits_RV, label, token_UP, chosen_R, len(row_R), share))
         loss = torch.stack(terms).mean() * (len(terms) / places)
         return loss if whole_loss is None else loss + whole_loss
 
     def _place_loss(
-        self,
-        place: int,
-        logits_RV: Tensor,
-        label: Quantized,
-        item_U: Tensor,
-        token_UP: Tensor,
-        row_R: Tensor,
-        rows: int,
-    ) -> Tensor:
+        self, place: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int,
+        log_share: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """Sum of a place's cross-entropy over the targets that have a choice there, divided by all `rows` targets."""
         if place >= len(label.index):
             return soft_label_loss(logits_RV, token_UP[row_R, place], None, row_R, rows=rows)
@@ -216,12 +214,8 @@ class GenerativeModel(nn.Module):
             y_RV = label.label(place, row_R, logits_RV.shape[1], self.target_gradient)
             return -(y_RV * logits_RV.log_softmax(-1)).sum() / rows
         p_UV = None if label.soft is None else label.soft[place]
-        index_R, log_share = label.index[place][row_R], self.log_share(place, item_U)
+        index_R = label.index[place][row_R]
         return soft_label_loss(logits_RV, index_R, p_UV, row_R, self.target_gradient, log_share, rows)
-
-    def log_share(self, level: int, item_U: Tensor) -> Tensor | None:
-        """The term that completes the loss, [K] or [U, K]; a constant while the tokenizer rests, hence none here."""
-        return None
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
         loss = self.recommendation_loss(batch, self.quantize(batch))
@@ -351,8 +345,8 @@ class JointModel(GenerativeModel):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
         j, row_R = self.joint, batch.goals(self.targets)
-        q = self.quantize(batch)
-        rec = self.recommendation_loss(batch, q, self.roads)
+        q, log_shares = self.quantize(batch), self.log_shares(batch.item_U)
+        rec = self.recommendation_loss(batch, q, self.roads, log_shares)
         recon, vq = q.recon.index_select(0, row_R).mean(), q.vq.index_select(0, row_R).mean()  # type: ignore[union-attr]
         loss = j.code_loss_weight * self.decay.task_loss(rec)
         loss = loss + j.recon_loss_weight * recon + j.vq_loss_weight * vq
@@ -360,17 +354,17 @@ class JointModel(GenerativeModel):
             self.decay.observe(q.nearest, batch.new_U, rec.detach() * batch.weight)
             self.prior.observe(batch.item_U[row_R], [index[row_R] for index in q.goal().index], batch.weight)
         logs = {"loss": loss, "loss/rec": rec, "loss/recon": recon, "loss/vq": vq, **self._agreement(batch, q)}
-        logs |= self._prior_size(q, batch.item_U, row_R)
+        logs |= self._prior_size(q, row_R, log_shares)
         return loss, {k: v.detach() for k, v in logs.items()}
 
-    def log_share(self, level: int, item_U: Tensor) -> Tensor | None:
-        return self.prior.log_share(level, item_U, self.code_NT)
+    def log_shares(self, item_U: Tensor) -> list[Tensor | None]:
+        """log qbar of each level's codes, for the distinct items of a batch."""
+        return [self.prior.log_share(level, item_U, self.code_NT) for level in range(len(self.sizes))]
 
     @torch.no_grad()
-    def _prior_size(self, q: Quantized, item_U: Tensor, row_R: Tensor) -> Logs:
+    def _prior_size(self, q: Quantized, row_R: Tensor, log_shares: Sequence[Tensor | None]) -> Logs:
         """Mean over targets and levels of sum_k p_k log qbar_k, the value of the term that only its gradient adds."""
-        shares = [self.log_share(level, item_U) for level in range(len(self.sizes))]
-        sizes = [(p * s).sum(1)[row_R].mean() for p, s in zip(q.soft or (), shares, strict=True) if s is not None]
+        sizes = [(p * s).sum(1)[row_R].mean() for p, s in zip(q.soft or (), log_shares, strict=True) if s is not None]
         return {"loss/label_prior": torch.stack(sizes).mean()} if sizes else {}
 
     @torch.no_grad()
@@ -396,7 +390,8 @@ class JointModel(GenerativeModel):
             sums = [torch.zeros_like(p) for p in probed.values()]
             for batch in parts:
                 with autocast():
-                    loss = self.recommendation_loss(batch, self.quantize(batch), roads) * batch.weight
+                    shares = self.log_shares(batch.item_U)
+                    loss = self.recommendation_loss(batch, self.quantize(batch), roads, shares) * batch.weight
                 found = torch.autograd.grad(loss, list(probed.values()), allow_unused=True)
                 sums = [s if g is None else s + g for s, g in zip(sums, found, strict=True)]
             figures |= {f"grad/{name}/{road}": float(s.norm()) for name, s in zip(probed, sums, strict=True)}

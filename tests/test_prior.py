@@ -62,7 +62,7 @@ def test_items_alone_behind_their_prefixes_move_as_under_the_published_loss():
 
 
 def gradients(model, batch):
-    loss = model.recommendation_loss(batch, model.quantize(batch), ("target",))
+    loss = model.recommendation_loss(batch, model.quantize(batch), ("target",), model.log_shares(batch.item_U))
     return [g.clone() for g in torch.autograd.grad(loss, model.tokenizer.rq.codebooks())]
 
 
@@ -87,7 +87,7 @@ def test_an_item_is_pushed_from_the_codes_of_others():
     assert float(model(batch)[0]) == pytest.approx(float(plain(batch)[0]))
     model.code_NT[:2] = model.code_NT[0]
     model.prior.renew()
-    share = model.log_share(2, torch.tensor([1, 2]))
+    share = model.log_shares(torch.tensor([1, 2]))[2]
     own = int(model.code_NT[0, 2])
     assert (share[:, own] == share.max(1).values).all() and (share[:, own] > share.min(1).values).all()
     assert model(batch)[1]["loss/label_prior"] < 0
