@@ -201,7 +201,7 @@ class RQVAE(ContentTokenizer):
             first = RQVAE.batches(self, source, size, seed, 0)[0]
             self.init_codebooks(self.get_buffer("x_ND")[first], self.cfg.kmeans_iters, seed)
         if fresh and self.upkeep is not None:
-            self.upkeep.begin(self.rq.codebooks(), min(size, len(x_ND)))
+            self.upkeep.begin()
 
     def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Tensor]:
         """Rows of the catalogue in a fresh random order, `size` at a time."""

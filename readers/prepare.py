@@ -20,7 +20,7 @@ from utils import Problem, log, quoted, shortened, whole_text
 
 BATCH = 500_000  # rows that are held as text at a time
 DAY = 86_400  # seconds
-UNITS = {1e11: 1.0, 1e14: 1e3, np.inf: 1e6}  # times since 1970 below so much are seconds, milliseconds, microseconds
+UNITS = {1e11: 1.0, 1e14: 1e3, 1e17: 1e6, np.inf: 1e9}  # times since 1970 below so much are seconds, ms, us, ns
 UNFIT = r"[\t\r\n]"  # what no id may hold: .inter files have no quotes
 
 

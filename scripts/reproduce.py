@@ -112,7 +112,7 @@ def plan(
             raise methods.unknown(key, known)
     for name, spec in rows.items():
         for seed in seeds:
-            wanted = {**overrides, **spec.options, "seed": seed}
+            wanted = {**overrides, **spec.options, "seed": seed} | ({"rqvae_path": None} if spec.sids_of else {})
             cfg = of_row(spec.method, dataset, wanted, preset)
             needed = spec.vectors_of or spec.sids_of
             sources = [j.cfg for j in jobs if j.row == needed and j.cfg[DataOptions].seed == seed]
@@ -134,7 +134,7 @@ def of_row(method: str, dataset: str, wanted: dict[str, Any], preset: Path | Non
     """A row's configuration with those of the wanted options that it has: of its own parts, or of parts that they
     choose.
     """
-    chosen = {k: v for k, v in wanted.items() if k == "data_path"}
+    chosen = {k: v for k, v in wanted.items() if k == "data_path" or (k == "rqvae_path" and v is None)}
     for choice in (("tokenizer", "recommender"), wanted):
         own = set(settings.flat(compare.recipe(method, dataset, chosen, preset)))
         chosen |= {k: wanted[k] for k in choice if k in wanted and k in own}

@@ -24,6 +24,7 @@ from scipy.stats import kendalltau, rankdata
 import building
 import main
 import methods
+import settings
 from metrics import EvalOptions
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
@@ -208,7 +209,11 @@ def study(argv: list[str]) -> dict[str, Any]:
         text,
     ]
     log.info("\n" + "\n\n".join([*parts, f"{len(seeds)} seeds, {data.name}"]))
-    folder = Path(cfg[RunOptions].output_dir) / data.name / f"study-{digest(data.hash, chosen, seeds, overrides)}"
+    folder = (
+        Path(cfg[RunOptions].output_dir)
+        / data.name
+        / f"study-{digest(data.hash, chosen, seeds, overrides, settings.counting(cfg))}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     result = {"seeds": seeds, "mean": rows, "each": found, "paired": pairs, "correlations": told_plain}
     write_json(folder / "study.json", result)

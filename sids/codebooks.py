@@ -44,15 +44,13 @@ class Upkeep(nn.Module):
             if cfg.codebook_learning == "ema":
                 self.register_buffer(f"sum_{level}", torch.zeros(k, width))
 
-    def begin(self, codebooks: list[nn.Parameter], rows: int) -> None:
-        """From codebooks that are ready, as if each code had long had its share of batches of so many rows: neither
-        the first update nor the first look for dead codes undoes their start.
+    def begin(self) -> None:
+        """From codebooks that are ready: the first step counts as if each code had long had its share of such steps, so
+        that neither its update nor its look for dead codes undoes their start.
         """
-        for level, codebook in enumerate(codebooks):
-            mean = rows / len(codebook)
-            self.get_buffer(f"count_{level}").fill_(mean)
-            if self.cfg.codebook_learning == "ema":
-                self.get_buffer(f"sum_{level}").copy_(codebook.detach() * mean)
+        for name, buffer in self.named_buffers():
+            if name.startswith("count_"):
+                buffer.zero_()
 
     def observe(self, level: int, row_Bd: Tensor, code_B: Tensor) -> None:
         """What a level quantized; several calls in a step add up."""
@@ -65,6 +63,10 @@ class Upkeep(nn.Module):
         for level, seen in self.seen.items():
             row_Bd, code_B = (torch.cat(parts) for parts in zip(*seen, strict=True))
             codebook, count_K = codebooks[level], self.get_buffer(f"count_{level}")
+            if not count_K.any():  # the first step
+                count_K.fill_(len(row_Bd) / len(codebook))
+                if self.cfg.codebook_learning == "ema":
+                    self.get_buffer(f"sum_{level}").copy_(codebook * count_K[:, None])
             g = self.cfg.ema_decay
             count_K.mul_(g).add_(code_B.bincount(minlength=len(count_K)), alpha=1 - g)
             if self.cfg.codebook_learning == "ema":

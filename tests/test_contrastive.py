@@ -170,7 +170,7 @@ def test_moving_averages_by_hand():
     """Two codes, two rows, decay .5: counts 1 -> 1.5 and .5, sums likewise; Laplace's term is too small to see."""
     upkeep = Upkeep(UpkeepOptions(codebook_learning="ema", ema_decay=0.5), [2], 2)
     book = torch.nn.Parameter(torch.tensor([[1.0, 0], [0, 1]]))
-    upkeep.begin([book], 2)
+    upkeep.begin()
     upkeep.observe(0, torch.tensor([[3.0, 0], [0, 3.0]]), torch.tensor([0, 0]))
     assert upkeep.step([book], torch.optim.AdamW([book])) == {}
     assert torch.allclose(book, torch.tensor([[2 / 1.5, 1.5 / 1.5], [0, 1.0]]), atol=1e-4)
@@ -182,7 +182,7 @@ def test_the_first_step_leaves_a_good_start_alone(learning, codes):
     """Every code has its share of 1,024 rows: none is dead, and an average moves by a hundredth of the way."""
     upkeep = Upkeep(UpkeepOptions(codebook_learning=learning, dead_code_ratio=0.1), [codes], 1)
     book = torch.nn.Parameter(torch.arange(float(codes))[:, None])
-    upkeep.begin([book], 1024)
+    upkeep.begin()
     code = torch.arange(codes).repeat(1024 // codes)
     upkeep.observe(0, code[:, None] + 1.0, code)
     assert float(upkeep.step([book], torch.optim.AdamW([book]))["restarted"]) == 0
@@ -196,7 +196,7 @@ def test_a_dead_code_moves_to_a_row_of_the_batch_and_forgets_its_moments():
     optimizer = torch.optim.AdamW([book])
     book.grad = torch.ones(2, 2)
     optimizer.step()
-    upkeep.begin([book], 4)
+    upkeep.begin()
     row = torch.tensor([[5.0, 5.0]] * 4)
     upkeep.observe(0, row, torch.zeros(4, dtype=torch.long))
     assert float(upkeep.step([book], optimizer)["restarted"]) == 0.5

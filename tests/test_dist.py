@@ -28,17 +28,14 @@ from trainer import Fit
 ROOT = Path(__file__).resolve().parent.parent
 
 
+RQ = {
+    "recommender": "rq_transformer", "item_dropout": 0, "depth_dropout": 0, "legal_softmax": True,
+    "assignment_forward": "history",
+}  # fmt: skip
 CASES = {
-    "no noise": {"uncertainty": "none"},
+    "no noise": {"uncertainty": "none", **RQ, "label_prior": "prefix"},
     "frqud_sdud": {"uncertainty": "frqud_sdud"},
-    "rq_transformer": {
-        "recommender": "rq_transformer",
-        "item_dropout": 0,
-        "depth_dropout": 0,
-        "legal_softmax": True,
-        "assignment_forward": "history",
-        "label_prior": "usage",
-    },
+    "rq_transformer": {**RQ, "label_prior": "usage"},
     "sinkhorn": {"uncertainty": "sdud", "auto_lambda_mode": "adaptive", "catalogue_assignment": "sinkhorn"},
 }
 

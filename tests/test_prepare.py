@@ -247,9 +247,9 @@ def vk_lsvd(root):
     return root
 
 
-@pytest.mark.parametrize("unit", [1, 1_000, 1_000_000])
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
 def test_the_last_days_in_any_unit(unit, tmp_path):
-    """Times since 1970 in seconds, milliseconds or microseconds; the last two of ten days hold the last two clicks."""
+    """Times since 1970 in seconds, milli-, micro- or nanoseconds; the last two of ten days hold the last two clicks."""
     (tmp_path / "source").mkdir()
     rows = [(f"u{u}", f"i{d}", (1_700_000_000 + d * 86_400) * unit) for d in range(10) for u in range(2)]
     table(tmp_path / "source" / "clicks.csv", ["user_id", "item_id", "timestamp"], rows)

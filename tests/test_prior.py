@@ -1,5 +1,6 @@
 """The completed loss: its limits, its average, and the toy in which merging pays only without it."""
 
+import dataclasses
 import math
 
 import pytest
@@ -62,7 +63,9 @@ def test_items_alone_behind_their_prefixes_move_as_under_the_published_loss():
 
 
 def gradients(model, batch):
-    loss = model.recommendation_loss(batch, model.quantize(batch), ("target",), model.log_shares(batch.item_U))
+    """Of the recommendation loss alone, as a training step has them."""
+    model.joint = dataclasses.replace(model.joint, recon_loss_weight=0.0, vq_loss_weight=0.0)
+    loss = model(batch)[0]
     return [g.clone() for g in torch.autograd.grad(loss, model.tokenizer.rq.codebooks())]
 
 
@@ -81,8 +84,37 @@ def test_an_uneven_share_moves_the_codebooks_and_no_loss():
     assert not torch.allclose(gradients(model, batch)[0], gradients(plain, batch)[0], rtol=1e-3)
 
 
+def test_weights_and_prefixes_are_taken_with_the_catalogues_codes():
+    """After an epoch; a state read into a model that has asked already gives the same shares."""
+    batch, model = some_batch(), joint(label_prior="prefix").train()
+    target_R = batch.item_U[batch.goals(model.targets)]
+    want = 1 + (target_R - 1).bincount(minlength=N)
+    before = model.log_shares(batch.item_U)
+    model(batch)
+    model.after_step(lambda t: t)
+    assert all(torch.equal(*pair) for pair in zip(model.log_shares(batch.item_U), before, strict=True))
+    with torch.no_grad():
+        model.tokenizer.rq.codebooks()[0].mul_(-1)
+    model.refresh()
+    assert torch.equal(model.prior.get_buffer("weight_N"), want.float())
+    fresh = PrefixPrior(model.prior.cfg, [8, 8, 8], N)
+    fresh.get_buffer("weight_N").copy_(want)
+    again = joint(label_prior="prefix")
+    again.log_shares(batch.item_U)
+    again.load_state_dict(model.state_dict())
+    for level, share in enumerate(model.log_shares(batch.item_U)):
+        assert torch.equal(share, fresh.log_share(level, batch.item_U, model.code_NT))
+        assert torch.equal(share, again.log_shares(batch.item_U)[level])
+
+
+def test_an_uneven_prefix_changes_what_a_step_does():
+    batch = some_batch()
+    ours, plain = gradients(joint(label_prior="prefix"), batch), gradients(joint(), batch)
+    assert not torch.allclose(ours[0], plain[0], rtol=1e-3)
+
+
 def test_an_item_is_pushed_from_the_codes_of_others():
-    """Two items of one whole code: the gradient of the soft label lowers that code for both, and of no level's loss."""
+    """Two items of one whole code: it has the largest share for both; the term is in no loss's value."""
     batch, model, plain = some_batch(), joint(label_prior="prefix"), joint()
     assert float(model(batch)[0]) == pytest.approx(float(plain(batch)[0]))
     model.code_NT[:2] = model.code_NT[0]

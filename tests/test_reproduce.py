@@ -64,7 +64,7 @@ def test_a_row_brings_its_twin():
     assert list(reproduce.read_rows(["frqud_vectors"])) == ["sasrec", "two_stage_vectors", "frqud_vectors"]
     needs = ["two_stage_sids_alone", "frqud_prefix_alone", "restart_alone"]
     assert list(reproduce.read_rows(["restart_alone"])) == needs
-    jobs = reproduce.plan(reproduce.read_rows(["restart_alone"]), "scientific", [1, 2], {})
+    jobs = reproduce.plan(reproduce.read_rows(["restart_alone"]), "scientific", [1, 2], {"rqvae_path": "x.pth"})
     assert [(j.row, j.source[DataOptions].seed) for j in jobs if j.source] == [
         ("restart_alone", 1),
         ("restart_alone", 2),

@@ -54,7 +54,8 @@ RQ = {
     "recommender": "rq_transformer", "item_dropout": 0, "depth_dropout": 0, "legal_softmax": True,
     "assignment_forward": "history", "label_prior": "usage",
 }  # fmt: skip
-SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}, "gumbel": RQ}
+SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}, "gumbel": RQ,
+         "none": RQ | {"label_prior": "prefix"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", SPLIT)
