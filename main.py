@@ -10,6 +10,7 @@
 
 import csv
 import io
+import logging
 import os
 import sys
 import time
@@ -488,11 +489,15 @@ def main(argv: list[str]) -> None:
 
 
 def cli() -> NoReturn:
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # in a session of its own, where nobody else would end it
+    in_group = "TORCHELASTIC_RUN_ID" in os.environ
+    if in_group:  # in a session of its own, where nobody else would end it
         guard.die_with_parent()
     keep_freed_memory()
     with problems_exit_2():
         main(sys.argv[1:])
+    if in_group:  # all is written and said; a thread of the group that is not through may abort the interpreter's end
+        logging.shutdown()
+        os._exit(0)
     raise SystemExit(0)
 
 
