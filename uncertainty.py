@@ -154,19 +154,20 @@ class SDUD(Uncertainty):
     loss its mean settles at max(0, sqrt(L) - lambda) (arXiv:2601.19711, SDUD).
     """
 
+    bias: nn.Parameter | None  # lambda, where it is learned
+
     def __init__(self, cfg: UncertaintyOptions, codes: list[int]) -> None:
         super().__init__(cfg, codes)
         self.sigma = nn.Parameter(torch.full((len(codes),), cfg.initial_std))
         self.register_buffer("loss_average", torch.tensor(5.0))
         self.register_buffer("pending_loss", torch.tensor(0.0), persistent=False)
-        if cfg.auto_lambda_mode == "learnable" and cfg.sdud_loss == "uncertainty":
-            self.bias = nn.Parameter(torch.tensor(cfg.sigma_lambda))
+        learned = cfg.auto_lambda_mode == "learnable" and cfg.sdud_loss == "uncertainty"
+        self.register_parameter("bias", nn.Parameter(torch.tensor(cfg.sigma_lambda)) if learned else None)
 
     def lambda_(self) -> Tensor | float:
-        mode = self.cfg.auto_lambda_mode
-        if mode == "learnable":
+        if self.bias is not None:
             return self.bias.clamp(*BIAS)
-        if mode == "adaptive":
+        if self.cfg.auto_lambda_mode == "adaptive":
             return self.get_buffer("loss_average").clamp(0.25, 25.0).sqrt()
         return self.cfg.sigma_lambda
 
@@ -185,7 +186,7 @@ class SDUD(Uncertainty):
 
     @torch.no_grad()
     def after_step(self, all_reduce: AllReduce) -> None:
-        if self.cfg.auto_lambda_mode == "learnable" and self.cfg.sdud_loss == "uncertainty":
+        if self.bias is not None:
             self.bias.clamp_(*BIAS)  # beyond, it would have no gradient to come back by
         pending = self.get_buffer("pending_loss")
         self.get_buffer("loss_average").lerp_(all_reduce(pending.clone()), 0.01)

@@ -187,7 +187,7 @@ def _positions(module: Any) -> list[int]:
     return [found] if isinstance(found, int) else []
 
 
-def within(cfg: EmbedOptions, limits: list[int]) -> None:
+def check_length(cfg: EmbedOptions, limits: list[int]) -> None:
     """Problem when texts may be longer than the model reads."""
     if cfg.max_length and cfg.max_length > min(limits):
         raise Problem(f"max_length: {cfg.model} reads {min(limits)} tokens at most, not {cfg.max_length}")
@@ -205,7 +205,7 @@ class SentenceEncoder:
         )
         self.batch_size = cfg.batch_size
         if cfg.max_length:
-            within(cfg, [self.model.tokenizer.model_max_length, *_positions(self.model[0])])
+            check_length(cfg, [self.model.tokenizer.model_max_length, *_positions(self.model[0])])
             self.model.max_seq_length = cfg.max_length
 
     def encode(self, texts: list[str]) -> np.ndarray:
@@ -230,7 +230,7 @@ class MeanEncoder:
         self.model.eval().to(device)
         self.device, self.batch_size = device, cfg.batch_size
         limits = [self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)]
-        within(cfg, limits)
+        check_length(cfg, limits)
         self.longest = min([cfg.max_length or 512, *limits])
 
     @torch.inference_mode()
