@@ -22,7 +22,7 @@ from layers import soft_label_loss
 from metrics import EvalOptions
 from prior import PRIORS, PriorOptions
 from readers.splits import DataOptions
-from recommenders.items import best_items
+from recommenders.items import best_items, softmax_loss
 from recommenders.protocol import AllReduce, Autocast, Found, Hit, Logs, Recommender, Scorer, TokenNetwork, unsound
 from settings import Config, option
 from sids.legal import Legal
@@ -37,6 +37,13 @@ KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0  # outside of these the log warns
 ROADS = ("history", "target", "teacher")  # from the recommendation loss to the codebooks
 
 
+class Taught(NamedTuple):
+    """A recommendation loss, and where it is wanted the state [R, h] of each row that foretells its target."""
+
+    loss: Tensor
+    state_Rh: Tensor | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class JointOptions:
     gradient: Literal["end_to_end", "detached"] = option(
@@ -45,6 +52,9 @@ class JointOptions:
     code_loss_weight: float = option(1.0, "weight of the recommendation loss", ge=0)
     recon_loss_weight: float = option(1.0, "weight of |q - z|^2", ge=0)
     vq_loss_weight: float = option(1.0, "weight of the VQ loss", ge=0)
+    latent_loss: float = option(
+        0.0, "weight of a loss of the next item's latent among those of all items (with lr_offset it moves them)", ge=0
+    )
     lr_id: float = option(1e-5, "learning rate of the tokenizer", ge=0)
     id_first_epoch: int = option(0, "epoch in which the tokenizer begins to move; it rests before", ge=0)
     id_last_epoch: int | None = option(None, "epoch after which the tokenizer rests again", ge=0)
@@ -158,15 +168,16 @@ class GenerativeModel(nn.Module):
         return Quantized([token_UP[:, place] for place in range(len(self.sizes))])
 
     def recommendation_loss(
-        self, batch: Batch, q: Quantized, roads: tuple[str, ...] = ROADS, log_shares: Sequence[Tensor | None] = ()
-    ) -> Tensor:
+        self, batch: Batch, q: Quantized, roads: tuple[str, ...] = ROADS, log_shares: Sequence[Tensor | None] = (),
+        *, state: bool = False,
+    ) -> Taught:  # fmt: skip
         """L_rec: cross-entropy of a target's P tokens, mean over targets and places.
 
         L_rec = - mean_p sum_k y_k log softmax(logits_p)_k, y = m_l(target) at learned places (arXiv:2601.19711),
         and with `item_loss` w that much of the cross-entropy of the item itself among all items.
         roads names the ways on which its gradient may reach q: the history's tokens, the target as a
         soft label, the decoder's teacher-forced inputs. log_shares: of each level's codes, [K] or of each item [U, K],
-        the term that completes the loss; a constant while the tokenizer rests, hence none then.
+        the term that completes the loss; a constant while the tokenizer rests, hence none then. state: wanted too.
         """
         token_UP, real_UP = self.sids.tokens(batch.item_U)
         goal = q.goal()
@@ -183,12 +194,12 @@ class GenerativeModel(nn.Module):
         if self.search.legal_softmax:
             open_UP = self.legal.open(batch.item_U)
 
-        terms, places, weight, whole_loss = [], len(self.sids.vocabulary), self.recommender.item_loss, None
+        terms, places, weight, state_Rh = [], len(self.sids.vocabulary), self.recommender.item_loss, None
         ways = (open_UP, real_UP) if self.uneven else (open_UP,)
-        items = {"catalogue_NP": self.sids.token_NP} if weight else {}
-        for place, score_RV in enumerate(self.recommender(history_UPh, batch, teacher_UPh, *ways, **items)):
-            if place == places:  # the item itself
-                whole_loss = weight * F.cross_entropy(score_RV, batch.item_U[row_R] - 1)
+        state = state or weight > 0
+        for place, score_RV in enumerate(self.recommender(history_UPh, batch, teacher_UPh, *ways, state=state)):
+            if place == places:
+                state_Rh = score_RV
                 continue
             chosen_R, logits_RV = row_R, score_RV
             if open_UP is not None:
@@ -201,7 +212,11 @@ class GenerativeModel(nn.Module):
             share = log_shares[place] if place < len(log_shares) else None
             terms.append(self._place_loss(place, logits_RV, label, token_UP, chosen_R, len(row_R), share))
         loss = torch.stack(terms).mean() * (len(terms) / places)
-        return loss if whole_loss is None else loss + whole_loss
+        if weight and state_Rh is not None:  # the item itself
+            item_Nh = self.recommender.catalogue(self.sids.token_NP, batch.item_U, teacher_UPh)
+            item_RN = self.recommender.item_logits(state_Rh, item_Nh)
+            loss = loss + weight * F.cross_entropy(item_RN, batch.item_U[row_R] - 1)
+        return Taught(loss, state_Rh)
 
     def _place_loss(
         self, place: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int,
@@ -218,7 +233,7 @@ class GenerativeModel(nn.Module):
         return soft_label_loss(logits_RV, index_R, p_UV, row_R, self.target_gradient, log_share, rows)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
-        loss = self.recommendation_loss(batch, self.quantize(batch))
+        loss, _ = self.recommendation_loss(batch, self.quantize(batch))
         return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -304,7 +319,7 @@ def without_last(score: Scorer, places: int) -> Scorer:
 class JointModel(GenerativeModel):
     """DIGER (arXiv:2601.19711): tokenizer, uncertainty decay and recommender trained by one loss,
 
-        L = w_code L_rec' + w_recon |q - z|^2 + w_vq L_vq,
+        L = w_code L_rec' + w_recon |q - z|^2 + w_vq L_vq + w_latent L_latent,
 
     L_rec' being what the decay makes of L_rec, the others means over the batch's targets.
     """
@@ -320,6 +335,7 @@ class JointModel(GenerativeModel):
         self.tokenizer = tokenizer
         self.prior = PRIORS[cfg[PriorOptions].label_prior](cfg[PriorOptions], list(self.sizes), n_items)
         self.decay = STRATEGIES[cfg[UncertaintyOptions].uncertainty](cfg[UncertaintyOptions], list(self.sizes))
+        self.latent_head = nn.Linear(network.width, tokenizer.e_dim) if self.joint.latent_loss else None
         self.roads = ROADS if self.joint.gradient == "end_to_end" else ()
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("first_NP", self.sids.token_NP.int())
@@ -346,7 +362,7 @@ class JointModel(GenerativeModel):
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
         j, row_R = self.joint, batch.goals(self.targets)
         q, log_shares = self.quantize(batch), self.log_shares(batch.item_U)
-        rec = self.recommendation_loss(batch, q, self.roads, log_shares)
+        rec, state_Rh = self.recommendation_loss(batch, q, self.roads, log_shares, state=self.latent_head is not None)
         recon, vq = q.recon.index_select(0, row_R).mean(), q.vq.index_select(0, row_R).mean()  # type: ignore[union-attr]
         loss = j.code_loss_weight * self.decay.task_loss(rec)
         loss = loss + j.recon_loss_weight * recon + j.vq_loss_weight * vq
@@ -355,7 +371,17 @@ class JointModel(GenerativeModel):
             self.prior.observe(batch.item_U[row_R], [index[row_R] for index in q.goal().index], batch.weight)
         logs = {"loss": loss, "loss/rec": rec, "loss/recon": recon, "loss/vq": vq, **self._agreement(batch, q)}
         logs |= self._prior_size(q, row_R, log_shares)
+        if self.latent_head is not None and state_Rh is not None:
+            logs["loss/latent"] = self.latent_loss(self.latent_head(state_Rh), batch.item_U[row_R])
+            logs["loss"] = loss = loss + j.latent_loss * logs["loss/latent"]
         return loss, {k: v.detach() for k, v in logs.items()}
+
+    def latent_loss(self, asked_Rd: Tensor, item_R: Tensor) -> Tensor:
+        """L_latent = -mean_r log softmax_v((W h_r + b) . z_v)_target: what comes next, said by the latents that the
+        codes are made of (docs/method.md, 5.5).
+        """
+        share_R = torch.full(item_R.shape, 1 / len(item_R), device=item_R.device)
+        return softmax_loss(asked_Rd, self.tokenizer.item_vectors(), item_R - 1, share_R)
 
     def log_shares(self, item_U: Tensor) -> list[Tensor | None]:
         """log qbar of each level's codes, for the distinct items of a batch."""
@@ -391,7 +417,7 @@ class JointModel(GenerativeModel):
             for batch in parts:
                 with autocast():
                     shares = self.log_shares(batch.item_U)
-                    loss = self.recommendation_loss(batch, self.quantize(batch), roads, shares) * batch.weight
+                    loss = self.recommendation_loss(batch, self.quantize(batch), roads, shares).loss * batch.weight
                 found = torch.autograd.grad(loss, list(probed.values()), allow_unused=True)
                 sums = [s if g is None else s + g for s, g in zip(sums, found, strict=True)]
             figures |= {f"grad/{name}/{road}": float(s.norm()) for name, s in zip(probed, sums, strict=True)}
@@ -424,7 +450,8 @@ class JointModel(GenerativeModel):
         lr_offset = self.cfg[QuantizerOptions].lr_offset
         offset = {"name": "offset", "params": own, "lr": lr_offset, "epochs": epochs, "weight_decay": 0.0}
         sigma = {"name": "sigma", "params": trainable(self.decay), "lr": lr_sigma, "weight_decay": 0.0, "clip": False}
-        return [*super().param_groups(), tokenizer, *(group for group in (offset, sigma) if group["params"])]
+        head = {"name": "latent_head", "params": list(self.latent_head.parameters()) if self.latent_head else []}
+        return [*super().param_groups(), tokenizer, *(group for group in (offset, sigma, head) if group["params"])]
 
     def refresh(self) -> dict[str, Any]:
         """Take the tokenizer's SIDs as it is now; how far they moved, how they spread, how much noise falls."""

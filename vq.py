@@ -303,7 +303,8 @@ class JointRQVAE(RQVAE):
         self.joint, self.seed = joint, seed
         self.levels: list[LevelScale] = []  # as measured at the start
         self.register_buffer("scale_L", torch.ones(len(cfg.num_emb_list)))
-        self.register_buffer("input_Nd", None, persistent=False)  # the catalogue behind what rests
+        for name in ("input_Nd", "centre_d", "unit"):  # the catalogue behind what rests; its latents' mean and spread
+            self.register_buffer(name, None, persistent=False)
         self.register_parameter("offset_Nd", None)  # with lr_offset a row an item, from the catalogue or a state
         self._freeze()
 
@@ -342,7 +343,9 @@ class JointRQVAE(RQVAE):
         self.input_Nd = through(self._stages[0], rows, torch.device("cpu"))
         if self.joint.lr_offset:
             self.offset_Nd = nn.Parameter(torch.zeros(len(content_ND), self.cfg.e_dim))
-        self.levels = measure_scales(self.rq, self.latents(), self.joint.logit_scale, noise)
+        z_Nd = self.latents()
+        self.centre_d, self.unit = z_Nd.mean(0), z_Nd.std(0, correction=0).square().mean().sqrt()
+        self.levels = measure_scales(self.rq, z_Nd, self.joint.logit_scale, noise)
         self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))
 
     def latents(self) -> Tensor:
@@ -360,6 +363,17 @@ class JointRQVAE(RQVAE):
         return {f"keep_probability/level_{i}": s.keep for i, s in enumerate(now, 1)}
 
     # ---- a batch
+
+    @property
+    def e_dim(self) -> int:
+        return self.cfg.e_dim
+
+    def item_vectors(self) -> Tensor:
+        """(z - mean z) / rms(z - mean z) of the whole catalogue, [N, d]; mean and rms are those of the start."""
+        with torch.autocast(self.input_Nd.device.type, enabled=False):
+            z_Nd = self._stages[1](self.input_Nd)
+            z_Nd = z_Nd if self.offset_Nd is None else z_Nd + self.offset_Nd
+            return (z_Nd - self.centre_d) / self.unit
 
     def offsets(self) -> list[nn.Parameter]:
         """The items' own offsets [N, d] to their latents, where they have any."""

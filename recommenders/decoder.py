@@ -96,10 +96,10 @@ class Decoder(TokenTables):
 
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None,
+        real_UP: Tensor | None = None, *, state: bool = False,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Teacher-forced logits [R, V] at every real position, place by place; where open_UP says so, of those rows
-        only whose target's token is a choice there.
+        only whose target's token is a choice there. The state [R, h] comes last, where it is wanted.
 
         An item is read as a history's and spelled with the same tokens; only the last item's are teacher_UPh.
         """
@@ -120,6 +120,8 @@ class Decoder(TokenTables):
         for place in range(P):
             state_Rh = first_Rh if place == 0 else spelled_RPh[:, place - 1]
             yield self.logits(place, state_Rh if open_UP is None else state_Rh[open_UP[row_R, place]])
+        if state:
+            yield first_Rh
 
     # ---- search
 

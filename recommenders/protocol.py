@@ -167,14 +167,24 @@ class TokenNetwork(Protocol):
     @property
     def tokens_per_item(self) -> int: ...
     @property
+    def width(self) -> int:
+        """h, of embedded tokens and states."""
+
+    @property
     def item_loss(self) -> float:
-        """Weight of a second loss, of the whole item; above 0 the items are a further place behind the last one, in
-        training where the catalogue's tokens are given, and in a scorer.
+        """Weight of a second loss, of the whole item; above 0 it has `item_logits`, and the items are a further place
+        behind the last one in a scorer.
         """
 
     @property
     def item_rank(self) -> float:
         """Weight of that place where beams are ranked."""
+
+    def catalogue(self, token_NP: Tensor, item_U: Tensor, teacher_UPh: Tensor) -> Tensor:
+        """Embedded tokens of all items, [N, P, h]; those of U of them are teacher_UPh."""
+
+    def item_logits(self, state_Rh: Tensor, token_NPh: Tensor) -> Tensor:
+        """Scores [R, N] of whole items."""
 
     def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
         """Embedded tokens of U items, [U, P, h]: learned places from `codes`, the others from token_UP.
@@ -184,11 +194,11 @@ class TokenNetwork(Protocol):
 
     def __call__(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None, /,
+        real_UP: Tensor | None = None, /, *, state: bool = False,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh.
 
-        catalogue_NP, a keyword that a network with an item_loss knows: tokens of all items, for the place of items.
+        state: behind the last place comes the state [R, h] that spells the first one.
         open_UP: at which places an item's token is a choice; then only the rows whose target's is are wanted.
         real_UP: which places an item has, where lengths differ; then open_UP is given, and says no more than that.
         """

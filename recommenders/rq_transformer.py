@@ -141,9 +141,9 @@ class RQTransformer(TokenTables):
 
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None, catalogue_NP: Tensor | None = None,
+        real_UP: Tensor | None = None, *, state: bool = False,
     ) -> Iterator[Tensor]:  # fmt: skip
-        """Teacher-forced logits [R, V] at every real position, place by place; given the catalogue, items come last.
+        """Teacher-forced logits [R, V] at every real position, place by place; the state [R, h] last, where wanted.
 
         open_UP: whether an item's token at a place is a choice at all; then logits are those of the rows whose
         target's token is, `open_UP[goals]`. It must be True at the first place.
@@ -158,8 +158,8 @@ class RQTransformer(TokenTables):
             yield from (self.logits(place, y_Rh) for place, y_Rh in enumerate(hidden_RPh.unbind(1)))
         else:
             yield from self._open_logits(x_RPh, open_UP[row_R])
-        if catalogue_NP is not None:
-            yield self.item_logits(h_Rh, self.catalogue(catalogue_NP, batch.item_U, teacher_UPh))
+        if state:
+            yield h_Rh
 
     def _attend_depth(self, qkv_RPx: Tensor) -> Tensor:
         return depth_attention(qkv_RPx, self.cfg.num_heads)

@@ -292,10 +292,10 @@ class T5Network(TokenTables):
 
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None, catalogue_NP: Tensor | None = None,
+        real_UP: Tensor | None = None, *, state: bool = False,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Teacher-forced logits [B, V] of each sample's target, place by place; where open_UP says so, of those
-        targets only whose token is a choice there. Given the catalogue, items come last.
+        targets only whose token is a choice there. The state [B, h] comes last, where it is wanted.
         """
         real_BSP = None if real_UP is None else real_UP[batch.history_row_BS]
         cache = self.t5.start(*self.encode(rows_of(history_UPh, batch.history_row_BS), batch.history_BS, real_BSP))
@@ -307,9 +307,9 @@ class T5Network(TokenTables):
         for place, hidden_Bh in enumerate(hidden.unbind(1)):
             chosen = slice(None) if open_UP is None else open_UP[batch.target_row_B, place]
             yield self.logits(place, hidden_Bh[chosen])
-        if catalogue_NP is not None:  # behind all places, those that no target has included
+        if state:  # behind all places, those that no target has included
             yield from (self.logits(place, hidden[:0, 0]) for place in range(most, len(self.vocabulary)))
-            yield self.item_logits(hidden[:, 0], self.catalogue(catalogue_NP, batch.item_U, teacher_UPh))
+            yield hidden[:, 0]
 
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks; encoder and source keys run once per user."""

@@ -44,6 +44,10 @@ class TokenTables(nn.Module):
     vocabulary: tuple[int, ...]
     uneven: bool
 
+    @property
+    def width(self) -> int:
+        return self.tables[0].shape[1]
+
     def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
         """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others."""
         learned = [codes.lookup(place, self.tables[place]) for place in range(len(codes.index))]
@@ -73,13 +77,13 @@ class TokenTables(nn.Module):
             return some_logits(hidden_Rh, self.tables[place], among_RC)
         return self.logits(place, hidden_Rh).log_softmax(-1)
 
-    def item_logits(self, hidden_Rh: Tensor, token_NPh: Tensor) -> Tensor:
+    def item_logits(self, state_Rh: Tensor, token_NPh: Tensor) -> Tensor:
         """Scores of whole items [R, N]: what is looked for against the sum of an item's tokens and its own vector."""
         assert self.whole is not None
         y_Nh = token_NPh.sum(1)
         if self.own is not None:
             y_Nh = y_Nh + self.own.weight[1:]
-        return F.linear(self.whole(hidden_Rh), y_Nh).to(y_Nh.dtype)
+        return F.linear(self.whole(state_Rh), y_Nh).to(y_Nh.dtype)
 
     def item_scores(self, hidden_Bh: Tensor, tokens: Callable[[Tensor], Tensor]) -> Tensor:
         """What a search asks of whole items: log-probabilities over the catalogue, [B, N]; tokens as in `scorer`."""

@@ -154,6 +154,15 @@ class Joint(Learned, Protocol):
     def quantize(self, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor) -> "Quantized":
         """Codes of U items at an optimizer step, with the road back; cached_UL: their codes in the catalogue."""
 
+    @property
+    def e_dim(self) -> int:
+        """Width d of the latents."""
+
+    def item_vectors(self) -> Tensor:
+        """The catalogue's latents [N, d], centred and scaled as they spread at the start, with gradient where they
+        learn.
+        """
+
     def offsets(self) -> list[nn.Parameter]:
         """What an item learns for itself alone, beside what all share; often nothing."""
 

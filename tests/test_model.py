@@ -56,7 +56,7 @@ def codebook_grads(model, loss):
 @pytest.mark.parametrize("network", ["t5", "rq_transformer", "decoder"])
 def test_the_recommendation_gradient_reaches_every_codebook_on_each_road(road, forward, network):
     model, batch = joint(assignment_forward=forward, recommender=network), some_batch()
-    loss = model.recommendation_loss(batch, model.quantize(batch), (road,))
+    loss = model.recommendation_loss(batch, model.quantize(batch), (road,)).loss
     assert all(norm > 0 for norm in codebook_grads(model, loss))
 
 
@@ -65,7 +65,7 @@ def test_the_roads_add_up_to_the_whole_gradient():
     books = model.tokenizer.rq.codebooks()
 
     def gradient(roads):
-        return torch.autograd.grad(model.recommendation_loss(batch, model.quantize(batch), roads), books)
+        return torch.autograd.grad(model.recommendation_loss(batch, model.quantize(batch), roads).loss, books)
 
     whole, parts = gradient(ROADS), [gradient((road,)) for road in ROADS]
     for level in range(3):
@@ -74,7 +74,7 @@ def test_the_roads_add_up_to_the_whole_gradient():
 
 def test_detached_cuts_every_road_and_changes_no_loss():
     live, dead, batch = joint(), joint(gradient="detached"), some_batch()
-    losses = [m.recommendation_loss(batch, m.quantize(batch), m.roads) for m in (live, dead)]
+    losses = [m.recommendation_loss(batch, m.quantize(batch), m.roads).loss for m in (live, dead)]
     assert torch.equal(*losses)
     assert codebook_grads(dead, losses[1]) == [0.0, 0.0, 0.0]
     assert set(dead.probe(batch).values()) == {0.0}
@@ -83,7 +83,7 @@ def test_detached_cuts_every_road_and_changes_no_loss():
 def test_the_probe_agrees_with_autograd_and_leaves_no_gradient_behind():
     model, batch = joint(), some_batch()
     figures = model.probe(batch)
-    loss = model.recommendation_loss(batch, model.quantize(batch), ("target",))
+    loss = model.recommendation_loss(batch, model.quantize(batch), ("target",)).loss
     assert [figures[f"grad/level_{i}/target"] for i in (1, 2, 3)] == pytest.approx(codebook_grads(model, loss))
     assert all(p.grad is None for p in model.parameters())
 
@@ -121,15 +121,15 @@ def test_codebooks_move_in_one_step_on_the_recommendation_loss_alone():
 def test_target_gradient_weighs_that_road_only():
     whole, half, batch = joint(), joint(target_gradient=0.5), some_batch()
     for road, factor in (("target", 0.5), ("history", 1.0), ("teacher", 1.0)):
-        want = codebook_grads(whole, whole.recommendation_loss(batch, whole.quantize(batch), (road,)))
-        got = codebook_grads(half, half.recommendation_loss(batch, half.quantize(batch), (road,)))
+        want = codebook_grads(whole, whole.recommendation_loss(batch, whole.quantize(batch), (road,)).loss)
+        got = codebook_grads(half, half.recommendation_loss(batch, half.quantize(batch), (road,)).loss)
         assert got == pytest.approx([factor * w for w in want], rel=1e-5)
 
 
 def test_hard_update_moves_only_selected_codes():
     model, batch = joint(codebook_update="hard", uncertainty="none"), some_batch()
     q = model.quantize(batch)
-    loss = model.recommendation_loss(batch, q, ("target",))
+    loss = model.recommendation_loss(batch, q, ("target",)).loss
     first = torch.autograd.grad(loss, model.tokenizer.rq.codebooks())[0]
     moved = set(first.abs().sum(1).nonzero().flatten().tolist())
     assert moved and moved <= set(q.index[0].tolist())
@@ -350,10 +350,10 @@ def test_the_item_loss_is_the_cross_entropy_of_the_next_item(kind, own):
     model, batch = joint(recommender=kind, item_loss=2.0, item_embedding=own).eval(), some_batch()
     batch = batch._replace(history_BS=batch.history_BS[:, -1:], history_row_BS=batch.history_row_BS[:, -1:])
     with torch.no_grad():
-        with_it = model.recommendation_loss(batch, model.quantize(batch))
+        with_it = model.recommendation_loss(batch, model.quantize(batch)).loss
         score = model.recommender.scorer(lambda item: model.sids.tokens(item).token, batch.history_BS)
         model.recommender.item_loss = 0.0
-        without = model.recommendation_loss(batch, model.quantize(batch))
+        without = model.recommendation_loss(batch, model.quantize(batch)).loss
     want = -score(4, None, None).gather(1, batch.target_B[:, None] - 1).mean()
     assert float(with_it - without) == pytest.approx(2 * float(want), rel=1e-4)
 
@@ -398,7 +398,7 @@ def test_offsets_move_items_not_their_content():
     before = model.quantize(batch).recon
     groups = {group["name"]: group for group in model.param_groups()}
     assert groups["offset"]["lr"] == 0.1 and not any(p is model.tokenizer.offset_Nd for p in groups["id"]["params"])
-    loss = model.recommendation_loss(batch, model.quantize(batch))
+    loss = model.recommendation_loss(batch, model.quantize(batch)).loss
     grad_Nd = torch.autograd.grad(loss, model.tokenizer.offset_Nd)[0]
     touched = set((grad_Nd.abs().sum(1) > 0).nonzero()[:, 0].add(1).tolist())
     assert touched and touched <= set(batch.item_U.tolist())

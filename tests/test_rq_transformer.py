@@ -77,7 +77,8 @@ def test_whole_items_are_scored_alike_in_training_and_search(own):
     """Against sum_l E_l[c_l] (+ own vector) of every item, written out; the last position of each user."""
     net, sids = network(item_loss=1.0, item_embedding=own), table()
     token_UPh = tokens(net, sids, BATCH.item_U)
-    *_, item_RN = net(token_UPh, BATCH, token_UPh, catalogue_NP=sids.token_NP)
+    *_, state_Rh = net(token_UPh, BATCH, token_UPh, state=True)
+    item_RN = net.item_logits(state_Rh, net.catalogue(sids.token_NP, BATCH.item_U, token_UPh))
     score = net.scorer(lambda item: sids.tokens(item).token, BATCH.history_BS)
     torch.testing.assert_close(score(4, None, None), item_RN[[2, 3, 5]].log_softmax(-1))
     vector_BSh = net.encode(net.vectors(token_UPh, BATCH.item_U), BATCH.history_row_BS, BATCH.history_BS)
