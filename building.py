@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 import settings
@@ -28,14 +27,14 @@ from readers.splits import DataOptions
 from recommenders.protocol import Recommender, TokenNetwork
 from retired import upgraded
 from runs import memory
-from runs.exported import read_state
+from runs.exported import check_checkpoint, earlier, read_state
 from settings import Config
 from sids import collisions, lengths
 from sids.behaviour import side_width
 from sids.cut import check_usable, codes_of
 from sids.fit import checkpoint_path, load_state, pretrain
 from sids.search import SearchOptions
-from sids.table import SidOptions, SidTable, Spelling, end_tokens
+from sids.table import SidOptions, SidTable, Spelling, by_count, end_tokens
 from sids.tokenizer import CodeOptions
 from utils import Problem, check_weights, is_file, load_weights, log, one_line, shortened, shown
 from vq import QuantizerOptions
@@ -78,7 +77,10 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
             fitting(spelling_of(cfg, data.n_items))
         width, content_ND = cfg[CodeOptions].semantic_hidden_size, read_embeddings(data)
         if width is not None and width != content_ND.shape[1]:
-            raise Problem(f"semantic_hidden_size: {width}, but {data.embedding_path} has width {content_ND.shape[1]}")
+            raise Problem(
+                f"semantic_hidden_size: {width}, but {data.embedding_path} has width {content_ND.shape[1]}; drop the "
+                "option"
+            )
         check_sizes(cfg, data.n_items, content_ND.shape[1])
         return data
     check_sizes(cfg, data.n_items)
@@ -196,7 +198,7 @@ def build_model(cfg: Config, data: Dataset) -> Built:
     if (start := settings.flat(cfg).get("start_from")) is not None:
         warm_start(start, model, data)
     if cfg[SidOptions].shared and cfg[SidOptions].group_order == "popularity":
-        order_N = np.argsort(-data.popularity[1:], kind="stable") + 1
+        order_N = by_count(data.popularity[1:]) + 1
         model.order_N.copy_(torch.from_numpy(order_N))  # type: ignore[attr-defined]
     return Built(model, tokenizer)
 
@@ -247,17 +249,6 @@ def empty_model(cfg: Config, n_items: int, n_input: int = 0, code_NT: torch.Tens
     else:
         made = part(MODELS["frozen"])(cfg, network_of(cfg, n_items, spelling), n_items, spelling)
     return made
-
-
-def earlier(key: str, path: str, data: Dataset) -> dict[str, Any]:
-    """The checkpoint that an option names to go on from; Problem when it is of other data."""
-    state = read_state(path)
-    check_checkpoint(path, state)
-    if state["items"] != data.catalogue.ids:
-        raise Problem(f"{key}: {path} was trained on another catalogue")
-    if state.get("split", data.split_hash) != data.split_hash:
-        raise Problem(f"{key}: {path} was trained on other interactions or another split; it may know the targets")
-    return state
 
 
 def warm_start(path: str, model: Recommender, data: Dataset) -> None:
@@ -361,20 +352,6 @@ def check_plausible(path: str | Path, sizes: Mapping[str, tuple[int, ...]], mode
     if sum(map(math.prod, lacking.values())) > sum(map(math.prod, held.values())):
         what = f"{len(lacking)} tensors are missing, first {next(iter(lacking))}"
         raise Problem(f"{path}: does not fit its configuration ({what}); use another checkpoint")
-
-
-def check_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Problem when a file is not a checkpoint of a training."""
-    if missing := [k for k in ("model", "config", "items", "titles") if k not in state]:
-        raise Problem(f"{path}: not a checkpoint of main.py, {missing[0]!r} is missing")
-    ids, titles = state["items"], state["titles"]
-    lists = isinstance(ids, list) and isinstance(titles, list) and len(ids) == len(titles)
-    if not lists or not all(isinstance(text, str) for text in [*ids, *titles]):
-        raise Problem(f"{path}: not a checkpoint of main.py, its items are not a list of names")
-    if len(set(ids)) != len(ids):
-        raise Problem(f"{path}: names an item twice; use another checkpoint")
-    if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
-        raise Problem(f"{path}: not a checkpoint of main.py, its config or model is not a dictionary")
 
 
 # ---------------------------------------------------------------- sizes, before anything is made

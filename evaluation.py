@@ -31,7 +31,13 @@ class Evaluation:
 
 
 class NotFinite(Problem):
-    """Scores that rank nothing; met by all processes alike."""
+    """Scores that rank nothing; met by all processes alike. what: which ones they are."""
+
+    def __init__(self, title: str, what: str) -> None:
+        super().__init__(
+            f"{title}: {what} are not finite: weights or embeddings are too large; lower the learning rates"
+        )
+        self.what = what
 
 
 @torch.inference_mode()
@@ -74,10 +80,7 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
     coverage = {i + 1: float(c) for i, c in enumerate(covered)}
     rank = rank_M.long().cpu()
     if lost := int(rank[1].sum()):
-        raise NotFinite(
-            f"{title}: the scores of {lost} of {len(split)} users are not finite: weights or embeddings are too large; "
-            "lower the learning rates"
-        )
+        raise NotFinite(title, f"the scores of {lost} of {len(split)} users")
     figures = metrics.summarise(rank[0], e.metrics, coverage)
     figures[f"coverage@{top}"] = coverage[top]
     for name, of_group in zip(groups, rank[2:], strict=True):

@@ -5,10 +5,12 @@
   python main.py recommend --checkpoint myckpt/.../best_model.pth --history itemA,itemB [--k 10] [--allow items.txt]
   python main.py recommend --checkpoint myckpt/.../best_model.pth --users FILE.inter --output recs.parquet
 
---help lists every option, --dry_run checks everything and prints the resolved configuration.
+--help lists every option (evaluate and recommend have their own), --dry_run checks everything and prints the resolved
+configuration.
 """
 
 import csv
+import inspect
 import io
 import logging
 import os
@@ -351,7 +353,9 @@ def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dic
 
 
 def command_evaluate(argv: list[str]) -> None:
-    """`main.py evaluate`: the figures of a checkpoint on a split, counted as a look at the test set."""
+    """`main.py evaluate --checkpoint FILE [--split test|valid] [--key=value ...]`: the figures of a checkpoint on a
+    split; those of the test set are counted as a look at it.
+    """
     given, overrides = split_off(argv, ["checkpoint", "split"])
     if "checkpoint" not in given:
         raise Problem("evaluate: needs --checkpoint myckpt/.../best_model.pth")
@@ -364,11 +368,11 @@ def command_evaluate(argv: list[str]) -> None:
     data = read_dataset(cfg[DataOptions])
     if data.catalogue.ids != loaded.items:
         where = f"{cfg[DataOptions].dataset!r} in {cfg[DataOptions].data_path}"
-        raise Problem(f"{path}: was trained on another catalogue than {where}")
+        raise Problem(f"{path}: was trained on another catalogue than {where}; name its own by --dataset, --data_path")
     if loaded.split_hash not in (None, data.split_hash):
         raise Problem(
             f"{path}: was trained on other interactions or another split; what is the {split} part now may "
-            "have been learned from"
+            "have been learned from; use the data and the split options of its config.yaml"
         )
     run = RunFolder(folder_of(path))
     if split == "test" and acc.is_main_process:
@@ -389,26 +393,24 @@ def count_look(run: RunFolder) -> None:
 
 
 def command_recommend(argv: list[str]) -> None:
-    """`main.py recommend`: the best items for a history, with titles where they are known; with --users FILE.inter
-    those of every user, into a file.
+    """`main.py recommend --checkpoint FILE --history itemA,itemB [--k 10] [--key=value ...]`: the best items for a
+    history, with titles where they are known; with --users FILE.inter --output FILE those of every user, into a file.
 
-    --allow FILE restricts them to the items of a file, one id a line (what is in stock, a category; --among is its
-    older name); --deny FILE leaves out others.
+    --allow FILE restricts them to the items of a file, one id a line (what is in stock, a category); --deny FILE leaves
+    out others. --key=value: options of training that may differ from it, as --num_beams=50.
     """
-    given, overrides = split_off(argv, ["checkpoint", "history", "users", "output", "k", "among", "allow", "deny"])
+    given, overrides = split_off(argv, ["checkpoint", "history", "users", "output", "k", "allow", "deny"])
     if "checkpoint" not in given or ("history" in given) == ("users" in given):
         raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB, or --users FILE.inter")
     if ("users" in given) != ("output" in given):
         raise Problem("recommend: --users FILE.inter and --output FILE (.parquet, .csv, .jsonl) go together")
-    if "among" in given and "allow" in given:
-        raise Problem("--among: is --allow by its older name; drop one of the two")
     k = whole_number(given.get("k", "10"))
     if not k:
         raise Problem(f"--k: expected a whole number from 1, got {quoted(given['k'])}")
     loaded = load(given["checkpoint"], overrides)
     lists = {name: trimmed(read_lines(given[name]), loaded.number, f"--{name} {given[name]}")
-             for name in ("among", "allow", "deny") if name in given}  # fmt: skip
-    allow, deny = lists.get("allow", lists.get("among")), lists.get("deny", [])
+             for name in ("allow", "deny") if name in given}  # fmt: skip
+    allow, deny = lists.get("allow"), lists.get("deny", [])
     if "users" in given:
         recommend_users(loaded, given, k, allow, deny)
         return
@@ -479,8 +481,12 @@ COMMANDS = {"evaluate": command_evaluate, "recommend": command_recommend}
 
 
 def main(argv: list[str]) -> None:
-    if argv and argv[0] in COMMANDS and not {"--help", "-h"} & set(argv):
-        COMMANDS[argv[0]](argv[1:])
+    if argv and argv[0] in COMMANDS:
+        command = COMMANDS[argv[0]]
+        if {"--help", "-h"} & set(argv):
+            print(inspect.cleandoc(command.__doc__ or ""))
+        else:
+            command(argv[1:])
         return
     run = train(configuration(argv, __doc__, check_training))
     if "DIGER_PROCESSES" not in os.environ:  # else the run script says it, once

@@ -31,9 +31,6 @@ class EvalOptions:
             raise Problem(f"valid_metric: {quoted(self.valid_metric)} is not among metrics {self.metrics}")
 
 
-METRICS = ("recall", "hr", "ndcg", "mrr", "coverage")
-
-
 def cutoff(metric: str) -> int:
     """The k of `recall@k`; Problem for anything that is not a metric."""
     name, _, k = metric.partition("@")
@@ -75,6 +72,7 @@ def mrr(rank_B: Tensor, k: int) -> Tensor:
 
 
 PER_USER = {"recall": recall, "hr": recall, "ndcg": ndcg, "mrr": mrr}
+METRICS = (*PER_USER, "coverage")
 
 
 def per_user(name: str, rank_B: Tensor) -> Tensor:
@@ -98,6 +96,11 @@ def summarise(rank_B: Tensor, names: list[str], coverage: dict[int, float] | Non
         elif coverage is not None:
             found[name] = coverage[k]
     return found
+
+
+def half_interval(x_B: Tensor) -> float:
+    """Half of the 95 % interval of a mean over users; 0 where one alone tells nothing."""
+    return 1.96 * float(x_B.std()) / len(x_B) ** 0.5 if len(x_B) > 1 else 0.0
 
 
 def paired_difference(ours_B: Tensor, theirs_B: Tensor) -> tuple[float, float]:

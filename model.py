@@ -195,9 +195,9 @@ class GenerativeModel(nn.Module):
             open_UP = self.legal.open(batch.item_U)
 
         terms, places, weight, state_Rh = [], len(self.sids.vocabulary), self.recommender.item_loss, None
-        ways = (open_UP, real_UP) if self.uneven else (open_UP,)
-        state = state or weight > 0
-        for place, score_RV in enumerate(self.recommender(history_UPh, batch, teacher_UPh, *ways, state=state)):
+        ways = open_UP, real_UP if self.uneven else None
+        said = self.recommender(history_UPh, batch, teacher_UPh, *ways, state=state or weight > 0)
+        for place, score_RV in enumerate(said):
             if place == places:
                 state_Rh = score_RV
                 continue

@@ -266,7 +266,7 @@ class Fit:
         and however the epoch's batches are cut.
         """
         seed, split = self.cfg[DataOptions].seed, self.train_split
-        random = np.random.default_rng([seed, max(self.progress.epoch, 0), 11])
+        random = np.random.default_rng([seed, self.progress.epoch, 11])
         rows = random.permutation(len(split))[:PROBED]
         rows = rows[np.argsort(split.lengths(self.shape.longest, rows), kind="stable")]
         shape = replace(self.shape, processes=1, rank=0, accumulation=1, tokens=PROBE_TOKENS)
@@ -375,7 +375,7 @@ class Fit:
                 self.run.drop_state(p.step)
             when = f"epoch {max(p.epoch, 0)}, after step {p.step}"
             raise Problem(f"{when}: {what} not finite; nothing of it was saved; {remedy}")
-        raise AssertionError("alike lets nobody pass")
+        raise AssertionError("fail_together lets nobody pass")
 
     def _means(self) -> dict[str, float]:
         """Epoch means over samples and processes; figures of the first batch stay as they are."""
@@ -391,7 +391,7 @@ class Fit:
         try:
             found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}")
         except NotFinite as e:
-            self._diverged(str(e).partition(": ")[2].partition(" not finite")[0])
+            self._diverged(f"{e.what} are")
         score, p.looked = found.figures[self.cfg[EvalOptions].valid_metric], p.epoch
         if score > p.best:
             p.best, p.best_epoch = score, p.epoch

@@ -84,10 +84,13 @@ class Uncertainty(nn.Module):
     def after_step(self, all_reduce: AllReduce) -> None:
         """Once per optimizer step, on every process alike."""
 
+    def anneals(self) -> bool:
+        return self.cfg.use_tau_annealing
+
     def tau(self, step: Tensor) -> Tensor | float:
-        """Temperature at an optimizer step; falls only with `use_tau_annealing`."""
+        """Temperature at an optimizer step; falls only where the strategy anneals."""
         c = self.cfg
-        if not (c.use_tau_annealing or c.uncertainty == "tau_annealing"):
+        if not self.anneals():
             return c.gumbel_tau
         return (c.tau_anneal_init * torch.exp(-c.tau_anneal_rate * step)).clamp(min=c.tau_anneal_min)
 
@@ -109,6 +112,11 @@ class NoNoise(Uncertainty):
 class Gaussian(Uncertainty):
     def noise(self, u: Tensor) -> Tensor:
         return gaussian(u)
+
+
+class TauAnnealing(Uncertainty):
+    def anneals(self) -> bool:
+        return True
 
 
 class FrqUD(Uncertainty):
@@ -219,7 +227,7 @@ STRATEGIES: dict[str, type[Uncertainty]] = {
     "none": NoNoise,
     "gumbel": Uncertainty,
     "gaussian": Gaussian,
-    "tau_annealing": Uncertainty,
+    "tau_annealing": TauAnnealing,
     "frqud": FrqUD,
     "sdud": SDUD,
     "frqud_sdud": FrqSDUD,

@@ -49,9 +49,9 @@ def shortened(text: object, most: int = 200) -> str:
     return found if len(found) <= most else f"{found[:most]}..."
 
 
-def quoted(text: object, most: int = 200) -> str:
+def quoted(text: object) -> str:
     """The same in quotes, or as Python writes what is no text."""
-    return repr(shortened(text, most)) if isinstance(text, str) else shown(text, most)
+    return repr(shortened(text)) if isinstance(text, str) else shown(text)
 
 
 def whole_number(text: str) -> int | None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import MLP, counter_uniform, distance, kmeans, sinkhorn
+from layers import MLP, Distance, counter_uniform, distance, kmeans, sinkhorn
 from settings import option
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.codebooks import Upkeep, UpkeepOptions
@@ -30,7 +30,7 @@ class RQVAEOptions(BehaviourOptions, UpkeepOptions):
     e_dim: int = option(256, "width d of latents and codebooks", ge=1)
     layers: list[int] = option([2048, 1024, 512], "hidden widths of the encoder MLP (the decoder mirrors them)", ge=1)
     beta: float = option(0.25, "weight of the commitment term in the VQ loss", ge=0)
-    dist: Literal["l2", "cos", "dot"] = option("l2", "distance between residual and code")
+    dist: Distance = option("l2", "distance between residual and code")
     dropout_prob: float = option(0.0, "dropout in the tokenizer's MLPs", ge=0, le=0.9)
     sk_epsilons: list[float] = option([0.003, 0.003, 0.003], "entropy weight of Sinkhorn per level; 0 = arg-min", ge=0)
     sk_iters: int = option(50, "Sinkhorn iterations", ge=1)
@@ -178,7 +178,8 @@ class RQVAE(ContentTokenizer):
     @torch.no_grad()
     def distances_of(self, content_ND: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
         """Distances of a catalogue's residuals to the codes of any level, after any codes before it."""
-        return residual_distances(self.latent(content_ND).cpu(), [c.detach().cpu() for c in self.rq.codebooks()])
+        books = [c.detach().cpu() for c in self.rq.codebooks()]
+        return residual_distances(self.latent(content_ND).cpu(), books, self.cfg.dist)
 
     # ---- pre-training
 
@@ -258,7 +259,7 @@ class RQVAE(ContentTokenizer):
         for codebook in self.rq.codebooks():
             centres = kmeans(r.cpu().numpy(), len(codebook), iterations, seed)
             codebook.copy_(torch.from_numpy(centres))
-            r = r - codebook[distance(r, codebook).argmin(1)]
+            r = r - codebook[distance(r, codebook, self.cfg.dist).argmin(1)]
 
     def n_linears(self) -> int:
         return len(self.cfg.layers) + 1

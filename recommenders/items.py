@@ -251,8 +251,3 @@ class SequenceModel(nn.Module, ABC):
 
     def working_numbers(self, B: int, S: int, users: int) -> dict[str, int]:
         return {}
-
-
-def n_items(state: dict[str, Any], extra: int = 1) -> int:
-    """Items of a saved model; extra: rows of its item table that are none."""
-    return len(state["encoder.items.weight"]) - extra

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from readers.dataset import Dataset
 from readers.files import json_lines
 from utils import Problem, one_line, read_checkpoint, read_json, regular_file, write_atomic, write_json, write_text
 
@@ -75,3 +76,31 @@ def read_state(path: str | Path) -> dict[str, Any]:
 def folder_of(path: str | Path) -> Path:
     """The folder that a checkpoint stands in, or that it is."""
     return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
+def earlier(key: str, path: str, data: Dataset) -> dict[str, Any]:
+    """The checkpoint that an option names to go on from; Problem when it is of other data."""
+    state = read_state(path)
+    check_checkpoint(path, state)
+    if state["items"] != data.catalogue.ids:
+        raise Problem(f"{key}: {path} was trained on another catalogue; name one of this --dataset")
+    if state.get("split", data.split_hash) != data.split_hash:
+        raise Problem(
+            f"{key}: {path} was trained on other interactions or another split; it may know the targets; name one of "
+            "the same data and split options"
+        )
+    return state
+
+
+def check_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Problem when a file is not a checkpoint of a training."""
+    if missing := [k for k in ("model", "config", "items", "titles") if k not in state]:
+        raise Problem(f"{path}: not a checkpoint of main.py, {missing[0]!r} is missing; use another file")
+    ids, titles = state["items"], state["titles"]
+    lists = isinstance(ids, list) and isinstance(titles, list) and len(ids) == len(titles)
+    if not lists or not all(isinstance(text, str) for text in [*ids, *titles]):
+        raise Problem(f"{path}: not a checkpoint of main.py, its items are not a list of names; use another file")
+    if len(set(ids)) != len(ids):
+        raise Problem(f"{path}: names an item twice; use another checkpoint")
+    if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
+        raise Problem(f"{path}: not a checkpoint of main.py, its config or model is not a dictionary; use another file")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import settings
-from metrics import is_per_user, paired_difference, per_user
+from metrics import half_interval, is_per_user, paired_difference, per_user
 from retired import upgraded
 from runs import charts
 from runs.charts import escaped
@@ -160,9 +160,8 @@ def metrics_table(runs: Sequence[Finished]) -> str:
 
 def _cell(run: Finished, base: Finished, metric: str) -> str:
     ours, theirs = (per_user(metric, torch.from_numpy(r.rank[1])) for r in (run, base))
-    half = 1.96 * float(ours.std()) / len(ours) ** 0.5 if len(ours) > 1 else 0.0
     z = f" z&nbsp;{paired_difference(ours, theirs)[1]:+.1f}" if run is not base else ""
-    return f"{float(ours.mean()):.4f}&nbsp;±{half:.4f}{z}"
+    return f"{float(ours.mean()):.4f}&nbsp;±{half_interval(ours):.4f}{z}"
 
 
 def protocol_card(runs: Sequence[Finished]) -> str:

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 
 import settings
 from readers.splits import DataOptions
-from runs.folder import RunOptions
+from runs.folder import TRACKERS, RunOptions
 from settings import Config
 from utils import Problem, log, one_line
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # tracker -> what it needs
+PACKAGES = tuple(name for name in TRACKERS if name not in ("auto", "none"))  # each by the name of its package
 PROJECT = "diger"
 OnEpoch = Callable[[dict[str, Any], bool], None]
 
@@ -26,9 +26,9 @@ OnEpoch = Callable[[dict[str, Any], bool], None]
 def wanted(cfg: Config) -> list[str]:
     """The trackers of a run; Problem when one that is named is not installed. `auto`: TensorBoard where it is."""
     asked = [name for name in cfg[RunOptions].trackers if name != "none"]
-    there = {name: importlib.util.find_spec(package) is not None for name, package in PACKAGES.items()}
+    there = {name: importlib.util.find_spec(name) is not None for name in PACKAGES}
     if lacking := [name for name in asked if not there.get(name, True)]:
-        raise Problem(f"trackers: {lacking[0]} is not installed; pip install {PACKAGES[lacking[0]]}, or leave it out")
+        raise Problem(f"trackers: {lacking[0]} is not installed; pip install {lacking[0]}, or leave it out")
     names = ["tensorboard" if name == "auto" else name for name in asked if name != "auto" or there["tensorboard"]]
     return list(dict.fromkeys(names))
 

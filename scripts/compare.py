@@ -29,7 +29,7 @@ import main
 import methods
 import settings
 from evaluation import evaluate
-from metrics import EvalOptions, is_per_user, paired_difference, per_user
+from metrics import EvalOptions, half_interval, is_per_user, paired_difference, per_user
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -75,9 +75,8 @@ class Row:
         """Mean, half of the 95 % interval over users, z against another row, mean of each seed."""
         ours = self.per_user(metric)
         seeds = [float(per_user(metric, torch.from_numpy(r)).mean()) for r in self.rank]
-        half = 1.96 * float(ours.std()) / len(ours) ** 0.5 if len(ours) > 1 else 0.0
         z = paired_difference(ours, base.per_user(metric))[1]
-        return {"mean": float(ours.mean()), "interval": half, "z": z, "seeds": seeds}
+        return {"mean": float(ours.mean()), "interval": half_interval(ours), "z": z, "seeds": seeds}
 
     def coverage(self, metric: str) -> float:
         return float(np.mean([f[metric] for f in self.figures]))

@@ -39,7 +39,7 @@ from scripts.cut_study import CONTROLS
 from settings import Config
 from sids.cut import codes_of, relieve, shares, shorten
 from sids.files import spelled
-from sids.lengths import HEAD, by_tenth, figures
+from sids.lengths import by_tenth, figures, is_head
 from sids.table import SidOptions, SidTable, ended
 from sids.tokenizer import CodeOptions
 from utils import Problem, as_command, digest, keep_freed_memory, log, log_to, write_json, write_text
@@ -139,9 +139,7 @@ def of_run(run: RunFolder, arm: Arm, data: Dataset) -> dict[str, float]:
     results, count_N = run.results(), data.popularity[1:]
     model: Any = building.restore(run.best).model
     ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run, ["ndcg@10"])[1])).numpy()
-    head_N = np.zeros(len(count_N), bool)
-    head_N[np.argsort(-count_N, kind="stable")[: round(HEAD * len(count_N))]] = True
-    head = head_N[data.test.targets - 1]
+    head = is_head(count_N)[data.test.targets - 1]
     seconds = [row["seconds"] for row in run.rows()]
     assert abs(float(shares(count_N) @ model.item_tokens) - sids["tokens_per_event"]) < 1e-6
     tenths = {f"codes of tenth {i}": x for i, x in enumerate(by_tenth(model.item_tokens - 1, count_N), 1)}

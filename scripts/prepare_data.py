@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 
 import settings
+from readers.dataset import SPLITS
 from readers.layouts import read_dataset
 from readers.splits import SHORTEST, DataOptions
 from utils import Problem, log, log_to, problems_exit_2, quoted, shortened, write_array, write_json, write_text
@@ -159,7 +160,7 @@ def split_counts(folder: Path, layout: str, cfg: "PrepareOptions") -> dict[str, 
     except Problem as e:
         log.warning(f"not to be trained on as it is: {str(e).replace(str(folder.parent), '...')}")
         return {"problem": str(e).replace(str(folder), folder.name)}
-    return {name: len(found.split(name)) for name in ("train", "valid", "test")}
+    return {name: len(found.split(name)) for name in SPLITS}
 
 
 def preset(name: str, items: int, samples: int, cfg: "PrepareOptions", *, drop: bool) -> str:

@@ -28,7 +28,7 @@ import building
 import main
 import methods
 import settings
-from metrics import cutoff, paired_difference, per_user
+from metrics import cutoff, half_interval, paired_difference, per_user
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -217,10 +217,9 @@ def _left(clock: float, done: int, total: int) -> str:
 def summary(outcome: Outcome, metric: str) -> dict[str, Any]:
     """Mean, half of the 95 % interval over users, and each seed's mean."""
     ours = outcome.per_user(metric)
-    half = CERTAIN * float(ours.std()) / len(ours) ** 0.5 if len(ours) > 1 else 0.0
     return {
         "mean": float(ours.mean()),
-        "interval": half,
+        "interval": half_interval(ours),
         "seeds": [float(outcome.of_seed(metric, seed).mean()) for seed in outcome.ranks],
     }
 

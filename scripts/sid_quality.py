@@ -24,10 +24,11 @@ import building
 import main
 import methods
 import settings
-from metrics import paired_difference
+from metrics import half_interval, paired_difference
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from runs.exported import read_folder
 from sids import lengths, quality
 from sids.files import read_index
 from sids.fit import load_state
@@ -53,7 +54,7 @@ def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Su
         return checked(path, Subject(read_index(path, sizes, ids), None, data))
     if sizes is not None:
         raise Problem(f"--sizes: {path} says itself how many codes it has; drop the option")
-    state = read_checkpoint(path, allow=(Namespace,))
+    state = read_folder(path) if path.is_dir() else read_checkpoint(path, allow=(Namespace,))
     if "state_dict" in state:
         return of_tokenizer(path, state, read_data(settings.parse_overrides(data_words)))
     cfg, model, _ = building.restore(path, data_words)
@@ -127,8 +128,7 @@ def differences(found: Subject, old: Subject, queries: str) -> quality.Figures:
     for name in (n for n in ours if n in theirs and n != "raw"):
         a, b = (torch.from_numpy(quality.hits(views[name], asked, 30)) for views in (ours, theirs))
         mean, z = paired_difference(a, b)
-        half = 1.96 * float((a - b).std()) / len(a) ** 0.5
-        told |= {f"{name} hit@30 gain": mean, f"{name} hit@30 +-": half, f"{name} hit@30 z": z}
+        told |= {f"{name} hit@30 gain": mean, f"{name} hit@30 +-": half_interval(a - b), f"{name} hit@30 z": z}
     return told
 
 

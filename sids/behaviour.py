@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layers import distance
+from layers import Distance, distance
 from readers.dataset import Dataset
+from runs.exported import earlier
 from settings import option
 from sids.pairs import PairOptions, Pairs, pairs_of
 from sids.tokenizer import CodeOptions, Joined, Source, in_pieces
-from utils import Problem, log, read_checkpoint, shown
+from utils import Problem, log, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +112,14 @@ class ContentTokenizer(nn.Module):
         return content_ND if self.side is None else self.side.join(content_ND)
 
 
-def residual_distances(z_Nd: Tensor, books: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """(rows [n], their codes on the first l levels [n, l]) -> squared distances of what is left to level l, [n, K]."""
+def residual_distances(z_Nd: Tensor, books: list[Tensor], kind: Distance = "l2") -> Callable[[Tensor, Tensor], Tensor]:
+    """(rows [n], their codes on the first l levels [n, l]) -> distances of what is left to level l, [n, K]."""
 
     def of(rows: Tensor, prefix_nl: Tensor) -> Tensor:
         left = z_Nd[rows]
         for book, code in zip(books, prefix_nl.unbind(1), strict=False):
             left = left - book[code]
-        return distance(left, books[prefix_nl.shape[1]])
+        return distance(left, books[prefix_nl.shape[1]], kind)
 
     return of
 
@@ -162,16 +163,11 @@ def vectors_of(cfg: CodeOptions, data: Dataset) -> np.ndarray | None:
     path = cfg.vectors_from if isinstance(cfg, BehaviourOptions) else None
     if path is None:
         return None
-    state = read_checkpoint(path)
-    method = state.get("config", {}).get("method") if isinstance(state.get("config"), dict) else None
+    state = earlier("vectors_from", path, data)
+    method = state["config"].get("method")
     if method != "sasrec":
         raise Problem(f"vectors_from: {path} is of {shown(method)}; only a sasrec run has the vectors that are meant")
-    if state.get("items") != data.catalogue.ids:
-        raise Problem(f"vectors_from: {path} was trained on another catalogue")
-    if state.get("split") != data.split_hash:
-        raise Problem(f"vectors_from: {path} was trained on other interactions or another split; it may know targets")
-    model = state.get("model")
-    table = model.get("encoder.items.weight") if isinstance(model, dict) else None
+    table = state["model"].get("encoder.items.weight")
     if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
         raise Problem(f"vectors_from: {path} holds no item vectors")
     if len(table) != data.n_items + 1 or not torch.isfinite(table).all():

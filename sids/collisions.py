@@ -8,7 +8,6 @@ Shape letters: N items, L levels, K codes of a level, U items without a place.
 """
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sids.search import sid_key
 from sids.table import SidOptions
 from utils import Problem, log
 
@@ -47,7 +47,7 @@ def resolve(
     who rank it best, then the smaller index. Where a prefix is full, the next nearest code before the last is tried
     (fallback); Problem names the prefix where nothing is left.
     """
-    key_N, weight = _keys(code_NL, sizes)
+    key_N, weight = sid_key(code_NL, list(sizes)), sizes[-1]
     lost = _without_place(code_NL, key_N, cap, distances)
     rank_N = torch.zeros(len(code_NL), dtype=torch.long)
     if not len(lost):
@@ -71,16 +71,6 @@ def resolve(
         after_U[homeless] = _elsewhere(code_NL, before_NL, lost[homeless], cap, distances)
         rank_N[lost[homeless]] = -1
     return Resolved(code_NL, rank_N, rounds, float((after_U - before_U).double().sum()) / len(code_NL))
-
-
-def _keys(code_NL: Tensor, sizes: Sequence[int]) -> tuple[Tensor, int]:
-    """(a number a SID [N], codes of the last level): the number without its last place is the prefix's."""
-    if math.prod(sizes) >= 2**63:
-        raise ValueError(f"levels of {tuple(sizes)} codes: more than 63 bits together")
-    key_N = torch.zeros(len(code_NL), dtype=torch.long)
-    for level, k in enumerate(sizes):
-        key_N = key_N * k + code_NL[:, level]
-    return key_N, sizes[-1]
 
 
 def _without_place(code_NL: Tensor, key_N: Tensor, cap: int, distances: Distances) -> Tensor:

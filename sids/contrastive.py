@@ -96,13 +96,13 @@ class Adjacency:
 class Excluded(NamedTuple):
     """What is no negative of each row, [B, B] bool each, false on the diagonal: candidates right or left."""
 
-    left_right: Tensor
-    right_left: Tensor
-    left_left: Tensor
-    right_right: Tensor
+    left_right: Tensor | None = None
+    right_left: Tensor | None = None
+    left_left: Tensor | None = None
+    right_right: Tensor | None = None
 
 
-def excluded(pair_B2: Tensor, adjacency: Adjacency | None) -> Excluded:
+def excluded(pair_B2: Tensor, adjacency: Adjacency | None, device: torch.device | str = "cpu") -> Excluded:
     """Candidates that are the row's own item, its partner, or (with an adjacency) any known partner of it."""
     item_U, place = np.unique(pair_B2.numpy(), return_inverse=True)
     left, right = torch.from_numpy(place.reshape(-1, 2)).unbind(1)
@@ -111,7 +111,7 @@ def excluded(pair_B2: Tensor, adjacency: Adjacency | None) -> Excluded:
 
     def mask(query: Tensor, partner: Tensor, candidate: Tensor) -> Tensor:
         found = known_UU[query][:, candidate] | same_UU[partner][:, candidate]
-        return found.fill_diagonal_(False)
+        return found.fill_diagonal_(False).to(device)
 
     return Excluded(
         mask(left, right, right), mask(right, left, left), mask(left, left, left), mask(right, right, right)
@@ -145,11 +145,11 @@ def contrastive_loss(
     2.
     """
     a, b, x, y = (F.normalize(t, dim=1) for t in (*output, *inputs))
-    across, own = (None, None, None, None) if no is None else no, 2
+    no = no or Excluded()
     sides = {
-        "self": ((a, b, across[0]), (b, a, across[1])),
-        "ori": ((a, y, across[0]), (b, x, across[1])),
-        "cl": ((a, x, across[own]), (b, y, across[own + 1])),
+        "self": ((a, b, no.left_right), (b, a, no.right_left)),
+        "ori": ((a, y, no.left_right), (b, x, no.right_left)),
+        "cl": ((a, x, no.left_left), (b, y, no.right_right)),
     }
     terms, found = {}, []
     for name, s in scale.items():
@@ -226,8 +226,7 @@ class ContrastiveRQVAE(RQVAE):
         out_Nd, vq, _ = self.straight_through(z_Nd, self.cfg.rqvae_assignment)
         output = self.decoder(out_Nd) if self.cfg.contrastive_at == "decoded" else z_Nd
         scale = dict(zip(self.cfg.contrastive_terms, self.theta.exp(), strict=True))
-        no = excluded(pair_B2.cpu(), self._adjacency) if self.cfg.mask_known_positives else None
-        no = None if no is None else Excluded(*(mask.to(x_ND.device) for mask in no))
+        no = excluded(pair_B2.cpu(), self._adjacency, x_ND.device) if self.cfg.mask_known_positives else None
         left_right, inputs = output.chunk(2), x_ND.chunk(2)
         return contrastive_loss((left_right[0], left_right[1]), (inputs[0], inputs[1]), scale, no), vq
 

@@ -144,11 +144,6 @@ def terms(d_BT: Tensor, kl_BT: Tensor, logq_BT: Tensor, *, floor: float, free_bi
     )
 
 
-def log_z(price: float, places: int) -> float:
-    """ln sum_l exp(-price l), l = 1 ... T: what the length term lacks to be a KL."""
-    return math.log(sum(math.exp(-price * t) for t in range(1, places + 1)))
-
-
 def lengths_of(logq_BT: Tensor, mode: str = "argmax") -> Tensor:
     """The length [B] of each code; of equal probabilities the shorter."""
     q_BT = logq_BT.exp()

@@ -15,26 +15,27 @@ from torch import Tensor
 from layers import perplexity
 from sids.cut import shares
 from sids.quality import load_figures
-from sids.table import SidTable
+from sids.table import SidTable, by_count
 from utils import log
 
 HEAD = 0.1  # share of the items that count as popular
 Figures = dict[str, Any]
 
 
-def ranks(x_N: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing their mean."""
-    _, place_N, size = np.unique(x_N, return_inverse=True, return_counts=True)
-    found: np.ndarray = (np.cumsum(size) - (size - 1) / 2)[place_N]
-    return found
-
-
 def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float | None:
     """Spearman's rho; None where one of them is the same for all."""
-    x_N, y_N = ranks(x_N), ranks(y_N)
-    if not x_N.std() or not y_N.std():
+    from scipy.stats import spearmanr  # slow to import, and only this needs it
+
+    if np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
         return None
-    return float(np.corrcoef(x_N, y_N)[0, 1])
+    return float(spearmanr(x_N, y_N).statistic)
+
+
+def is_head(count_N: np.ndarray) -> np.ndarray:
+    """Which items are among the most frequent tenth, at least one, [N] bool."""
+    head_N = np.zeros(len(count_N), bool)
+    head_N[by_count(count_N)[: max(1, round(HEAD * len(count_N)))]] = True
+    return head_N
 
 
 def prefix_share(code_NT: np.ndarray) -> float:
@@ -58,9 +59,7 @@ def usage(code_NT: Tensor, sizes: Sequence[int]) -> Figures:
 
 def popularity(length_N: np.ndarray, count_N: np.ndarray) -> Figures:
     """How long the codes are, and of which items."""
-    order_N = np.argsort(-count_N, kind="stable")
-    head = max(1, round(HEAD * len(order_N)))
-    by_length = {}
+    head_N, by_length = is_head(count_N), {}
     for length in np.unique(length_N):
         c = count_N[length_N == length]
         by_length[str(length)] = {
@@ -71,8 +70,8 @@ def popularity(length_N: np.ndarray, count_N: np.ndarray) -> Figures:
     return {
         "length_histogram": np.bincount(length_N)[1:].tolist(),
         "length_entropy": float(-(share[share > 0] * np.log(share[share > 0])).sum()),
-        "length_head": float(length_N[order_N[:head]].mean()),
-        "length_tail": float(length_N[order_N[head:]].mean()) if head < len(order_N) else None,
+        "length_head": float(length_N[head_N].mean()),
+        "length_tail": float(length_N[~head_N].mean()) if not head_N.all() else None,
         "popularity_by_length": by_length,
     }
 
@@ -102,13 +101,12 @@ def figures(code_NT: Tensor, sizes: Sequence[int], count_N: np.ndarray, error_NT
     found: Figures = price(length_N, count_N) | {"total_tokens": int(length_N.sum())}
     if error_NT is not None:
         own_N = error_NT[np.arange(len(length_N)), length_N - 1]
-        order_N = np.argsort(-count_N, kind="stable")
-        head = max(1, round(HEAD * len(order_N)))
+        head_N = is_head(count_N)
         found |= {
             "reconstruction_weighted": float(share_N @ own_N),
             "reconstruction_uniform": float(own_N.mean()),
-            "reconstruction_head": float(own_N[order_N[:head]].mean()),
-            "reconstruction_tail": float(own_N[order_N[head:]].mean()) if head < len(order_N) else None,
+            "reconstruction_head": float(own_N[head_N].mean()),
+            "reconstruction_tail": float(own_N[~head_N].mean()) if not head_N.all() else None,
             "prefix_weighted": (share_N @ error_NT).tolist(),
             "prefix_uniform": error_NT.mean(0).tolist(),
         }

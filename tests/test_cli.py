@@ -185,7 +185,7 @@ def test_recommending_follows_the_end_of_the_history(finished, capsys):
 
 def test_recommending_among_some_items(finished, capsys, tmp_path):
     (tmp_path / "stock.txt").write_text("i7\ni30\n\ni12\n")
-    main.main(["recommend", f"--checkpoint={finished.best}", "--history=i3", f"--among={tmp_path / 'stock.txt'}"])
+    main.main(["recommend", f"--checkpoint={finished.best}", "--history=i3", f"--allow={tmp_path / 'stock.txt'}"])
     assert sorted(re.findall(r"\bi\d+", capsys.readouterr().out)) == ["i12", "i30", "i7"]
 
 
@@ -195,7 +195,7 @@ def test_recommending_among_some_items(finished, capsys, tmp_path):
 def test_recommending_among_a_bad_list(finished, capsys, tmp_path, text, message):
     if text is not None:
         (tmp_path / "stock.txt").write_text(text)
-    args = ["recommend", f"--checkpoint={finished.best}", "--history=i3", f"--among={tmp_path / 'stock.txt'}"]
+    args = ["recommend", f"--checkpoint={finished.best}", "--history=i3", f"--allow={tmp_path / 'stock.txt'}"]
     assert message in fails(capsys, main.main, *args)
 
 

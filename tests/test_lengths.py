@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 
 from layers import kmeans
 from sids import cut, lengths
@@ -85,12 +84,6 @@ def test_collisions_are_counted_in_groups():
     found = figures([(0, 1), (0, 1), (0, 1), (0,), (2, 2), (2, 2)], (1,) * 6)
     assert found["unique_share"] == 0.5 and found["max_group"] == 3
     assert found["colliding_item_share"] == pytest.approx(5 / 6) and found["prefix_share"] == pytest.approx(1 / 6)
-
-
-def test_rank_correlation_agrees_with_scipy():
-    random = np.random.default_rng(0)
-    x, y = random.integers(0, 5, 40), random.integers(0, 9, 40)
-    assert lengths.spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
 
 
 def test_a_careful_start_of_k_means_is_no_worse_and_ignores_what_weighs_nothing():

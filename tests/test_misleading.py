@@ -112,7 +112,7 @@ def test_why_nothing_is_recommended(trained, capsys, monkeypatch, words, message
 
 def test_nothing_is_left(trained, capsys, tmp_path):
     (tmp_path / "some").write_text("i1\ni2\n")
-    words = ["--history=i1,i2", f"--among={tmp_path / 'some'}", "--mask_seen=true"]
+    words = ["--history=i1,i2", f"--allow={tmp_path / 'some'}", "--mask_seen=true"]
     assert "nothing is left" in fails(capsys, main.main, "recommend", f"--checkpoint={trained.best}", *words)
 
 

@@ -435,3 +435,51 @@ def test_golden_loss():
     got = {k: float(v) for k, v in logs.items() if k.startswith("loss")}
     want = {"loss": 2.1491, "loss/rec": 2.0956, "loss/recon": 0.0094, "loss/vq": 0.0440}
     assert got == pytest.approx(want, abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["rq_transformer", "t5", "decoder"])
+def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind):
+    """Written out from its definition; it moves every item's latent, and by the history's road the codebooks."""
+    model, batch = joint(recommender=kind, latent_loss=2.0, lr_offset=0.1).eval(), some_batch()
+    t, head = model.tokenizer, model.latent_head
+    with torch.no_grad():
+        t.offset_Nd += torch.randn_like(t.offset_Nd) * 0.05
+    start_Nd = t.latents() - t.offset_Nd.detach()
+    centred_Nd = start_Nd - start_Nd.mean(0)
+    z_Nd = (centred_Nd + t.offset_Nd) / (centred_Nd**2).mean().sqrt()
+    _, state_Rh = model.recommendation_loss(batch, model.quantize(batch), state=True)
+    item_R = batch.item_U[batch.goals(model.targets)]
+    want = -(head(state_Rh) @ z_Nd.T).log_softmax(1).gather(1, item_R[:, None] - 1).mean()
+    _, logs = model(batch)
+    assert float(logs["loss/latent"]) == pytest.approx(float(want.detach()), rel=1e-5)
+    assert float(logs["loss"] - logs["loss/rec"] - logs["loss/recon"] - logs["loss/vq"]) == pytest.approx(
+        2 * float(want.detach()), rel=1e-4
+    )
+    asked = [t.offset_Nd, *head.parameters(), *t.rq.codebooks()]
+    found = torch.autograd.grad(want, asked, retain_graph=True)
+    got = torch.autograd.grad(model.latent_loss(head(state_Rh), item_R), asked)
+    for mine, theirs in zip(got, found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+        assert mine.abs().sum() > 0
+    assert (got[0].abs().sum(1) > 0).all()
+    dead = joint(recommender=kind, latent_loss=2.0, lr_offset=0.1, gradient="detached")
+    _, state_Rh = dead.recommendation_loss(batch, dead.quantize(batch), dead.roads, state=True)
+    loss = dead.latent_loss(dead.latent_head(state_Rh), item_R)
+    assert codebook_grads(dead, loss) == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["rq_transformer", "t5", "decoder"])
+def test_a_state_has_not_seen_its_target(kind):
+    """Other tokens for the last target of each user leave the states that foretell it as they were."""
+    model, batch = joint(recommender=kind).eval(), some_batch()
+    last_U = ~torch.isin(batch.item_U, batch.history_BS)  # items that are targets alone
+    token_UP = model.sids.tokens(batch.item_U).token
+    token_UPh = model.recommender.embed(model.quantize(batch), token_UP)
+    other_UPh = token_UPh + torch.randn_like(token_UPh) * last_U[:, None, None]
+    assert last_U.any()
+    (*_, want), (*_, got) = (model.recommender(token_UPh, batch, x, state=True) for x in (token_UPh, other_UPh))
+    assert want.shape == (len(batch.goals(model.targets)), 16) and torch.equal(got, want)
+
+
+def test_no_latent_loss_no_head():
+    assert joint().latent_head is None and not [k for k in joint().state_dict() if "latent_head" in k]

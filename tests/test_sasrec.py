@@ -160,7 +160,7 @@ def test_from_the_command_line_to_recommendations(tmp_path, capsys):
     shown = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
     assert len(set(shown)) == 5 and not {"i3", "i4"} & set(shown)
     (tmp_path / "stock.txt").write_text("i3\ni7\ni30\n")
-    stock = f"--among={tmp_path / 'stock.txt'}"
+    stock = f"--allow={tmp_path / 'stock.txt'}"
     main.main(["recommend", f"--checkpoint={run / 'best_model.pth'}", "--history=i3,i4", stock])
     assert {line.split()[2] for line in capsys.readouterr().out.splitlines()} == {"i7", "i30"}  # i3 was seen
 

@@ -55,7 +55,7 @@ RQ = {
     "assignment_forward": "history", "label_prior": "usage",
 }  # fmt: skip
 SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}, "gumbel": RQ,
-         "none": RQ | {"label_prior": "prefix"}}  # fmt: skip
+         "none": RQ | {"label_prior": "prefix", "latent_loss": 1.0, "lr_offset": 1e-3}}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", SPLIT)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import polars as pl
 
+from readers.dataset import SPLITS
 from readers.prepare import Prepared
 from readers.raw.scan import ROW, Part, Raw, SourceOptions, files_of, objects, one
 from utils import Problem, log, quoted, write_json
 
-SPLITS = ("train", "valid", "test")
 LONGEST = 50  # items of a written history, as released
 
 
