@@ -26,7 +26,7 @@ def exact_norm(self: torch.nn.Module, x: Tensor) -> Tensor:
 
 
 def quantize(z, codebooks, scale, noise, tau, beta):
-    """One latent -> (m_1 ... m_L [K] each, |q - z|^2, VQ loss), as method section 2 writes it."""
+    """One latent -> (m_1 ... m_L [K] each, |q - z|^2, VQ loss), as method.md, 3.1, writes it."""
     r, q_sum, vq, chosen = z, torch.zeros_like(z), 0.0, []
     for level, book in enumerate(codebooks):
         a = -scale[level] * ((r - book) ** 2).sum(1)

@@ -196,11 +196,6 @@ def test_a_table_of_the_metrics_that_were_asked_for(tmp_path, capsys):
     assert re.search(r"method \(test\) +hr@10 +mrr@10 +coverage@10 ", capsys.readouterr().out)
 
 
-def test_a_floor_is_no_method_to_train():
-    with pytest.raises(main.Problem, match="sasrec"):
-        methods.check_method("sasrecc")
-
-
 # ---------------------------------------------------------------- learning
 
 

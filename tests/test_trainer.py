@@ -21,7 +21,7 @@ from recommenders.protocol import Found
 from runs import report
 from runs.folder import RunFolder
 from runs.report import epoch_line
-from trainer import Fit, Progress, TrainOptions, learning_rate
+from trainer import Fit, TrainOptions, learning_rate
 from utils import Problem
 
 
@@ -258,11 +258,6 @@ def test_early_stopping_counts_validations_without_progress(ground, tmp_path, mo
     monkeypatch.setattr("trainer.evaluate", lambda *a: Evaluation(np.zeros(60), {"ndcg@10": next(scores)}))
     fit.train()
     assert (fit.progress.epoch, fit.progress.best_epoch, fit.progress.best) == (4, 1, 0.3)
-
-
-def test_progress_survives_a_round_trip():
-    p = Progress(epoch=3, best=0.5)
-    assert Progress(**vars(p)) == p
 
 
 def test_the_epoch_line_is_one_line():

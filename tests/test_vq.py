@@ -8,6 +8,7 @@ import torch
 from conftest import load_rqvae
 
 import methods
+from sids.tokenizer import Source
 from utils import Problem
 from vq import RQVAE, RQVAEOptions, measure_scales
 
@@ -136,8 +137,7 @@ def test_standardized_embeddings_are_centred(tmp_path):
     ]
     model = RQVAE(cfg, 3)
     x = torch.randn(50, 3) * 4 + 2
-    model.get_buffer("shift").copy_(x.mean(0))
-    model.get_buffer("spread").copy_((x - x.mean(0)).std())
+    model.begin(Source(x.numpy(), np.ones(50), None), 50, 0, fresh=True)
     y = model.prepare(x)
     assert torch.allclose(y.mean(0), torch.zeros(3), atol=1e-5) and y.std() == pytest.approx(1, rel=1e-2)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "t.pth")
