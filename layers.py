@@ -1,6 +1,8 @@
-"""Building blocks of the tokenizer: MLP, distances, noise, straight-through, Sinkhorn, k-means.
+"""Building blocks: MLP, dropout and attention of networks; distances, noise, Sinkhorn and k-means of tokenizers; the
+straight-through look-up and the soft label between the two.
 
-Shape letters: U items, K codes of a level, d latent width, h recommender width.
+Shape letters: U items, K codes of a level, d latent width; R rows, P places of a SID, C chosen tokens, h width of a
+recommender.
 """
 
 from collections.abc import Sequence
@@ -366,27 +368,3 @@ def kmeans(
         first_Kd, _ = kmeans_plusplus(x_Ud, n_codes, sample_weight=weight_U, random_state=seed, n_local_trials=trials)
     run.train(x_Ud, weights=weight_U, init_centroids=first_Kd)
     return np.asarray(run.centroids).reshape(n_codes, -1)
-
-
-def suffixes(code_NL: Tensor) -> Tensor:
-    """Number the items that share all codes 0, 1, 2 ... in catalogue order, [N] int64."""
-    _, group_N = code_NL.unique(dim=0, return_inverse=True)
-    order_N = group_N.argsort(stable=True)
-    size_G = group_N.bincount()
-    start_G = size_G.cumsum(0) - size_G
-    rank_N = torch.empty_like(group_N)
-    places = torch.arange(len(group_N), device=group_N.device)
-    rank_N[order_N] = places - start_G[group_N[order_N]]
-    return rank_N
-
-
-def perplexity(code_N: Tensor, n_codes: int) -> tuple[int, float]:
-    """(used codes, exp of the entropy of their usage)."""
-    share_K = code_N.bincount(minlength=n_codes).double() / max(len(code_N), 1)
-    entropy = -torch.xlogy(share_K, share_K).sum()
-    return int((share_K > 0).sum()), float(entropy.exp())
-
-
-def collision_rate(code_NL: Tensor) -> float:
-    """Share of items in excess of the distinct codes: (N - distinct) / N, as published."""
-    return 1 - len(code_NL.unique(dim=0)) / len(code_NL)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from data import Batch
 from layers import rows_of
+from recommenders.blocks import Stack, begin, causal_attention
 from recommenders.protocol import Scorer, scored
-from recommenders.rq_transformer import Stack
 from recommenders.tokens import TokenTables
 from settings import option
 from utils import Problem
@@ -60,35 +60,18 @@ class Decoder(TokenTables):
         self.ages, self.places = nn.Embedding(longest + 1, width), nn.Embedding(len(vocabulary), width)
         self.stack = Stack(width, cfg.d_ff, cfg.decoder_layers, cfg.dropout_rate)
         for module in self.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, 0, 0.02)
-            elif isinstance(module, nn.Linear):
-                nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)
+            begin(module)
 
     def positions(self, token_BSPh: Tensor, newest: int) -> Tensor:
         """Tokens as the stack reads them, [B, S, P, h]; newest: age of the last item, the one to come being 0."""
         age_S = torch.arange(token_BSPh.shape[1] - 1 + newest, newest - 1, -1, device=token_BSPh.device)
         return token_BSPh * self.cfg.d_model**0.5 + self.ages(age_S)[:, None] + self.places.weight
 
-    def heads(self, x_BTh: Tensor) -> Tensor:
-        return x_BTh.unflatten(-1, (self.cfg.num_heads, -1)).transpose(1, 2)
-
     def read(self, x_BTh: Tensor, real_BT: Tensor, keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """Hidden states [B, T, h]; those of positions that are not real mean nothing. keep takes each block's keys and
         values.
         """
-        eye_TT = torch.eye(x_BTh.shape[1], dtype=torch.bool, device=x_BTh.device)  # a row without any key would be NaN
-        allowed = (real_BT[:, None, None] | eye_TT).tril()
-        mask = torch.zeros_like(allowed, dtype=x_BTh.dtype).masked_fill_(~allowed, -torch.inf)
-
-        def attend(qkv_BTx: Tensor) -> Tensor:
-            q, k, v = map(self.heads, qkv_BTx.chunk(3, -1))
-            if keep is not None:
-                keep.append((k, v))
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
-            return y.transpose(1, 2).flatten(2)
-
+        attend = causal_attention(real_BT, self.cfg.num_heads, keep)
         out: Tensor = self.stack(x_BTh, [attend] * len(self.stack.blocks))
         return out
 

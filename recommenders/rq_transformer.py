@@ -7,7 +7,7 @@ Shape letters: B users, S positions, U distinct items of a batch, R rows (real p
 search users * beams), T rows and places that are not left out, P places of a SID, V tokens of a place, h width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,13 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Batch
-from layers import Dropout, depth_attention, rows_of
+from layers import depth_attention, rows_of
+from recommenders.blocks import Stack, begin, causal_attention
 from recommenders.protocol import Scorer, scored
 from recommenders.tokens import TokenTables, WholeItemOptions
 from settings import option
 from utils import Problem
-
-Attend = Callable[[Tensor], Tensor]  # projected queries, keys, values [..., T, 3h] -> [..., T, h]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,38 +37,6 @@ class RQTransformerOptions(WholeItemOptions):
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads:
             raise Problem(f"d_model: {self.d_model} is not divisible by num_heads {self.num_heads}")
-
-
-class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each normalised before (pre-LN)."""
-
-    def __init__(self, width: int, inner: int, dropout: float) -> None:
-        super().__init__()
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, inner), nn.GELU(), Dropout(dropout), nn.Linear(inner, width))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x = x + self.dropout(self.out(attend(self.qkv(self.norms[0](x)))))
-        return x + self.dropout(self.feed(self.norms[1](x)))
-
-
-class Stack(nn.Module):
-    """Blocks and a last norm."""
-
-    def __init__(self, width: int, inner: int, blocks: int, dropout: float) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block(width, inner, dropout) for _ in range(blocks))
-        self.norm, self.dropout = nn.LayerNorm(width), Dropout(dropout)
-
-    def forward(self, x: Tensor, attends: Sequence[Attend]) -> Tensor:
-        """attends: the attention of each block; blocks share one in training and keep one each in a search."""
-        x = self.dropout(x)
-        for block, attend in zip(self.blocks, attends, strict=True):
-            x = block(x, attend)
-        out: Tensor = self.norm(x)
-        return out
 
 
 class RQTransformer(TokenTables):
@@ -100,11 +67,7 @@ class RQTransformer(TokenTables):
         self.n_items, self.item_loss, self.item_rank = n_items, cfg.item_loss, cfg.item_rank
         self.whole = nn.Linear(width, width) if cfg.item_loss else None
         for module in self.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, 0, 0.02)
-            elif isinstance(module, nn.Linear):
-                nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)
+            begin(module)
 
     # ---- items
 
@@ -125,15 +88,7 @@ class RQTransformer(TokenTables):
         size = history_BS.shape[1]
         age_S = torch.arange(size - 1, -1, -1, device=history_BS.device)
         x_BSh = F.embedding(row_BS, vector_Uh) + self.ages(age_S)
-        # everyone may attend to themselves: a row without any key would be NaN
-        allowed = (history_BS > 0)[:, None, None] | torch.eye(size, dtype=torch.bool, device=history_BS.device)
-        mask = torch.zeros_like(allowed, dtype=x_BSh.dtype).masked_fill_(~allowed.tril(), -torch.inf)
-
-        def attend(qkv_BSx: Tensor) -> Tensor:
-            q, k, v = (y.unflatten(-1, (self.cfg.num_heads, -1)).transpose(1, 2) for y in qkv_BSx.chunk(3, -1))
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
-            return y.transpose(1, 2).flatten(2)
-
+        attend = causal_attention(history_BS > 0, self.cfg.num_heads)
         out: Tensor = self.items(x_BSh, [attend] * len(self.items.blocks))
         return out
 

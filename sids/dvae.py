@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import Dropout, depth_attention, gumbel
-from recommenders.rq_transformer import Stack
+from recommenders.blocks import Stack
 from settings import option
 from sids.rq_kmeans import RQKMeans, RQKMeansOptions
 from sids.tokenizer import ROWS, CodeOptions, Source, in_pieces

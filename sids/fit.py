@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import settings
-from layers import collision_rate, perplexity
 from readers.dataset import Dataset
 from readers.splits import DataOptions
 from runs import guard
 from runs.folder import RunOptions
 from settings import Config, option
 from sids.behaviour import vectors_of
+from sids.table import collision_rate, perplexity
 from sids.tokenizer import ROWS, CodeOptions, Source, Tokenizer, in_pieces, is_learned
 from utils import (
     Problem,

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from layers import perplexity
 from sids.cut import shares
 from sids.quality import load_figures
-from sids.table import SidTable, by_count
+from sids.table import SidTable, by_count, perplexity
 from utils import log
 
 HEAD = 0.1  # share of the items that count as popular

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers import perplexity
 from readers.splits import Split
 from sids.pairs import Pairs
-from sids.table import SidTable
+from sids.table import SidTable, perplexity
 from sids.tokenizer import in_pieces
 
 KS = (5, 10, 20, 30, 100)

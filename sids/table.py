@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers import collision_rate, perplexity, suffixes
 from settings import option
 from sids.search import Trie
 from utils import Problem
@@ -231,3 +230,30 @@ class SidTable:
         """Items of each code, level by level."""
         levels = zip(self.code_NT.long().unbind(1), self.sizes, strict=True)
         return [code_N[code_N >= 0].bincount(minlength=size).tolist() for code_N, size in levels]
+
+
+# ---------------------------------------------------------------- figures of codes
+
+
+def suffixes(code_NL: Tensor) -> Tensor:
+    """Number the items that share all codes 0, 1, 2 ... in catalogue order, [N] int64."""
+    _, group_N = code_NL.unique(dim=0, return_inverse=True)
+    order_N = group_N.argsort(stable=True)
+    size_G = group_N.bincount()
+    start_G = size_G.cumsum(0) - size_G
+    rank_N = torch.empty_like(group_N)
+    places = torch.arange(len(group_N), device=group_N.device)
+    rank_N[order_N] = places - start_G[group_N[order_N]]
+    return rank_N
+
+
+def perplexity(code_N: Tensor, n_codes: int) -> tuple[int, float]:
+    """(used codes, exp of the entropy of their usage)."""
+    share_K = code_N.bincount(minlength=n_codes).double() / max(len(code_N), 1)
+    entropy = -torch.xlogy(share_K, share_K).sum()
+    return int((share_K > 0).sum()), float(entropy.exp())
+
+
+def collision_rate(code_NL: Tensor) -> float:
+    """Share of items in excess of the distinct codes: (N - distinct) / N, as published."""
+    return 1 - len(code_NL.unique(dim=0)) / len(code_NL)

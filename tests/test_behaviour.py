@@ -152,7 +152,7 @@ def test_another_file_of_vectors_is_another_tokenizer(place, tmp_path):
         ({"behaviour": "pairs", "behaviour_width": 500}, "behaviour_width: 500 is too wide"),
         ({"behaviour": "vectors", "behaviour_width": 17, "vectors_from": "SASREC"}, "have 16 dimensions; lower it"),
         ({"behaviour": "none", "vectors_from": "SASREC"}, "is read by behaviour: vectors alone"),
-        ({"behaviour": "vectors", "vectors_from": "TOKENIZER"}, "is of None; only a sasrec run"),
+        ({"behaviour": "vectors", "vectors_from": "TOKENIZER"}, "not a checkpoint of main.py, .* is missing"),
         ({"behaviour": "vectors", "vectors_from": "OTHER"}, "was trained on another catalogue"),
         ({"rqvae_path": "TOKENIZER", "behaviour": "pairs"}, "has no behaviour beside the content"),
     ],
@@ -160,7 +160,7 @@ def test_another_file_of_vectors_is_another_tokenizer(place, tmp_path):
 def test_what_cannot_be_joined_is_refused(place, tmp_path, changes, message):
     options, data, sasrec = place
     plain = str(building.train_tokenizer(methods.build(options | {"tokenizer": "rq_kmeans"}), data))
-    torch.save(read_checkpoint(sasrec) | {"items": ["x"]}, tmp_path / "other.pth")
+    torch.save(read_checkpoint(sasrec) | {"items": ["x"], "titles": [""]}, tmp_path / "other.pth")
     names = {"SASREC": str(sasrec), "TOKENIZER": plain, "OTHER": str(tmp_path / "other.pth")}
     changes = {k: names.get(v, v) for k, v in changes.items()}
     with pytest.raises(Problem, match=message):
