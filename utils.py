@@ -16,6 +16,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -256,6 +257,20 @@ def whole_file(path: Path, size: int | None = None) -> Iterator[IO[bytes]]:
             f"{path}: cannot be written ({failed}): {needs}{_free(path.parent)} are free; "
             "make room or choose another folder; what was there before is untouched"
         )
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, aside; then renamed: `out` is there with all that is in it, or not at all."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            draft = Path(scratch) / out.name  # inside the private folder, so that it gets the usual permissions
+            draft.mkdir()
+            yield draft
+            draft.rename(out)
+    except OSError as e:
+        raise Unwritable(f"{out}: cannot be written ({e.strerror or e}); nothing is left of it") from None
 
 
 def _flush_folder(folder: Path) -> None:

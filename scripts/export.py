@@ -7,7 +7,6 @@ this machine are left out of it. --push uploads it as a private repository of th
 `hf auth login`); serve.hub.HubModel.from_pretrained("OWNER/NAME") fetches one.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import main
 from serve.hub import HubModel
-from utils import Problem, as_command, log, log_to, one_line, quoted
+from utils import Problem, as_command, log, log_to, one_line, quoted, whole_folder
 
 
 def run(argv: list[str]) -> Path:
@@ -31,13 +30,8 @@ def run(argv: list[str]) -> Path:
     if not out.parent.is_dir():
         raise Problem(f"--out: the folder {out.parent} is not there; make it first")
     model = HubModel(words[0])
-    aside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        model.save_pretrained(aside)
-        aside.rename(out)  # whole or not at all
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with whole_folder(out) as draft:
+        model.save_pretrained(draft)
     size = sum(f.stat().st_size for f in out.iterdir())
     log.info(f"{out}: {len(model.loaded.items)} items, {size:,} bytes; its README.md is the model card")
     if "push" in given:

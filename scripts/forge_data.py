@@ -11,7 +11,6 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import settings
 from readers import forge
 from readers.dataset import SPLITS
 from sids.files import letters
-from utils import Problem, as_command, log, log_to, quoted, write_array, write_json
+from utils import Problem, as_command, log, log_to, quoted, whole_folder, write_array, write_json
 
 
 def write_items(folder: Path, ids: list[str]) -> None:
@@ -123,15 +122,8 @@ def run(argv: list[str]) -> None:
     if not settings.plain_name(out.name) or out.exists():
         raise Problem(f"--out: {out} is there already, or no plain name; choose another DIR/NAME")
     log_to(None, main=True)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-            draft = Path(scratch) / out.name
-            draft.mkdir()
-            COMMANDS[words[0]]([Path(w) for w in words[1:]], given, draft)
-            draft.rename(out)
-    except OSError as e:
-        raise Problem(f"{out}: cannot be written ({e.strerror or e}); nothing is left of it") from None
+    with whole_folder(out) as draft:
+        COMMANDS[words[0]]([Path(w) for w in words[1:]], given, draft)
     log.info(f"written: {out}")
 
 

@@ -17,7 +17,6 @@ history) .61, which no model can beat but by luck.
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import Problem, path_fault, problems_exit_2, quoted, shown
+from utils import Problem, Unwritable, path_fault, problems_exit_2, quoted, shown, whole_folder
 
 FILES = INTERACTIONS, ITEMS, EMBEDDINGS = "demo.inter", "demo.items.jsonl", "demo.emb-text.npy"
 EMBEDDING_SIZE = 64
@@ -264,17 +263,12 @@ def build_demo(folder: Path, seed: int = 2020) -> None:
     catalog = build_catalog(rng)
     histories = simulate(catalog, goes_with(rng), rng)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        # A folder inside the private one, so that it gets the usual permissions.
-        draft = Path(scratch) / folder.name
-        draft.mkdir()
-        write_files(draft, catalog, histories)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not is_complete(folder):  # unless another process was faster
-                raise
+    try:
+        with whole_folder(folder) as draft:
+            write_files(draft, catalog, histories)
+    except Unwritable:
+        if not is_complete(folder):  # unless another process was faster
+            raise
 
 
 def main() -> None:
@@ -290,10 +284,7 @@ def main() -> None:
     if is_complete(args.folder):
         print(f"{args.folder} is complete already; left alone")
         return
-    try:
-        build_demo(args.folder, args.seed)
-    except OSError as e:
-        raise Problem(f"--folder: {args.folder} cannot be written ({e.strerror or e}); name another") from None
+    build_demo(args.folder, args.seed)
     n_items = len(np.load(args.folder / EMBEDDINGS, mmap_mode="r"))
     print(f"{args.folder}: {N_USERS} users, {n_items} items, seed {args.seed}")
 

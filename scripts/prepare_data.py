@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 import sys
-import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +27,18 @@ import settings
 from readers.dataset import SPLITS
 from readers.layouts import read_dataset
 from readers.splits import SHORTEST, DataOptions
-from utils import Problem, log, log_to, problems_exit_2, quoted, shortened, write_array, write_json, write_text
+from utils import (
+    Problem,
+    log,
+    log_to,
+    problems_exit_2,
+    quoted,
+    shortened,
+    whole_folder,
+    write_array,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from readers.prepare import Prepared, PrepareOptions
@@ -100,16 +110,9 @@ def sized(path: Path) -> dict[str, Any]:
 
 def write_whole(out: Path, fill: Any) -> dict[str, Any]:
     """Make the folder in a private place and put it under its name when all is in it; the card that it got."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-            draft = Path(scratch) / out.name  # inside the private folder, so that it gets the usual permissions
-            draft.mkdir()
-            card: dict[str, Any] = fill(draft)
-            write_json(draft / f"{out.name}.card.json", card)
-            draft.rename(out)
-    except OSError as e:
-        raise Problem(f"{out}: cannot be written ({e.strerror or e}); nothing is left of it") from None
+    with whole_folder(out) as draft:
+        card: dict[str, Any] = fill(draft)
+        write_json(draft / f"{out.name}.card.json", card)
     return card
 
 

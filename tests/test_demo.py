@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from scripts.make_demo import build_demo
+from utils import Unwritable
 
 FILES = ("demo.inter", "demo.items.jsonl", "demo.emb-text.npy")
 
@@ -153,6 +154,6 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         raise OSError("no space left on device")
 
     monkeypatch.setattr(np, "save", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(Unwritable, match="no space left"):
         build_demo(tmp_path / "demo")
     assert list(tmp_path.iterdir()) == []
