@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from recommenders.protocol import AllReduce
 from settings import option
+from uncertainty import move_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +83,8 @@ class UsagePrior(NoPrior):
             pending = self.get_buffer(f"pending_{level}")
             pending += code_R.bincount(minlength=len(pending)) * (weight > 0)
 
-    @torch.no_grad()
     def after_step(self, all_reduce: AllReduce) -> None:
-        counts = all_reduce(torch.cat([self.get_buffer(f"pending_{i}") for i in range(len(self.codes))]))
-        for level, count_K in enumerate(counts.split(self.codes)):
-            share_K = count_K / count_K.sum().clamp(min=1)
-            self.get_buffer(f"share_{level}").lerp_(share_K, 1 - self.cfg.prior_momentum)
-            self.get_buffer(f"pending_{level}").zero_()
+        move_shares(self, "share", self.codes, self.cfg.prior_momentum, all_reduce)
 
 
 class Prefixes(NamedTuple):

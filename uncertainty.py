@@ -9,6 +9,7 @@ A strategy answers: how much noise (`noise_scale`), what happens to the recommen
 a line in `STRATEGIES`. docs/method.md has the formulas in one place.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +54,19 @@ class UncertaintyOptions:
                 f"sigma_lambda: {self.sigma_lambda} lies outside {BIAS[0]} to {BIAS[1]}, where auto_lambda_mode: "
                 "learnable keeps it"
             )
+
+
+@torch.no_grad()
+def move_shares(module: nn.Module, name: str, codes: Sequence[int], momentum: float, all_reduce: AllReduce) -> None:
+    """share <- momentum share + (1 - momentum) counts / sum(counts) on each level, over all processes.
+
+    Buffers of the module: <name>_0, _1 ... [K] are the shares, pending_0, _1 ... [K] the counts, which begin again.
+    """
+    counts = all_reduce(torch.cat([module.get_buffer(f"pending_{level}") for level in range(len(codes))]))
+    for level, count_K in enumerate(counts.split(list(codes))):
+        share_K = count_K / count_K.sum().clamp(min=1)
+        module.get_buffer(f"{name}_{level}").lerp_(share_K, 1 - momentum)
+        module.get_buffer(f"pending_{level}").zero_()
 
 
 class Uncertainty(nn.Module):
@@ -146,13 +160,8 @@ class FrqUD(Uncertainty):
             pending = self.get_buffer(f"pending_{level}")
             pending.index_add_(0, code_U, new_U.to(pending.dtype))
 
-    @torch.no_grad()
     def after_step(self, all_reduce: AllReduce) -> None:
-        counts = all_reduce(torch.cat([self.get_buffer(f"pending_{i}") for i in range(len(self.codes))]))
-        for level, count_K in enumerate(counts.split(self.codes)):
-            share_K = count_K / count_K.sum().clamp(min=1)
-            self.usage(level).lerp_(share_K, 1 - self.cfg.usage_momentum)
-            self.get_buffer(f"pending_{level}").zero_()
+        move_shares(self, "usage", self.codes, self.cfg.usage_momentum, all_reduce)
 
 
 class SDUD(Uncertainty):
