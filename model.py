@@ -380,8 +380,8 @@ class JointModel(GenerativeModel):
         """L_latent = -mean_r log softmax_v((W h_r + b) . z_v)_target: what comes next, said by the latents that the
         codes are made of (docs/method.md, 5.5).
         """
-        share_R = torch.full(item_R.shape, 1 / len(item_R), device=item_R.device)
-        return softmax_loss(asked_Rd, self.tokenizer.item_vectors(), item_R - 1, share_R)
+        alike_R = torch.ones_like(item_R, dtype=torch.float32)
+        return softmax_loss(asked_Rd, self.tokenizer.item_vectors(), item_R - 1, alike_R) / len(item_R)
 
     def log_shares(self, item_U: Tensor) -> list[Tensor | None]:
         """log qbar of each level's codes, for the distinct items of a batch."""
