@@ -129,9 +129,12 @@ def preset_of(path: Path, overrides: dict[str, Any], typed: str | None = None) -
 
 
 def presets(stem: str, dataset: str, overrides: dict[str, Any]) -> list[Path]:
-    """The files <stem>.yaml there are: in config/, then beside the data, where scripts/prepare_data.py puts one."""
+    """The files <stem>.yaml there are: beside the data, where scripts/prepare_data.py puts one, then in config/."""
     beside = Path(str(overrides.get("data_path", DataOptions().data_path))) / dataset
-    return [p for p in (folder / f"{stem}.yaml" for folder in (CONFIG, beside)) if is_file(p)]
+    found = [p for p in (folder / f"{stem}.yaml" for folder in (beside, CONFIG)) if is_file(p)]
+    if len(found) > 1:
+        log.warning(f"{found[0]} is the preset, since it lies beside the data; for {found[1]} say --config={found[1]}")
+    return found
 
 
 def split_off(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -485,8 +488,8 @@ def main(argv: list[str]) -> None:
         command = COMMANDS[argv[0]]
         if {"--help", "-h"} & set(argv):
             print(inspect.cleandoc(command.__doc__ or ""))
-        else:
-            command(argv[1:])
+            raise SystemExit(0)
+        command(argv[1:])
         return
     run = train(configuration(argv, __doc__, check_training))
     if "DIGER_PROCESSES" not in os.environ:  # else the run script says it, once

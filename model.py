@@ -267,18 +267,39 @@ class GenerativeModel(nn.Module):
     def recommend(
         self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
     ) -> Found:
-        """The k best items for each history, best first, with the log-probability of their SIDs."""
+        """The k best items for each history, best first, with the log-probability of their SIDs.
+
+        What is banned takes beams until its last token; where a list is short of k for that, its history is searched
+        again with as many more beams. So a list does not depend on the others of its batch.
+        """
+        beams = max(k, self.search.num_beams)
+        found = self._searched(history_BS, beams, banned_BS, among_M)
+        item_BK, score_BK = (
+            F.pad(x, (0, max(0, k - x.shape[1])), value=nothing)[:, :k]
+            for x, nothing in zip(found, (0, -torch.inf), strict=True)
+        )
+        if banned_BS is not None:
+            short_B = (item_BK > 0).sum(1) < k
+            banned_B = torch.tensor([len(set(row) - {0}) for row in banned_BS[short_B].tolist()], dtype=torch.long)
+            for more in banned_B.unique().tolist():
+                rows = short_B.nonzero()[:, 0][(banned_B == more).to(short_B.device)]
+                again = self._searched(history_BS[rows], beams + more, banned_BS[rows], among_M)
+                width = min(k, again.item_BW.shape[1])
+                item_BK[rows, :width], score_BK[rows, :width] = again.item_BW[:, :width], again.score_BW[:, :width]
+        return Found(item_BK, score_BK)
+
+    def _searched(self, history_BS: Tensor, beams: int, banned_BS: Tensor | None, among_M: Tensor | None) -> Found:
+        """What a search of some width finds, best first."""
         score = self.recommender.scorer(lambda item: self.sids.tokens(item).token, history_BS)
         if self.uneven:
             score = without_last(score, len(self.sids.vocabulary))
         trie = self.trie(among_M)
         tree = trie if self.search.constrained else AllTokens(trie)
-        beams = max(k, self.search.num_beams)
         legal = self.search.legal_softmax
         found = beam_search(score, tree, len(history_BS), beams, history_BS.device, banned_BS, legal_softmax=legal)
         if self.recommender.item_loss:
             found = self._with_items(found, score, tree, banned_BS, among_M)
-        return Found(found.item_BW[:, :k], found.score_BW[:, :k])
+        return found
 
     def _with_items(
         self, found: Found, score: Scorer, tree: Tree, banned_BS: Tensor | None, among_M: Tensor | None

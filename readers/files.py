@@ -106,7 +106,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, value) of each non-empty line."""
     regular_file(path)
     try:
-        with path.open(encoding="utf-8") as f:
+        with path.open(encoding="utf-8-sig") as f:
             for number, line in enumerate(f, 1):
                 if line.strip():
                     try:

@@ -12,7 +12,17 @@ from typing import Any
 
 from readers.dataset import Dataset
 from readers.files import json_lines
-from utils import Problem, one_line, read_checkpoint, read_json, regular_file, write_atomic, write_json, write_text
+from utils import (
+    Problem,
+    is_file,
+    one_line,
+    read_checkpoint,
+    read_json,
+    regular_file,
+    write_atomic,
+    write_json,
+    write_text,
+)
 
 WEIGHTS, CONFIG, ITEMS, SIDS = "model.safetensors", "config.json", "items.jsonl", "sids.index.json"
 TENSORS = ("model", "tokenizer")  # entries of a checkpoint that hold tensors by name
@@ -42,7 +52,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    said = read_json(regular_file(folder / CONFIG, "no such file; the folder is no exported checkpoint"))
+    hint = f"; name {folder / 'best_model.pth'}" if is_file(folder / "best_model.pth") else ""
+    said = read_json(regular_file(folder / CONFIG, f"no such file; the folder is no exported checkpoint{hint}"))
     if not isinstance(said, dict) or not all(isinstance(said.get(k), dict) for k in ("options", "state")):
         raise Problem(f"{folder / CONFIG}: holds no options and state of a checkpoint; export it again")
     try:

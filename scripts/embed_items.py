@@ -23,13 +23,14 @@ from readers.encoders import (
     Cache,
     EmbedOptions,
     Encoder,
+    axes_of,
     embed,
     identity,
     key_of,
     locate,
     open_encoder,
+    read_axes,
     read_texts,
-    reduced,
 )
 from utils import Problem, digest, log, log_to, problems_exit_2, read_json, write_array, write_json
 
@@ -46,6 +47,8 @@ def run(argv: list[str]) -> None:
         raise Problem("embed_items.py: needs one data set, DIR/NAME; --help shows how")
     if cfg.fields and cfg.template is not None:
         raise Problem("fields and template both say what the text is; give one of them")
+    if cfg.pca and cfg.pca_from is not None:
+        raise Problem("pca and pca_from both say what to reduce to; give one of them")
     log_to(None, main=True)
     folder = Path(folders[0])
     items = read_texts(folder, cfg.fields, cfg.template)
@@ -54,8 +57,13 @@ def run(argv: list[str]) -> None:
     made = identity(cfg, place, revision, device)
     card = {**made, "fields": cfg.fields, "template": cfg.template, "pca": cfg.pca, "items": len(items.ids),
             "texts": digest(*(key_of(t).hex() for t in items.texts))}  # fmt: skip
+    axes = None
+    if cfg.pca_from is not None:
+        axes = read_axes(Path(cfg.pca_from))
+        card["pca_from"] = digest(Path(cfg.pca_from))
+    reduced = len(axes.axis_kD) if axes is not None else cfg.pca
     label = re.sub(r"[^a-z0-9]+", "-", Path(cfg.model).name.lower()).strip("-") or "model"
-    out = folder / f"{folder.name}.emb-{label}{f'-pca{cfg.pca}' if cfg.pca else ''}.npy"
+    out = folder / f"{folder.name}.emb-{label}{f'-pca{reduced}' if reduced else ''}.npy"
     if done(out, card):
         log.info(f"{out}: is there already, of these texts and this model")
         return
@@ -67,8 +75,11 @@ def run(argv: list[str]) -> None:
 
     content = embed(items.texts, opened, cache)
     width, seconds = content.shape[1], time.perf_counter() - begin
-    if cfg.pca:
-        content = reduced(content, cfg.pca)
+    if axes is None and cfg.pca:
+        axes = axes_of(content, cfg.pca)
+    if axes is not None:
+        content = axes.reduce(content)
+        axes.write(out.with_suffix(".axes.npz"))
     write_array(out, content)
     write_json(out.with_suffix(".json"), {**card, "width": content.shape[1], "file": digest(out)})
     log.info(f"{len(cache.found) - known} texts encoded to {width} numbers in {seconds:.1f} s on {device.type}")

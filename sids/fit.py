@@ -93,6 +93,17 @@ class Report:
             *self.said_of_training(),
         ]
 
+    def fault(self, n_items: int) -> str | None:
+        """Why its semantic IDs would tell little, where they would."""
+        flat = [level for level, used in enumerate(self.codes_used, 1) if used == 1]
+        if n_items == 1 or not (flat or self.reconstruction_error >= 1):
+            return None
+        what = f"level {flat[0]} has one code for all items" if flat else "it reconstructs no better than the mean does"
+        return (
+            f"{what}, so semantic IDs tell little apart; are the embeddings nearly alike? Try "
+            "--standardize_embeddings=true, more rqvae_epochs, or embeddings of another encoder"
+        )
+
     def said_of_training(self) -> list[str]:
         if not self.disagreement:
             return []
@@ -223,6 +234,8 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
             best = _Loop(cfg, name, model, source, path).run()
     for line in best.lines():
         log.info(f"tokenizer: {line}")
+    if fault := best.fault(len(source.content_ND)):
+        log.warning(f"tokenizer: {fault}")
     write_json(done, dataclasses.asdict(best))
     path.with_name("last.pth").unlink(missing_ok=True)
     return path

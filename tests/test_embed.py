@@ -122,6 +122,21 @@ def test_principal_components(models, shop):
     np.testing.assert_allclose(np.abs(found), np.abs(left[:, :3] * scale[:3]), atol=1e-5)
 
 
+def test_new_items_are_reduced_along_the_axes_of_the_old_ones(models, shop, tmp_path):
+    found = embedded(shop, models / "llama", "--pca=3", label="llama-pca3")
+    axes, new = shop / "shop.emb-llama-pca3.axes.npz", tmp_path / "new" / "shop"
+    new.mkdir(parents=True)
+    lines = (shop / "shop.items.jsonl").read_text().splitlines()
+    (new / "shop.items.jsonl").write_text("\n".join(lines[4:6]) + "\n")
+    again = embedded(new, models / "llama", f"--pca_from={axes}", label="llama-pca3")
+    np.testing.assert_allclose(again, found[4:6], atol=1e-6)
+    (tmp_path / "no.npz").write_bytes(b"no")
+    with pytest.raises(Problem, match=r"pca_from: .*no\.npz holds no axes"):
+        embed_items.run([str(new), f"--model={models / 'llama'}", f"--pca_from={tmp_path / 'no.npz'}"])
+    with pytest.raises(Problem, match="pca and pca_from both say"):
+        embed_items.run([str(new), f"--model={models / 'llama'}", f"--pca_from={axes}", "--pca=2"])
+
+
 def test_training_reads_them(models, shop):
     data = read_dataset(DataOptions(dataset="shop", data_path=str(shop.parent)))
     with pytest.raises(Problem, match=r"python scripts/embed_items.py .*shop makes them"):

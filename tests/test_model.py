@@ -483,3 +483,22 @@ def test_a_state_has_not_seen_its_target(kind):
 
 def test_no_latent_loss_no_head():
     assert joint().latent_head is None and not [k for k in joint().state_dict() if "latent_head" in k]
+
+
+@pytest.mark.parametrize("item_loss", [0.0, 1.0])
+def test_lists_are_full_while_items_are_left(item_loss):
+    """Banned items take beams until their last token; what is left still fills the list, alone or in a batch."""
+    short = {"num_beams": 4, "metrics": ["ndcg@4"], "valid_metric": "ndcg@4"}
+    model = joint(recommender="rq_transformer", item_loss=item_loss, **short).eval()
+    history_BS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    for banned_BS in (
+        torch.tensor([[*range(1, 23)], [*range(9, 31)]]),
+        torch.tensor([[*range(1, 21), 0, 0], [5] * 22]),
+    ):
+        found = model.recommend(history_BS, 8, banned_BS)
+        for row, banned in enumerate(banned_BS.tolist()):
+            items = found.item_BW[row].tolist()
+            assert len({*items} - {0, *banned}) == min(8, N - len({*banned} - {0}))
+            assert (found.score_BW[row].diff() <= 0).all()
+            alone = model.recommend(history_BS[row, None], 8, torch.tensor([banned]))
+            assert alone.item_BW[0].tolist() == items

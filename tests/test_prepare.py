@@ -435,6 +435,8 @@ WRONG = [
     ("clicks.csv", GOOD.replace("u,", "u u,"), ["--to=p5"], r"'u u': the layout p5 separates ids by blanks"),
     ("clicks.csv", GOOD.replace(",a,", ",[PAD],"), ["--to=diger"], r"called \[PAD\], which the layout diger keeps"),
     ("clicks.csv", GOOD, ["--items=items.csv"], r"items.csv: no such file"),
+    ("clicks.csv", GOOD, ["--items=clicks.csv"], r"clicks.csv: is named as clicks and as items"),
+    ("clicks.csv", GOOD, ["--out=demo"], r"--out: given twice|demo is the name of the demo's data"),
     ("x.inter", "user_id:token\titem_id:token\nu\ti\n", [], r"x.inter: no column timestamp:float; there are"),
     ("x.test.jsonl", '{"inter_history": [], "target_id": 1}\n', [], r"x.train.jsonl: no such file"),
     ("x.inter.json", '{"u": [1, 2.5]}', [], r"user 'u' has the item 2.5; expected numbers or ids"),
@@ -446,6 +448,7 @@ WRONG_ITEMS = [
     ("name,title\na,A\n", [], r"items.csv: which column holds the items\? Set --items_col=NAME"),
     (NAMES + "a,A again\n", [], r"items.csv: item 'a' stands there twice"),
     (NAMES, ["--text_cols=colour"], r"items.csv: no column 'colour' \(text_cols\); there are item_id, title"),
+    (NAMES + 'e,17" monitor\n' + 'f,4" disc\n' + "g,G\n" * 3, [], r"items.csv, line 6: a quotation mark inside a cell"),
     (NAMES.encode() + "e,\xe9\n".encode("latin-1"), [], r"items.csv, line 6: not UTF-8"),
 ]
 
@@ -479,6 +482,21 @@ def test_wrong_texts_are_one_line(content, options, message, tmp_path, capsys):
         "--k_core=0",
     ]
     refused(tmp_path, capsys, [*argv, *options], message)
+
+
+def test_a_key_of_late_lines_is_read(tmp_path):
+    """Optional fields of an export may first occur after the lines that tell the columns."""
+    rows = [{"item_id": f"i{n}", "title": f"T{n}"} | ({"brand": "B"} if n > 1100 else {}) for n in range(1, 1131)]
+    clicks = [{"user_id": f"u{n // 5}", "item_id": r["item_id"], "timestamp": n} for n, r in enumerate(rows)]
+    clicks = [c | ({"stars_of": 5} if n > 1100 else {}) for n, c in enumerate(clicks)]
+    for name, lines in (("items", rows), ("clicks", clicks)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    argv = [str(tmp_path / "clicks.jsonl"), "--items", str(tmp_path / "items.jsonl"), "--k_core=0"]
+    prepare_data.run([*argv, "--out", str(tmp_path / "out" / "shop")])
+    texts = [json.loads(line) for line in (tmp_path / "out" / "shop" / "shop.items.jsonl").read_text().splitlines()]
+    assert sum("brand" in row for row in texts) == 30
+    with pytest.raises(Problem, match=r"clicks.jsonl, row 1: the rating None is not a number"):
+        prepare_data.run([*argv, "--rating_col=stars_of", "--out", str(tmp_path / "out" / "rated")])
 
 
 def test_nothing_is_overwritten(shop, tmp_path, capsys):

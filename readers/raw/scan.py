@@ -5,6 +5,7 @@ import csv
 import gzip
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from utils import Problem, quoted, regular_file, shortened
 ROLES = ("user", "item", "time", "rating")
 ROW = "row"  # column of a part: the number that people give to a row
 MAGIC = {b"\x1f\x8b": "gzip", b"PAR1": "parquet"}
+JSON = (".json", ".jsonl", ".ndjson")  # an object a line
 ATOMIC = (".inter", ".item")  # tab-separated, a quotation mark is a character
 HEAD = 1 << 16  # bytes of a file that are looked at to tell what it is
 Texts = Callable[[set[str]], Iterator[dict[str, str]]]  # ids that are wanted -> {"item_id": ..., field: text}
@@ -100,7 +102,7 @@ def files_of(source: Path) -> list[Path]:
 
 def one(found: Sequence[Path], what: str) -> Path:
     if len(found) != 1:
-        names = ", ".join(str(p) for p in found[:3])
+        names = ", ".join(str(p) for p in found[:3]) or "the source"
         raise Problem(f"{names}: {len(found)} files of {what}; name the one that is meant instead of its folder")
     return found[0]
 
@@ -116,7 +118,7 @@ def scan(path: Path, columns: Sequence[str] | None = None, **how: Any) -> pl.Laz
     """
     regular_file(path)
     with reading(path):
-        kind = "json" if ending(path) in (".json", ".jsonl", ".ndjson") else magic(path)
+        kind = "json" if ending(path) in JSON else magic(path)
         if ending(path) == ".parquet" or kind == "parquet":
             frame, first = pl.scan_parquet(path), 1
         elif kind == "json":
@@ -136,10 +138,19 @@ def scan(path: Path, columns: Sequence[str] | None = None, **how: Any) -> pl.Laz
     return frame.with_row_index(ROW, offset=first)
 
 
-def json_keys(path: Path) -> dict[str, None]:
-    """The keys of the first 1,000 objects of a file."""
-    rows = itertools.islice(objects(path), 1000)
+def json_keys(path: Path, most: int | None = 1000) -> dict[str, None]:
+    """The keys of the first objects of a file, of all where most is None."""
+    rows = itertools.islice(objects(path), most)
     return dict.fromkeys(key for _, row in rows for key in row)
+
+
+def columns_of(path: Path, *, whole: bool = False) -> list[str]:
+    """The columns of a table; whole: of a file of JSON objects the keys of all, not of the first 1,000 alone."""
+    regular_file(path)
+    with reading(path):
+        if whole and ending(path) in JSON:
+            return list(json_keys(path, None))
+        return [c for c in scan(path).collect_schema().names() if c != ROW]
 
 
 def objects(path: Path, parse: Callable[[str], Any] = json.loads) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -204,12 +215,29 @@ def reading(path: Path) -> Iterator[None]:
         raise _first_fault(path) or Problem(f"{path}: not readable ({reason})") from None
 
 
+def _stray_quote(path: Path) -> Problem | None:
+    """The first line that polars stumbles over and Python's reader does not: one with a quotation mark in a cell."""
+    between = f'[^"{re.escape(separator(path))}]'
+    inside = re.compile(f'(?<={between})"(?={between})')
+    odd = None
+    for number, line in text_lines(path):
+        if inside.search(line):
+            odd = number
+            break
+        odd = odd or (number if line.count('"') % 2 else None)
+    if odd is None:
+        return None
+    return Problem(
+        f'{path}, line {odd}: a quotation mark inside a cell; write it twice and put the cell in quotes: "17"" monitor"'
+    )
+
+
 def _first_fault(path: Path) -> Problem | None:
     """Read again, slowly, to name the line; None where nothing is found."""
     if ending(path) == ".parquet" or magic(path) == "parquet":
         return None
     try:
-        if ending(path) in (".json", ".jsonl", ".ndjson"):
+        if ending(path) in JSON:
             for _ in objects(path):
                 pass
             return None
@@ -221,6 +249,6 @@ def _first_fault(path: Path) -> Problem | None:
         for row in rows:
             if len(row) > width:
                 return Problem(f"{path}, line {rows.line_num}: {len(row)} cells where the first line has {width}")
+        return _stray_quote(path)
     except (Problem, csv.Error) as e:
         return e if isinstance(e, Problem) else Problem(f"{path}: not readable as a table ({e})")
-    return None

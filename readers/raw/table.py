@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from readers.prepare import Prepared
-from readers.raw.scan import ROLES, ROW, Raw, SourceOptions, Texts, ending, files_of, one, part, reading, scan
+from readers.raw.scan import ROLES, Raw, SourceOptions, Texts, columns_of, ending, files_of, one, part, reading, scan
 from utils import Problem, quoted, shortened
 
 USUAL = {  # usual names, without case, underscores and spaces
@@ -32,11 +32,13 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
     """Clicks, and items with their texts where a file has them; Problem when a column cannot be told."""
     files, texts = files_of(source), Path(cfg.items) if cfg.items else None
     if source.is_dir() and texts is None:  # a file that names no user holds the items
-        lists = [p for p in files if cfg.users_col is None and not _usual(_columns(p), "users_col")]
+        lists = [p for p in files if cfg.users_col is None and not _usual(columns_of(p), "users_col")]
         texts = one(lists, "items") if lists and len(lists) < len(files) else None
+    if texts is not None and files == [texts]:
+        raise Problem(f"{texts}: is named as clicks and as items; give the items a file of their own, a row an item")
     parts = []
     for path in (p for p in files if p != texts):
-        there = _columns(path)
+        there = columns_of(path)
         roles = [_column(path, there, role, getattr(cfg, role)) for role in USUAL]
         if len(set(roles[:3])) < 3:
             named = ", ".join(map(str, roles[:3]))
@@ -58,15 +60,10 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace(" ", "").partition(":")[0]
 
 
-def _columns(path: Path) -> list[str]:
-    with reading(path):
-        return [c for c in scan(path).collect_schema().names() if c != ROW]
-
-
 def _column(path: Path, there: Sequence[str], role: str, named: str | None) -> str | None:
     """The column of a role: the one that is named, else the only one with a usual name, the likeliest name first."""
     if named is not None:
-        if named not in there:
+        if named not in there and named not in (there := columns_of(path, whole=True)):
             raise Problem(f"{path}: no column {quoted(named)} ({role}); there are {_listed(there)}")
         return named
     found = _usual(there, role)
@@ -90,7 +87,7 @@ def _usual(there: Sequence[str], role: str) -> list[str]:
 
 def texts_of(path: Path, id_col: str | None, text_cols: Sequence[str]) -> Texts:
     """The items of a table; its column of titles is called title, the others keep their names."""
-    there = _columns(path)
+    there = columns_of(path, whole=True)
     key = _column(path, there, "items_col", id_col if id_col in there else None) or ""
     fields = list(text_cols) or [c for c in there if c != key]
     if missing := [c for c in fields if c not in there]:
