@@ -343,8 +343,8 @@ def axes_of(content_ND: np.ndarray, components: int) -> Axes:
     if components > min(content_ND.shape):
         n, width = content_ND.shape
         raise Problem(
-            f"pca: {components} components of {n} items with {width} numbers; at most {min(n, width)}; for new items of "
-            "a trained model its own axes are needed, --pca_from"
+            f"pca: {components} components of {n} items with {width} numbers; at most {min(n, width)}; new items of a "
+            "trained model need its own axes, --pca_from"
         )
     fitted = PCA(components, svd_solver="covariance_eigh").fit(content_ND.astype(np.float64))
     return Axes(fitted.mean_, fitted.components_)
