@@ -133,6 +133,8 @@ def tokenizer_of(cfg: Config, data: Dataset, path: Path | None = None) -> Any:
         raise Problem(
             f"{path}: no pre-trained tokenizer; run scripts/pretrain.py with the same options, or set rqvae_path"
         )
+    if is_file(path.with_name("last.pth")) and not is_file(path.with_name("report.json")):
+        raise Problem(f"{path}: its pre-training has not ended; repeat the command of scripts/pretrain.py, it goes on")
     check_content(cfg, data)
     model = empty_tokenizer(cfg, read_embeddings(data).shape[1])
     load_state(path, model, name)

@@ -45,6 +45,7 @@ from trainer import Fit, TrainOptions, token_budget
 from utils import (
     Problem,
     Unwritable,
+    digest,
     environment,
     fingerprint,
     is_file,
@@ -192,6 +193,8 @@ def train(cfg: Config) -> RunFolder:
     if run.finished and cfg[RunOptions].resume == "auto":
         log_to(None, main=acc.is_main_process)
         log.info(f"{run.path} is finished already")
+        if acc.is_main_process and not is_file(run.path / "report.html"):
+            page.write(run)  # an end that was killed behind its results
         acc.end_training()
         return run
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -273,7 +276,8 @@ def portable(cfg: Config, data: Dataset, tokenizer: Any = None) -> dict[str, Any
     """
     names = {"items": data.catalogue.ids, "titles": data.catalogue.titles}
     frozen = {} if tokenizer is None else {"tokenizer": tokenizer.state_dict()}
-    kept = {**names, **frozen, **building.given_stamp(cfg)}
+    stamp = building.given_stamp(cfg)
+    kept = {**names, **frozen, **stamp, "origin": digest(fingerprint(frozen.get("tokenizer", {})), *stamp.values())}
     return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **kept}
 
 

@@ -337,6 +337,11 @@ def check_joint(cfg: Config) -> None:
             "detached "
             "or assignment_forward: soft"
         )
+    if gradient == "end_to_end" and settings.flat(cfg)["code_loss_weight"] == 0:
+        raise Problem(
+            "code_loss_weight: 0 leaves nothing of the recommendation loss to train on; raise it, or for a tokenizer "
+            "that does not learn from it set gradient: detached"
+        )
     if cfg[SearchOptions].legal_softmax and q.assignment_forward not in ("history", "cached"):
         raise Problem(
             f"legal_softmax: a target drawn anew (assignment_forward: {q.assignment_forward}) may be a SID "

@@ -434,7 +434,8 @@ class Fit:
 
     def _world(self) -> dict[str, Any]:
         """What a resumed run must find as it was: the samples and how they are dealt out."""
-        return {"data": self.data.hash, "processes": self.shape.processes, "global_batch": self.shape.global_batch}
+        shape = {"processes": self.shape.processes, "global_batch": self.shape.global_batch}
+        return {"data": self.data.hash, **shape, "origin": self.extras.get("origin")}
 
     def _resume(self) -> None:
         state = self.run.load_state() if self.cfg[RunOptions].resume == "auto" else None
@@ -476,6 +477,8 @@ class Fit:
 
     def _check_world(self, state: dict[str, Any]) -> None:
         begun, now = state.get("world"), self._world()
+        if isinstance(begun, dict) and "origin" not in begun:  # of an earlier version
+            del now["origin"]
         if self.cfg[RunOptions].resume_with_changes and isinstance(begun, dict):
             begun = begun | {"processes": now["processes"]}
         if begun != now:

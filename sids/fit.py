@@ -219,12 +219,15 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
     path = checkpoint_path(cfg, name, data)
     done = path.with_name("report.json")
     if done.is_file() and path.is_file():
+        path.with_name("last.pth").unlink(missing_ok=True)  # of a pre-training that was killed at its end
         log.info(f"tokenizer: {path} has these options, seed and data already; used again")
         return path
     torch.manual_seed(cfg[DataOptions].seed)
     source = Source.of(data, vectors_of(cfg[CodeOptions], data))
     model = kind(cfg[CodeOptions], source.content_ND.shape[1])
     guard.lock(path.parent)
+    for torn in path.parent.glob(".*.part"):
+        torn.unlink(missing_ok=True)
     if not is_learned(kind):
         model.fit(source, cfg[DataOptions].seed)
         best = measure(model, source.content_ND, 0)

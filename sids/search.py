@@ -248,7 +248,8 @@ def _search_uneven(
         child = trie.children(place, node_BW)
         next_BWC = logp_BWV.gather(2, child.token).masked_fill(~child.there, -torch.inf)
         if legal_softmax:  # a row of nothing but -inf belongs to a beam that is dead already
-            next_BWC = next_BWC.log_softmax(2).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+            dead_BW1 = (live_BW == -torch.inf)[..., None]
+            next_BWC = next_BWC.log_softmax(2).masked_fill(dead_BW1, -torch.inf)
         total_BM = (live_BW[..., None] + next_BWC).flatten(1)
         ends_BM, node_BM = (child.token >= codes).flatten(1), child.node.flatten(1)
         new_BF, entry_BF = total_BM.masked_fill(~ends_BM, -torch.inf).topk(min(most, total_BM.shape[1]), dim=1)

@@ -389,6 +389,23 @@ def test_resuming_on_another_tokenizer_file_is_noticed(ground, tmp_path):
         fit.train()
 
 
+def test_resuming_on_other_semantic_ids_is_noticed(ground, tmp_path):
+    """Two-stage: codes and network are in the state, but what new items are coded by would be another tokenizer."""
+    more = {"method": "two_stage", "epochs": 1}
+    fit_of(ground, tmp_path / "run", **more).train()
+    state = torch.load(ground[0]["rqvae_path"], weights_only=True)
+    state["state_dict"]["decoder.mlp_layers.1.weight"][0, 0] += 1
+    torch.save(state, tmp_path / "other.pth")
+    fits = [
+        fit_of(ground, tmp_path / "run", **more | {"epochs": 2, "resume": "auto", "resume_with_changes": True} | other)
+        for other in ({}, {"rqvae_path": str(tmp_path / "other.pth")})
+    ]
+    with pytest.raises(Problem, match="was begun with"):
+        fits[1]._resume()
+    old = {"world": {k: v for k, v in fits[0]._world().items() if k != "origin"}}
+    fits[1]._check_world(old)  # a state of an earlier version says nothing of it
+
+
 def test_the_kept_tokenizer_is_held_against_the_lowest_error():
     """Small losses of accuracy for fewer collisions do not add up to a large one."""
     kept = Report(0, 0.5, 1.0, [], [])

@@ -286,6 +286,9 @@ def test_the_second_network_from_the_command_line(place, capsys):
     for wrong in ({"gradient": "detached"}, {"assignment_forward": "soft"}):
         with pytest.raises(Problem, match="label_prior: is a gradient of hard labels"):
             methods.build({"label_prior": "usage"} | wrong)
+    with pytest.raises(Problem, match="code_loss_weight: 0 leaves nothing of the recommendation loss"):
+        methods.build({"code_loss_weight": 0})
+    methods.build({"code_loss_weight": 0, "gradient": "detached"})
     with pytest.raises(Problem, match="id_last_epoch: 2 comes before id_first_epoch 3"):
         methods.build({"id_first_epoch": 3, "id_last_epoch": 2})
     with pytest.raises(Problem, match=r"legal_softmax: .* was trained with True, which cannot be changed now"):

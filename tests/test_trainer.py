@@ -31,8 +31,9 @@ def fit_of(ground, tmp_path, **changes):
     run = RunFolder.of(cfg)
     run.claim(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
-    model = building.build_model(cfg, data).model
-    return Fit(cfg, model, data, Accelerator(cpu=True), run, portable(cfg, data), report.EpochLog())
+    built = building.build_model(cfg, data)
+    extras = portable(cfg, data, built.tokenizer)
+    return Fit(cfg, built.model, data, Accelerator(cpu=True), run, extras, report.EpochLog())
 
 
 def rows(fit):

@@ -13,6 +13,7 @@ from data import Shape, Steps, epoch_plan, histories, make_batch, recent, seen_i
 from layers import are_real
 from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
+from recommenders.protocol import unsound
 from sids.cut import codes_of
 from sids.files import spelled
 from sids.search import spell
@@ -307,3 +308,16 @@ def test_a_budget_reaches_evaluation_and_python(place):
     assert recent(history[0].tolist(), 50, 6, model) == histories(split, np.array([3]), 50)[0][0].tolist()
     with pytest.raises(Problem, match="history_tokens: counts tokens of semantic IDs"):
         methods.build({"method": "sasrec", "history_tokens": 9})
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("legal", [False, True])
+def test_scores_that_are_none_are_no_misses(place, network, legal):
+    """A NaN in a table makes the evaluation fail whatever is banned, and not a result of no hits."""
+    _, data = place
+    model = model_of(place, target_length=1.7, recommender=network, legal_softmax=legal)
+    with torch.no_grad():
+        model.recommender.tables[0][0] = torch.nan
+    batch = make_batch(data.valid, np.arange(6), 50)
+    found = model.recommend(batch.history_BS, 10, batch.history_BS)
+    assert unsound(found.score_BW, banned=True).any()
