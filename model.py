@@ -265,14 +265,16 @@ class GenerativeModel(nn.Module):
 
     @torch.inference_mode()
     def recommend(
-        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
-    ) -> Found:
-        """The k best items for each history, best first, with the log-probability of their SIDs.
+        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None,
+        wider: int = 0,
+    ) -> Found:  # fmt: skip
+        """The k best items for each history, best first, with the log-probability of their SIDs; wider: so many more
+        beams than a list of k needs.
 
         What is banned takes beams until its last token; where a list is short of k for that, its history is searched
         again with as many more beams. So a list does not depend on the others of its batch.
         """
-        beams = max(k, self.search.num_beams)
+        beams = max(k + wider, self.search.num_beams)
         found = self._searched(history_BS, beams, banned_BS, among_M)
         item_BK, score_BK = (
             F.pad(x, (0, max(0, k - x.shape[1])), value=nothing)[:, :k]
@@ -566,7 +568,7 @@ STRUCK = 100  # denied items that a wider search makes up for; more of them make
 
 class Offer(NamedTuple):
     """Which items may come: how many they are; the only ones (None: the whole catalogue); those of the catalogue that
-    are struck out of lists so much longer, in which the others keep their scores.
+    are struck out by a search so much wider, in which the others keep their scores.
     """
 
     size: int
@@ -630,8 +632,9 @@ class Loaded:
         history_BS = left_padded([recent(history, longest, budget, self.model) for history in histories])
         banned_BS = left_padded([[*struck, *(history if seen else ())] for history in histories])
         device = next(self.model.parameters()).device
-        extra = len(struck) if isinstance(self.model, GenerativeModel) else 0  # the others leave out before they choose
-        found = self.model.recommend(history_BS.to(device), k + extra, banned_BS.to(device), among_M)
+        # a search looks as much further as is struck out; the others leave out before they choose
+        wider = {"wider": len(struck)} if isinstance(self.model, GenerativeModel) else {}
+        found = self.model.recommend(history_BS.to(device), k, banned_BS.to(device), among_M, **wider)
         if bool(unsound(found.score_BW, banned=bool(banned_BS.any()) or among_M is not None).any()):
             raise Problem(
                 f"{self.source}: its scores are not finite, its training diverged; use another checkpoint, or train it "
