@@ -341,3 +341,8 @@ def test_a_command_of_its_own_options():
 def test_a_wrong_command_is_one_line(argv, message):
     with pytest.raises(Problem, match=message):
         settings.command(argv, {"shop": Shop}, ["out"])
+
+
+def test_no_option_has_the_name_of_a_retired_one():
+    """Its sentence would never be said, and an old file would be read with another meaning."""
+    assert not RETIRED.keys() & methods.owners().keys()
