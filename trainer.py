@@ -484,8 +484,7 @@ class Fit:
         if begun != now:
             raise Problem(
                 f"{self.run.path}: was begun with {state.get('world')}, now there are {now}; resume it with "
-                "the same data "
-                "and global batch (another number of processes needs resume_with_changes: true)"
+                "the same data, files and global batch (another number of processes needs resume_with_changes: true)"
             )
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -348,8 +348,8 @@ def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkey
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"batch_size": 16}, "same data and global batch"), ({"d_model": 32}, "does not fit this configuration"),
-     ({"uncertainty": "none"}, "does not fit this configuration"), ({"method": "two_stage"}, "does not fit")],
+    [({"batch_size": 16}, "same data, files and global batch"), ({"d_model": 32}, "does not fit this configuration"),
+     ({"uncertainty": "none"}, "does not fit this configuration"), ({"method": "two_stage"}, "was begun with")],
 )  # fmt: skip
 def test_some_changes_cannot_be_resumed(ground, tmp_path, change, message):
     fit_of(ground, tmp_path, epochs=1, uncertainty="sdud").train()
