@@ -38,10 +38,10 @@ ROADS = ("history", "target", "teacher")  # from the recommendation loss to the 
 
 
 class Taught(NamedTuple):
-    """A recommendation loss, and where it is wanted the state [R, h] of each row that foretells its target."""
+    """A recommendation loss, and the state [R, h] of each row, which foretells its target."""
 
     loss: Tensor
-    state_Rh: Tensor | None
+    state_Rh: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,16 +168,15 @@ class GenerativeModel(nn.Module):
         return Quantized([token_UP[:, place] for place in range(len(self.sizes))])
 
     def recommendation_loss(
-        self, batch: Batch, q: Quantized, roads: tuple[str, ...] = ROADS, log_shares: Sequence[Tensor | None] = (),
-        *, state: bool = False,
-    ) -> Taught:  # fmt: skip
+        self, batch: Batch, q: Quantized, roads: tuple[str, ...] = ROADS, log_shares: Sequence[Tensor | None] = ()
+    ) -> Taught:
         """L_rec: cross-entropy of a target's P tokens, mean over targets and places.
 
         L_rec = - mean_p sum_k y_k log softmax(logits_p)_k, y = m_l(target) at learned places (arXiv:2601.19711),
         and with `item_loss` w that much of the cross-entropy of the item itself among all items.
         roads names the ways on which its gradient may reach q: the history's tokens, the target as a
         soft label, the decoder's teacher-forced inputs. log_shares: of each level's codes, [K] or of each item [U, K],
-        the term that completes the loss; a constant while the tokenizer rests, hence none then. state: wanted too.
+        the term that completes the loss; a constant while the tokenizer rests, hence none then.
         """
         token_UP, real_UP = self.sids.tokens(batch.item_U)
         goal = q.goal()
@@ -194,13 +193,9 @@ class GenerativeModel(nn.Module):
         if self.search.legal_softmax:
             open_UP = self.legal.open(batch.item_U)
 
-        terms, places, weight, state_Rh = [], len(self.sids.vocabulary), self.recommender.item_loss, None
-        ways = open_UP, real_UP if self.uneven else None
-        said = self.recommender(history_UPh, batch, teacher_UPh, *ways, state=state or weight > 0)
-        for place, score_RV in enumerate(said):
-            if place == places:
-                state_Rh = score_RV
-                continue
+        terms, places, weight = [], len(self.sids.vocabulary), self.recommender.item_loss
+        said = self.recommender(history_UPh, batch, teacher_UPh, open_UP, real_UP if self.uneven else None)
+        for place, score_RV in enumerate(said.logits):
             chosen_R, logits_RV = row_R, score_RV
             if open_UP is not None:
                 chosen_R = row_R[open_UP[row_R, place]]
@@ -212,11 +207,11 @@ class GenerativeModel(nn.Module):
             share = log_shares[place] if place < len(log_shares) else None
             terms.append(self._place_loss(place, logits_RV, label, token_UP, chosen_R, len(row_R), share))
         loss = torch.stack(terms).mean() * (len(terms) / places)
-        if weight and state_Rh is not None:  # the item itself
+        if weight:  # the item itself
             item_Nh = self.recommender.catalogue(self.sids.token_NP, batch.item_U, teacher_UPh)
-            item_RN = self.recommender.item_logits(state_Rh, item_Nh)
+            item_RN = self.recommender.item_logits(said.state_Rh, item_Nh)
             loss = loss + weight * F.cross_entropy(item_RN, batch.item_U[row_R] - 1)
-        return Taught(loss, state_Rh)
+        return Taught(loss, said.state_Rh)
 
     def _place_loss(
         self, place: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int,
@@ -385,7 +380,7 @@ class JointModel(GenerativeModel):
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
         j, row_R = self.joint, batch.goals(self.targets)
         q, log_shares = self.quantize(batch), self.log_shares(batch.item_U)
-        rec, state_Rh = self.recommendation_loss(batch, q, self.roads, log_shares, state=self.latent_head is not None)
+        rec, state_Rh = self.recommendation_loss(batch, q, self.roads, log_shares)
         recon, vq = q.recon.index_select(0, row_R).mean(), q.vq.index_select(0, row_R).mean()  # type: ignore[union-attr]
         loss = j.code_loss_weight * self.decay.task_loss(rec)
         loss = loss + j.recon_loss_weight * recon + j.vq_loss_weight * vq
@@ -394,7 +389,7 @@ class JointModel(GenerativeModel):
             self.prior.observe(batch.item_U[row_R], [index[row_R] for index in q.goal().index], batch.weight)
         logs = {"loss": loss, "loss/rec": rec, "loss/recon": recon, "loss/vq": vq, **self._agreement(batch, q)}
         logs |= self._prior_size(q, row_R, log_shares)
-        if self.latent_head is not None and state_Rh is not None:
+        if self.latent_head is not None:
             logs["loss/latent"] = self.latent_loss(self.latent_head(state_Rh), batch.item_U[row_R])
             logs["loss"] = loss = loss + j.latent_loss * logs["loss/latent"]
         return loss, {k: v.detach() for k, v in logs.items()}

@@ -8,7 +8,7 @@ Shape letters: B users, S history items, P places of a SID, T = (S + 1) P positi
 (real history positions of a batch, in order), W beams of a user, V tokens of a place, H heads, h width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data import Batch
 from layers import rows_of
 from recommenders.blocks import Stack, begin, causal_attention
-from recommenders.protocol import Scorer, scored
+from recommenders.protocol import Said, Scorer, scored
 from recommenders.tokens import TokenTables
 from settings import option
 from utils import Problem
@@ -79,10 +79,10 @@ class Decoder(TokenTables):
 
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None, *, state: bool = False,
-    ) -> Iterator[Tensor]:  # fmt: skip
+        real_UP: Tensor | None = None,
+    ) -> Said:  # fmt: skip
         """Teacher-forced logits [R, V] at every real position, place by place; where open_UP says so, of those rows
-        only whose target's token is a choice there. The state [R, h] comes last, where it is wanted.
+        only whose target's token is a choice there.
 
         An item is read as a history's and spelled with the same tokens; only the last item's are teacher_UPh.
         """
@@ -100,11 +100,10 @@ class Decoder(TokenTables):
         row_R, before_RPh, spelled_RPh = batch.goals("next"), hidden_BSPh[:, :-1][real_BS], hidden_BSPh[:, 1:][real_BS]
         last_R = last_BS[:, :-1][real_BS]
         first_Rh = before_RPh[torch.arange(len(last_R), device=last_R.device), last_R]
-        for place in range(P):
-            state_Rh = first_Rh if place == 0 else spelled_RPh[:, place - 1]
-            yield self.logits(place, state_Rh if open_UP is None else state_Rh[open_UP[row_R, place]])
-        if state:
-            yield first_Rh
+        return Said(first_Rh, (
+            self.logits(place, state_Rh if open_UP is None else state_Rh[open_UP[row_R, place]])
+            for place, state_Rh in enumerate((first_Rh, *spelled_RPh[:, :-1].unbind(1)))
+        ))  # fmt: skip
 
     # ---- search
 

@@ -151,6 +151,15 @@ def scored(vocabulary: tuple[int, ...]) -> list[int]:
     return [*codes, min(ends, max(codes, default=ends))]
 
 
+class Said(NamedTuple):
+    """What a network makes of histories, a row R a target: the state [R, h] that has not seen its target and foretells
+    it, and place by place the logits [R, V] of the tokens that spell it.
+    """
+
+    state_Rh: Tensor
+    logits: Iterator[Tensor]
+
+
 class TokenNetwork(Protocol):
     """Reads the tokens of a history and spells those of an item; knows nothing of where tokens come from.
 
@@ -194,11 +203,10 @@ class TokenNetwork(Protocol):
 
     def __call__(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None, /, *, state: bool = False,
-    ) -> Iterator[Tensor]:  # fmt: skip
+        real_UP: Tensor | None = None, /,
+    ) -> Said:  # fmt: skip
         """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh.
 
-        state: behind the last place comes the state [R, h] that spells the first one.
         open_UP: at which places an item's token is a choice; then only the rows whose target's is are wanted.
         real_UP: which places an item has, where lengths differ; then open_UP is given, and says no more than that.
         """

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data import Batch
 from layers import depth_attention, rows_of
 from recommenders.blocks import Stack, begin, causal_attention
-from recommenders.protocol import Scorer, scored
+from recommenders.protocol import Said, Scorer, scored
 from recommenders.tokens import TokenTables, WholeItemOptions
 from settings import option
 from utils import Problem
@@ -96,15 +96,18 @@ class RQTransformer(TokenTables):
 
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None, *, state: bool = False,
-    ) -> Iterator[Tensor]:  # fmt: skip
-        """Teacher-forced logits [R, V] at every real position, place by place; the state [R, h] last, where wanted.
+        real_UP: Tensor | None = None,
+    ) -> Said:  # fmt: skip
+        """Teacher-forced logits [R, V] at every real position, place by place, behind the item stack's states [R, h].
 
         open_UP: whether an item's token at a place is a choice at all; then logits are those of the rows whose
         target's token is, `open_UP[goals]`. It must be True at the first place.
         """
         h_BSh = self.encode(self.vectors(history_UPh, batch.item_U), batch.history_row_BS, batch.history_BS)
-        h_Rh, row_R = h_BSh[batch.history_BS > 0], batch.goals("next")
+        h_Rh = h_BSh[batch.history_BS > 0]
+        return Said(h_Rh, self._spelled(h_Rh, batch.goals("next"), teacher_UPh, open_UP))
+
+    def _spelled(self, h_Rh: Tensor, row_R: Tensor, teacher_UPh: Tensor, open_UP: Tensor | None) -> Iterator[Tensor]:
         before_UPh = teacher_UPh[:, :-1] * self.scale
         before_RPh = rows_of(before_UPh, row_R)
         x_RPh = torch.cat([self.bridge(h_Rh)[:, None], before_RPh], 1) + self.places.weight
@@ -113,8 +116,6 @@ class RQTransformer(TokenTables):
             yield from (self.logits(place, y_Rh) for place, y_Rh in enumerate(hidden_RPh.unbind(1)))
         else:
             yield from self._open_logits(x_RPh, open_UP[row_R])
-        if state:
-            yield h_Rh
 
     def _attend_depth(self, qkv_RPx: Tensor) -> Tensor:
         return depth_attention(qkv_RPx, self.cfg.num_heads)

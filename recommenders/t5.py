@@ -9,7 +9,7 @@ the network over SIDs also U distinct items of a batch, P places of a SID, V tok
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data import Batch
 from layers import Dropout, attention, rows_of
-from recommenders.protocol import Scorer, scored
+from recommenders.protocol import Said, Scorer, scored
 from recommenders.tokens import TokenTables, WholeItemOptions
 from settings import option
 
@@ -292,10 +292,10 @@ class T5Network(TokenTables):
 
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None, *, state: bool = False,
-    ) -> Iterator[Tensor]:  # fmt: skip
+        real_UP: Tensor | None = None,
+    ) -> Said:  # fmt: skip
         """Teacher-forced logits [B, V] of each sample's target, place by place; where open_UP says so, of those
-        targets only whose token is a choice there. The state [B, h] comes last, where it is wanted.
+        targets only whose token is a choice there. No places come that no target has.
         """
         real_BSP = None if real_UP is None else real_UP[batch.history_row_BS]
         cache = self.t5.start(*self.encode(rows_of(history_UPh, batch.history_row_BS), batch.history_BS, real_BSP))
@@ -304,12 +304,11 @@ class T5Network(TokenTables):
         before_BPh = rows_of(teacher_UPh[:, : most - 1], batch.target_row_B)
         start_B1h = self.start.expand(len(before_BPh), 1, -1)
         hidden = self.t5.decode(torch.cat([start_B1h, before_BPh], 1), cache)
-        for place, hidden_Bh in enumerate(hidden.unbind(1)):
-            chosen = slice(None) if open_UP is None else open_UP[batch.target_row_B, place]
-            yield self.logits(place, hidden_Bh[chosen])
-        if state:  # behind all places, those that no target has included
-            yield from (self.logits(place, hidden[:0, 0]) for place in range(most, len(self.vocabulary)))
-            yield hidden[:, 0]
+        open_BP = None if open_UP is None else open_UP[batch.target_row_B]
+        return Said(hidden[:, 0], (
+            self.logits(place, hidden_Bh if open_BP is None else hidden_Bh[open_BP[:, place]])
+            for place, hidden_Bh in enumerate(hidden.unbind(1))
+        ))  # fmt: skip
 
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks; encoder and source keys run once per user."""

@@ -196,7 +196,7 @@ def test_loss_terms_by_an_independent_formula():
     rec, sid = model.recommender, model.sids.token_NP
     target = sid[batch.target_B - 1]
     tokens = torch.stack([rec.tables[i][sid[batch.item_U - 1, i]] for i in range(4)], 1)
-    logp = [x.log_softmax(-1) for x in rec(tokens, batch, tokens)]
+    logp = [x.log_softmax(-1) for x in rec(tokens, batch, tokens).logits]
     want = -sum(lp.gather(1, target[:, [i]]).mean() for i, lp in enumerate(logp)) / 4
     assert float(logs["loss/rec"]) == pytest.approx(float(want), rel=1e-5)
 
@@ -298,7 +298,7 @@ def test_recommend_equals_scoring_every_item():
             history_BS=history, history_row_BS=history.clamp(min=1) - 1, target_row_B=torch.arange(N)
         )
         tokens = torch.stack([rec.tables[i][sid[:, i]] for i in range(4)], 1)
-        logits = rec(tokens, every, tokens)
+        logits = rec(tokens, every, tokens).logits
         want = sum(x.log_softmax(-1).gather(1, sid[:, [i]])[:, 0] for i, x in enumerate(logits))
         assert torch.allclose(found.score_BW[b], want.sort(descending=True).values, atol=1e-4)
         assert torch.allclose(want[found.item_BW[b] - 1], found.score_BW[b], atol=1e-4)
@@ -447,7 +447,7 @@ def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind
     start_Nd = t.latents() - t.offset_Nd.detach()
     centred_Nd = start_Nd - start_Nd.mean(0)
     z_Nd = (centred_Nd + t.offset_Nd) / (centred_Nd**2).mean().sqrt()
-    _, state_Rh = model.recommendation_loss(batch, model.quantize(batch), state=True)
+    _, state_Rh = model.recommendation_loss(batch, model.quantize(batch))
     item_R = batch.item_U[batch.goals(model.targets)]
     want = -(head(state_Rh) @ z_Nd.T).log_softmax(1).gather(1, item_R[:, None] - 1).mean()
     _, logs = model(batch)
@@ -463,7 +463,7 @@ def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind
         assert mine.abs().sum() > 0
     assert (got[0].abs().sum(1) > 0).all()
     dead = joint(recommender=kind, latent_loss=2.0, lr_offset=0.1, gradient="detached")
-    _, state_Rh = dead.recommendation_loss(batch, dead.quantize(batch), dead.roads, state=True)
+    _, state_Rh = dead.recommendation_loss(batch, dead.quantize(batch), dead.roads)
     loss = dead.latent_loss(dead.latent_head(state_Rh), item_R)
     assert codebook_grads(dead, loss) == [0.0, 0.0, 0.0]
 
@@ -477,7 +477,7 @@ def test_a_state_has_not_seen_its_target(kind):
     token_UPh = model.recommender.embed(model.quantize(batch), token_UP)
     other_UPh = token_UPh + torch.randn_like(token_UPh) * last_U[:, None, None]
     assert last_U.any()
-    (*_, want), (*_, got) = (model.recommender(token_UPh, batch, x, state=True) for x in (token_UPh, other_UPh))
+    want, got = (model.recommender(token_UPh, batch, x).state_Rh for x in (token_UPh, other_UPh))
     assert want.shape == (len(batch.goals(model.targets)), 16) and torch.equal(got, want)
 
 

@@ -63,7 +63,7 @@ def test_search_scores_are_those_of_training(kind, options):
     token_RP = sids.token_NP[BATCH.item_U[rows] - 1]
     logp = sum(
         logits.log_softmax(-1).gather(1, token_RP[:, place, None])[:, 0]
-        for place, logits in enumerate(net(token_UPh, BATCH, token_UPh))
+        for place, logits in enumerate(net(token_UPh, BATCH, token_UPh).logits)
     )
     last_R = torch.tensor([2, 3, 5])  # the positions whose target is target_B
     score = net.scorer(lambda item: sids.tokens(item).token, BATCH.history_BS)
@@ -77,7 +77,7 @@ def test_whole_items_are_scored_alike_in_training_and_search(own):
     """Against sum_l E_l[c_l] (+ own vector) of every item, written out; the last position of each user."""
     net, sids = network(item_loss=1.0, item_embedding=own), table()
     token_UPh = tokens(net, sids, BATCH.item_U)
-    *_, state_Rh = net(token_UPh, BATCH, token_UPh, state=True)
+    state_Rh = net(token_UPh, BATCH, token_UPh).state_Rh
     item_RN = net.item_logits(state_Rh, net.catalogue(sids.token_NP, BATCH.item_U, token_UPh))
     score = net.scorer(lambda item: sids.tokens(item).token, BATCH.history_BS)
     torch.testing.assert_close(score(4, None, None), item_RN[[2, 3, 5]].log_softmax(-1))
@@ -98,7 +98,7 @@ def test_goals_are_what_follows_each_real_position_in_order():
 def test_padding_changes_nothing(kind):
     net, sids = network(kind=kind), table()
     alone = batch_of([[0, 0, 5]], [8])
-    whole, one = (list(net(t := tokens(net, sids, b.item_U), b, t)) for b in (BATCH, alone))
+    whole, one = (list(net(t := tokens(net, sids, b.item_U), b, t).logits) for b in (BATCH, alone))
     for a, b in zip(whole, one, strict=True):
         torch.testing.assert_close(a[3:4], b[-1:])
 
@@ -108,7 +108,7 @@ def test_a_position_sees_neither_its_target_nor_what_follows(kind):
     net, sids = network(kind=kind), table()
     other = BATCH._replace(target_row_B=BATCH.target_row_B.flip(0))
     t = tokens(net, sids, BATCH.item_U)
-    a, b = (torch.stack([y[:, 0] for y in net(t, x, t)], 1) for x in (BATCH, other))
+    a, b = (torch.stack([y[:, 0] for y in net(t, x, t).logits], 1) for x in (BATCH, other))
     torch.testing.assert_close(a[:2], b[:2])  # positions before the last
     torch.testing.assert_close(a[:, 0], b[:, 0])  # the first token of every position
 
@@ -120,7 +120,7 @@ def test_places_without_a_choice_may_be_left_out(kind):
     open_UP = torch.rand(len(BATCH.item_U), 4, generator=torch.Generator().manual_seed(2)) < 0.5
     open_UP[:, 0] = True
     rows = BATCH.goals("next")
-    for place, (some, every) in enumerate(zip(net(t, BATCH, t, open_UP), net(t, BATCH, t), strict=True)):
+    for place, (some, every) in enumerate(zip(net(t, BATCH, t, open_UP).logits, net(t, BATCH, t).logits, strict=True)):
         torch.testing.assert_close(some, every[open_UP[rows, place]])
 
 
@@ -170,7 +170,7 @@ def test_the_legal_softmax_is_a_distribution_over_the_items(make, kept, kind):
     batch = batch_of([[7]] * N, every.tolist())
     batch = batch._replace(item_U=every, history_row_BS=torch.full((N, 1), 6), target_row_B=every - 1)
     total_N, open_NP = torch.zeros(N), legal.open(every)
-    for place, logits in enumerate(net(token_NPh, batch, token_NPh, open_NP)):
+    for place, logits in enumerate(net(token_NPh, batch, token_NPh, open_NP).logits):
         rows = open_NP[:, place]
         logp = logits.masked_fill(~legal.tokens(place, every[rows]), -torch.inf).log_softmax(-1)
         total_N[rows] += logp.gather(1, sids.token_NP[rows, place, None])[:, 0]
