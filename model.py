@@ -22,7 +22,7 @@ from layers import soft_label_loss
 from metrics import EvalOptions
 from prior import PRIORS, PriorOptions
 from readers.splits import DataOptions
-from recommenders.items import best_items, softmax_loss
+from recommenders.items import LOGITS, best_items, softmax_loss
 from recommenders.protocol import AllReduce, Autocast, Found, Hit, Logs, Recommender, Scorer, TokenNetwork, unsound
 from settings import Config, option
 from sids.legal import Legal
@@ -228,6 +228,7 @@ class GenerativeModel(nn.Module):
         return soft_label_loss(logits_RV, index_R, p_UV, row_R, self.target_gradient, log_share, rows)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
+        """(L_rec of a batch, its parts for the log)."""
         loss, _ = self.recommendation_loss(batch, self.quantize(batch))
         return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
 
@@ -378,6 +379,7 @@ class JointModel(GenerativeModel):
         return self.tokenizer.quantize(batch.item_U, self.step, self.decay, cached_UL)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
+        """(the whole loss L of a batch, its parts for the log)."""
         j, row_R = self.joint, batch.goals(self.targets)
         q, log_shares = self.quantize(batch), self.log_shares(batch.item_U)
         rec, state_Rh = self.recommendation_loss(batch, q, self.roads, log_shares)
@@ -525,7 +527,10 @@ class JointModel(GenerativeModel):
     def working_numbers(self, B: int, S: int, users: int) -> dict[str, int]:
         """Per level also distances, noise, logits, soft assignment and their gradients."""
         found, items = super().working_numbers(B, S, users), min(self.n_items, B * (S + 1))
-        return found | {"training step": found["training step"] + 10 * items * sum(self.sizes)}
+        step = found["training step"] + 10 * items * sum(self.sizes)
+        if self.latent_head is not None:  # scores of all items, in parts, and the gradient at their latents
+            step += min(B * S * self.n_items, LOGITS) + 3 * self.n_items * self.tokenizer.e_dim
+        return found | {"training step": step}
 
     def _warn_of_collapse(self, figures: dict[str, float]) -> None:
         for level, k in enumerate(self.sizes, 1):

@@ -352,7 +352,7 @@ class JointRQVAE(RQVAE):
     def latents(self) -> Tensor:
         """z of the whole catalogue, [N, d], without dropout."""
         z_Nd = through(self._stages[1], self.input_Nd.split(ROWS), self.input_Nd.device)
-        return z_Nd if self.offset_Nd is None else z_Nd + self.offset_Nd.detach()
+        return self._moved(z_Nd).detach()
 
     def codes(self) -> Tensor:
         """Learned codes [N, L] of the whole catalogue as it is attached, without noise."""
@@ -373,8 +373,11 @@ class JointRQVAE(RQVAE):
         """(z - mean z) / rms(z - mean z) of the whole catalogue, [N, d]; mean and rms are those of the start."""
         with torch.autocast(self.input_Nd.device.type, enabled=False):
             z_Nd = self._stages[1](self.input_Nd)
-            z_Nd = z_Nd if self.offset_Nd is None else z_Nd + self.offset_Nd
-            return (z_Nd - self.centre_d) / self.unit
+            return (self._moved(z_Nd) - self.centre_d) / self.unit
+
+    def _moved(self, content_Ud: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """z of some rows of the catalogue, from their content's latents."""
+        return content_Ud if self.offset_Nd is None else content_Ud + self.offset_Nd[rows]
 
     def offsets(self) -> list[nn.Parameter]:
         """The items' own offsets [N, d] to their latents, where they have any."""
@@ -391,8 +394,7 @@ class JointRQVAE(RQVAE):
         """
         with torch.autocast(item_U.device.type, enabled=False):
             content_Ud = self._stages[1](self.input_Nd[item_U - 1])
-            z_Ud = content_Ud if self.offset_Nd is None else content_Ud + self.offset_Nd[item_U - 1]
-            return self._quantize(z_Ud, content_Ud, item_U, step, decay, cached_UL)
+            return self._quantize(self._moved(content_Ud, item_U - 1), content_Ud, item_U, step, decay, cached_UL)
 
     def _quantize(
         self, z_Ud: Tensor, content_Ud: Tensor, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor

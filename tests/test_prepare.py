@@ -436,7 +436,6 @@ WRONG = [
     ("clicks.csv", GOOD.replace(",a,", ",[PAD],"), ["--to=diger"], r"called \[PAD\], which the layout diger keeps"),
     ("clicks.csv", GOOD, ["--items=items.csv"], r"items.csv: no such file"),
     ("clicks.csv", GOOD, ["--items=clicks.csv"], r"clicks.csv: is named as clicks and as items"),
-    ("clicks.csv", GOOD, ["--out=demo"], r"--out: given twice|demo is the name of the demo's data"),
     ("x.inter", "user_id:token\titem_id:token\nu\ti\n", [], r"x.inter: no column timestamp:float; there are"),
     ("x.test.jsonl", '{"inter_history": [], "target_id": 1}\n', [], r"x.train.jsonl: no such file"),
     ("x.inter.json", '{"u": [1, 2.5]}', [], r"user 'u' has the item 2.5; expected numbers or ids"),
@@ -500,6 +499,7 @@ def test_a_key_of_late_lines_is_read(tmp_path):
 
 
 def test_nothing_is_overwritten(shop, tmp_path, capsys):
+    refused(tmp_path, capsys, [str(shop), "--out", str(tmp_path / "demo")], "demo is the name of the demo's data")
     refused(tmp_path, capsys, [str(shop), "--out", str(shop)], "is there already; choose another name")
     (tmp_path / "file").write_text("")
     refused(tmp_path, capsys, [str(shop), "--out", str(tmp_path / "file")], "is there already")
