@@ -611,3 +611,23 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, capsys, place, zipped):
     assert not marker.exists()
     Evil(marker).__reduce__()[0](marker)
     assert marker.exists()  # the payload was a live one
+
+
+def test_the_preset_beside_the_data_goes_first(tmp_path, monkeypatch, caplog):
+    """As prepare_data.py made it, split included, even where config/ has one of the same name."""
+    monkeypatch.setattr(main.log, "propagate", True)
+    monkeypatch.setattr(main, "CONFIG", tmp_path / "config")
+    ours, theirs = tmp_path / "config" / "shop.yaml", tmp_path / "data" / "shop" / "shop.yaml"
+    for path in (ours, theirs):
+        path.parent.mkdir(parents=True)
+        path.write_text("dataset: shop\n")
+    assert main.presets("shop", "shop", {"data_path": str(tmp_path / "data")}) == [theirs, ours]
+    assert f"{theirs} is the preset" in caplog.text and f"--config={ours}" in caplog.text
+    assert main.presets("shop", "shop", {"data_path": str(tmp_path)}) == [ours]
+
+
+def test_a_report_that_a_kill_has_cost_is_made_again(finished):
+    page = finished.folder / "report.html"
+    page.unlink()
+    main.main([finished.config, "--run_name=first", "--resume=auto"])
+    assert page.is_file()

@@ -415,3 +415,30 @@ def test_the_kept_tokenizer_is_held_against_the_lowest_error():
     assert kept.reconstruction_error == 1.08
     better = Report(5, 0.9, 0.5, [], [])
     assert better.beats(kept, 0.5)
+
+
+def test_a_half_made_tokenizer_is_not_trained_on(ground, tmp_path):
+    """What pre-training leaves until it has ended: the best so far, the state to go on from, no report."""
+    options, data = ground
+    path = tmp_path / "best_collision_model.pth"
+    path.write_bytes(Path(options["rqvae_path"]).read_bytes())
+    cfg = methods.build(options | {"rqvae_path": str(path)})
+    (tmp_path / "last.pth").write_bytes(b"x")
+    with pytest.raises(Problem, match="its pre-training has not ended; repeat the command"):
+        building.tokenizer_of(cfg, data)
+    (tmp_path / "report.json").write_text("{}")  # killed at its very end
+    building.tokenizer_of(cfg, data)
+
+
+@pytest.mark.parametrize(
+    ("report", "fault"),
+    [
+        (Report(1, 0.9, 0.5, [1, 8], [1.0, 7.0]), "level 1 has one code"),
+        (Report(1, 0.0, 1.0, [8, 8], [7.0, 7.0]), "no better than the mean"),
+        (Report(1, 0.1, 0.9, [8, 8], [7.0, 7.0]), None),
+    ],
+)
+def test_a_tokenizer_that_tells_nothing_apart_is_told(report, fault):
+    said = report.fault(40)
+    assert (said is None) == (fault is None) and (fault is None or (fault in said and "--standardize" in said))
+    assert report.fault(1) is None  # one item has nothing to be told from

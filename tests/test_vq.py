@@ -143,3 +143,14 @@ def test_standardized_embeddings_are_centred(tmp_path):
     torch.save({"state_dict": model.state_dict()}, tmp_path / "t.pth")
     again = load_rqvae(tmp_path / "t.pth", cfg, 3)
     assert torch.equal(again.prepare(x), y)
+
+
+@pytest.mark.parametrize("dist", ["l2", "cos", "dot"])
+def test_the_distances_that_settle_collisions_are_those_that_assign(dist):
+    cfg = methods.build({"num_emb_list": [8, 8], "sk_epsilons": [0, 0], "layers": [5], "e_dim": 4, "dist": dist})
+    model = RQVAE(cfg[RQVAEOptions], 6).eval()
+    for codebook in model.rq.codebooks():
+        torch.nn.init.normal_(codebook)
+    content_ND = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    code_NL, distances = model.encode(content_ND), model.distances_of(content_ND)
+    assert torch.equal(distances(torch.arange(60), code_NL[:, :1]).argmin(1), code_NL[:, 1])
