@@ -31,7 +31,9 @@ FIXTURE = Path(__file__).parent / "fixtures" / "before_sid_table.tar.gz"
 def old(tmp_path):
     """The folder of the old version's data and output."""
     with tarfile.open(FIXTURE) as archive:
-        archive.extractall(tmp_path, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python before 3.11.4 has none
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(tmp_path)
     return tmp_path / "before_sid_table"
 
 
