@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from layers import MLP, Distance, counter_uniform, distance, kmeans, sinkhorn
 from settings import option
+from sids import shares
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.codebooks import Upkeep, UpkeepOptions
 from sids.tokenizer import ROWS, Quantized, Source, in_pieces, through
@@ -216,8 +217,8 @@ class RQVAE(ContentTokenizer):
 
     def forward(self, x_ND: Tensor, rule: str) -> tuple[Tensor, Tensor, Tensor]:
         """Pre-training pass on prepared embeddings: (reconstruction loss, VQ loss, codes [N, L])."""
-        out, vq, codes = self.straight_through(self.encoder(x_ND), rule)
-        return F.mse_loss(self.decoder(out), x_ND), vq, codes
+        out, vq, codes = self.straight_through(shares.spread(self.encoder, x_ND), rule)
+        return F.mse_loss(shares.spread(self.decoder, out), x_ND), vq, codes
 
     def straight_through(self, z_Nd: Tensor, rule: str) -> tuple[Tensor, Tensor, Tensor]:
         """(sum of the codes with the latent's gradient [N, d], VQ loss, codes [N, L])."""

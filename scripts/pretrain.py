@@ -4,12 +4,20 @@ Options of the loop of a learned tokenizer begin with rqvae_ (rqvae_epochs, rqva
 tokenizer concern the later stages too. Ends with a table of the SIDs, which is kept beside the tokenizer as sids.json;
 with --target_length=2.0 of SIDs of unlike length, as sids-2.0.json (with --max_group=16 too, as
 sids-2.0-group-16.json).
+
+Several processes share each step's rows out, and come to what one does:
+
+  accelerate launch --config_file accelerate_multi_cpu.yaml scripts/pretrain.py --config config/scientific_forge.yaml
 """
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from accelerate import PartialState
 
 import building
 import main
@@ -17,6 +25,7 @@ import methods
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from settings import Config
+from sids import shares
 from utils import Problem, log_to, problems_exit_2, write_json
 
 
@@ -24,11 +33,14 @@ def run(argv: list[str]) -> None:
     cfg = main.configuration(argv, __doc__, main.check_data, composed=without_training)
     if not building.reads_content(cfg):
         raise Problem("method: has no tokenizer to pre-train; use --method=two_stage, and not --tokenizer=given")
-    log_to(None, main=True)
+    if "WORLD_SIZE" in os.environ:
+        PartialState(cpu=not torch.cuda.is_available())  # joins the others
+    log_to(None, main=shares.rank() == 0)
     data = read_dataset(cfg[DataOptions])
     path = building.train_tokenizer(cfg, data)
-    write_json(building.length_file(cfg, path), building.sid_figures(cfg, data, path))
-    print(f"tokenizer: {path}")
+    if shares.rank() == 0:
+        write_json(building.length_file(cfg, path), building.sid_figures(cfg, data, path))
+        print(f"tokenizer: {path}")
 
 
 def without_training(preset: dict[str, object], given: dict[str, object]) -> Config:

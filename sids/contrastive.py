@@ -3,7 +3,7 @@
 Two tasks, in turn or summed: reconstruction of every item, and contrast of co-occurring pairs against the other pairs
 of the batch, on the decoder's outputs. Formulas and what differs from the published program: docs/forge.md.
 
-Shape letters: N items, P pairs, B pairs of a batch, D width.
+Shape letters: N items, P pairs, B pairs of a batch, R of them this process's own (all, where it is alone), D width.
 """
 
 import math
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from settings import option
+from sids import shares
 from sids.pairs import Pairs, pairs_of
 from sids.tokenizer import Source
 from utils import Problem
@@ -94,7 +95,7 @@ class Adjacency:
 
 
 class Excluded(NamedTuple):
-    """What is no negative of each row, [B, B] bool each, false on the diagonal: candidates right or left."""
+    """What is no negative of each row, [R, B] bool each, false for its own candidate: candidates right or left."""
 
     left_right: Tensor | None = None
     right_left: Tensor | None = None
@@ -106,12 +107,14 @@ def excluded(pair_B2: Tensor, adjacency: Adjacency | None, device: torch.device 
     """Candidates that are the row's own item, its partner, or (with an adjacency) any known partner of it."""
     item_U, place = np.unique(pair_B2.numpy(), return_inverse=True)
     left, right = torch.from_numpy(place.reshape(-1, 2)).unbind(1)
+    mine = torch.arange(len(left))[shares.own(len(left))]
     same_UU = torch.eye(len(item_U), dtype=torch.bool)
     known_UU = same_UU if adjacency is None else same_UU | torch.from_numpy(adjacency.among(item_U))
 
     def mask(query: Tensor, partner: Tensor, candidate: Tensor) -> Tensor:
-        found = known_UU[query][:, candidate] | same_UU[partner][:, candidate]
-        return found.fill_diagonal_(False).to(device)
+        found_RB = known_UU[query[mine]][:, candidate] | same_UU[partner[mine]][:, candidate]
+        found_RB[torch.arange(len(mine)), mine] = False
+        return found_RB.to(device)
 
     return Excluded(
         mask(left, right, right), mask(right, left, left), mask(left, left, left), mask(right, right, right)
@@ -119,14 +122,20 @@ def excluded(pair_B2: Tensor, adjacency: Adjacency | None, device: torch.device 
 
 
 def contrast(
-    query_BD: Tensor, candidate_BD: Tensor, scale: Tensor, excluded_BB: Tensor | None
+    query_BD: Tensor, candidate_BD: Tensor, scale: Tensor, excluded_RB: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(cross-entropy of finding candidate i for query i among all, share found) of rows of length 1."""
-    logits_BB = scale * query_BD @ candidate_BD.T
-    if excluded_BB is not None:
-        logits_BB = logits_BB.masked_fill(excluded_BB, -torch.inf)
-    goal_B = torch.arange(len(logits_BB), device=logits_BB.device)
-    return F.cross_entropy(logits_BB, goal_B), (logits_BB.argmax(1) == goal_B).float().mean()
+    """(cross-entropy of finding candidate i for query i among all, share found) of rows of length 1.
+
+    Of several processes each asks for its own rows; the mean over the processes is that of all rows.
+    """
+    mine = shares.own(len(query_BD))
+    logits_RB = scale * query_BD[mine] @ candidate_BD.T
+    if excluded_RB is not None:
+        logits_RB = logits_RB.masked_fill(excluded_RB, -torch.inf)
+    goal_R = torch.arange(len(query_BD), device=logits_RB.device)[mine]
+    each = shares.processes() / len(query_BD)
+    loss = F.cross_entropy(logits_RB, goal_R, reduction="sum") * each
+    return loss, (logits_RB.argmax(1) == goal_R).sum() * each
 
 
 class Contrast(NamedTuple):
@@ -222,9 +231,9 @@ class ContrastiveRQVAE(RQVAE):
     def contrast(self, pair_B2: Tensor) -> tuple[Contrast, Tensor]:
         """(contrastive loss, VQ loss) of some pairs; both sides pass the network together."""
         x_ND = self.get_buffer("x_ND")[pair_B2.T.reshape(-1)]
-        z_Nd = self.encoder(x_ND)
+        z_Nd = shares.spread(self.encoder, x_ND)
         out_Nd, vq, _ = self.straight_through(z_Nd, self.cfg.rqvae_assignment)
-        output = self.decoder(out_Nd) if self.cfg.contrastive_at == "decoded" else z_Nd
+        output = shares.spread(self.decoder, out_Nd) if self.cfg.contrastive_at == "decoded" else z_Nd
         scale = dict(zip(self.cfg.contrastive_terms, self.theta.exp(), strict=True))
         no = excluded(pair_B2.cpu(), self._adjacency, x_ND.device) if self.cfg.mask_known_positives else None
         left_right, inputs = output.chunk(2), x_ND.chunk(2)

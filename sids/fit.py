@@ -18,11 +18,13 @@ from readers.splits import DataOptions
 from runs import guard
 from runs.folder import RunOptions
 from settings import Config, option
+from sids import shares
 from sids.behaviour import vectors_of
 from sids.table import collision_rate, perplexity
 from sids.tokenizer import ROWS, CodeOptions, Source, Tokenizer, in_pieces, is_learned
 from utils import (
     Problem,
+    Stopped,
     check_moments,
     digest,
     holds,
@@ -214,7 +216,7 @@ def check_state(path: Path, state: dict[str, Any], own: dict[str, Tensor]) -> No
 def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
     """Make the tokenizer unless its checkpoint is there; print its report; return its path.
 
-    kind: the tokenizer's class, known by `name`.
+    kind: the tokenizer's class, known by `name`. Several processes (sids/shares.py) come to what one does.
     """
     path = checkpoint_path(cfg, name, data)
     done = path.with_name("report.json")
@@ -225,10 +227,13 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
     torch.manual_seed(cfg[DataOptions].seed)
     source = Source.of(data, vectors_of(cfg[CodeOptions], data))
     model = kind(cfg[CodeOptions], source.content_ND.shape[1])
-    guard.lock(path.parent)
-    for torn in path.parent.glob(".*.part"):
-        torn.unlink(missing_ok=True)
+    if shares.rank() == 0:
+        guard.lock(path.parent)
+        for torn in path.parent.glob(".*.part"):
+            torn.unlink(missing_ok=True)
     if not is_learned(kind):
+        if shares.processes() > 1:
+            raise Problem(f"tokenizer: {name} is fitted by one process; start the command without a launcher")
         model.fit(source, cfg[DataOptions].seed)
         best = measure(model, source.content_ND, 0)
         write_checkpoint(path, portable(cfg, name, model, best))
@@ -239,8 +244,9 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
         log.info(f"tokenizer: {line}")
     if fault := best.fault(len(source.content_ND)):
         log.warning(f"tokenizer: {fault}")
-    write_json(done, dataclasses.asdict(best))
-    path.with_name("last.pth").unlink(missing_ok=True)
+    if shares.rank() == 0:
+        write_json(done, dataclasses.asdict(best))
+        path.with_name("last.pth").unlink(missing_ok=True)
     return path
 
 
@@ -273,9 +279,11 @@ class _Loop:
         """Train to the end; the best checkpoint is on disk afterwards."""
         p, first = self.p, self._resume()
         self.model.begin(self.source, p.rqvae_batch_size, self.seed, fresh=first == 0)
+        shares.agree(self.model)
         progress = tqdm(
-            range(first, p.rqvae_epochs), "tokenizer", initial=first, total=p.rqvae_epochs, leave=False, disable=None
-        )
+            range(first, p.rqvae_epochs), "tokenizer", initial=first, total=p.rqvae_epochs, leave=False,
+            disable=None if shares.rank() == 0 else True,
+        )  # fmt: skip
         for epoch in progress:
             if self.best is not None and self.looked - self.best.epoch >= p.rqvae_patience:
                 break
@@ -288,9 +296,9 @@ class _Loop:
                 )
             if (epoch + 1) % p.rqvae_eval_step == 0 or epoch + 1 == p.rqvae_epochs:
                 self._look(epoch, parts)
-            if guard.asked():
+            if signal := shares.largest(guard.asked()):
                 self._save(epoch)
-                guard.stop_if_asked()
+                raise Stopped(signal)
         assert self.best is not None
         return self.best
 
@@ -310,9 +318,11 @@ class _Loop:
             self.optimizer.param_groups[0]["lr"] = self.p.rqvae_lr * self._factor(step)
             self.optimizer.zero_grad()
             loss.backward()
+            shares.average_gradients(self.model)
             self.optimizer.step()
             for key, value in {**parts, **self._after_step()}.items():
                 sums[key], times[key] = sums.get(key, 0.0) + value.detach(), times.get(key, 0) + 1
+        shares.average([*sums.values()])
         return {k: float(v) / times[k] for k, v in sums.items()}
 
     def _after_step(self) -> dict[str, Tensor]:
@@ -326,9 +336,7 @@ class _Loop:
         return min((step + 1) / (warm + 1), (total - step) / max(1, total - warm), 1.0)
 
     def _look(self, epoch: int, parts: dict[str, float]) -> None:
-        now = measure(self.model, self.source.content_ND, epoch)
-        if hasattr(self.model, "disagreement"):
-            now.disagreement = self.model.disagreement(self.p.rqvae_batch_size, self.seed)
+        now = shares.of_first(lambda: self._measured(epoch))
         log.info(
             f"tokenizer epoch {epoch + 1} | {' | '.join(f'{k} {v:.5f}' for k, v in parts.items())} | "
             f"collisions {now.collision_rate:.4f} | codes {' '.join(map(str, now.codes_used))} | "
@@ -343,11 +351,20 @@ class _Loop:
         self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
         if self.best is None or getattr(self.model, "keeps_last", False) or now.beats(self.best, self.lowest):
             self.best = now
-            state = portable(self.cfg, self.name, self.model, now) | {"optimizer": self.optimizer.state_dict()}
-            write_checkpoint(self.path, state)
+            if shares.rank() == 0:
+                state = portable(self.cfg, self.name, self.model, now) | {"optimizer": self.optimizer.state_dict()}
+                write_checkpoint(self.path, state)
         self._save(epoch)
 
+    def _measured(self, epoch: int) -> Report:
+        found = measure(self.model, self.source.content_ND, epoch)
+        if hasattr(self.model, "disagreement"):
+            found.disagreement = self.model.disagreement(self.p.rqvae_batch_size, self.seed)
+        return found
+
     def _save(self, epoch: int) -> None:
+        if shares.rank() > 0:
+            return
         write_checkpoint(self.path.with_name("last.pth"), {
             "epoch": epoch, "looked": self.looked, "lowest": self.lowest,
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),

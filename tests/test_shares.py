@@ -1,0 +1,116 @@
+"""A step of pre-training that processes share out is the step of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from conftest import tiny_overrides, write_tiny
+from killed import free_port, join_group, server
+
+import building
+import methods
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from sids import shares
+from sids.fit import _Loop, checkpoint_path
+from sids.tokenizer import CodeOptions, Source
+from utils import Problem, read_checkpoint, read_json
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = {
+    "in turn": {"tokenizer": "contrastive"},
+    "sum": {"tokenizer": "contrastive", "mixing": "sum"},
+    "latent": {"tokenizer": "contrastive", "contrastive_at": "latent", "contrastive_terms": ["self"]},
+    "averages": {"tokenizer": "contrastive", "codebook_learning": "ema", "dead_code_ratio": 0.5},
+    "plain": {
+        "tokenizer": "rqvae",
+        "dead_code_ratio": 0.5,
+        "rqvae_assignment": "sinkhorn",
+        "sk_epsilons": [0.1, 0.1, 0.1],
+    },
+}
+
+
+def options_of(root, **changes):
+    return tiny_overrides(root) | {
+        "method": "two_stage", "epochs": 1, "rqvae_batch_size": 15,
+        "rqvae_assignment": "argmin", **changes,
+    }  # fmt: skip
+
+
+def three_epochs(root, rank, processes, port):
+    """In float64, from the same start; state and figures of each case to a file a rank."""
+    torch.set_num_threads(1)
+    join_group(rank, processes, port)
+    if processes > 1:
+        PartialState(cpu=True)
+    for case, changes in CASES.items():
+        cfg = methods.build(options_of(root, **changes))
+        source = Source.of(read_dataset(cfg[DataOptions]))
+        torch.manual_seed(0)
+        model = methods.part(methods.TOKENIZERS[changes["tokenizer"]])(cfg[CodeOptions], source.content_ND.shape[1])
+        loop = _Loop(cfg, changes["tokenizer"], model, source, root / "never.pth")
+        model.begin(source, 15, 0, fresh=True)
+        shares.agree(model.double())
+        figures = [loop._epoch(epoch) for epoch in range(3)]
+        torch.save({"state": model.state_dict(), "figures": figures}, root / f"{case}-{processes}-{rank}.pt")
+
+
+@pytest.mark.dist
+def test_processes_take_the_steps_of_one(tmp_path):
+    """Three against one, batches of 40 items and of all pairs that end unevenly, codes that die and move: parameters,
+    averages and the log's figures; ranks alike to the bit.
+    """
+    write_tiny(tmp_path / "dataset" / "tiny")
+    workers = []
+    for processes in (1, 3):
+        port = free_port()
+        workers += [server.Process(target=three_epochs, args=(tmp_path, r, processes, port)) for r in range(processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    for case in CASES:
+        whole = torch.load(tmp_path / f"{case}-1-0.pt", weights_only=True)
+        ranks = [torch.load(tmp_path / f"{case}-3-{r}.pt", weights_only=True) for r in range(3)]
+        for key, value in whole["state"].items():
+            first = ranks[0]["state"][key]
+            assert all(torch.equal(first, other["state"][key]) for other in ranks[1:]), (case, key)
+            apart = float((first.double() - value.double()).abs().max())
+            assert apart < 1e-9, (case, key, apart)
+        for got, want in zip(ranks[-1]["figures"], whole["figures"], strict=True):
+            assert got.pop("accuracy", 0) == pytest.approx(want.pop("accuracy", 0), abs=0.02), case  # has ties
+            assert got == pytest.approx(want, rel=1e-9), case
+
+
+@pytest.mark.dist
+def test_the_command_with_two_processes(tmp_path):
+    """One of them writes and speaks."""
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = options_of(tmp_path, tokenizer="contrastive", rqvae_epochs=2, rqvae_eval_step=1)
+    command = [
+        sys.executable, str(ROOT / "scripts" / "launcher.py"), "--config_file",
+        str(ROOT / "accelerate_multi_cpu.yaml"), "--main_process_port", str(free_port()),
+        str(ROOT / "scripts" / "pretrain.py"), *(f"--{k}={v}" for k, v in options.items()),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    end = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment)
+    assert end.returncode == 0, end.stderr[-2000:]
+    assert end.stdout.count("tokenizer epoch 2 ") == 1 and end.stdout.count("\ntokenizer: /") == 1
+    cfg = methods.build(options)
+    path = checkpoint_path(cfg, "contrastive", read_dataset(cfg[DataOptions]))
+    assert read_checkpoint(path)["epoch"] == read_json(path.with_name("report.json"))["epoch"]
+    assert path.with_name("sids.json").is_file() and not path.with_name("last.pth").exists()
+
+
+def test_what_is_fitted_at_once_is_not_shared_out(tmp_path, monkeypatch):
+    write_tiny(tmp_path / "dataset" / "tiny")
+    cfg = methods.build(options_of(tmp_path, tokenizer="rq_kmeans"))
+    monkeypatch.setattr(shares, "processes", lambda: 2)
+    with pytest.raises(Problem, match="rq_kmeans is fitted by one process; start the command without a launcher"):
+        building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
