@@ -238,7 +238,8 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
         best = measure(model, source.content_ND, 0)
         write_checkpoint(path, portable(cfg, name, model, best))
     else:
-        with guard.orderly_stop("the tokenizer so far is saved; the same command goes on with it"):
+        advice = "the tokenizer so far is saved; the same command goes on with it"
+        with guard.orderly_stop(advice if shares.rank() == 0 else None):
             best = _Loop(cfg, name, model, source, path).run()
     for line in best.lines():
         log.info(f"tokenizer: {line}")
