@@ -55,6 +55,9 @@ class JointOptions:
     latent_loss: float = option(
         0.0, "weight of a loss of the next item's latent among those of all items (with lr_offset it moves them)", ge=0
     )
+    offset_prior: float = option(
+        0.0, "with lr_offset: weight of the offsets' mean square, which holds rare items where their content is", ge=0
+    )
     lr_id: float = option(1e-5, "learning rate of the tokenizer", ge=0)
     id_first_epoch: int = option(0, "epoch in which the tokenizer begins to move; it rests before", ge=0)
     id_last_epoch: int | None = option(None, "epoch after which the tokenizer rests again", ge=0)
@@ -389,12 +392,15 @@ class JointModel(GenerativeModel):
         if self.training:
             self.decay.observe(q.nearest, batch.new_U, rec.detach() * batch.weight)
             self.prior.observe(batch.item_U[row_R], [index[row_R] for index in q.goal().index], batch.weight)
-        logs = {"loss": loss, "loss/rec": rec, "loss/recon": recon, "loss/vq": vq, **self._agreement(batch, q)}
+        logs = {"loss/rec": rec, "loss/recon": recon, "loss/vq": vq, **self._agreement(batch, q)}
         logs |= self._prior_size(q, row_R, log_shares)
         if self.latent_head is not None:
             logs["loss/latent"] = self.latent_loss(self.latent_head(state_Rh), batch.item_U[row_R])
-            logs["loss"] = loss = loss + j.latent_loss * logs["loss/latent"]
-        return loss, {k: v.detach() for k, v in logs.items()}
+            loss = loss + j.latent_loss * logs["loss/latent"]
+        if j.offset_prior:
+            logs["loss/offset"] = self.tokenizer.offset_energy()
+            loss = loss + j.offset_prior * logs["loss/offset"]
+        return loss, {k: v.detach() for k, v in {"loss": loss, **logs}.items()}
 
     def latent_loss(self, asked_Rd: Tensor, item_R: Tensor) -> Tensor:
         """L_latent = -mean_r log softmax_v((W h_r + b) . z_v)_target: what comes next, said by the latents that the

@@ -380,6 +380,12 @@ class JointRQVAE(RQVAE):
         """z of some rows of the catalogue, from their content's latents."""
         return content_Ud if self.offset_Nd is None else content_Ud + self.offset_Nd[rows]
 
+    def offset_energy(self) -> Tensor:
+        """mean_v |delta_v|^2 / (2 rms^2) over the catalogue, rms as in `item_vectors`; 0 without offsets."""
+        if self.offset_Nd is None:
+            return torch.zeros((), device=self.input_Nd.device)
+        return (self.offset_Nd / self.unit).square().sum(1).mean() / 2
+
     def offsets(self) -> list[nn.Parameter]:
         """The items' own offsets [N, d] to their latents, where they have any."""
         return [] if self.offset_Nd is None else [self.offset_Nd]

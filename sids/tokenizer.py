@@ -163,6 +163,9 @@ class Joint(Learned, Protocol):
         learn.
         """
 
+    def offset_energy(self) -> Tensor:
+        """Half the mean squared length of what `offsets` has learned, in units of the latents' spread."""
+
     def offsets(self) -> list[nn.Parameter]:
         """What an item learns for itself alone, beside what all share; often nothing."""
 

@@ -411,6 +411,29 @@ def test_offsets_move_items_not_their_content():
     assert torch.equal(other.tokenizer.offset_Nd, model.tokenizer.offset_Nd)
 
 
+def test_the_prior_of_offsets_is_that_of_a_gaussian():
+    """Its size from its definition; its gradient alone pulls every item back in proportion to how far it went, whatever
+    the batch.
+    """
+    changes = {"uncertainty": "none", "assignment_forward": "history"}
+    free, held = (joint(lr_offset=0.1, offset_prior=w, **changes) for w in (0.0, 2.0))
+    move_Nd = torch.randn_like(free.tokenizer.latents()) * 0.01
+    losses = []
+    for model in (free, held):
+        start_Nd = model.tokenizer.latents()
+        with torch.no_grad():
+            model.tokenizer.offset_Nd += move_Nd
+        losses.append(model(some_batch()))
+    unit = (start_Nd - start_Nd.mean(0)).square().mean().sqrt()
+    want = float((move_Nd / unit).square().sum(1).mean() / 2)
+    assert float(losses[1][1]["loss/offset"]) == pytest.approx(want, rel=1e-5) and "loss/offset" not in losses[0][1]
+    grads = [
+        torch.autograd.grad(loss, model.tokenizer.offset_Nd)[0]
+        for (loss, _), model in zip(losses, (free, held), strict=True)
+    ]
+    torch.testing.assert_close(grads[1] - grads[0], 2 * move_Nd / unit**2 / N, rtol=1e-3, atol=1e-7)
+
+
 def test_prefix_groups_are_items_with_equal_codes():
     model = building.empty_model(options(method="two_stage"), 4)
     model.set_codes(torch.tensor([[0, 1, 2], [3, 3, 3], [0, 1, 2], [0, 1, 3]]))
