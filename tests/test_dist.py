@@ -33,7 +33,14 @@ RQ = {
     "assignment_forward": "history",
 }  # fmt: skip
 CASES = {
-    "no noise": {"uncertainty": "none", **RQ, "label_prior": "prefix", "latent_loss": 1.0, "lr_offset": 1e-3},
+    "no noise": {
+        "uncertainty": "none",
+        **RQ,
+        "label_prior": "prefix",
+        "latent_loss": 1.0,
+        "lr_offset": 1e-3,
+        "offset_prior": 0.1,
+    },
     "frqud_sdud": {"uncertainty": "frqud_sdud"},
     "rq_transformer": {**RQ, "label_prior": "usage"},
     "sinkhorn": {"uncertainty": "sdud", "auto_lambda_mode": "adaptive", "catalogue_assignment": "sinkhorn"},

@@ -55,8 +55,8 @@ RQ = {
     "recommender": "rq_transformer", "item_dropout": 0, "depth_dropout": 0, "legal_softmax": True,
     "assignment_forward": "history", "label_prior": "usage",
 }  # fmt: skip
-SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}, "gumbel": RQ,
-         "none": RQ | {"label_prior": "prefix", "latent_loss": 1.0, "lr_offset": 1e-3}}  # fmt: skip
+LATENT = {"label_prior": "prefix", "latent_loss": 1.0, "lr_offset": 1e-3, "offset_prior": 0.1}
+SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}, "gumbel": RQ, "none": RQ | LATENT}
 
 
 @pytest.mark.parametrize("kind", SPLIT)
