@@ -12,14 +12,12 @@ configuration.
 import csv
 import inspect
 import io
-import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -49,12 +47,10 @@ from utils import (
     environment,
     fingerprint,
     is_file,
-    keep_freed_memory,
     load_weights,
     log,
     log_to,
     one_line,
-    problems_exit_2,
     quoted,
     regular_file,
     seeds_of,
@@ -501,18 +497,5 @@ def main(argv: list[str]) -> None:
         log.info(f"run folder: {run.path}")
 
 
-def cli() -> NoReturn:
-    in_group = "TORCHELASTIC_RUN_ID" in os.environ
-    if in_group:  # in a session of its own, where nobody else would end it
-        guard.die_with_parent()
-    keep_freed_memory()
-    with problems_exit_2():
-        main(sys.argv[1:])
-    if in_group:  # all is written and said; a thread of the group that is not through may abort the interpreter's end
-        logging.shutdown()
-        os._exit(0)
-    raise SystemExit(0)
-
-
 if __name__ == "__main__":
-    cli()
+    guard.command(main)

@@ -3,18 +3,19 @@
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from utils import Problem, Stopped, log
+from utils import Problem, Stopped, keep_freed_memory, log, problems_exit_2
 
 # ---------------------------------------------------------------- one writer
 
@@ -109,6 +110,20 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Have the kernel send a signal to this process when its parent dies (Linux; elsewhere nothing)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
+
+
+def command(run: Callable[[list[str]], object]) -> NoReturn:
+    """Run a command to the end of its process, which may be one of a launcher's."""
+    in_group = "TORCHELASTIC_RUN_ID" in os.environ
+    if in_group:  # in a session of its own, where nobody else would end it
+        die_with_parent()
+    keep_freed_memory()
+    with problems_exit_2():
+        run(sys.argv[1:])
+    if in_group:  # all is written and said; a thread of the group that is not through may abort the interpreter's end
+        logging.shutdown()
+        os._exit(0)
+    raise SystemExit(0)
 
 
 def run_launcher(command: list[str], advice: str, **environment: str) -> int:

@@ -5,9 +5,9 @@ tokenizer concern the later stages too. Ends with a table of the SIDs, which is 
 with --target_length=2.0 of SIDs of unlike length, as sids-2.0.json (with --max_group=16 too, as
 sids-2.0-group-16.json).
 
-Several processes share each step's rows out, and come to what one does:
+Several processes share each step of rqvae and contrastive out, and come to what one does:
 
-  accelerate launch --config_file accelerate_multi_cpu.yaml scripts/pretrain.py --config config/scientific_forge.yaml
+  python scripts/launcher.py --config_file accelerate_multi_cpu.yaml scripts/pretrain.py --config FILE [--key=value]
 """
 
 import os
@@ -24,12 +24,22 @@ import main
 import methods
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from runs import guard
 from settings import Config
 from sids import shares
-from utils import Problem, log_to, problems_exit_2, write_json
+from utils import Problem, log_to, write_json
 
 
 def run(argv: list[str]) -> None:
+    try:
+        pretrain(argv)
+    except Problem:
+        if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # all processes have the same; the first one says it
+            raise SystemExit(2) from None
+        raise
+
+
+def pretrain(argv: list[str]) -> None:
     cfg = main.configuration(argv, __doc__, main.check_data, composed=without_training)
     if not building.reads_content(cfg):
         raise Problem("method: has no tokenizer to pre-train; use --method=two_stage, and not --tokenizer=given")
@@ -52,5 +62,4 @@ def without_training(preset: dict[str, object], given: dict[str, object]) -> Con
 
 
 if __name__ == "__main__":
-    with problems_exit_2():
-        run(sys.argv[1:])
+    guard.command(run)

@@ -65,21 +65,24 @@ class Spec:
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
+    needs: str | None = None  # the option that the preset must have
     twin: str | None = None
     vectors_of: str | None = None  # the row whose item vectors stand beside the content (behaviour: vectors)
     sids_of: str | None = None  # the row on whose semantic IDs, as it left them, a fresh recommender is trained
 
 
 def read_rows(wanted: list[str]) -> dict[str, Spec]:
-    """The rows that were asked for and their twins, in the file's order; all when none is named."""
+    """The rows that were asked for and their twins, in the file's order; when none is named, all that need no option of
+    a preset.
+    """
     path = ROOT / "config" / "tables" / "rows.yaml"
     try:
         known = {name: Spec(**row) for name, row in settings.read_yaml(path).items()}
     except TypeError as e:
-        raise Problem(f"{path}: a row has method, options, twin, vectors_of and sids_of only ({e})") from None
+        raise Problem(f"{path}: a row has method, options, needs, twin, vectors_of and sids_of only ({e})") from None
     for name in wanted:
         methods.check_known("--rows", name, known)
-    chosen = set(wanted or known)
+    chosen = set(wanted or [n for n, spec in known.items() if not (spec.needs or known[spec.sids_of or n].needs)])
     for name in reversed(known):  # a row stands behind those that it needs
         if name in chosen:
             spec = known[name]
@@ -114,6 +117,11 @@ def plan(
         for seed in seeds:
             wanted = {**overrides, **spec.options, "seed": seed} | ({"rqvae_path": None} if spec.sids_of else {})
             cfg = of_row(spec.method, dataset, wanted, preset)
+            if spec.needs and not settings.flat(cfg)[spec.needs]:
+                raise Problem(
+                    f"--rows: {name} is about {spec.needs}, which the preset leaves at 0; name one that has it by "
+                    "--config (config/*_sids_alone.yaml), or leave the row out"
+                )
             needed = spec.vectors_of or spec.sids_of
             sources = [j.cfg for j in jobs if j.row == needed and j.cfg[DataOptions].seed == seed]
             jobs.append(Job(name, spec, cfg, sources[0] if sources else None))

@@ -109,8 +109,8 @@ class Report:
     def said_of_training(self) -> list[str]:
         if not self.disagreement:
             return []
-        shares = " ".join(f"{share:.3f}" for share in self.disagreement)
-        return [f"share of items whose code in training was another than the catalogue's, by level: {shares}"]
+        by_level = " ".join(f"{share:.3f}" for share in self.disagreement)
+        return [f"share of items whose code in training was another than the catalogue's, by level: {by_level}"]
 
 
 @torch.no_grad()
@@ -227,13 +227,10 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
     torch.manual_seed(cfg[DataOptions].seed)
     source = Source.of(data, vectors_of(cfg[CodeOptions], data))
     model = kind(cfg[CodeOptions], source.content_ND.shape[1])
-    if shares.rank() == 0:
-        guard.lock(path.parent)
-        for torn in path.parent.glob(".*.part"):
-            torn.unlink(missing_ok=True)
+    if shares.processes() > 1 and not is_learned(kind):
+        raise Problem(f"tokenizer: {name} is fitted by one process; start the command without a launcher")
+    shares.of_first(lambda: claim(path.parent))
     if not is_learned(kind):
-        if shares.processes() > 1:
-            raise Problem(f"tokenizer: {name} is fitted by one process; start the command without a launcher")
         model.fit(source, cfg[DataOptions].seed)
         best = measure(model, source.content_ND, 0)
         write_checkpoint(path, portable(cfg, name, model, best))
@@ -245,10 +242,16 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
         log.info(f"tokenizer: {line}")
     if fault := best.fault(len(source.content_ND)):
         log.warning(f"tokenizer: {fault}")
-    if shares.rank() == 0:
-        write_json(done, dataclasses.asdict(best))
-        path.with_name("last.pth").unlink(missing_ok=True)
+    shares.of_first(lambda: write_json(done, dataclasses.asdict(best)))
+    path.with_name("last.pth").unlink(missing_ok=True)
     return path
+
+
+def claim(folder: Path) -> None:
+    """Make this process the one that writes in a folder, and clear it of what a kill left half written."""
+    guard.lock(folder)
+    for torn in folder.glob(".*.part"):
+        torn.unlink(missing_ok=True)
 
 
 def portable(cfg: Config, name: str, model: Tokenizer, best: Report) -> dict[str, Any]:
@@ -297,8 +300,10 @@ class _Loop:
                 )
             if (epoch + 1) % p.rqvae_eval_step == 0 or epoch + 1 == p.rqvae_epochs:
                 self._look(epoch, parts)
-            if signal := shares.largest(guard.asked()):
+            signal = shares.largest(guard.asked())
+            if signal or shares.processes() > 1:  # a launcher does not wait for a long epoch's end
                 self._save(epoch)
+            if signal:
                 raise Stopped(signal)
         assert self.best is not None
         return self.best
@@ -352,9 +357,8 @@ class _Loop:
         self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
         if self.best is None or getattr(self.model, "keeps_last", False) or now.beats(self.best, self.lowest):
             self.best = now
-            if shares.rank() == 0:
-                state = portable(self.cfg, self.name, self.model, now) | {"optimizer": self.optimizer.state_dict()}
-                write_checkpoint(self.path, state)
+            state = portable(self.cfg, self.name, self.model, now) | {"optimizer": self.optimizer.state_dict()}
+            shares.of_first(lambda: write_checkpoint(self.path, state))
         self._save(epoch)
 
     def _measured(self, epoch: int) -> Report:
@@ -364,13 +368,12 @@ class _Loop:
         return found
 
     def _save(self, epoch: int) -> None:
-        if shares.rank() > 0:
-            return
-        write_checkpoint(self.path.with_name("last.pth"), {
+        state = {
             "epoch": epoch, "looked": self.looked, "lowest": self.lowest,
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "best": dataclasses.asdict(self.best) if self.best else None,
-        })  # fmt: skip
+        }  # fmt: skip
+        shares.of_first(lambda: write_checkpoint(self.path.with_name("last.pth"), state))
 
     def _resume(self) -> int:
         last = self.path.with_name("last.pth")

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from utils import Problem
+
 T = TypeVar("T")
 
 
@@ -33,7 +35,8 @@ def own(rows: int) -> slice:
 def spread(network: Callable[[Tensor], Tensor], x_BD: Tensor) -> Tensor:
     """network(x) for a network that treats each row alone, every process doing its share of the rows.
 
-    Shares are filled up to one size, so that all processes draw as many random numbers.
+    Shares are filled up to one size, so that all processes draw as many random numbers (and the same ones: the masks of
+    dropout are alike in each share, which is where the step differs from that of one process).
     """
     if processes() == 1:
         return network(x_BD)
@@ -81,12 +84,21 @@ def agree(model: nn.Module) -> None:
 
 
 def of_first(make: Callable[[], T]) -> T:
-    """What the first process makes, on all."""
+    """What the first process makes, on all; a Problem of it ends all, and it alone says so."""
     if processes() == 1:
         return make()
-    found = [make() if rank() == 0 else None]
+    found: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            found[0] = make()
+        except Problem as e:
+            found[1] = str(e)
     dist.broadcast_object_list(found)
-    return cast(T, found[0])
+    if found[1] is None:
+        return cast(T, found[0])
+    if rank() == 0:
+        raise Problem(found[1])
+    raise SystemExit(2)
 
 
 def largest(number: int) -> int:

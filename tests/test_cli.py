@@ -24,6 +24,7 @@ import scripts.run
 import settings
 from layers import MLP
 from readers.splits import DataOptions
+from runs import guard
 from runs.folder import RunOptions
 from sids.tokenizer import CodeOptions
 from trainer import TrainOptions
@@ -308,10 +309,10 @@ def test_a_checkpoint_of_something_else(finished, capsys):
 
 def test_the_program_itself_ends_with_status_2(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(guard, "keep_freed_memory", lambda: None)
     monkeypatch.setattr("sys.argv", ["main.py", "--epoch=3"])
     with pytest.raises(SystemExit) as stop:
-        main.cli()
+        guard.command(main.main)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: unknown option 'epoch'; did you mean 'epochs'?\n"
     assert list(tmp_path.iterdir()) == []

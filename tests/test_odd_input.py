@@ -147,7 +147,7 @@ for number, (argv, out, err) in enumerate(cases):
                 os.dup2(target(kind, path if fd == 2 else "printed"), fd)
                 setattr(sys, name, open(fd, "w", closefd=False))
         sys.argv[1:] = argv
-        main.cli()
+        main.guard.command(main.main)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     found.append([status, open(path).read() if os.path.exists(path) else ""])
 print(json.dumps(found))

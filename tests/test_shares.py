@@ -15,14 +15,17 @@ import building
 import methods
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from sids import shares
-from sids.fit import _Loop, checkpoint_path
+from runs import guard
+from sids import fit, shares
+from sids.fit import FitOptions, _Loop, checkpoint_path
 from sids.tokenizer import CodeOptions, Source
-from utils import Problem, read_checkpoint, read_json
+from utils import Problem, Stopped, read_checkpoint, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {
     "in turn": {"tokenizer": "contrastive"},
+    "pair by pair": {"tokenizer": "contrastive", "task": "contrastive", "rqvae_batch_size": 1},
+    "unmasked": {"tokenizer": "contrastive", "mask_known_positives": False, "contrastive_terms": ["ori", "cl"]},
     "sum": {"tokenizer": "contrastive", "mixing": "sum"},
     "latent": {"tokenizer": "contrastive", "contrastive_at": "latent", "contrastive_terms": ["self"]},
     "averages": {"tokenizer": "contrastive", "codebook_learning": "ema", "dead_code_ratio": 0.5},
@@ -54,7 +57,7 @@ def three_epochs(root, rank, processes, port):
         torch.manual_seed(0)
         model = methods.part(methods.TOKENIZERS[changes["tokenizer"]])(cfg[CodeOptions], source.content_ND.shape[1])
         loop = _Loop(cfg, changes["tokenizer"], model, source, root / "never.pth")
-        model.begin(source, 15, 0, fresh=True)
+        model.begin(source, cfg[FitOptions].rqvae_batch_size, 0, fresh=True)
         shares.agree(model.double())
         figures = [loop._epoch(epoch) for epoch in range(3)]
         torch.save({"state": model.state_dict(), "figures": figures}, root / f"{case}-{processes}-{rank}.pt")
@@ -106,6 +109,60 @@ def test_the_command_with_two_processes(tmp_path):
     path = checkpoint_path(cfg, "contrastive", read_dataset(cfg[DataOptions]))
     assert read_checkpoint(path)["epoch"] == read_json(path.with_name("report.json"))["epoch"]
     assert path.with_name("sids.json").is_file() and not path.with_name("last.pth").exists()
+
+
+def trained(options, rank, port, fault, said):
+    """One of two processes that make a tokenizer, with a fault; how it ended goes to a file."""
+    torch.set_num_threads(1)
+    join_group(rank, 2, port)
+    PartialState(cpu=True)
+    if fault == "write" and rank == 0:
+        fit.write_checkpoint = unwritable
+    if fault == "stop" and rank == 1:  # the launcher's signal has reached this one alone so far
+        calls = iter([0, 15])
+        guard.asked = lambda: next(calls)
+    cfg = methods.build(options)
+    try:
+        building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+        end = "done"
+    except (Problem, Stopped, SystemExit) as e:
+        end = repr(e)
+    said.write_text(end)
+
+
+def unwritable(path, state):
+    raise Problem("full")
+
+
+def both(tmp_path, options, fault=None):
+    port, said = free_port(), [tmp_path / "said-0", tmp_path / "said-1"]
+    workers = [server.Process(target=trained, args=(options, r, port, fault, said[r])) for r in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    return [path.read_text() for path in said]
+
+
+@pytest.mark.dist
+def test_stopped_and_resumed_by_two_processes(tmp_path):
+    """A signal that reached one stops both after the same epoch; what goes on ends with the same bits. What the first
+    cannot write, it says, and the other ends with it.
+    """
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = options_of(tmp_path, tokenizer="contrastive", rqvae_epochs=4, rqvae_eval_step=3)
+    cfg = methods.build(options)
+    path = checkpoint_path(cfg, "contrastive", read_dataset(cfg[DataOptions]))
+    assert both(tmp_path, options) == ["done", "done"]
+    whole = read_checkpoint(path)["state_dict"]
+    for file in path.parent.iterdir():
+        file.unlink()
+    assert both(tmp_path, options, "write") == ["Problem('full')", "SystemExit(2)"]
+    assert both(tmp_path, options, "stop") == ["Stopped(15)", "Stopped(15)"]
+    assert read_checkpoint(path.with_name("last.pth"))["epoch"] == 1 and not path.exists()
+    assert both(tmp_path, options) == ["done", "done"]
+    again = read_checkpoint(path)["state_dict"]
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
 
 
 def test_what_is_fitted_at_once_is_not_shared_out(tmp_path, monkeypatch):
