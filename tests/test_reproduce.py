@@ -73,6 +73,20 @@ def test_a_row_brings_its_twin():
         reproduce.read_rows(["two_stages"])
 
 
+def test_a_row_about_an_option_needs_a_preset_that_has_it():
+    """Of its own accord no table has such rows; their rates are the preset's."""
+    rows = reproduce.read_rows(["restart_latent_alone"])
+    assert not rows.keys() - {"two_stage_sids_alone"} & reproduce.read_rows([]).keys()
+    with pytest.raises(Problem, match="at_rest_latent_alone is about latent_loss, which the preset leaves at 0"):
+        reproduce.plan(rows, "scientific", [1], {})
+    preset = reproduce.ROOT / "config" / "scientific_sids_alone.yaml"
+    jobs = {job.row: settings.flat(job.cfg) for job in reproduce.plan(rows, "scientific", [1], {}, preset)}
+    given = settings.read_yaml(preset)
+    moving, resting = jobs["frqud_latent_alone"], jobs["at_rest_latent_alone"]
+    assert all(moving[k] == given[k] for k in ("latent_loss", "offset_prior", "lr_id", "lr_offset", "label_prior"))
+    assert resting["latent_loss"] == given["latent_loss"] and resting["lr_id"] == resting["lr_offset"] == 0
+
+
 @pytest.fixture
 def ranks():
     draw = np.random.default_rng(0)
