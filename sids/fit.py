@@ -298,10 +298,11 @@ class _Loop:
                 raise Problem(
                     f"rqvae_lr: the tokenizer's loss is not finite in epoch {epoch}; lower it from {p.rqvae_lr}"
                 )
-            if (epoch + 1) % p.rqvae_eval_step == 0 or epoch + 1 == p.rqvae_epochs:
+            due = (epoch + 1) % p.rqvae_eval_step == 0 or epoch + 1 == p.rqvae_epochs
+            if due:
                 self._look(epoch, parts)
             signal = shares.largest(guard.asked())
-            if signal or shares.processes() > 1:  # a launcher does not wait for a long epoch's end
+            if due or signal or shares.processes() > 1:  # a launcher does not wait for a long epoch's end
                 self._save(epoch)
             if signal:
                 raise Stopped(signal)
@@ -359,7 +360,6 @@ class _Loop:
             self.best = now
             state = portable(self.cfg, self.name, self.model, now) | {"optimizer": self.optimizer.state_dict()}
             shares.of_first(lambda: write_checkpoint(self.path, state))
-        self._save(epoch)
 
     def _measured(self, epoch: int) -> Report:
         found = measure(self.model, self.source.content_ND, epoch)
