@@ -3,16 +3,18 @@
   python scripts/reproduce.py scientific --data_path=DIR [--rows two_stage,frqud] [--seeds 2020,2021,2022]
                               [--budget small|full] [--config FILE] [--results DIR] [--key=value ...]
 
-Rows are those of config/tables/rows.yaml, all of them when none is named; a row's frozen twin comes with it. Each
-run is kept and found again: the same command goes on where it was stopped. `small` is 20 epochs and one seed, `full`
-the preset's epochs and three. --config names a preset to take in place of config/<data set>.yaml. Ends with
-results/<data set>/<digest of the question>.{json,md,svg}: test figures (looked at once a run), paired differences from
-the twin over users and over seeds, published figures where there are.
+Rows are those of config/tables/rows.yaml; when none is named, all but those that need an option of a preset
+(`latent_loss`). A row's frozen twin comes with it. Each run is kept and found again: the same command goes on where it
+was stopped. `small` is 20 epochs and one seed, `full` the preset's epochs and three. --config names a preset to take in
+place of config/<data set>.yaml, for rows of SIDs (name them by --rows where config/<data set>_<method>.yaml has other
+lists). Ends with results/<data set>/<digest of the question>.{json,md,svg}: test figures (looked at once a run), paired
+differences from the twin and from further rows over users and over seeds, published figures where there are.
 """
 
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import charts
+from runs.folder import RunFolder
 from runs.report import check_protocol, read_ranks
 from scripts import compare
 from scripts.make_demo import build_demo
@@ -45,6 +48,7 @@ from utils import (
     log,
     log_to,
     problems_exit_2,
+    read_json,
     write_json,
     write_text,
 )
@@ -67,6 +71,7 @@ class Spec:
     options: dict[str, Any] = field(default_factory=dict)
     needs: str | None = None  # the option that the preset must have
     twin: str | None = None
+    beside: list[str] = field(default_factory=list)  # further rows to compare with, where the table has them
     vectors_of: str | None = None  # the row whose item vectors stand beside the content (behaviour: vectors)
     sids_of: str | None = None  # the row on whose semantic IDs, as it left them, a fresh recommender is trained
 
@@ -79,7 +84,7 @@ def read_rows(wanted: list[str]) -> dict[str, Spec]:
     try:
         known = {name: Spec(**row) for name, row in settings.read_yaml(path).items()}
     except TypeError as e:
-        raise Problem(f"{path}: a row has method, options, needs, twin, vectors_of and sids_of only ({e})") from None
+        raise Problem(f"{path}: a row has {', '.join(f.name for f in fields(Spec))} only ({e})") from None
     for name in wanted:
         methods.check_known("--rows", name, known)
     chosen = set(wanted or [n for n, spec in known.items() if not (spec.needs or known[spec.sids_of or n].needs)])
@@ -158,6 +163,7 @@ class Outcome:
 
     ranks: dict[int, np.ndarray] = field(default_factory=dict)  # seed -> ranks [users]; a floor's under 0
     runs: list[str] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)  # at which they were made; of one found from before "found, ..."
     seconds: float = 0.0
     failure: str | None = None
 
@@ -207,8 +213,15 @@ def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
     run = before or compare.trained(job.row, cfg, data, {})
     outcome.ranks[cfg[DataOptions].seed] = read_ranks(run, METRICS)[1]
     outcome.runs.append(run.path.name)
+    outcome.commits.append(("found, " if before else "") + (_commit(run) or "unknown"))
     outcome.seconds += sum(row.get("seconds", 0.0) for row in run.rows())
     return before is None
+
+
+def _commit(run: RunFolder) -> str | None:
+    """The commit of the code that made a run, where its folder tells."""
+    path = run.path / "environment.json"
+    return read_json(path).get("commit") if path.is_file() else None
 
 
 def _left(clock: float, done: int, total: int) -> str:
@@ -232,16 +245,16 @@ def summary(outcome: Outcome, metric: str) -> dict[str, Any]:
     }
 
 
-def against_twin(ours: Outcome, twin: Outcome, metric: str) -> dict[str, Any]:
-    """How far a row is above its frozen twin, over the seeds that both have.
+def against(ours: Outcome, other: Outcome, metric: str) -> dict[str, Any]:
+    """How far a row is above another, over the seeds that both have.
 
     z: of the difference over users, each user's mean over seeds; p: of each seed alone, over users, two-sided;
     interval: half of the 95 % interval of the seeds' differences (Student's t), None with one seed.
     """
-    both = [seed for seed in ours.ranks if seed in twin.ranks]
-    difference, z = paired_difference(ours.on(both).per_user(metric), twin.on(both).per_user(metric))
-    each = [paired_difference(ours.of_seed(metric, seed), twin.of_seed(metric, seed)) for seed in both]
-    base = float(twin.on(both).per_user(metric).mean())
+    both = [seed for seed in ours.ranks if seed in other.ranks]
+    difference, z = paired_difference(ours.on(both).per_user(metric), other.on(both).per_user(metric))
+    each = [paired_difference(ours.of_seed(metric, seed), other.of_seed(metric, seed)) for seed in both]
+    base = float(other.on(both).per_user(metric).mean())
     spread = np.std([d for d, _ in each], ddof=1) if len(each) > 1 else None
     half = None if spread is None else float(stats.t.ppf(0.975, len(each) - 1) * spread / len(each) ** 0.5)
     return {
@@ -266,7 +279,8 @@ def judged(rows: dict[str, Spec], found: dict[str, Outcome], published: dict[str
     """All figures and verdicts, row by row."""
     table: dict[str, Any] = {}
     for name, spec in rows.items():
-        ours, twin = found[name], found.get(spec.twin or "")
+        ours = found[name]
+        others = [o for o in (spec.twin, *spec.beside) if o in found and ours.ranks.keys() & found[o].ranks.keys()]
         table[name] = {"method": spec.method, "options": spec.options, "seconds": ours.seconds, "runs": ours.runs}
         if ours.failure is not None:
             table[name]["failure"] = ours.failure
@@ -274,8 +288,11 @@ def judged(rows: dict[str, Spec], found: dict[str, Outcome], published: dict[str
             continue
         for metric in METRICS:
             table[name][metric] = summary(ours, metric)
-            if twin is not None and ours.ranks.keys() & twin.ranks.keys():
-                table[name][metric]["twin"] = {"row": spec.twin, **against_twin(ours, twin, metric)}
+            compared = {other: against(ours, found[other], metric) for other in others}
+            if spec.twin in compared:
+                table[name][metric]["twin"] = {"row": spec.twin, **compared.pop(spec.twin)}
+            if compared:
+                table[name][metric]["beside"] = compared
             if metric in published.get(name, {}):
                 mean = table[name][metric]["mean"]
                 table[name][metric]["published"] = against_published(mean, published[name][metric])
@@ -287,27 +304,33 @@ def judged(rows: dict[str, Spec], found: dict[str, Outcome], published: dict[str
 
 def markdown(table: dict[str, Any], card: dict[str, Any]) -> str:
     """The table, then the protocol card."""
-    heads = [f"{m} (test)" for m in METRICS]
-    lines = ["| row | seeds | " + " | ".join(heads) + " | against its frozen twin, ndcg@10 | published ndcg@10 |"]
-    lines.append("|" + "---|" * (4 + len(METRICS)))
+    verdicts = ("against its frozen twin, ndcg@10", "against other rows, ndcg@10", "published ndcg@10")
+    heads = ["row", "seeds", *(f"{m} (test)" for m in METRICS), *verdicts]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, row in table.items():
         if METRICS[0] not in row:
-            lines.append(f"| {name} | 0 | failed: {row.get('failure', 'not run')} |" + " |" * (1 + len(METRICS)))
+            lines.append(f"| {name} | 0 | failed: {row.get('failure', 'not run')} |" + " |" * (len(heads) - 3))
             continue
         cells = [f"{row[m]['mean']:.4f} ± {row[m]['interval']:.4f}" for m in METRICS]
-        seeds = len(row[METRICS[0]]["seeds"])
-        lines.append(f"| {name} | {seeds} | " + " | ".join([*cells, _twin_words(row), _published_words(row)]) + " |")
+        cells = [name, str(len(row[METRICS[0]]["seeds"])), *cells]
+        lines.append("| " + " | ".join([*cells, _twin_words(row), _beside_words(row), _published_words(row)]) + " |")
     lines += ["", "± half of the 95 % interval over users; z and p paired over users, each user's mean over seeds.", ""]
     return "\n".join([*lines, *(f"- {key}: {value}" for key, value in card.items())]) + "\n"
 
 
 def _twin_words(row: dict[str, Any]) -> str:
     twin = row["ndcg@10"].get("twin")
-    if twin is None:
-        return ""
-    seeds = "" if twin["interval"] is None else f" ± {twin['interval']:.4f} over seeds"
-    share = "" if twin["relative"] is None else f" ({twin['relative']:+.1%})"
-    return f"{twin['difference']:+.4f}{share}{seeds}, z {twin['z']:+.1f}: {twin['verdict']}"
+    return "" if twin is None else _verdict_words(twin)
+
+
+def _beside_words(row: dict[str, Any]) -> str:
+    return "; ".join(f"{name} {_verdict_words(found)}" for name, found in row["ndcg@10"].get("beside", {}).items())
+
+
+def _verdict_words(found: dict[str, Any]) -> str:
+    seeds = "" if found["interval"] is None else f" ± {found['interval']:.4f} over seeds"
+    share = "" if found["relative"] is None else f" ({found['relative']:+.1%})"
+    return f"{found['difference']:+.4f}{share}{seeds}, z {found['z']:+.1f}: {found['verdict']}"
 
 
 def _published_words(row: dict[str, Any]) -> str:
@@ -322,15 +345,17 @@ def as_typed(argv: list[str]) -> str:
     return " ".join(["python scripts/reproduce.py", *words, *(["--data_path=DIR"] if "data_path" in given else [])])
 
 
-def protocol(cfg: Config, data: Dataset, seeds: list[int], command: str, seconds: float) -> dict[str, Any]:
+def protocol(cfg: Config, data: Dataset, seeds: list[int], command: str, found: list[Outcome]) -> dict[str, Any]:
     """What a reader needs to repeat the table, and to know what it may be compared with."""
     flat, here = settings.flat(cfg), environment()
+    made = Counter(commit for outcome in found for commit in outcome.commits)
     return {
         "command": command,
         "data": f"{data.name} ({data.hash}), {len(data.test)} test users, {data.n_items} items",
         "protocol": ", ".join(f"{k} {flat[k]}" for k in ("split", "max_his_len", "mask_seen")),
         "seeds": ", ".join(map(str, seeds)),
-        "training": f"{seconds / 3600:.1f} hours in all",
+        "training": f"{sum(outcome.seconds for outcome in found) / 3600:.1f} hours in all",
+        "runs made at commits": "; ".join(f"{commit} ({runs})" for commit, runs in made.most_common()),
         "machine": f"{here['gpu'] or here['platform']}, {here['threads']} threads",
         "versions": f"torch {here['torch']}, commit {here['commit']}",
     }
@@ -360,8 +385,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     found = run_all(jobs, data)
     published = settings.read_yaml(ROOT / "config" / "tables" / "published.yaml").get(names[0], {})
     table = judged(rows, found, published)
-    seconds = sum(outcome.seconds for outcome in found.values())
-    card = protocol(cfg, data, seeds, as_typed(argv), seconds)
+    card = protocol(cfg, data, seeds, as_typed(argv), list(found.values()))
     question = digest(data.hash, [(job.row, settings.counting(job.cfg)) for job in jobs])
     write(Path(given.get("results", ROOT / "results")) / names[0] / question, table, card)
     return table

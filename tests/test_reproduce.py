@@ -97,7 +97,7 @@ def ranks():
 def test_verdict_against_scipy(ranks):
     """z and p over users and the interval over seeds, as scipy's paired and one-sample tests have them."""
     ours, twin = Outcome(ranks["ours"]), Outcome({s: ranks["twin"][s] for s in (3, 2, 1)})  # in another order
-    found = reproduce.against_twin(ours, twin, "ndcg@10")
+    found = reproduce.against(ours, twin, "ndcg@10")
     value = {k: {s: per_user("ndcg@10", torch.from_numpy(r)).numpy() for s, r in v.items()} for k, v in ranks.items()}
     mean = {k: np.mean(list(v.values()), 0) for k, v in value.items()}
     assert found["z"] == pytest.approx(stats.ttest_rel(mean["ours"], mean["twin"]).statistic)
@@ -111,22 +111,35 @@ def test_verdict_against_scipy(ranks):
 def test_verdicts_in_words():
     hit, miss = np.zeros(100, int), np.full(100, 99)
     good, bad = Outcome({1: hit}), Outcome({1: np.where(np.arange(100) < 50, hit, miss)})
-    assert reproduce.against_twin(good, bad, "recall@10")["verdict"] == "above"
-    assert reproduce.against_twin(bad, good, "recall@10")["verdict"] == "below"
-    assert reproduce.against_twin(good, good, "recall@10")["verdict"] == "no difference shown"
-    assert reproduce.against_twin(good, bad, "recall@10")["interval"] is None
+    assert reproduce.against(good, bad, "recall@10")["verdict"] == "above"
+    assert reproduce.against(bad, good, "recall@10")["verdict"] == "below"
+    assert reproduce.against(good, good, "recall@10")["verdict"] == "no difference shown"
+    assert reproduce.against(good, bad, "recall@10")["interval"] is None
     verdicts = [reproduce.against_published(x, 0.04)["verdict"] for x in (0.0381, 0.0379, 0.0419, 0.0421)]
     assert verdicts == ["reproduced", "below", "reproduced", "above"]
 
 
 def test_only_seeds_that_both_have_are_compared(ranks):
     ours, twin = Outcome(ranks["ours"]), Outcome({2: ranks["twin"][2]})
-    found = reproduce.against_twin(ours, twin, "recall@10")
+    found = reproduce.against(ours, twin, "recall@10")
     assert len(found["p"]) == 1
-    alone = reproduce.against_twin(ours.on([2]), twin, "recall@10")
+    alone = reproduce.against(ours.on([2]), twin, "recall@10")
     assert found == alone
     table = reproduce.judged({"a": Spec("frqud", twin="b")}, {"a": ours, "b": Outcome({9: ranks["twin"][1]})}, {})
     assert "twin" not in table["a"]["ndcg@10"]
+
+
+def test_further_rows_are_compared_where_the_table_has_them(ranks):
+    spec = Spec("frqud", beside=["b", "elsewhere"])
+    table = reproduce.judged({"a": spec}, {"a": Outcome(ranks["ours"]), "b": Outcome(ranks["twin"])}, {})
+    found = table["a"]["ndcg@10"]["beside"]
+    assert found == {"b": reproduce.against(Outcome(ranks["ours"]), Outcome(ranks["twin"]), "ndcg@10")}
+    assert f"| b {found['b']['difference']:+.4f} (" in reproduce.markdown(table, {})
+
+
+def test_every_row_to_be_compared_with_is_a_row():
+    rows = reproduce.read_rows(list(settings.read_yaml(reproduce.ROOT / "config" / "tables" / "rows.yaml")))
+    assert all(other in rows for spec in rows.values() for other in spec.beside)
 
 
 def test_from_nothing_and_again(tmp_path, monkeypatch):
@@ -158,6 +171,8 @@ def test_from_nothing_and_again(tmp_path, monkeypatch):
     runs = sorted((tmp_path / "out" / "tiny").iterdir())
     assert reproduce.reproduce(words) == table
     assert sorted((tmp_path / "out" / "tiny").iterdir()) == runs
+    card = read_json(next((tmp_path / "results" / "tiny").glob("*.json")))["card"]
+    assert all(found.startswith("found, ") for found in card["runs made at commits"].split("; "))
     written = {p.suffix: p for p in (tmp_path / "results" / "tiny").iterdir()}
     assert read_json(written[".json"])["rows"]["moved"]["method"] == "none"
     assert "| floor | 1 |" in written[".md"].read_text()
