@@ -56,7 +56,7 @@ class JointOptions:
         0.0, "weight of a loss of the next item's latent among those of all items (with lr_offset it moves them)", ge=0
     )
     offset_prior: float = option(
-        0.0, "with lr_offset: weight of the offsets' mean square, which holds rare items where their content is", ge=0
+        0.0, "with lr_offset: weight of a Gaussian prior on them, which holds rare items where their content is", ge=0
     )
     lr_id: float = option(1e-5, "learning rate of the tokenizer", ge=0)
     id_first_epoch: int = option(0, "epoch in which the tokenizer begins to move; it rests before", ge=0)
