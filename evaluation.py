@@ -90,13 +90,18 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
     return Evaluation(rank[0].numpy().astype(np.int32), figures)
 
 
+def out_of_memory(e: RuntimeError) -> bool:
+    """Is that what torch says, of a GPU or of the CPU's allocator?"""
+    return isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
+
+
 def halved_until_it_fits(rows: np.ndarray, work: Callable[[np.ndarray], None]) -> None:
     """work(rows), or its halves where the whole runs out of memory; Problem when a single row does."""
     try:
         work(rows)
         return
-    except RuntimeError as e:  # torch.OutOfMemoryError is one
-        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+    except RuntimeError as e:
+        if not out_of_memory(e):
             raise
     if len(rows) == 1:
         raise Problem("out of memory on a single user; lower max_his_len, or the width of the model's search")

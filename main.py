@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list, gather_object
 
 import building
 import methods
 import settings
-from evaluation import NotFinite, evaluate, save_ranks
+from evaluation import evaluate, out_of_memory, save_ranks
 from metrics import EvalOptions
 from model import GenerativeModel, Loaded, load, numbers
 from readers.dataset import Dataset
@@ -44,7 +45,6 @@ from utils import (
     Problem,
     Unwritable,
     digest,
-    environment,
     fingerprint,
     is_file,
     load_weights,
@@ -178,8 +178,8 @@ def check_training(cfg: Config) -> None:
 # ---------------------------------------------------------------- train
 
 
-def train(cfg: Config) -> RunFolder:
-    """One run from configuration to test figures."""
+def train(cfg: Config, advice: str | None = None) -> RunFolder:
+    """One run from configuration to test figures; advice: how to go on after a stop, by default `go_on`."""
     acc = accelerator(cfg, tracking.wanted(cfg))
     cfg = with_run_name(cfg)
     run = RunFolder.of(cfg)
@@ -209,7 +209,7 @@ def train(cfg: Config) -> RunFolder:
     with guard.fail_together(acc):
         memory.log_estimate(cfg, model, data, fit.shape, fit.moments, acc.device)
     speaks = acc.is_main_process and "DIGER_PROCESSES" not in os.environ  # else the run script says it
-    with guard.orderly_stop(go_on(cfg) if speaks else None):
+    with guard.orderly_stop((advice or go_on(cfg)) if speaks else None):
         fit.train()
         finish(cfg, data, fit, run)
         acc.wait_for_everyone()  # the results are on disk before anyone reads them
@@ -227,6 +227,7 @@ def accelerator(cfg: Config, trackers: list[str] | None = None) -> Accelerator:
     gpu = torch.cuda.is_available()
     if cfg[TrainOptions].mixed_precision == "fp16" and not gpu:
         raise Problem("mixed_precision: fp16 needs a GPU; use bf16 or no")
+    AcceleratorState._reset_state()  # a table trains runs of unlike precision in one process
     # every process computes its buffers alike: broadcasting them each step would only cost time
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     # the option is renamed in a torch that is not everywhere yet
@@ -303,7 +304,6 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
         if acc.is_main_process:
             write_index(run, cfg, model)
             run.save_json(run.baselines.name, floors)
-            run.save_json("environment.json", environment())
             looks = run.look_once(fingerprint(best["model"]))
     found = evaluate(model, data.test, cfg, acc, "test")
     results = {
@@ -339,13 +339,15 @@ def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dic
         floor, mine = None, None
         try:
             floor = methods.FLOORS[name](data).to(acc.device)
-        except (Problem, MemoryError) as e:  # the embeddings have changed or gone, or do not fit as float64
-            mine = str(e) or "out of memory"
+        except (Problem, MemoryError, RuntimeError) as e:  # the embeddings have changed or gone, or do not fit
+            if isinstance(e, RuntimeError) and not out_of_memory(e):
+                raise
+            mine = one_line(e) or "out of memory"
         lost = [text for text in gather_object([mine]) if text is not None]  # all processes leave out the same
         try:
             if floor is not None and not lost:
                 figures[name] = evaluate(floor, data.test, cfg, acc, name).figures
-        except NotFinite as e:
+        except Problem as e:
             lost = [str(e)]
         if lost:
             log.warning(f"{lost[0]}; the floor {name!r} is left out")

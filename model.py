@@ -365,7 +365,7 @@ class JointModel(GenerativeModel):
 
     def attach(self, content_ND: np.ndarray) -> None:
         """Hand the catalogue's embeddings to the tokenizer and take its first SIDs; needed for training only."""
-        self.tokenizer.attach(content_ND, self.decay.scales())
+        self.tokenizer.attach(content_ND, self.decay)
         self.set_codes(self.tokenizer.codes())
         self.first_NP.copy_(self.sids.token_NP)
 
@@ -500,7 +500,7 @@ class JointModel(GenerativeModel):
         figures |= {f"noise_scale/level_{i}": s for i, s in enumerate(scales, 1)}
         figures["tau"] = float(self.decay.tau(self.step))
         figures |= {f"code_count/level_{i}": counts for i, counts in enumerate(self.sids.counts(), 1)}
-        return figures | self.tokenizer.figures(scales)
+        return figures | self.tokenizer.figures(self.decay)
 
     def announce(self, reachable: dict[str, float]) -> None:
         """Figures per level that tell harmful, inert and overshooting runs apart before they train."""

@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -79,6 +79,7 @@ class Progress:
     best: float = -math.inf
     best_epoch: int = -1
     looked: int = -1  # epoch of the last validation
+    seconds: float = field(default=0.0, compare=False)  # that the epoch took so far, before the last stop too
 
     @classmethod
     def of(cls, saved: dict[str, Any], steps_per_epoch: int, epochs: int) -> "Progress":
@@ -95,6 +96,8 @@ class Progress:
         none = p.best == -math.inf and p.best_epoch == -1
         if type(p.best) not in (int, float) or not (none or 0 <= p.best <= 1):
             raise ValueError(f"progress: best is {shown(p.best)}")
+        if type(p.seconds) not in (int, float) or not 0 <= p.seconds < math.inf:
+            raise ValueError(f"progress: seconds is {shown(p.seconds)}")
         return p
 
     def out_of_patience(self, early_stop: int) -> bool:
@@ -212,6 +215,7 @@ class Fit:
         self.raw = model
         self.model, self.optimizer = acc.prepare(model, optimizer)
         self.progress = Progress()
+        self.begin = time.perf_counter()  # of the epoch, were it never stopped
         self.totals: dict[str, Any] = {}  # this process's log sums of the epoch so far
 
     def plan(self, epoch: int) -> list[np.ndarray]:
@@ -227,14 +231,15 @@ class Fit:
         if self.raw.pretrained and not p.step:
             self._validate_start()
         while p.epoch < t.epochs and not p.out_of_patience(t.early_stop):
-            begin = time.perf_counter()
+            self.begin = time.perf_counter() - p.seconds
             row = self._epoch()
             row |= self.raw.refresh()
-            row["seconds"] = time.perf_counter() - begin
+            row["seconds"] = time.perf_counter() - self.begin
             if (p.epoch + 1) % self.cfg[EvalOptions].eval_step == 0 or p.epoch + 1 == t.epochs:
                 row |= self._validate()
             self._record(row)
             p.epoch, p.next_step, self.totals = p.epoch + 1, 0, {}
+            self.begin = time.perf_counter()
             self._save()
 
     def _epoch(self) -> dict[str, Any]:
@@ -259,7 +264,7 @@ class Fit:
                 raise Stopped(stop)
         seconds = time.perf_counter() - begin
         done = (p.next_step - first) / self.steps_per_epoch * len(self.data.train)  # targets, however they are packed
-        return self._means() | {"samples_per_s": done / seconds}
+        return self._means() | ({"samples_per_s": done / seconds} if done else {})  # none: a stop behind the last step
 
     def _probe(self) -> dict[str, float]:
         """What the model tells of some samples before an epoch: the same samples, in the same parts, on every process
@@ -421,6 +426,7 @@ class Fit:
 
     def _save(self) -> None:
         self._check_weights()  # what is saved can be gone on from
+        self.progress.seconds = time.perf_counter() - self.begin
         totals = gather_object([{k: float(v) for k, v in self.totals.items()}])
         with guard.fail_together(self.acc):
             if self.acc.is_main_process:
@@ -496,7 +502,8 @@ class Fit:
             raise ValueError(f"progress: step {p.step} is not in epoch {p.epoch}")
         if "looked" not in state["progress"] and p.next_step == 0 and p.epoch % self.cfg[EvalOptions].eval_step == 0:
             p.looked = p.epoch - 1  # a state of a run begun before looks were noted: where it stopped, it stays stopped
-        if state.get("judged", judged := judging(self.cfg)) != judged and p.epoch < self.cfg[TrainOptions].epochs:
+        before, now = state.get("judged", {}), judging(self.cfg)  # an older state knows fewer of them
+        if any(before[k] != now[k] for k in before.keys() & now.keys()) and p.epoch < self.cfg[TrainOptions].epochs:
             log.warning("the best model so far was chosen by another validation: from here on it is chosen anew")
             p.best, p.best_epoch = -math.inf, -1
         load_weights(self.raw, state["model"])

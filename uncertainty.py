@@ -9,10 +9,12 @@ A strategy answers: how much noise (`noise_scale`), what happens to the recommen
 a line in `STRATEGIES`. docs/method.md has the formulas in one place.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from utils import Problem
 Decay = Literal["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"]
 
 
+NODES = 24  # of a sum in the place of an integral over one code's noise
 BIAS = (0.5, 3.0)  # where a learned lambda of SDUD is kept
 
 
@@ -112,6 +115,15 @@ class Uncertainty(nn.Module):
         """Noise scale per level where noise is applied, for the log."""
         return [1.0] * len(self.codes)
 
+    def keep_probability(self, logits_UK: Tensor, scale: float) -> Tensor:
+        """P(noisy arg-max = arg-max) of each item, [U], under this noise, scaled; tau plays no part.
+
+        Of Gumbel noise exactly max_k softmax(logits / scale)_k, by the Gumbel-max theorem.
+        """
+        if scale == 0:
+            return logits_UK.new_ones(len(logits_UK))
+        return (logits_UK / scale).softmax(1).amax(1)
+
 
 class NoNoise(Uncertainty):
     """The deterministic straight-through estimator."""
@@ -126,6 +138,16 @@ class NoNoise(Uncertainty):
 class Gaussian(Uncertainty):
     def noise(self, u: Tensor) -> Tensor:
         return gaussian(u)
+
+    def keep_probability(self, logits_UK: Tensor, scale: float) -> Tensor:
+        """E_x prod_{k not best} Phi(x + (best - logits_k) / scale), x the best code's own noise; Gauss-Hermite."""
+        ahead_UK = (logits_UK.amax(1, keepdim=True) - logits_UK) / scale
+        kept_U = torch.zeros(len(logits_UK), device=logits_UK.device)
+        for x, weight in zip(*np.polynomial.hermite_e.hermegauss(NODES), strict=True):
+            log_ndtr_UK = torch.special.log_ndtr(ahead_UK + x)
+            own_U = torch.special.log_ndtr(torch.tensor(x))  # of the best code against itself
+            kept_U += weight / math.sqrt(2 * math.pi) * (log_ndtr_UK.sum(1) - own_U).exp()
+        return kept_U
 
 
 class TauAnnealing(Uncertainty):
@@ -241,13 +263,3 @@ STRATEGIES: dict[str, type[Uncertainty]] = {
     "sdud": SDUD,
     "frqud_sdud": FrqSDUD,
 }
-
-
-def keep_probability(logits_UK: Tensor, scale: float) -> Tensor:
-    """P(noisy arg-max = arg-max) of each item, [U], under Gumbel noise of this scale.
-
-    Exactly max_k softmax(logits / scale)_k by the Gumbel-max theorem; tau plays no part.
-    """
-    if scale == 0:
-        return logits_UK.new_ones(len(logits_UK))
-    return (logits_UK / scale).softmax(1).amax(1)

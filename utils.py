@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -105,6 +106,7 @@ def problems_exit_2() -> Iterator[None]:
     a full device with status 2.
     """
     ready_streams()
+    commit()
     try:
         try:
             yield
@@ -245,7 +247,7 @@ def whole_file(path: Path, size: int | None = None) -> Iterator[IO[bytes]]:
         aside.replace(path)
         _flush_folder(path.parent)
     except OSError as e:
-        failed = e.strerror
+        failed = e.strerror or one_line(e)  # a library's own has none
         if not path.parent.is_dir():
             raise Unwritable(f"{path}: cannot be written, the folder {path.parent} is not there (any more)") from None
     finally:
@@ -257,6 +259,15 @@ def whole_file(path: Path, size: int | None = None) -> Iterator[IO[bytes]]:
             f"{path}: cannot be written ({failed}): {needs}{_free(path.parent)} are free; "
             "make room or choose another folder; what was there before is untouched"
         )
+
+
+def make_folder(path: Path) -> Path:
+    """A folder that is there to write to; Problem when it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise Problem(f"{path}: cannot be written ({e.strerror}); choose another folder") from None
+    return path
 
 
 @contextlib.contextmanager
@@ -464,13 +475,17 @@ def keep_freed_memory() -> None:
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
+@functools.cache
+def commit() -> str | None:
+    """The commit of this code, asked once: a command asks as it begins, whatever is committed while it runs."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(git, check=False, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    return None
+
+
 def environment() -> dict[str, Any]:
     """What a reader needs to repeat a run: versions, machine, commit."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    commit = ""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        commit = subprocess.run(git, check=False, capture_output=True, text=True, timeout=10).stdout.strip()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -479,7 +494,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "commit": commit or None,
+        "commit": commit(),
     }
 
 

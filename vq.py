@@ -22,7 +22,7 @@ from sids import shares
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.codebooks import Upkeep, UpkeepOptions
 from sids.tokenizer import ROWS, Quantized, Source, in_pieces, through
-from uncertainty import Uncertainty, keep_probability
+from uncertainty import Uncertainty
 from utils import Problem
 
 
@@ -67,7 +67,10 @@ class QuantizerOptions:
     )
     codebook_update: Literal["soft", "hard"] = option("soft", "hard: gradient to the selected code only (ablation)")
     logit_scale: float | Literal["auto"] = option(
-        "auto", "logits = -scale * distance; auto: 3 / median gap between the two nearest codes", gt=0
+        "auto",
+        "logits = -scale * distance; auto: 3 / median gap between the two nearest codes",
+        gt=0,
+        sizeless=True,
     )
     freeze_id_encoder: bool = option(True, "train only the codebooks of the tokenizer")
     freeze_id_encoder_layers: int = option(0, "with freeze_id_encoder=false: rest the first n linear layers", ge=0)
@@ -339,15 +342,15 @@ class JointRQVAE(RQVAE):
 
     # ---- the catalogue
 
-    def attach(self, content_ND: np.ndarray, noise: list[float]) -> None:
-        """Run what rests over the catalogue once, and fix the logits' scale; noise: s of each level."""
+    def attach(self, content_ND: np.ndarray, decay: Uncertainty) -> None:
+        """Run what rests over the catalogue once, and fix the logits' scale; decay: the noise, for the log."""
         rows = (self.prepare(piece) for piece in in_pieces(self.seen(content_ND)))
         self.input_Nd = through(self._stages[0], rows, torch.device("cpu"))
         if self.joint.lr_offset:
             self.offset_Nd = nn.Parameter(torch.zeros(len(content_ND), self.cfg.e_dim))
         z_Nd = self.latents()
         self.centre_d, self.unit = z_Nd.mean(0), z_Nd.std(0, correction=0).square().mean().sqrt()
-        self.levels = measure_scales(self.rq, z_Nd, self.joint.logit_scale, noise)
+        self.levels = measure_scales(self.rq, z_Nd, self.joint.logit_scale, decay)
         self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))
 
     def latents(self) -> Tensor:
@@ -359,9 +362,9 @@ class JointRQVAE(RQVAE):
         """Learned codes [N, L] of the whole catalogue as it is attached, without noise."""
         return self.rq.assign(self.latents(), self.cfg.catalogue_assignment)
 
-    def figures(self, noise: list[float]) -> dict[str, float]:
-        """Share of items per level that keep their nearest code under noise of the scales given."""
-        now = measure_scales(self.rq, self.latents(), self.scale_L.tolist(), noise)
+    def figures(self, decay: Uncertainty) -> dict[str, float]:
+        """Share of items per level that keep their nearest code under a decay's noise."""
+        now = measure_scales(self.rq, self.latents(), self.scale_L.tolist(), decay)
         return {f"keep_probability/level_{i}": s.keep for i, s in enumerate(now, 1)}
 
     # ---- a batch
@@ -445,22 +448,22 @@ class JointRQVAE(RQVAE):
 
 @torch.no_grad()
 def measure_scales(
-    rq: ResidualQuantizer, z_Nd: Tensor, logit_scale: str | float | list[float], noise: list[float]
+    rq: ResidualQuantizer, z_Nd: Tensor, logit_scale: str | float | list[float], decay: Uncertainty
 ) -> list[LevelScale]:
-    """Measure each level over the catalogue; noise: its scale s per level."""
-    found, r = [], z_Nd
+    """Measure each level over the catalogue, under a decay's noise as it is now."""
+    found, r, noise = [], z_Nd, decay.scales()
     for level, codebook in enumerate(rq.codebooks()):
         pieces = [distance(piece, codebook, rq.cfg.dist) for piece in r.split(ROWS)]
         two = torch.cat([d.topk(2, dim=1, largest=False).values for d in pieces])
         gap = float((two[:, 1] - two[:, 0]).median())
-        if logit_scale == "auto" and gap <= 1e-9 * float(two.mean()):
+        if logit_scale == "auto" and gap <= 1e-9 * float(two.abs().mean()):
             raise Problem(
                 f"level {level + 1}: most items have two nearest codes at one distance, so logit_scale: auto has no "
                 "unit; lower num_emb_list, pre-train longer, or set logit_scale to a number"
             )
         scale = 3.0 / max(gap, 1e-12) if logit_scale == "auto" else logit_scale
         scale = float(scale[level] if isinstance(scale, list) else scale)
-        kept = torch.cat([keep_probability(-scale * d, noise[level]) for d in pieces])
+        kept = torch.cat([decay.keep_probability(-scale * d, noise[level]) for d in pieces])
         found.append(LevelScale(gap, scale, float(kept.mean()), float(codebook.square().mean().sqrt())))
         r = r - codebook[torch.cat([d.argmin(1) for d in pieces])]
     return found

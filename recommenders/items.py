@@ -32,6 +32,7 @@ class ItemOptions:
         "single",
         "rank the next item; fill as many masks as there are places in the list (diffusion); add the best next "
         "item again and again",
+        judges=True,
     )
     as_published: bool = option(
         False, "as DiffSASRec's program: its transformer block, its targets, its multi-step decoder", sizeless=True

@@ -18,6 +18,7 @@ from settings import Config, option
 from utils import (
     Problem,
     check_weights,
+    environment,
     log,
     quoted,
     read_checkpoint,
@@ -49,7 +50,9 @@ class RunOptions:
         "log_dir, where it is installed",
         free=True,
     )
-    save_steps: int = option(0, "checkpoint every so many steps besides each epoch; 0 = at epochs only", ge=0)
+    save_steps: int = option(
+        0, "checkpoint every so many steps besides each epoch; 0 = at epochs only", ge=0, free=True
+    )
     with_two_stage: bool = option(
         False, "run scripts: train the two-stage baseline of the same tokenizer beside", free=True
     )
@@ -72,6 +75,7 @@ class RunFolder:
         self.best = path / "best_model.pth"
         self.test = path / "test.json"
         self.baselines = path / "baselines.json"
+        self.environment = path / "environment.json"
         self.states = path / "last"
         self.looks = path / "test_looks.json"
         self.identity = path / "run.json"
@@ -113,6 +117,15 @@ class RunFolder:
             older = self.best.is_file() or bool(self._states())  # written before runs had an identity
             write_json(self.identity, {"run": secrets.token_hex(8), "older": older})
         self.id, _ = self._identity()
+        self._note_environment()
+
+    def _note_environment(self) -> None:
+        """Versions, machine and commit as the run begins; of a run that went on with other code, all commits."""
+        here = environment()
+        if self.environment.is_file():
+            before = [c for c in str(read_json(self.environment).get("commit") or "").split(", ") if c]
+            here["commit"] = ", ".join(dict.fromkeys([*before, *filter(None, [here["commit"]])])) or None
+        write_json(self.environment, here)
 
     def _identity(self) -> tuple[str | None, bool]:
         """(the run's random name, may files without one be its own?); the name is None where nobody has claimed it."""
@@ -290,10 +303,11 @@ class RunFolder:
 
     def look_at_test(self) -> int:
         """Count another look at the test set, before it happens; returns how many there were with it."""
-        count = 1 + self._looked()
-        write_json(self.looks, count)
-        if self.finished:
-            self.save_results(self.results() | {"test_evaluations": count})
+        with guard.in_turn(self.path / ".looks.lock"):
+            count = 1 + self._looked()
+            write_json(self.looks, count)
+            if self.finished:
+                self.save_results(self.results() | {"test_evaluations": count})
         return count
 
     def save_results(self, results: dict[str, Any]) -> None:

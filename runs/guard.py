@@ -15,7 +15,7 @@ from typing import IO, Any, NoReturn
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from utils import Problem, Stopped, keep_freed_memory, log, problems_exit_2
+from utils import Problem, Stopped, keep_freed_memory, log, make_folder, problems_exit_2
 
 # ---------------------------------------------------------------- one writer
 
@@ -27,10 +27,7 @@ def lock(folder: Path) -> None:
 
     A record lock, which forked data workers do not inherit: it never outlives its owner.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise Problem(f"{folder}: cannot be written ({e.strerror}); choose another folder") from None
+    make_folder(folder)
     try:
         import fcntl
     except ImportError:  # Windows
@@ -50,6 +47,17 @@ def lock(folder: Path) -> None:
             return
         raise Problem(f"{folder}: cannot be written ({e.strerror}); choose another folder") from None
     _held.append(f)
+
+
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Within, no other process is within under the same path; where there are no locks, nothing."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.lockf(held.enter_context(path.open("a")), fcntl.LOCK_EX)
+        yield
 
 
 # ---------------------------------------------------------------- an orderly stop

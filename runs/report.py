@@ -32,7 +32,8 @@ def epoch_line(row: dict[str, Any], *, best: bool) -> str:
     if "noise_scale" in row:
         text.append(f"noise {row['noise_scale']:.2f} on {row['stochastic_share']:.2f}")
         text.append(f"changed {row['sid_changed']:.3f}")
-    text += [f"{row['samples_per_s']:.0f} samples/s", f"{row['seconds']:.0f} s"]
+    text += [f"{row['samples_per_s']:.0f} samples/s"] if "samples_per_s" in row else []
+    text.append(f"{row['seconds']:.0f} s")
     for begin in ("rec ", "perplexity ", "samples/s", "noise ", "codes "):
         if len(" | ".join(text)) > SCREEN:
             text = [t for t in text if begin not in t]

@@ -43,6 +43,7 @@ from utils import (
     keep_freed_memory,
     log,
     log_to,
+    make_folder,
     problems_exit_2,
     quoted,
     write_checkpoint,
@@ -75,7 +76,7 @@ def newest(data: Dataset, share: float) -> list[int]:
 
 def write_old(data: Dataset, new: set[int], folder: Path) -> None:
     """The data set without some items, in one layout that every command reads."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     s, name = data.test, folder.name
     rows = ["user_id:token\titem_id:token\ttimestamp:float"]
     for user, (begin, end) in enumerate(zip(s.offsets[:-1], s.offsets[1:], strict=True)):
@@ -194,7 +195,7 @@ def run(argv: list[str]) -> dict[str, Any]:
         short_users="drop", run_name=f"cold-{method}", resume="auto",
     )  # fmt: skip
     building.train_tokenizer(old, read_dataset(old[DataOptions]))
-    trained = main.train(old)
+    trained = main.train(old, "its state is saved; the same command goes on")
     log_to(None, main=True)
     content_ND, rows = np.asarray(read_embeddings(data)), np.array(fresh) - 1
     path = trained.path / "extended.pth"

@@ -46,6 +46,7 @@ from utils import (
     keep_freed_memory,
     log,
     log_to,
+    make_folder,
     problems_exit_2,
     regular_file,
     write_json,
@@ -138,6 +139,15 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any], preset: Path | No
     return methods.build({**options, **overrides, **kind, **parts})
 
 
+def check_for_all_rows(overrides: dict[str, Any]) -> None:
+    """Problem when an option of the command line is one that a table sets row by row."""
+    for key in overrides:
+        if key in ("method", "uncertainty"):
+            raise Problem(f"--{key}: is what the rows are; name them, as in: two_stage,frqud,sdud")
+        if key in ("run_name", "resume"):
+            raise Problem(f"--{key}: a table names its runs by their options, finds them again and goes on; drop it")
+
+
 def is_of(results: dict[str, Any], data: Dataset, cfg: Config) -> bool:
     """Are results those of data, and of the semantic IDs where a file gives them, as they are now?"""
     stamp = building.given_stamp(cfg)
@@ -166,7 +176,8 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any], pr
     if CodeOptions in cfg and cfg[CodeOptions].rqvae_path is None:
         building.train_tokenizer(cfg, data)
     options = digest(data.hash, settings.counting(cfg), *building.given_stamp(cfg).values())
-    run = main.train(methods.change(cfg, run_name=f"compare-{methods.folder_name(cfg)}-{options}", resume="auto"))
+    cfg = methods.change(cfg, run_name=f"compare-{methods.folder_name(cfg)}-{options}", resume="auto")
+    run = main.train(cfg, "its state is saved; the same command goes on")
     log_to(None, main=True)
     if run.results().get("data") != data.hash:
         raise Problem(
@@ -261,8 +272,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
     dataset, chosen = names[0], list(dict.fromkeys(n for n in re.split(r",(?![^\[]*\])", names[1]) if n))
     if not chosen:
         raise Problem(f"{names[1]!r} names no method; for example sasrec,two_stage,frqud")
-    if named := [key for key in ("method", "uncertainty") if key in overrides]:
-        raise Problem(f"--{named[0]}: is what the rows are; name them, as in: scientific sasrec,two_stage,sdud")
+    check_for_all_rows(overrides)
     seeds = main.seeds_asked(given, overrides)
     preset = Path(given["config"]) if "config" in given else None
     configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}, preset) for s in seeds] for n in chosen}
@@ -274,6 +284,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
         raise Problem("split: time_groups draws other users for each seed; compare with one seed")
     log_to(None, main=True)
     cfg = configs[chosen[0]][0]
+    folder = make_folder(Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset)
     data = read_dataset(cfg[DataOptions])
     trained_on_content = any(building.reads_content(c[0]) for n, c in configs.items() if n not in methods.FLOORS)
     if trained_on_content or "content" in configs:  # else it would stop the table after the others have been trained
@@ -287,9 +298,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
     if len(data.test) < FEW:
         log.warning(f"{len(data.test)} test users rank nothing: read the intervals")
     options = digest(data.hash, chosen, seeds, [settings.counting(configs[n][0]) for n in chosen])
-    folder = Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset
     path = folder / f"compare-{options}.json"  # another question, another file
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, plain)
     log.info(f"as JSON: {path}")
     return plain

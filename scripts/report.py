@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import main
 from runs import charts, page
 from runs.folder import RunFolder
-from utils import Problem, problems_exit_2, quoted, write_atomic, write_text
+from utils import Problem, make_folder, problems_exit_2, quoted, write_atomic, write_text
 
 
 def run(argv: list[str]) -> Path:
@@ -44,10 +44,7 @@ def pictures(folders: list[RunFolder], out: Path, given: dict[str, str]) -> Path
         raise Problem("--pictures: takes the figures of one run, and no --output")
     found = page.finished(folders[0])
     files = charts.files([*page.training(found), *(page.usage(found) if found.sids else [])])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise Problem(f"--pictures: {out}: no folder to write to ({e.strerror})") from None
+    make_folder(out)
     for name, content in files.items():
         write_atomic(out / name, content)
     return out

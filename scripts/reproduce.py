@@ -47,6 +47,7 @@ from utils import (
     keep_freed_memory,
     log,
     log_to,
+    make_folder,
     problems_exit_2,
     read_json,
     write_json,
@@ -114,6 +115,7 @@ def plan(
 ) -> list[Job]:
     """All jobs, checked before the first one begins; Problem when an option belongs to none of the rows."""
     jobs: list[Job] = []
+    compare.check_for_all_rows(overrides)
     known = methods.owners()
     for key in overrides:
         if key not in known:
@@ -137,6 +139,9 @@ def plan(
     used = {key for job in jobs for key in settings.flat(job.cfg)}
     if foreign := [key for key in overrides if key not in used]:
         raise Problem(f"--{foreign[0]}: none of the rows has this option")
+    free = {key for job in jobs for key in settings.flat(job.cfg).keys() - job.spec.options.keys()}
+    if fixed := [key for key in overrides if key not in free]:
+        raise Problem(f"--{fixed[0]}: is what the rows are (config/tables/rows.yaml); drop it, or choose other rows")
     check_protocol({job.row: settings.flat(job.cfg) for job in jobs})
     if len(seeds) > 1 and jobs[0].cfg[DataOptions].split == "time_groups":
         raise Problem("split: time_groups draws other users for each seed; make the table with one seed")
@@ -314,6 +319,8 @@ def markdown(table: dict[str, Any], card: dict[str, Any]) -> str:
         cells = [f"{row[m]['mean']:.4f} ± {row[m]['interval']:.4f}" for m in METRICS]
         cells = [name, str(len(row[METRICS[0]]["seeds"])), *cells]
         lines.append("| " + " | ".join([*cells, _twin_words(row), _beside_words(row), _published_words(row)]) + " |")
+        if "failure" in row:
+            lines[-1] += f" failed for the other seeds: {row['failure']} |"
     lines += ["", "± half of the 95 % interval over users; z and p paired over users, each user's mean over seeds.", ""]
     return "\n".join([*lines, *(f"- {key}: {value}" for key, value in card.items())]) + "\n"
 
@@ -377,6 +384,7 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     seeds = list(map(int, main.seeds_asked(given, overrides, SEEDS[budget])))
     rows = read_rows([r for r in given.get("rows", "").split(",") if r])
     log_to(None, main=True)
+    folder = make_folder(Path(given.get("results", ROOT / "results")) / names[0])
     jobs = plan(rows, names[0], seeds, overrides, Path(given["config"]) if "config" in given else None)
     cfg = jobs[0].cfg
     if names[0] == "demo":
@@ -387,13 +395,12 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     table = judged(rows, found, published)
     card = protocol(cfg, data, seeds, as_typed(argv), list(found.values()))
     question = digest(data.hash, [(job.row, settings.counting(job.cfg)) for job in jobs])
-    write(Path(given.get("results", ROOT / "results")) / names[0] / question, table, card)
+    write(folder / question, table, card)
     return table
 
 
 def write(stem: Path, table: dict[str, Any], card: dict[str, Any]) -> None:
     """JSON, Markdown and picture, named by the question that they answer."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     text = markdown(table, card)
     write_json(stem.with_suffix(".json"), {"rows": table, "card": card})
     write_text(stem.with_suffix(".md"), text)

@@ -41,6 +41,7 @@ from utils import (
     keep_freed_memory,
     log,
     log_to,
+    make_folder,
     read_json,
     write_json,
     write_text,
@@ -214,7 +215,7 @@ def study(argv: list[str]) -> dict[str, Any]:
         / data.name
         / f"study-{digest(data.hash, chosen, seeds, overrides, settings.counting(cfg))}"
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     result = {"seeds": seeds, "mean": rows, "each": found, "paired": pairs, "correlations": told_plain}
     write_json(folder / "study.json", result)
     for cheap in ("decoded hit@30", "gini_sid"):

@@ -30,7 +30,7 @@ class SidOptions:
     )
     collision_cap: int | None = option(None, "collision: knn or random: most items of a SID; default 5", ge=1)
     group_order: Literal["popularity", "catalogue"] = option(
-        "popularity", "order in a list of items that share a SID, where they may"
+        "popularity", "order in a list of items that share a SID, where they may", sizeless=True
     )
 
     def __post_init__(self) -> None:

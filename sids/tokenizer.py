@@ -145,8 +145,8 @@ class Joint(Learned, Protocol):
     def levels(self) -> list[Any]:
         """Figures of each level at the start: gap, scale, keep, rms."""
 
-    def attach(self, content_ND: np.ndarray, noise: list[float]) -> None:
-        """Hold the catalogue's embeddings; noise: the noise scale of each level at the start."""
+    def attach(self, content_ND: np.ndarray, decay: Uncertainty) -> None:
+        """Hold the catalogue's embeddings; decay: the noise, for the log."""
 
     def codes(self) -> Tensor:
         """Codes [N, T] of the attached catalogue as the tokenizer is now, without noise."""
@@ -172,8 +172,8 @@ class Joint(Learned, Protocol):
     def probed(self) -> dict[str, nn.Parameter]:
         """What the recommendation gradient must reach, by name, first level first."""
 
-    def figures(self, noise: list[float]) -> dict[str, float]:
-        """Figures of an epoch."""
+    def figures(self, decay: Uncertainty) -> dict[str, float]:
+        """Figures of an epoch, under a decay's noise as it is now."""
 
 
 def is_learned(kind: type) -> bool:
@@ -248,8 +248,10 @@ def in_pieces(content_ND: np.ndarray | Joined) -> Iterator[Tensor]:
 
 def through(network: nn.Module, rows: Iterable[Tensor], device: torch.device) -> Tensor:
     """Apply a network in evaluation mode to a catalogue that comes in pieces, without gradient, [N, ...]."""
-    was, _ = network.training, network.eval()
+    was = [(module, module.training) for module in network.modules()]
+    network.eval()
     with torch.no_grad():
         found = torch.cat([network(piece.to(device)) for piece in rows])
-    network.train(was)
+    for module, training in was:
+        module.training = training
     return found

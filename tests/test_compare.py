@@ -98,6 +98,7 @@ WRONG = {
     ("sasrec", "--encoder_layers=2"): "--encoder_layers: none of sasrec has this option",
     ("sasrec,frqud", "--split=time_groups", "--seeds=1,2"): "compare with one seed",
     ("frqud", "--uncertainty=sdud"): "--uncertainty: is what the rows are; name them",
+    ("frqud", "--run_name=mine"): "--run_name: a table names its runs by their options",
 }
 
 
@@ -166,8 +167,8 @@ def test_data_that_change_while_a_table_is_made(shop, tmp_path, monkeypatch, end
     """The second method would be trained on other data than the first."""
     path, inner = tmp_path / "dataset" / "tiny" / f"tiny{ending}", compare.main.train
 
-    def train(cfg):
-        run = inner(cfg)
+    def train(cfg, advice):
+        run = inner(cfg, advice)
         other = write_tiny(tmp_path / "other", seed=1) / path.name
         path.write_bytes(
             other.read_bytes() if ending != ".items.jsonl" else path.read_bytes().replace(b"Item", b"Thing")

@@ -28,7 +28,7 @@ from runs import guard, memory
 from runs.folder import RunFolder
 from sids.fit import Report
 from trainer import TrainOptions
-from utils import Problem, Stopped, problems_exit_2, write_checkpoint, write_text
+from utils import Problem, Stopped, problems_exit_2, read_json, whole_file, write_checkpoint, write_text
 
 # ---------------------------------------------------------------- one writer
 
@@ -327,6 +327,11 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
 
 
+def test_a_write_that_fails_without_a_number_is_told(tmp_path):
+    with pytest.raises(Problem, match=r"a: cannot be written \(a library's own\)"), whole_file(tmp_path / "a"):
+        raise OSError("a library's own")
+
+
 # ---------------------------------------------------------------- resuming
 
 
@@ -349,16 +354,63 @@ def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkey
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"batch_size": 16}, "same data, files and global batch"), ({"d_model": 32}, "does not fit this configuration"),
-     ({"uncertainty": "none"}, "does not fit this configuration"), ({"method": "two_stage"}, "was begun with")],
+     ({"uncertainty": "none"}, "does not fit this configuration"), ({"method": "two_stage"}, "was begun with"),
+     ({"logit_scale": 2.0}, "logit_scale: .* -> 2.0: a network that has begun cannot change it")],
 )  # fmt: skip
 def test_some_changes_cannot_be_resumed(ground, tmp_path, change, message):
     fit_of(ground, tmp_path, epochs=1, uncertainty="sdud").train()
-    fit = fit_of(
-        ground, tmp_path, **{"epochs": 2, "uncertainty": "sdud", "resume": "auto", "resume_with_changes": True} | change
-    )
     with pytest.raises(Problem, match=message):
-        fit.train()
-    assert methods.load(fit.run.config)[TrainOptions].epochs == 1  # the run can still go on as it was begun
+        fit_of(
+            ground,
+            tmp_path,
+            **{"epochs": 2, "uncertainty": "sdud", "resume": "auto", "resume_with_changes": True} | change,
+        ).train()
+    assert (
+        methods.load(tmp_path / "tiny" / "r" / "config.yaml")[TrainOptions].epochs == 1
+    )  # the run can still go on as it was begun
+
+
+def test_scores_of_another_decoding_do_not_compete(ground, tmp_path, caplog, monkeypatch):
+    same = {"method": "diffsasrec", "hidden_units": 4, "epochs": 1}
+    fit_of(ground, tmp_path, **same).train()
+    monkeypatch.setattr(guard.log, "propagate", True)
+    more = {"epochs": 2, "resume": "auto", "resume_with_changes": True}
+    fit = fit_of(ground, tmp_path, **same | more, decoding="multi")
+    fit._resume()
+    assert "chosen by another validation" in caplog.text and fit.progress.best_epoch == -1
+    state = fit.run.load_state()
+    del state["judged"]["decoding"]  # of an earlier version, which did not note it
+    fit._restore(state)
+    assert fit.progress.best_epoch == 0
+
+
+def test_the_commits_of_a_run_are_kept(ground, tmp_path, monkeypatch):
+    for told in ("one", "two", "two"):
+        monkeypatch.setattr("runs.folder.environment", lambda told=told: {"commit": told})
+        run = fit_of(ground, tmp_path, method="two_stage", resume="auto").run
+    assert read_json(run.environment) == {"commit": "one, two"}
+
+
+def test_time_before_a_stop_counts(ground, tmp_path):
+    fit = fit_of(ground, tmp_path, method="two_stage", epochs=1)
+    fit.begin -= 100
+    fit._save()
+    again = fit_of(ground, tmp_path, method="two_stage", epochs=1, resume="auto")
+    again.train()
+    assert 100 <= again.run.rows()[0]["seconds"] < 200
+    assert again.progress.seconds < 10  # of the next epoch
+
+
+def test_looks_at_once_are_all_counted(tmp_path):
+    children = []
+    for _ in range(4):
+        if not (pid := os.fork()):
+            for _ in range(25):
+                RunFolder(tmp_path).look_at_test()
+            os._exit(0)
+        children.append(pid)
+    assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
+    assert read_json(tmp_path / "test_looks.json") == 100
 
 
 def test_the_gradient_scaler_goes_on_where_it_was(ground, tmp_path):

@@ -137,6 +137,12 @@ def test_further_rows_are_compared_where_the_table_has_them(ranks):
     assert f"| b {found['b']['difference']:+.4f} (" in reproduce.markdown(table, {})
 
 
+def test_seeds_that_failed_are_told_beside_the_others(ranks):
+    part = Outcome(ranks["ours"], failure="step 7: not finite")
+    text = reproduce.markdown(reproduce.judged({"a": Spec("frqud")}, {"a": part}, {}), {})
+    assert "| a | 3 | " in text and "| failed for the other seeds: step 7: not finite |" in text
+
+
 def test_every_row_to_be_compared_with_is_a_row():
     rows = reproduce.read_rows(list(settings.read_yaml(reproduce.ROOT / "config" / "tables" / "rows.yaml")))
     assert all(other in rows for spec in rows.values() for other in spec.beside)
@@ -201,6 +207,14 @@ def test_the_command_is_told_without_places_of_the_machine():
             "looks at shorter lists only",
         ),
         (["beauty", "--config=nowhere.yaml"], "no such configuration"),
+        (["scientific", "--rows=frqud", "--uncertainty=sdud"], "--uncertainty: is what the rows are"),
+        (["scientific", "--rows=frqud", "--resume=no"], "--resume: a table names its runs by their options"),
+        (["scientific", "--rows=frqud_published_loss", "--label_prior=usage"], "--label_prior: is what the rows are"),
+        (["scientific", "--rows=two_stage_sids_alone", "--item_loss=0.5"], "--item_loss: is what the rows are"),
+        (
+            ["scientific", "--rows=popularity", "--results=/dev/null/here"],
+            "/dev/null/here/scientific: cannot be written",
+        ),
         (["beauty", f"--config={main.CONFIG / 'scientific.yaml'}"], "says dataset: scientific"),
     ],
 )

@@ -190,7 +190,6 @@ COMMANDS = {"main": main.main, "run": lambda argv: scripts.run.run("frqud", argv
         (["--metrics=recall@5,ndcg@10"], "metrics: .*recall@5"),
         (["--mask_seen=true"], "mask_seen: False -> True"),
         (["--num_beams=11"], "num_beams: 10 -> 11"),
-        (["--save_steps=3"], "save_steps: 0 -> 3"),
     ],
     ids="".join,
 )
@@ -203,7 +202,9 @@ def test_a_finished_run_is_not_trained_on(finished, capsys, command, told, chang
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("free", [[], ["--resume_with_changes=true"], ["--num_workers=1", "--log_dir=elsewhere"]])
+@pytest.mark.parametrize(
+    "free", [[], ["--resume_with_changes=true"], ["--num_workers=1", "--save_steps=3", "--log_dir=elsewhere"]]
+)
 def test_a_finished_run_is_printed_again(finished, capsys, monkeypatch, tmp_path, command, free):
     config, folder = finished
     monkeypatch.chdir(tmp_path)
@@ -407,12 +408,12 @@ def test_what_a_begun_network_cannot_change_is_refused(ground, tmp_path, monkeyp
 # ---------------------------------------------------------------- an end that fails
 
 
-def breaking(name):
+def breaking(name, fault="a fault of our own"):
     """Let one thing of the end fail in a way that nobody foresaw."""
 
     def arm(monkeypatch):
         def fail(*args, **kwargs):
-            raise RuntimeError("a fault of our own")
+            raise RuntimeError(fault)
 
         monkeypatch.setattr(name, fail)
 
@@ -450,7 +451,6 @@ def evaluation_fails(title, error):
 
 ENDS = {
     "SIDs": breaking("main.write_index"),
-    "versions": breaking("main.environment"),
     "floors": breaking("main.floor_figures"),
     "figures of the codes": breaking("model.GenerativeModel.figures"),
     "no room for the SIDs": full_disk("tiny.index.json"),
@@ -483,6 +483,25 @@ def test_an_end_that_failed_is_repeated_without_a_second_look(ground, tmp_path, 
     assert fit.run.results()["test_evaluations"] == read_json(fit.run.looks) == 1
     named = {"tiny.index.json", "baselines.json", "environment.json", "ranks-test.npy", "test.json", "config.yaml"}
     assert named <= {p.name for p in fit.run.path.iterdir()}
+
+
+def test_a_floor_that_runs_out_of_memory_costs_its_own_row(ground, tmp_path, monkeypatch):
+    fit = fit_of(ground, tmp_path, method="two_stage", epochs=1)
+    fit.train()
+    breaking("recommenders.floors.Content.__init__", RuntimeError("DefaultCPUAllocator: can't allocate memory"))(
+        monkeypatch
+    )
+    inner, lost = main.evaluate, Problem("out of memory on a single user")
+    evaluation_fails("popularity", lost)(monkeypatch)
+    assert main.floor_figures(fit.cfg, fit.data, fit.acc) == {}
+    monkeypatch.setattr("main.evaluate", inner)
+    assert set(main.floor_figures(fit.cfg, fit.data, fit.acc)) == {"popularity"}
+
+
+def test_runs_of_unlike_precision_in_one_process(ground):
+    for precision in ("no", "bf16", "no"):
+        acc = main.accelerator(methods.build({**ground[0], "mixed_precision": precision}))
+        assert acc.mixed_precision == precision
 
 
 def test_other_looks_and_other_results_count(ground, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import layers
-from uncertainty import SDUD, STRATEGIES, FrqUD, UncertaintyOptions, keep_probability
+from uncertainty import SDUD, STRATEGIES, FrqUD, UncertaintyOptions
 from utils import Problem
 
 
@@ -95,15 +95,16 @@ def test_both_is_the_product_of_mask_and_scale():
     assert scale.flatten().tolist() == [0, 0.5]
 
 
+@pytest.mark.parametrize("name", ["gumbel", "gaussian"])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
-def test_share_of_drawn_codes_that_are_the_nearest(scale):
-    """Gumbel's theorem against our own noise, drawn 400 times."""
+def test_share_of_drawn_codes_that_are_the_nearest(name, scale):
+    """What a strategy says of its noise against the noise itself, drawn 400 times."""
     torch.manual_seed(0)
-    logits = torch.randn(50, 16)
-    want = keep_probability(logits, scale).mean().item()
+    logits, decay = torch.randn(50, 16), STRATEGIES[name](options(), [16])
+    want = decay.keep_probability(logits, scale).mean().item()
     items, same_code = torch.arange(1, 51), []
     for step in range(400):
-        noise = layers.gumbel(layers.counter_uniform(0, torch.tensor(step), items, 0, 16))
+        noise = decay.noise(layers.counter_uniform(0, torch.tensor(step), items, 0, 16))
         same_code.append(((logits + scale * noise).argmax(1) == logits.argmax(1)).float().mean().item())
     assert sum(same_code) / 400 == pytest.approx(want, abs=0.015)
 

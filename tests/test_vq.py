@@ -8,7 +8,8 @@ import torch
 from conftest import load_rqvae
 
 import methods
-from sids.tokenizer import Source
+from sids.tokenizer import Source, through
+from uncertainty import STRATEGIES, UncertaintyOptions
 from utils import Problem
 from vq import RQVAE, RQVAEOptions, measure_scales
 
@@ -126,9 +127,26 @@ def test_gap_is_the_median_distance_between_the_two_nearest_codes():
     z = torch.randn(101, 3)
     first = model.rq.codebooks()[0]
     d = np.sort(((z[:, None] - first[None]) ** 2).sum(2).detach().numpy(), 1)
-    scales = measure_scales(model.rq, z, "auto", [1.0] * 3)
+    scales = measure_scales(model.rq, z, "auto", STRATEGIES["gumbel"](UncertaintyOptions(), [4] * 3))
     assert scales[0].gap == pytest.approx(float(np.median(d[:, 1] - d[:, 0])), rel=1e-4)
     assert scales[0].scale == pytest.approx(3 / scales[0].gap)
+
+
+@pytest.mark.parametrize("dist", ["l2", "dot"])
+def test_equal_codes_give_no_unit(dist):
+    cfg = methods.build({"num_emb_list": [4], "layers": [5], "sk_epsilons": [0.01], "e_dim": 3, "dist": dist})
+    model = RQVAE(cfg[RQVAEOptions], 7)
+    with torch.no_grad():
+        model.rq.codebooks()[0][:] = 1.0
+    with pytest.raises(Problem, match="level 1: most items have two nearest codes at one distance"):
+        measure_scales(model.rq, torch.rand(50, 3), "auto", STRATEGIES["none"](UncertaintyOptions(), [4]))
+
+
+def test_looking_through_a_network_leaves_its_modes(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    network[1].eval()
+    through(network, [torch.ones(3, 2)], torch.device("cpu"))
+    assert [m.training for m in network.modules()] == [True, True, False]
 
 
 def test_standardized_embeddings_are_centred(tmp_path):
