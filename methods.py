@@ -209,6 +209,9 @@ def build(preset: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> 
     chosen = {k: getattr(m, k) for k in settings.fields_of(MethodOptions)}
     cfg = settings.compose(kinds, {**{k: v for k, v in raw.items() if k in own}, **chosen})
     check_together(cfg)
+    for key in given:
+        if needs := settings.unread(cfg, key):
+            raise Problem(f"--{key}: is read with {needs} only; set that too, or drop it")
     return replace(cfg, aside=aside)
 
 

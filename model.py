@@ -56,13 +56,19 @@ class JointOptions:
         0.0, "weight of a loss of the next item's latent among those of all items (with lr_offset it moves them)", ge=0
     )
     offset_prior: float = option(
-        0.0, "with lr_offset: weight of a Gaussian prior on them, which holds rare items where their content is", ge=0
+        0.0,
+        "with lr_offset: weight of a Gaussian prior on them, which holds rare items where their content is",
+        ge=0,
+        needs=("lr_offset",),
     )
     lr_id: float = option(1e-5, "learning rate of the tokenizer", ge=0)
     id_first_epoch: int = option(0, "epoch in which the tokenizer begins to move; it rests before", ge=0)
     id_last_epoch: int | None = option(None, "epoch after which the tokenizer rests again", ge=0)
     target_gradient: float = option(
-        1.0, "weight of the gradient that reaches the codebooks through the target's soft label", gt=0
+        1.0,
+        "weight of the gradient that reaches the codebooks through the target's soft label",
+        gt=0,
+        needs=("gradient: end_to_end",),
     )
     collapse_perplexity: float | None = option(
         None, "a level below this perplexity is called collapsing; default K / 8", gt=0

@@ -29,8 +29,10 @@ MARKS = ("free", "sizeless", "judges", "path")
 
 
 def option(default: Any, meaning: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None,
-           **marks: bool) -> Any:  # fmt: skip
+           needs: tuple[str, ...] = (), **marks: bool) -> Any:  # fmt: skip
     """One option: default, meaning (shown by --help), and its closed (ge, le) or open (gt) range.
+
+    needs: other options one of which must be set for this one to be read: `name`, or `name: value value`.
 
     marks: free, results do not depend on it, so it counts in no hash and no comparison of runs; sizeless, a trained
     network's weights have the same sizes whatever it is, so it cannot be changed afterwards; judges, scores under other
@@ -40,7 +42,7 @@ def option(default: Any, meaning: str, *, ge: float | None = None, gt: float | N
     if wrong := marks.keys() - set(MARKS):
         raise TypeError(f"an option has no mark {wrong.pop()!r}")
     limits = {"ge": ge, "gt": gt, "le": le}
-    meta = {"meaning": meaning, **dict.fromkeys(MARKS, False), **marks}
+    meta = {"meaning": meaning, "needs": needs, **dict.fromkeys(MARKS, False), **marks}
     meta |= {k: v for k, v in limits.items() if v is not None}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
@@ -89,6 +91,17 @@ def check_value(kind: type, key: str, value: Any) -> None:
 def flat(cfg: Config) -> dict[str, Any]:
     """All options of a run as one flat dictionary, section by section."""
     return {k: v for part in cfg.sections.values() for k, v in dataclasses.asdict(part).items()}
+
+
+def unread(cfg: Config, key: str) -> str:
+    """What would have to be set for an option to be read that differs from its default; "" where it is read."""
+    part = next(p for p in cfg.sections.values() if key in fields_of(type(p)))
+    needs, now = fields_of(type(part))[key].metadata["needs"], flat(cfg)
+    for name, _, values in (need.partition(": ") for need in needs):
+        value = now.get(name)
+        if str(value).lower() in values.split() if values else value:
+            return ""
+    return " or ".join(needs) if now[key] != getattr(type(part)(), key) else ""
 
 
 def changed(part: Any) -> dict[str, Any]:

@@ -30,24 +30,32 @@ NODES = 24  # of a sum in the place of an integral over one code's noise
 BIAS = (0.5, 3.0)  # where a learned lambda of SDUD is kept
 
 
+ANNEALED = ("use_tau_annealing", "uncertainty: tau_annealing")
+BY_USAGE, BY_SIGMA = ("uncertainty: frqud frqud_sdud",), ("uncertainty: sdud frqud_sdud",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyOptions:
     uncertainty: Decay = option("frqud", "noise on the code assignment and how it fades")
     gumbel_tau: float = option(2.0, "temperature tau of the soft assignment", gt=0)
     use_tau_annealing: bool = option(False, "let tau fall exponentially, with any kind of noise")
-    tau_anneal_init: float = option(2.0, "tau at the first step of annealing", gt=0)
-    tau_anneal_min: float = option(0.5, "lowest tau of annealing", gt=0)
-    tau_anneal_rate: float = option(3e-5, "rate of annealing per step", ge=0)
-    hot_threshold_ratio: float = option(1.5, "FrqUD: a code is hot above ratio / K (rho)", gt=0)
-    usage_momentum: float = option(0.99, "FrqUD: momentum of the usage average (mu)", ge=0, le=1)
+    tau_anneal_init: float = option(2.0, "tau at the first step of annealing", gt=0, needs=ANNEALED)
+    tau_anneal_min: float = option(0.5, "lowest tau of annealing", gt=0, needs=ANNEALED)
+    tau_anneal_rate: float = option(3e-5, "rate of annealing per step", ge=0, needs=ANNEALED)
+    hot_threshold_ratio: float = option(1.5, "FrqUD: a code is hot above ratio / K (rho)", gt=0, needs=BY_USAGE)
+    usage_momentum: float = option(0.99, "FrqUD: momentum of the usage average (mu)", ge=0, le=1, needs=BY_USAGE)
     hot_granularity: Literal["item", "level"] = option(
-        "item", "FrqUD decides on level 1 for all levels, or on each level"
+        "item", "FrqUD decides on level 1 for all levels, or on each level", needs=BY_USAGE
     )
-    initial_std: float = option(2.0, "SDUD: noise scale sigma at the start", gt=0)
-    lr_sigma: float = option(1e-3, "SDUD: learning rate of sigma", ge=0)
-    sigma_lambda: float = option(1.7, "SDUD: lambda in L / 2(sigma + lambda)^2", gt=0)
-    auto_lambda_mode: Literal["fixed", "learnable", "adaptive"] = option("fixed", "SDUD: how lambda is set")
-    sdud_loss: Literal["uncertainty", "raw"] = option("uncertainty", "raw leaves the recommendation loss unscaled")
+    initial_std: float = option(2.0, "SDUD: noise scale sigma at the start", gt=0, needs=BY_SIGMA)
+    lr_sigma: float = option(1e-3, "SDUD: learning rate of sigma", ge=0, needs=BY_SIGMA)
+    sigma_lambda: float = option(1.7, "SDUD: lambda in L / 2(sigma + lambda)^2", gt=0, needs=BY_SIGMA)
+    auto_lambda_mode: Literal["fixed", "learnable", "adaptive"] = option(
+        "fixed", "SDUD: how lambda is set", needs=BY_SIGMA
+    )
+    sdud_loss: Literal["uncertainty", "raw"] = option(
+        "uncertainty", "raw leaves the recommendation loss unscaled", needs=BY_SIGMA
+    )
 
     def __post_init__(self) -> None:
         if self.tau_anneal_min > self.tau_anneal_init:

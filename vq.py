@@ -73,7 +73,12 @@ class QuantizerOptions:
         sizeless=True,
     )
     freeze_id_encoder: bool = option(True, "train only the codebooks of the tokenizer")
-    freeze_id_encoder_layers: int = option(0, "with freeze_id_encoder=false: rest the first n linear layers", ge=0)
+    freeze_id_encoder_layers: int = option(
+        0,
+        "with freeze_id_encoder=false: rest the first n linear layers",
+        ge=0,
+        needs=("freeze_id_encoder: false",),
+    )
     lr_offset: float = option(
         0.0, "learning rate of an offset of each item's own to its latent; 0: items stay where their content is", ge=0
     )

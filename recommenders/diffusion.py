@@ -35,23 +35,32 @@ class DiffusionOptions(ItemOptions):
     time_weight: bool = option(
         True, "weigh the loss by 1 / t; false: all hidden items alike (BERT4Rec with a random rate)"
     )
-    decode_threshold: float = option(0.9, "multi: probability from which a place is filled", ge=0, le=1, judges=True)
+    decode_threshold: float = option(
+        0.9, "multi: probability from which a place is filled", ge=0, le=1, judges=True, needs=("decoding: multi",)
+    )
     decode_decay: float = option(
-        0.9, "multi: factor on that threshold until a place reaches it", ge=0, le=1, judges=True
+        0.9,
+        "multi: factor on that threshold until a place reaches it",
+        ge=0,
+        le=1,
+        judges=True,
+        needs=("decoding: multi",),
     )
     decode_order: Literal["position", "confidence", "single_then_multi"] = option(
         "position",
         "multi: order of the list; the last: the best next item, then masks after it",
         judges=True,
+        needs=("decoding: multi",),
     )
     decode_rounds: int | None = option(
         None,
         "multi: fill an equal share of the places in each of so many rounds, instead of by threshold",
         ge=1,
         judges=True,
+        needs=("decoding: multi",),
     )
     remasking: Literal["low_confidence", "random"] = option(
-        "low_confidence", "multi: which places are filled first", judges=True
+        "low_confidence", "multi: which places are filled first", judges=True, needs=("decoding: multi",)
     )
 
 

@@ -27,7 +27,11 @@ class WholeItemOptions:
         0.0, "weight of a second loss: the next item itself among all items; the beams are then ranked by both", ge=0
     )
     item_rank: float = option(
-        1.0, "weight of the item's log-probability beside its SID's when beams are ranked", ge=0, judges=True
+        1.0,
+        "weight of the item's log-probability beside its SID's when beams are ranked",
+        ge=0,
+        judges=True,
+        needs=("item_loss",),
     )
 
 

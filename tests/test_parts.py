@@ -1,5 +1,6 @@
 """The seams: three tokenizers, two networks, one door; options belong to parts."""
 
+import re
 import threading
 
 import numpy as np
@@ -302,3 +303,42 @@ def test_another_tokenizer_is_another_run(place):
     assert settings.counting(ours) != settings.counting(other)
     data = read_dataset(ours[DataOptions])
     assert checkpoint_path(ours, "rqvae", data) == checkpoint_path(other, "rqvae", data)
+
+
+@pytest.mark.parametrize(
+    ("words", "needs"),
+    [
+        ({"item_rank": 3.0}, "item_loss"),
+        ({"freeze_id_encoder_layers": 1}, "freeze_id_encoder: false"),
+        ({"uncertainty": "frqud", "initial_std": 1.0}, "uncertainty: sdud frqud_sdud"),
+        ({"uncertainty": "none", "hot_threshold_ratio": 2.0}, "uncertainty: frqud frqud_sdud"),
+        ({"tau_anneal_rate": 1e-4}, "use_tau_annealing or uncertainty: tau_annealing"),
+        ({"label_prior": "prefix", "prior_momentum": 0.5}, "label_prior: usage"),
+        ({"gradient": "detached", "label_prior": "none", "target_gradient": 0.5}, "gradient: end_to_end"),
+        ({"offset_prior": 0.1}, "lr_offset"),
+        ({"method": "diffsasrec", "decode_rounds": 2}, "decoding: multi"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused_on_the_command_line(words, needs):
+    (*_, key) = words
+    with pytest.raises(Problem, match=re.escape(f"--{key}: is read with {needs} only; set that too, or drop it")):
+        methods.build({}, words)
+    assert settings.flat(methods.build(words))[key] == words[key]  # a file may keep it for another run
+
+
+def test_what_an_option_needs_is_an_option_beside_it():
+    for kind in methods.all_sections().values():
+        for key, field in settings.fields_of(kind).items():
+            for need in field.metadata["needs"]:
+                name, _, values = need.partition(": ")
+                assert name in methods.owners(), key
+                for value in values.split():
+                    settings.check_value(next(iter(methods.owners()[name].values())), name, yaml.safe_load(value))
+    used = {
+        "item_rank": 3.0,
+        "item_loss": 0.5,
+        "use_tau_annealing": True,
+        "tau_anneal_rate": 1e-4,
+        "item_embedding": True,
+    }
+    methods.build({}, used | {"freeze_id_encoder": False, "freeze_id_encoder_layers": 1, "offset_prior": 0.0})
