@@ -230,7 +230,7 @@ class GenerativeModel(nn.Module):
         if place >= len(label.index):
             return soft_label_loss(logits_RV, token_UP[row_R, place], None, row_R, rows=rows)
         if label.blend and label.soft is not None:  # the label itself is soft
-            y_RV = label.label(place, row_R, logits_RV.shape[1], self.target_gradient)
+            y_RV = label.soft_label(place, row_R, self.target_gradient)
             return -(y_RV * logits_RV.log_softmax(-1)).sum() / rows
         p_UV = None if label.soft is None else label.soft[place]
         index_R = label.index[place][row_R]

@@ -321,8 +321,6 @@ class JointRQVAE(RQVAE):
     def _freeze(self) -> None:
         """What rests is frozen once, by object, before the optimizer exists."""
         rest = self.n_linears() if self.joint.freeze_id_encoder else self.joint.freeze_id_encoder_layers
-        if rest > self.n_linears():
-            raise Problem(f"freeze_id_encoder_layers: the encoder has {self.n_linears()} linear layers, not {rest}")
         blocks = list(self.encoder.mlp_layers)
         # a tuple, so that these views of the encoder's layers are not registered a second time
         self._stages = nn.Sequential(*blocks[: 3 * rest]), nn.Sequential(*blocks[3 * rest :])

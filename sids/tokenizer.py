@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import straight_through_lookup
@@ -206,14 +205,11 @@ class Quantized:
             return p @ table_Kh
         return straight_through_lookup(p, self.index[level], table_Kh)
 
-    def label(self, level: int, rows: Tensor, n_codes: int, weight: float) -> Tensor:
-        """m_l of the items at `rows`, [R, K]: one-hot forward, `weight` times the soft gradient back."""
-        hard = F.one_hot(self.index[level][rows], n_codes)
-        if self.soft is None:
-            return hard
+    def soft_label(self, level: int, rows: Tensor, weight: float) -> Tensor:
+        """p_l of the items at `rows`, [R, K], with `weight` times its gradient; of assignment_forward: soft."""
+        assert self.soft is not None
         p = self.soft[level][rows]
-        soft = weight * (p - p.detach())
-        return p.detach() + soft if self.blend else hard + soft
+        return p.detach() + weight * (p - p.detach())
 
     def goal(self) -> "Quantized":
         """The items as targets: with assignment_forward `history` their codes are the catalogue's."""
