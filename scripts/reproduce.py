@@ -254,7 +254,8 @@ def against(ours: Outcome, other: Outcome, metric: str) -> dict[str, Any]:
     """How far a row is above another, over the seeds that both have.
 
     z: of the difference over users, each user's mean over seeds; p: of each seed alone, over users, two-sided;
-    interval: half of the 95 % interval of the seeds' differences (Student's t), None with one seed.
+    interval: half of the 95 % interval of the seeds' differences (Student's t), None with one seed. What is certain
+    over users only, where the seeds' interval holds 0, is called so.
     """
     both = [seed for seed in ours.ranks if seed in other.ranks]
     difference, z = paired_difference(ours.on(both).per_user(metric), other.on(both).per_user(metric))
@@ -269,8 +270,16 @@ def against(ours: Outcome, other: Outcome, metric: str) -> dict[str, Any]:
         "interval": half,
         "seeds": [d for d, _ in each],
         "p": [float(2 * stats.norm.sf(abs(seed_z))) for _, seed_z in each],
-        "verdict": "above" if z > CERTAIN else "below" if z < -CERTAIN else "no difference shown",
+        "verdict": verdict(difference, z, half),
     }
+
+
+def verdict(difference: float, z: float, half: float | None) -> str:
+    """A difference in words; half: of its interval over seeds."""
+    if abs(z) <= CERTAIN:
+        return "no difference shown"
+    over = "" if half is None or abs(difference) > half else " for these users, not over seeds"
+    return ("above" if z > 0 else "below") + over
 
 
 def against_published(mean: float, published: float) -> dict[str, Any]:

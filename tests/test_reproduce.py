@@ -115,6 +115,17 @@ def test_verdicts_in_words():
     assert reproduce.against(bad, good, "recall@10")["verdict"] == "below"
     assert reproduce.against(good, good, "recall@10")["verdict"] == "no difference shown"
     assert reproduce.against(good, bad, "recall@10")["interval"] is None
+    words = [reproduce.verdict(0.01, z, half) for z in (3, -3, 1) for half in (None, 0.009, 0.011)]
+    unsure = " for these users, not over seeds"
+    assert words == [
+        "above",
+        "above",
+        f"above{unsure}",
+        "below",
+        "below",
+        f"below{unsure}",
+        *["no difference shown"] * 3,
+    ]
     verdicts = [reproduce.against_published(x, 0.04)["verdict"] for x in (0.0381, 0.0379, 0.0419, 0.0421)]
     assert verdicts == ["reproduced", "below", "reproduced", "above"]
 
