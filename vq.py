@@ -39,7 +39,7 @@ class RQVAEOptions(BehaviourOptions, UpkeepOptions):
     catalogue_assignment: Literal["argmin", "sinkhorn"] = option("argmin", "SIDs of the whole catalogue")
     rqvae_assignment: Literal["sinkhorn", "argmin"] = option("sinkhorn", "how pre-training assigns codes")
     vq_form: Literal["residual", "cumulative"] = option(
-        "residual", "pre-training: VQ loss of each level's residual and code, or of the latent and all codes so far (FORGE)"
+        "residual", "pre-training: VQ loss of each residual and code, or of the latent and all codes so far (FORGE)"
     )
     quant_loss_weight: float = option(1.0, "weight w of the VQ loss beside the reconstruction", ge=0)
     kmeans_init: bool = option(True, "codebooks start from k-means on the first batch's residuals")
