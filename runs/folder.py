@@ -303,7 +303,7 @@ class RunFolder:
 
     def look_at_test(self) -> int:
         """Count another look at the test set, before it happens; returns how many there were with it."""
-        with guard.in_turn(self.path / ".looks.lock"):
+        with guard.in_turn(self.path):
             count = 1 + self._looked()
             write_json(self.looks, count)
             if self.finished:

@@ -50,13 +50,14 @@ def lock(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def in_turn(path: Path) -> Iterator[None]:
-    """Within, no other process is within under the same path; where there are no locks, nothing."""
+def in_turn(folder: Path) -> Iterator[None]:
+    """Within, no other process is within for the same folder, in which nothing is left; without locks, nothing."""
     with contextlib.ExitStack() as held:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
-            fcntl.lockf(held.enter_context(path.open("a")), fcntl.LOCK_EX)
+            held.callback(os.close, number := os.open(folder, os.O_RDONLY))
+            fcntl.flock(number, fcntl.LOCK_EX)
         yield
 
 
