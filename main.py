@@ -218,6 +218,9 @@ def train(cfg: Config, advice: str | None = None) -> RunFolder:
     return run
 
 
+SAME_AGAIN = "its state is saved; the same command goes on"  # of commands that find their runs by their options
+
+
 def go_on(cfg: Config) -> str:
     return f"its state is saved; go on with the same command and --run_name={cfg[RunOptions].run_name} --resume=auto"
 
@@ -339,10 +342,12 @@ def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dic
         floor, mine = None, None
         try:
             floor = methods.FLOORS[name](data).to(acc.device)
-        except (Problem, MemoryError, RuntimeError) as e:  # the embeddings have changed or gone, or do not fit
-            if isinstance(e, RuntimeError) and not out_of_memory(e):
+        except (Problem, MemoryError) as e:  # the embeddings have changed or gone, or do not fit as float64
+            mine = str(e) or "out of memory"
+        except RuntimeError as e:
+            if not out_of_memory(e):
                 raise
-            mine = one_line(e) or "out of memory"
+            mine = "out of memory"
         lost = [text for text in gather_object([mine]) if text is not None]  # all processes leave out the same
         try:
             if floor is not None and not lost:

@@ -121,11 +121,16 @@ class RunFolder:
 
     def _note_environment(self) -> None:
         """Versions, machine and commit as the run begins; of a run that went on with other code, all commits."""
-        here = environment()
-        if self.environment.is_file():
-            before = [c for c in str(read_json(self.environment).get("commit") or "").split(", ") if c]
-            here["commit"] = ", ".join(dict.fromkeys([*before, *filter(None, [here["commit"]])])) or None
-        write_json(self.environment, here)
+        here, before = environment(), self.made_with().get("commit") or ""
+        commits = [c for c in (*before.split(", "), here["commit"]) if c]
+        write_json(self.environment, here | {"commit": ", ".join(dict.fromkeys(commits)) or None})
+
+    def made_with(self) -> dict[str, Any]:
+        """environment.json, {} where there is none."""
+        found = read_json(self.environment) if self.environment.is_file() else {}
+        if not isinstance(found, dict):
+            raise Problem(f"{self.environment}: not versions and machine of a run; remove it to go on")
+        return found
 
     def _identity(self) -> tuple[str | None, bool]:
         """(the run's random name, may files without one be its own?); the name is None where nobody has claimed it."""

@@ -186,8 +186,7 @@ def _content(run: Finished) -> str:
 
 def _environment(*names: str) -> Callable[[Finished], str]:
     def read(run: Finished) -> str:
-        path = run.folder.path / "environment.json"
-        found = read_json(path) if path.is_file() else {}
+        found = run.folder.made_with()
         return ", ".join(f"{found[n]}" for n in names if found.get(n) is not None) or "-"
 
     return read

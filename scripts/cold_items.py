@@ -195,7 +195,7 @@ def run(argv: list[str]) -> dict[str, Any]:
         short_users="drop", run_name=f"cold-{method}", resume="auto",
     )  # fmt: skip
     building.train_tokenizer(old, read_dataset(old[DataOptions]))
-    trained = main.train(old, "its state is saved; the same command goes on")
+    trained = main.train(old, main.SAME_AGAIN)
     log_to(None, main=True)
     content_ND, rows = np.asarray(read_embeddings(data)), np.array(fresh) - 1
     path = trained.path / "extended.pth"

@@ -177,7 +177,7 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any], pr
         building.train_tokenizer(cfg, data)
     options = digest(data.hash, settings.counting(cfg), *building.given_stamp(cfg).values())
     cfg = methods.change(cfg, run_name=f"compare-{methods.folder_name(cfg)}-{options}", resume="auto")
-    run = main.train(cfg, "its state is saved; the same command goes on")
+    run = main.train(cfg, main.SAME_AGAIN)
     log_to(None, main=True)
     if run.results().get("data") != data.hash:
         raise Problem(

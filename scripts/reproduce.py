@@ -35,7 +35,6 @@ from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import charts
-from runs.folder import RunFolder
 from runs.report import check_protocol, read_ranks
 from scripts import compare
 from scripts.make_demo import build_demo
@@ -49,7 +48,6 @@ from utils import (
     log_to,
     make_folder,
     problems_exit_2,
-    read_json,
     write_json,
     write_text,
 )
@@ -218,15 +216,9 @@ def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
     run = before or compare.trained(job.row, cfg, data, {})
     outcome.ranks[cfg[DataOptions].seed] = read_ranks(run, METRICS)[1]
     outcome.runs.append(run.path.name)
-    outcome.commits.append(("found, " if before else "") + (_commit(run) or "unknown"))
+    outcome.commits.append(("found, " if before else "") + (run.made_with().get("commit") or "unknown"))
     outcome.seconds += sum(row.get("seconds", 0.0) for row in run.rows())
     return before is None
-
-
-def _commit(run: RunFolder) -> str | None:
-    """The commit of the code that made a run, where its folder tells."""
-    path = run.path / "environment.json"
-    return read_json(path).get("commit") if path.is_file() else None
 
 
 def _left(clock: float, done: int, total: int) -> str:
@@ -326,10 +318,9 @@ def markdown(table: dict[str, Any], card: dict[str, Any]) -> str:
             lines.append(f"| {name} | 0 | failed: {row.get('failure', 'not run')} |" + " |" * (len(heads) - 3))
             continue
         cells = [f"{row[m]['mean']:.4f} ± {row[m]['interval']:.4f}" for m in METRICS]
-        cells = [name, str(len(row[METRICS[0]]["seeds"])), *cells]
+        lost = f", failed for the others: {row['failure']}" if "failure" in row else ""
+        cells = [name, f"{len(row[METRICS[0]]['seeds'])}{lost}", *cells]
         lines.append("| " + " | ".join([*cells, _twin_words(row), _beside_words(row), _published_words(row)]) + " |")
-        if "failure" in row:
-            lines[-1] += f" failed for the other seeds: {row['failure']} |"
     lines += ["", "± half of the 95 % interval over users; z and p paired over users, each user's mean over seeds.", ""]
     return "\n".join([*lines, *(f"- {key}: {value}" for key, value in card.items())]) + "\n"
 
@@ -393,8 +384,8 @@ def reproduce(argv: list[str]) -> dict[str, Any]:
     seeds = list(map(int, main.seeds_asked(given, overrides, SEEDS[budget])))
     rows = read_rows([r for r in given.get("rows", "").split(",") if r])
     log_to(None, main=True)
-    folder = make_folder(Path(given.get("results", ROOT / "results")) / names[0])
     jobs = plan(rows, names[0], seeds, overrides, Path(given["config"]) if "config" in given else None)
+    folder = make_folder(Path(given.get("results", ROOT / "results")) / names[0])
     cfg = jobs[0].cfg
     if names[0] == "demo":
         build_demo(Path(cfg[DataOptions].data_path) / "demo")

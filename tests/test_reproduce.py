@@ -151,7 +151,8 @@ def test_further_rows_are_compared_where_the_table_has_them(ranks):
 def test_seeds_that_failed_are_told_beside_the_others(ranks):
     part = Outcome(ranks["ours"], failure="step 7: not finite")
     text = reproduce.markdown(reproduce.judged({"a": Spec("frqud")}, {"a": part}, {}), {})
-    assert "| a | 3 | " in text and "| failed for the other seeds: step 7: not finite |" in text
+    head, _, row, *_ = text.splitlines()
+    assert row.startswith("| a | 3, failed for the others: step 7: not finite | ") and row.count("|") == head.count("|")
 
 
 def test_every_row_to_be_compared_with_is_a_row():
@@ -230,5 +231,7 @@ def test_the_command_is_told_without_places_of_the_machine():
     ],
 )
 def test_a_wrong_command_line_stops_before_anything_is_trained(words, line):
+    before = sorted((reproduce.ROOT / "results").iterdir())
     with pytest.raises(Problem, match=line):
         reproduce.reproduce(words)
+    assert sorted((reproduce.ROOT / "results").iterdir()) == before
