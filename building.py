@@ -28,6 +28,7 @@ from recommenders.protocol import Recommender, TokenNetwork
 from retired import upgraded
 from runs import memory
 from runs.exported import check_checkpoint, earlier, read_state
+from runs.folder import RunOptions
 from settings import Config
 from sids import collisions, lengths
 from sids.behaviour import side_width
@@ -36,7 +37,7 @@ from sids.fit import checkpoint_path, load_state, pretrain
 from sids.search import SearchOptions
 from sids.table import SidOptions, SidTable, Spelling, by_count, end_tokens
 from sids.tokenizer import CodeOptions
-from utils import Problem, check_weights, is_file, load_weights, log, one_line, shortened, shown
+from utils import Problem, check_weights, digest, is_file, load_weights, log, one_line, shortened, shown
 from vq import QuantizerOptions
 
 # ---------------------------------------------------------------- models from data
@@ -53,11 +54,22 @@ def given_sids(cfg: Config, data: Dataset) -> SidTable:
     return found
 
 
-def given_stamp(cfg: Config) -> dict[str, Any]:
-    """Name and hash of that file, nothing for other runs: another content under the same name is another run."""
-    if CodeOptions not in cfg or not cfg[CodeOptions].given:
-        return {}
-    return {"sids": part(TOKENIZERS[str(cfg[MethodOptions].tokenizer)]).stamp(cfg[CodeOptions])}
+def held(path: Path) -> list[Path]:
+    """A file, or the files of an exported folder; nothing where nothing is."""
+    try:
+        return [path] if is_file(path) else sorted(p for p in path.iterdir() if is_file(p))
+    except (OSError, ValueError):
+        return []
+
+
+def named_files(cfg: Config) -> dict[str, dict[str, str]]:
+    """Option -> name and hash of the file that it names, but for the data's own (`Dataset.hash`): another content under
+    the same name is another run. Who reads the file says what is wrong with it.
+    """
+    parts = [s for s in cfg.sections.values() if not isinstance(s, DataOptions | RunOptions)]
+    marked = {k: getattr(s, k) for s in parts for k, f in settings.fields_of(type(s)).items() if f.metadata["path"]}
+    named = {k: Path(v) for k, v in marked.items() if v is not None}
+    return {k: {"file": path.name, "hash": digest(*held(path))} for k, path in named.items()}
 
 
 def check_named(cfg: Config, data: Dataset) -> None:

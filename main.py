@@ -276,8 +276,9 @@ def portable(cfg: Config, data: Dataset, tokenizer: Any = None) -> dict[str, Any
     """
     names = {"items": data.catalogue.ids, "titles": data.catalogue.titles}
     frozen = {} if tokenizer is None else {"tokenizer": tokenizer.state_dict()}
-    stamp = building.given_stamp(cfg)
-    kept = {**names, **frozen, **stamp, "origin": digest(fingerprint(frozen.get("tokenizer", {})), *stamp.values())}
+    files = building.named_files(cfg)
+    origin = digest(fingerprint(frozen.get("tokenizer", {})), *files.values())
+    kept = {**names, **frozen, "files": files, "origin": origin}
     return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **kept}
 
 
@@ -314,7 +315,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
         "best_epoch": best["epoch"], "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
         **figures, "test_evaluations": looks, "data": data.hash,
         "split": {"kind": cfg[DataOptions].split, **data.facts}, **content_of(data),
-        **({"sids": best["sids"]} if "sids" in best else {}),
+        "files": best.get("files", {}),
     }  # fmt: skip
     with guard.fail_together(acc):
         if acc.is_main_process:

@@ -149,9 +149,12 @@ def check_for_all_rows(overrides: dict[str, Any]) -> None:
 
 
 def is_of(results: dict[str, Any], data: Dataset, cfg: Config) -> bool:
-    """Are results those of data, and of the semantic IDs where a file gives them, as they are now?"""
-    stamp = building.given_stamp(cfg)
-    return results.get("data") == data.hash and results.get("sids") == stamp.get("sids")
+    """Are results those of data, and of the files that options name, as they are now?"""
+    earlier = {"sid_path": results.get("sids")}  # all that earlier versions told
+    told = results.get("files", earlier)
+    return results.get("data") == data.hash and all(
+        told.get(key, file) == file for key, file in building.named_files(cfg).items()
+    )
 
 
 def finished(cfg: Config, data: Dataset) -> RunFolder | None:
@@ -175,7 +178,7 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any], pr
         return found
     if CodeOptions in cfg and cfg[CodeOptions].rqvae_path is None:
         building.train_tokenizer(cfg, data)
-    options = digest(data.hash, settings.counting(cfg), *building.given_stamp(cfg).values())
+    options = digest(data.hash, settings.counting(cfg), *building.named_files(cfg).values())
     cfg = methods.change(cfg, run_name=f"compare-{methods.folder_name(cfg)}-{options}", resume="auto")
     run = main.train(cfg, main.SAME_AGAIN)
     log_to(None, main=True)

@@ -12,7 +12,7 @@ from settings import option
 from sids.files import read_index
 from sids.table import SidTable
 from sids.tokenizer import CodeOptions
-from utils import Problem, digest, log, shortened
+from utils import Problem, log, shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,6 @@ class Given:
         if cfg.sid_path is None:
             raise Problem("sid_path: name the <Name>.index.json with the semantic IDs of all items")
         return Path(cfg.sid_path)
-
-    @classmethod
-    def stamp(cls, cfg: GivenOptions) -> dict[str, str]:
-        path = cls.file(cfg)
-        return {"file": path.name, "hash": digest(path)}
 
     @classmethod
     def sids(cls, cfg: GivenOptions, data: Dataset) -> SidTable:

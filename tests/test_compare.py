@@ -1,6 +1,7 @@
 """The comparison: its table against scikit-learn and arithmetic, its reuse of runs, what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -53,6 +54,17 @@ def test_options_make_another_run(shop, tmp_path):
     shop("sasrec", "--seeds=1")
     shop("sasrec", "--seeds=1", "--hidden_units=16")
     assert len(looks(tmp_path)) == 2
+
+
+def test_another_file_under_the_same_name_makes_another_run(shop, tmp_path):
+    shop("two_stage", "--seeds=1,2")
+    named, counts = tmp_path / "t.pth", []
+    for tokenizer in sorted((tmp_path / "out" / "tiny").glob("rqvae-*/best_collision_model.pth")):
+        for _ in range(2):
+            shutil.copy(tokenizer, named)
+            shop("two_stage", "--seeds=1", f"--rqvae_path={named}")
+            counts.append(len(looks(tmp_path)))
+    assert counts == [3, 3, 4, 4]
 
 
 def test_the_table_by_hand():

@@ -124,7 +124,7 @@ def test_the_exported_sids_give_the_same_training_bit_for_bit(given, tmp_path):
     assert was["model"].keys() == now["model"].keys() and "tokenizer" not in now
     assert all(torch.equal(was["model"][k], now["model"][k]) for k in was["model"])
     assert np.array_equal(*(np.load(r.path / "ranks-test.npy") for r in (original, run)))
-    assert run.results()["method"] == "two_stage[given]" and run.results()["sids"]["file"] == "ids.json"
+    assert run.results()["method"] == "two_stage[given]" and run.results()["files"]["sid_path"]["file"] == "ids.json"
     assert read_json(run.path / "tiny.index.json") == by_number
     path.unlink()
     assert load(run.best).recommend([["i3", "i17"]], 5) == load(original.best).recommend([["i3", "i17"]], 5)
