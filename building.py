@@ -86,7 +86,7 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
     """
     if reads_content(cfg):
         if not cfg[CodeOptions].uneven:  # how long unlike ones become is not known yet
-            fitting(spelling_of(cfg, data.n_items))
+            check_bits(spelling_of(cfg, data.n_items))
         width, content_ND = cfg[CodeOptions].semantic_hidden_size, read_embeddings(data)
         if width is not None and width != content_ND.shape[1]:
             raise Problem(
@@ -173,7 +173,7 @@ def spelling_of(cfg: Config, n_items: int, code_NT: torch.Tensor | None = None) 
     length_N = (code_NT >= 0).sum(1)
     sizes = sizes[: max(1, int(length_N.max()))]
     even = bool((length_N == len(sizes)).all())
-    return fitting(Spelling(sizes, end_tokens(rule, sizes, n_items) if even else c.max_group, even))
+    return check_bits(Spelling(sizes, end_tokens(rule, sizes, n_items) if even else c.max_group, even))
 
 
 def network_of(cfg: Config, n_items: int, spelling: Spelling) -> TokenNetwork:
@@ -195,7 +195,7 @@ class Built(NamedTuple):
 def build_model(cfg: Config, data: Dataset) -> Built:
     """The untrained model of a run, with the SIDs of its pre-trained tokenizer where it has one."""
     m = cfg[MethodOptions]
-    if m.method == "diffsasrec_sft":
+    if "sft_from" in settings.flat(cfg):
         return Built(finetuned(cfg, data))
     if m.method in ITEM_MODELS:
         return Built(empty_model(cfg, data.n_items))
@@ -346,7 +346,7 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
 def sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
     """(items, width of the content embeddings) of a saved model; 0 where it holds none."""
     if cfg[MethodOptions].method in ITEM_MODELS:
-        return len(model["encoder.items.weight"]) - (1 if cfg[MethodOptions].method == "sasrec" else 2), 0
+        return len(model["encoder.items.weight"]) - part(ITEM_MODELS[cfg[MethodOptions].method]).extra_rows, 0
     first = model.get("tokenizer.encoder.mlp_layers.1.weight")
     width = 0 if first is None else first.shape[1] - side_width(cfg[CodeOptions])
     return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), width
@@ -395,12 +395,12 @@ def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
 
 
 def list_length(cfg: Config) -> int:
-    """Items of the longest list that an evaluation looks at."""
+    """Items of the longest list that metrics and beams ask for."""
     beams = cfg[SearchOptions].num_beams if SearchOptions in cfg else 0
     return max(beams, *map(cutoff, cfg[EvalOptions].metrics))
 
 
-def fitting(spelling: Spelling) -> Spelling:
+def check_bits(spelling: Spelling) -> Spelling:
     """Problem when its SIDs have no room in 64 bits, as search and trie number them."""
     if math.prod(spelling.vocabulary) >= 2**63:
         raise Problem(

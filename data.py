@@ -5,7 +5,7 @@ Shape letters: B samples, S history length, U distinct items of a batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -121,20 +121,19 @@ def sizes(split: Split, shape: Shape, rows: np.ndarray | slice = slice(None)) ->
     return split.tokens(shape.longest, rows)
 
 
-def within(split: Split, budget: int | None, model: Any) -> Split:
-    """A split whose histories keep to a budget of tokens, as many as the model has for each item."""
-    token_N: np.ndarray | None = getattr(model, "item_tokens", None)
+def within(split: Split, budget: int | None, token_N: np.ndarray | None) -> Split:
+    """A split whose histories keep to a budget of tokens; token_N: those of each item (`Ranker.item_tokens`)."""
     if token_N is None or (budget is None and (token_N == token_N[0]).all()):
         return split
     return split.priced(token_N, budget)
 
 
-def recent(history: Sequence[int], longest: int, budget: int | None, model: Any) -> list[int]:
+def recent(history: Sequence[int], longest: int, budget: int | None, token_N: np.ndarray | None) -> list[int]:
     """The newest items of a history as `within` has them."""
     if budget is None:
         return list(history[-longest:])
     split = Split(np.array([*history, history[-1]]), np.array([0, len(history) + 1]), np.array([len(history)]))
-    return list(history[-int(within(split, budget, model).lengths(longest)[0]) :])
+    return list(history[-int(within(split, budget, token_N).lengths(longest)[0]) :])
 
 
 MEGA = 50  # global batches that are sorted by length together

@@ -45,9 +45,9 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
     """Rank every user of a split once, over all processes; NotFinite, on all of them, when scores are not finite."""
     model.eval()
     e, longest = cfg[EvalOptions], cfg[DataOptions].max_his_len
-    split = within(split, cfg[DataOptions].history_tokens, model)
+    split = within(split, cfg[DataOptions].history_tokens, model.item_tokens)
     top = max(cutoff(m) for m in e.metrics)
-    k = max(top, model.depth)
+    k = max(top, model.free_length)
     plan = evaluation_plan(split, e.eval_batch_size, longest)
     groups = model.groups()
     rank_M = torch.zeros(2 + len(groups), len(split), dtype=torch.long, device=acc.device)  # of items, unsound?, groups

@@ -235,25 +235,25 @@ class _SoftLabel(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits_RK, index_R, p_UK, row_R, weight, log_prior_K, rows):  # type: ignore[no-untyped-def,override]
+    def forward(ctx, logits_RK, index_R, p_UK, row_R, weight, log_prior, rows):  # type: ignore[no-untyped-def,override]
         logp_RK = logits_RK.log_softmax(1)
-        ctx.save_for_backward(logp_RK, index_R, p_UK, row_R, log_prior_K)
+        ctx.save_for_backward(logp_RK, index_R, p_UK, row_R, log_prior)
         ctx.weight, ctx.rows = weight, rows
         return -logp_RK.gather(1, index_R[:, None]).mean() * (len(index_R) / rows)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
-        logp_RK, index_R, p_UK, row_R, log_prior_K = ctx.saved_tensors
+        logp_RK, index_R, p_UK, row_R, log_prior = ctx.saved_tensors
         each, grad_logits, grad_p = grad / ctx.rows, None, None
         if ctx.needs_input_grad[2]:
-            grad_p = _soft_label_costs(logp_RK, p_UK, row_R, log_prior_K) * (each * ctx.weight)
+            grad_p = _soft_label_costs(logp_RK, p_UK, row_R, log_prior) * (each * ctx.weight)
         if ctx.needs_input_grad[0]:
             grad_logits = logp_RK.exp().mul_(each)
             grad_logits.scatter_add_(1, index_R[:, None], -each.expand(len(index_R), 1))
         return grad_logits, None, grad_p, None, None, None, None
 
 
-def _soft_label_costs(logp_RK: Tensor, p_UK: Tensor, row_R: Tensor, log_prior_K: Tensor | None) -> Tensor:
+def _soft_label_costs(logp_RK: Tensor, p_UK: Tensor, row_R: Tensor, log_prior: Tensor | None) -> Tensor:
     """What each code would cost as a label, summed over an item's rows, [U, K].
 
     A code that is no choice there (log-probability -inf) costs what the choices cost on average under p: it is
@@ -264,9 +264,9 @@ def _soft_label_costs(logp_RK: Tensor, p_UK: Tensor, row_R: Tensor, log_prior_K:
     cost_UK = torch.zeros_like(p_UK).index_add_(
         0, row_R, logp_RK.masked_fill(none_RK, 0) if partly else logp_RK, alpha=-1
     )
-    if log_prior_K is not None:
+    if log_prior is not None:
         count_U = row_R.bincount(minlength=len(p_UK)).to(logp_RK.dtype)
-        cost_UK.addcmul_(count_U[:, None], log_prior_K.to(logp_RK.dtype).expand_as(cost_UK))
+        cost_UK.addcmul_(count_U[:, None], log_prior.to(logp_RK.dtype).expand_as(cost_UK))
     if partly:
         none_UK = torch.zeros_like(p_UK).index_add_(0, row_R, none_RK.to(p_UK.dtype)) > 0
         share_UK = p_UK.masked_fill(none_UK, 0)
@@ -277,21 +277,21 @@ def _soft_label_costs(logp_RK: Tensor, p_UK: Tensor, row_R: Tensor, log_prior_K:
 
 def soft_label_loss(
     logits_RK: Tensor, index_R: Tensor, p_UK: Tensor | None, row_R: Tensor, weight: float = 1.0,
-    log_prior_K: Tensor | None = None, rows: int | None = None,
+    log_prior: Tensor | None = None, rows: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Mean over rows of -sum_k y_k log softmax(logits)_k with y = onehot(index) + weight (p - sg(p))[row], unbuilt.
 
     index_R: the label's hard codes; p_UK: soft assignment of the distinct items, None where no gradient is wanted;
-    row_R: whose label each row has. log_prior_K adds sum_k y_k log prior_k to the gradient of p alone; the value
-    stays the cross-entropy. rows: what the sum is divided by, where it is not the number of rows. Logits may be
-    -inf for codes that are no choice; p is neither drawn to those nor pushed away.
+    row_R: whose label each row has. log_prior, [K] or [U, K] where each item has its own, adds sum_k y_k log prior_k to
+    the gradient of p alone; the value stays the cross-entropy. rows: what the sum is divided by, where it is not the
+    number of rows. Logits may be -inf for codes that are no choice; p is neither drawn to those nor pushed away.
     """
     rows = len(index_R) if rows is None else rows
     if not len(index_R):
         return logits_RK.sum()  # nothing, with a gradient of zero
     if p_UK is None:
         return nn.functional.cross_entropy(logits_RK, index_R) * (len(index_R) / rows)
-    loss: Tensor = _SoftLabel.apply(logits_RK, index_R, p_UK, row_R, weight, log_prior_K, rows)
+    loss: Tensor = _SoftLabel.apply(logits_RK, index_R, p_UK, row_R, weight, log_prior, rows)
     return loss
 
 

@@ -203,7 +203,7 @@ def train(cfg: Config, advice: str | None = None) -> RunFolder:
     with guard.fail_together(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
-    on_epoch = tracking.tracked(cfg, acc, getattr(model, "sizes", ()), report.EpochLog())
+    on_epoch = tracking.tracked(cfg, acc, model.sizes if isinstance(model, GenerativeModel) else (), report.EpochLog())
     fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), on_epoch)
     model.announce(fit.reachable)
     with guard.fail_together(acc):
@@ -293,11 +293,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
     with guard.fail_together(acc):
         best = run.read_best()
         if best["epoch"] != fit.progress.best_epoch:
-            raise Problem(
-                f"{run.best}: is of epoch {best['epoch']}, the best of this run was epoch "
-                f"{fit.progress.best_epoch}; put "
-                "that file back, or choose another run_name"
-            )
+            raise run.wrong_best(best["epoch"], fit.progress.best_epoch)
     with guard.fail_together(acc):
         try:
             load_weights(model, best["model"])

@@ -1,10 +1,10 @@
-"""The one place that knows every part by name: a new tokenizer, network or model is a file and a line here.
+"""Every part by name: a new tokenizer, network or model is a file and a line here.
 
 A run is composed of a tokenizer, a recommender and the way they are trained, or of a recommender over items
-alone; `method` names such compositions. Parts are imported when a run first needs them.
+alone; `method` names such compositions. Parts are strings, "module:class", because they import this module's
+neighbours, and those of `MODELS` this module itself.
 """
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +26,7 @@ from sids.table import SidOptions
 from sids.tokenizer import CodeOptions, is_learned
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
-from utils import (
-    Problem,
-    quoted,
-    shown,
-)
+from utils import Problem, nearest, quoted, shown
 from vq import QuantizerOptions, RQVAEOptions
 
 # ---------------------------------------------------------------- the parts, by name
@@ -56,7 +52,7 @@ ITEM_MODELS = {
     "diffsasrec_sft": "recommenders.diffusion:FineTuned",
 }
 TRAINING: dict[str, Literal["joint", "frozen"]] = {"diger": "joint", "two_stage": "frozen"}  # methods over semantic IDs
-MODELS = {"joint": "model:JointModel", "frozen": "model:GenerativeModel"}
+MODELS = {"joint": "joint:JointModel", "frozen": "model:GenerativeModel"}
 METHODS = [*TRAINING, *ITEM_MODELS]
 FLOORS: dict[str, Callable[[Dataset], Ranker]] = {  # need no training
     "popularity": lambda data: part("recommenders.floors:Popularity")(data.popularity),
@@ -253,8 +249,8 @@ def folder_name(cfg: Config) -> str:
 
 def check_known(key: str, name: Any, known: Mapping[str, Any]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(str(name), known)
+        hint = f"; did you mean {near!r}?" if near else ""
         raise Problem(f"{key}: {shown(name)} is not one of {', '.join(known)}{hint}")
 
 
@@ -316,13 +312,13 @@ def check_uneven(cfg: Config) -> None:
 
 def check_lists(cfg: Config) -> None:
     """Problem when the lists that metrics ask for are longer than what a method can make."""
-    longest, m = max(cutoff(name) for name in cfg[EvalOptions].metrics), cfg[MethodOptions]
+    longest = max(cutoff(name) for name in cfg[EvalOptions].metrics)
     if SearchOptions in cfg and longest > cfg[SearchOptions].num_beams:
         raise Problem(
             f"num_beams: {cfg[SearchOptions].num_beams} is below the largest cut-off of metrics, {longest}; raise it"
         )
     places = cfg[DataOptions].max_his_len
-    multi = m.method.startswith("diffsasrec") and settings.flat(cfg)["decoding"] == "multi"
+    multi = settings.flat(cfg).get("decoding") == "multi"
     if multi and longest > places:
         raise Problem(
             f"max_his_len: {places} places cannot hold lists of {longest}, which metrics asks of decoding: multi"
@@ -337,8 +333,7 @@ def check_joint(cfg: Config) -> None:
     if cfg[PriorOptions].label_prior != "none" and (q.assignment_forward == "soft" or gradient == "detached"):
         raise Problem(
             "label_prior: is a gradient of hard labels that reaches the codebooks; it cannot go with gradient: "
-            "detached "
-            "or assignment_forward: soft"
+            "detached or assignment_forward: soft"
         )
     if gradient == "end_to_end" and settings.flat(cfg)["code_loss_weight"] == 0:
         raise Problem(
@@ -348,8 +343,7 @@ def check_joint(cfg: Config) -> None:
     if cfg[SearchOptions].legal_softmax and q.assignment_forward not in ("history", "cached"):
         raise Problem(
             f"legal_softmax: a target drawn anew (assignment_forward: {q.assignment_forward}) may be a SID "
-            "that no item "
-            "has; use assignment_forward: history or cached"
+            "that no item has; use assignment_forward: history or cached"
         )
     if q.deterministic_assignment == "sinkhorn" and cfg[TrainOptions].gradient_accumulation_steps > 1:
         raise Problem(

@@ -31,9 +31,7 @@ class PriorOptions:
         "completes the loss by -log of a code's share of the targets, in the gradient of the soft label: usage = a "
         "moving average per level, prefix = among the items that share the codes before it (not in the paper)",
     )
-    prior_momentum: float = option(
-        0.99, "label_prior: usage: momentum of that average", ge=0, le=1, needs=("label_prior: usage",)
-    )
+    prior_momentum: float = option(0.99, "momentum of that average", ge=0, le=1, needs=("label_prior: usage",))
 
 
 class NoPrior(nn.Module):

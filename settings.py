@@ -7,17 +7,16 @@ before anything is loaded.
 """
 
 import dataclasses
-import difflib
 import math
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from utils import Problem, path_fault, quoted, regular_file, shortened, shown
+from utils import Problem, nearest, path_fault, quoted, regular_file, shortened, shown
 
 S = TypeVar("S")
 MOST = 64  # entries of a list, more than any option has a use for
@@ -242,9 +241,9 @@ def takes_text(kind: type) -> list[str]:
     return [k for k, want in hints(kind).items() if want is str or want == str | None]
 
 
-def unknown(key: str, known: Iterable[str]) -> Problem:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) if len(key) < 200 else []
-    hint = f"; did you mean {near[0]!r}?" if near else "; --help lists them all"
+def unknown(key: str, known: Collection[str]) -> Problem:
+    near = nearest(key, known, 0.5)
+    hint = f"; did you mean {near!r}?" if near else "; --help lists them all"
     return Problem(f"unknown option {quoted(key)}{hint}")
 
 
@@ -333,7 +332,8 @@ def help_text(kinds: Mapping[str, type]) -> str:
         for name, f in fields_of(kind).items():
             value = getattr(default, name)
             choices = f" ({' | '.join(get_args(want[name]))})" if get_origin(want[name]) is Literal else ""
-            lines.append(f"  --{name}={'-' if value is None else value}\n      {f.metadata['meaning']}{choices}")
+            needs = f" [read with {' or '.join(f.metadata['needs'])}]" if f.metadata["needs"] else ""
+            lines.append(f"  --{name}={'-' if value is None else value}\n      {f.metadata['meaning']}{choices}{needs}")
     return "\n".join(lines)
 
 

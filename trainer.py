@@ -41,7 +41,7 @@ class TrainOptions:
     epochs: int = option(120, "most epochs", ge=1)
     early_stop: int = option(15, "stop after so many epochs without a better valid_metric", ge=1)
     batch_size: int = option(
-        256, "samples per step and process (of a model that learns from whole sequences: targets, on average)", ge=1
+        256, "samples per part and process (of a model that learns from whole sequences: targets, on average)", ge=1
     )
     gradient_accumulation_steps: int = option(1, "parts of batch_size samples in one optimizer step", ge=1)
     token_budget: int | None = option(
@@ -186,7 +186,7 @@ class Fit:
         """extras: what else a portable checkpoint carries; on_epoch(row, is best): puts an epoch into words."""
         t = cfg[TrainOptions]
         self.cfg, self.data, self.acc, self.run, self.extras, self.on_epoch = cfg, data, acc, run, extras, on_epoch
-        self.train_split = within(data.train, cfg[DataOptions].history_tokens, model)
+        self.train_split = within(data.train, cfg[DataOptions].history_tokens, model.item_tokens)
         if model.sequences:
             self.train_split = sequences(self.train_split, cfg[DataOptions].max_his_len)
         self.shape = Shape(
@@ -355,8 +355,7 @@ class Fit:
                 f"the batch (counted from 0): {', '.join(map(str, batch[:SHOWN]))}{more}; nothing of the step was "
                 f"applied, the state before it is in {self.run.states}; lower the learning rates, then "
                 f"--run_name={self.cfg[RunOptions].run_name} --resume=auto --resume_with_changes=true, or, "
-                "where it stops "
-                "there again, another run_name"
+                "where it stops there again, another run_name"
             )
 
     def _check_weights(self) -> None:
@@ -474,10 +473,7 @@ class Fit:
             if self.acc.is_main_process:
                 found = [self.run.read_best()["epoch"]]
                 if found[0] < p.best_epoch:
-                    raise Problem(
-                        f"{self.run.best}: is of epoch {found[0]}, the best of this run was epoch {p.best_epoch}; put "
-                        "that file back, or choose another run_name"
-                    )
+                    raise self.run.wrong_best(found[0], p.best_epoch)
         if broadcast_object_list(found)[0] > p.best_epoch:
             p.best, p.best_epoch = -math.inf, -1
 

@@ -4,9 +4,9 @@ Every variant of DIGER (arXiv:2601.19711, section 3) is one number `s` per item 
 
     p = softmax((logits + s * noise) / tau).
 
-A strategy answers: how much noise (`noise_scale`), what happens to the recommendation loss
-(`task_loss`), what to remember after a step (`observe`, `after_step`). A new one is a class here and
-a line in `STRATEGIES`. docs/method.md has the formulas in one place.
+A decay answers: which noise (`noise`, `keep_probability`), how much of it (`noise_scale`; `scales` for the log), what
+happens to the recommendation loss (`task_loss`), what to remember after a step (`observe`, `after_step`). A new one is
+a class here, a line in `STRATEGIES` and its name in `DecayName`. docs/method.md has the formulas in one place.
 """
 
 import math
@@ -23,7 +23,7 @@ from recommenders.protocol import AllReduce
 from settings import option
 from utils import Problem
 
-Decay = Literal["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"]
+DecayName = Literal["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"]
 
 
 NODES = 24  # of a sum in the place of an integral over one code's noise
@@ -36,7 +36,7 @@ BY_USAGE, BY_SIGMA = ("uncertainty: frqud frqud_sdud",), ("uncertainty: sdud frq
 
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyOptions:
-    uncertainty: Decay = option("frqud", "noise on the code assignment and how it fades")
+    uncertainty: DecayName = option("frqud", "noise on the code assignment and how it fades")
     gumbel_tau: float = option(2.0, "temperature tau of the soft assignment", gt=0)
     use_tau_annealing: bool = option(False, "let tau fall exponentially, with any kind of noise")
     tau_anneal_init: float = option(2.0, "tau at the first step of annealing", gt=0, needs=ANNEALED)
@@ -89,7 +89,7 @@ class Uncertainty(nn.Module):
         self.codes = codes
 
     def noise(self, u: Tensor) -> Tensor:
-        """Turn uniform numbers into this strategy's noise."""
+        """Uniform numbers in (0, 1), [U, K], as this decay's noise."""
         return gumbel(u)
 
     def noise_scale(self, nearest: list[Tensor]) -> Tensor:
@@ -100,20 +100,23 @@ class Uncertainty(nn.Module):
         return torch.ones(1, 1, device=nearest[0].device)
 
     def task_loss(self, loss: Tensor) -> Tensor:
+        """What becomes of the recommendation loss, a scalar."""
         return loss
 
     def observe(self, nearest: list[Tensor], new_U: Tensor, loss: Tensor) -> None:
-        """See one part of a step: deterministic codes, which items no other part counts, its loss
-        times its share of the step."""
+        """See one part of a step: its deterministic codes, [U] a level; which items no other part counts, [U] bool; its
+        recommendation loss times its share of the step.
+        """
 
     def after_step(self, all_reduce: AllReduce) -> None:
         """Once per optimizer step, on every process alike."""
 
     def anneals(self) -> bool:
+        """Does tau fall?"""
         return self.cfg.use_tau_annealing
 
     def tau(self, step: Tensor) -> Tensor | float:
-        """Temperature at an optimizer step; falls only where the strategy anneals."""
+        """Temperature at an optimizer step; falls only where the decay anneals."""
         c = self.cfg
         if not self.anneals():
             return c.gumbel_tau

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import difflib
 import errno
 import functools
 import hashlib
@@ -18,7 +19,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,6 +55,12 @@ def shortened(text: object, most: int = 200) -> str:
 def quoted(text: object) -> str:
     """The same in quotes, or as Python writes what is no text."""
     return repr(shortened(text)) if isinstance(text, str) else shown(text)
+
+
+def nearest(word: str, known: Collection[str], cutoff: float = 0.6) -> str | None:
+    """The known word that one most resembles; None where none does, or where looking would take seconds."""
+    quick = len(word) < 200 and len(known) < 200_000
+    return next(iter(difflib.get_close_matches(word, known, 1, cutoff)), None) if quick else None
 
 
 def whole_number(text: str) -> int | None:

@@ -43,7 +43,7 @@ class RQVAEOptions(BehaviourOptions, UpkeepOptions):
     )
     quant_loss_weight: float = option(1.0, "weight w of the VQ loss beside the reconstruction", ge=0)
     kmeans_init: bool = option(True, "codebooks start from k-means on the first batch's residuals")
-    kmeans_iters: int = option(100, "iterations of that k-means", ge=1)
+    kmeans_iters: int = option(100, "iterations of that k-means", ge=1, needs=("kmeans_init",))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,8 +203,7 @@ class RQVAE(ContentTokenizer):
             if not 1e-30 < float(self.get_buffer("spread")) < 1e30:
                 raise Problem(
                     "standardize_embeddings: the embeddings are all alike, there is no spread to divide by; "
-                    "embed the items "
-                    "anew or leave the option out"
+                    "embed the items anew or leave the option out"
                 )
         self.register_buffer("x_ND", self.prepare(x_ND.to(self.rq.codebooks()[0].device)), persistent=False)
         if fresh and self.cfg.kmeans_init:

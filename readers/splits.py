@@ -33,8 +33,10 @@ class DataOptions:
         "test on each user's last item, or on their first known item after a point in time; time_groups: as "
         "DiffSASRec's program, a point for each of two groups of users",
     )
-    time_quantile: float = option(0.95, "split: time: share of all interactions before that point", gt=0, le=1)
-    test_size: float = option(0.2, "split: time_groups: share of the users that are tested", gt=0, le=0.9)
+    time_quantile: float = option(
+        0.95, "share of all interactions before that point", gt=0, le=1, needs=("split: time time_groups",)
+    )
+    test_size: float = option(0.2, "share of the users that are tested", gt=0, le=0.9, needs=("split: time_groups",))
     semantic_emb_path: str | None = option(
         None, "content embeddings, .npy [items, D]; default: the only *.emb*.npy beside the data", path=True
     )

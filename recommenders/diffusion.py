@@ -36,11 +36,11 @@ class DiffusionOptions(ItemOptions):
         True, "weigh the loss by 1 / t; false: all hidden items alike (BERT4Rec with a random rate)"
     )
     decode_threshold: float = option(
-        0.9, "multi: probability from which a place is filled", ge=0, le=1, judges=True, needs=("decoding: multi",)
+        0.9, "probability from which a place is filled", ge=0, le=1, judges=True, needs=("decoding: multi",)
     )
     decode_decay: float = option(
         0.9,
-        "multi: factor on that threshold until a place reaches it",
+        "factor on that threshold until a place reaches it",
         ge=0,
         le=1,
         judges=True,
@@ -48,19 +48,19 @@ class DiffusionOptions(ItemOptions):
     )
     decode_order: Literal["position", "confidence", "single_then_multi"] = option(
         "position",
-        "multi: order of the list; the last: the best next item, then masks after it",
+        "order of the list; the last: the best next item, then masks after it",
         judges=True,
         needs=("decoding: multi",),
     )
     decode_rounds: int | None = option(
         None,
-        "multi: fill an equal share of the places in each of so many rounds, instead of by threshold",
+        "fill an equal share of the places in each of so many rounds, instead of by threshold",
         ge=1,
         judges=True,
         needs=("decoding: multi",),
     )
     remasking: Literal["low_confidence", "random"] = option(
-        "low_confidence", "multi: which places are filled first", judges=True, needs=("decoding: multi",)
+        "low_confidence", "which places are filled first", judges=True, needs=("decoding: multi",)
     )
 
 
@@ -77,6 +77,7 @@ EPSILON = 1e-3  # smallest probability of a mask
 
 class DiffSASRec(SequenceModel):
     Options: ClassVar[type[DiffusionOptions]] = DiffusionOptions
+    extra_rows = 2  # and MASK
     step: Tensor
 
     def __init__(self, cfg: DiffusionOptions, n_items: int, longest: int, seed: int) -> None:
@@ -84,7 +85,7 @@ class DiffSASRec(SequenceModel):
         self.cfg, self.seed = cfg, seed
         self.mask = n_items + 1
         self.longest = longest + 1  # a history and one more
-        self.encoder = ItemEncoder(cfg, n_items + 2, self.longest, causal=False)
+        self.encoder = ItemEncoder(cfg, n_items + self.extra_rows, self.longest, causal=False)
         self.targets = "next" if cfg.as_published else "all"
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 

@@ -17,7 +17,8 @@ RECENT = 5  # items of the history that make up the content query
 class Floor(nn.Module):
     """A fixed score for every item; subclasses say which."""
 
-    depth = 100
+    free_length = 100
+    item_tokens = None
 
     def __init__(self, n_items: int) -> None:
         super().__init__()

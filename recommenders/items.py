@@ -46,7 +46,7 @@ class ItemOptions:
 LOGITS = 1 << 24  # most scores held at a time by the loss (64 MiB)
 
 
-class Block(nn.Module):
+class ItemBlock(nn.Module):
     """Self-attention and a feed-forward layer of the same width, each normalised before (pre-LN).
 
     original: as in SASRec's own code, only the query is normalised and the residuals start from the
@@ -94,9 +94,8 @@ class ItemEncoder(nn.Module):
         self.causal, self.original = causal, s.as_published
         self.items = nn.Embedding(rows, s.hidden_units, padding_idx=0)
         self.positions = nn.Embedding(positions, s.hidden_units)
-        self.blocks = nn.ModuleList(
-            Block(s.hidden_units, s.num_heads, s.hidden_dropout, original=self.original) for _ in range(s.num_blocks)
-        )
+        sizes = (s.hidden_units, s.num_heads, s.hidden_dropout)
+        self.blocks = nn.ModuleList(ItemBlock(*sizes, original=self.original) for _ in range(s.num_blocks))
         self.norm = nn.LayerNorm(s.hidden_units, 1e-8)
         self.dropout = Dropout(s.hidden_dropout)
         for p in self.parameters():
@@ -209,14 +208,16 @@ def with_others(banned_BS: Tensor | None, among_M: Tensor | None, users: int, n_
 class SequenceModel(nn.Module, ABC):
     """A model of item sequences as the trainer wants it; subclasses say how it learns and recommends."""
 
-    sequences, pretrained, tokens_per_item = True, False, 1
+    sequences, pretrained, tokens_per_item, item_tokens = True, False, 1, None
+    extra_rows = 1  # of the item table beside the items: padding
     targets: Targets
+    encoder: ItemEncoder
 
     def __init__(self, cfg: ItemOptions, n_items: int, longest: int) -> None:
         """longest: items of a history at most."""
         super().__init__()
         self.n_items, self.max_his_len = n_items, longest
-        self.depth = 100 if cfg.decoding == "single" else 0  # one pass ranks everything; elsewhere each place costs
+        self.free_length = 100 if cfg.decoding == "single" else 0  # one pass ranks all; elsewhere each place costs
 
     @torch.inference_mode()
     def recommend(

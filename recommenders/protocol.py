@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +50,11 @@ class Ranker(Protocol):
     @property
     def n_items(self) -> int: ...
     @property
-    def depth(self) -> int:
+    def item_tokens(self) -> np.ndarray | None:
+        """Tokens of each item, [N], for budgets of tokens; None for models over items."""
+
+    @property
+    def free_length(self) -> int:
         """Length of the lists that cost no more than shorter ones."""
 
     def recommend(

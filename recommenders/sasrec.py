@@ -43,7 +43,7 @@ class SASRec(SequenceModel):
     def __init__(self, cfg: SASRecOptions, n_items: int, longest: int, seed: int) -> None:
         super().__init__(cfg, n_items, longest)
         self.cfg = cfg
-        self.encoder = ItemEncoder(cfg, n_items + 1, longest, causal=True)
+        self.encoder = ItemEncoder(cfg, n_items + self.extra_rows, longest, causal=True)
         self.targets = "one" if cfg.sasrec_loss == "ce_last" else "next"
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -152,8 +152,7 @@ class RunFolder:
         if not there:
             raise Problem(
                 f"{self.path}: the run folder was removed or replaced while this run was writing to it; "
-                "nothing more is "
-                "written, what was trained is lost; begin again under another run_name"
+                "nothing more is written, what was trained is lost; begin again under another run_name"
             )
 
     def check_own(self, path: Path, state: dict[str, Any]) -> None:
@@ -178,6 +177,13 @@ class RunFolder:
         check_weights(self.best, best["model"])
         return best
 
+    def wrong_best(self, found: int, wanted: int) -> Problem:
+        """What to say of a best model of another epoch than the state's."""
+        return Problem(
+            f"{self.best}: is of epoch {found}, the best of this run was epoch {wanted}; put that file back, or choose "
+            "another run_name"
+        )
+
     def keep(self, cfg: Config) -> None:
         """Write the configuration; on resume only once the state has proved to fit it."""
         self._still_ours()
@@ -201,8 +207,7 @@ class RunFolder:
         if differ and not cfg[RunOptions].resume_with_changes:
             raise Problem(
                 f"{self.path}: was begun with other options ({'; '.join(differ)}); use them again, another "
-                "run_name, or "
-                "resume_with_changes: true"
+                "run_name, or resume_with_changes: true"
             )
         if differ:
             log.warning(f"{self.path}: goes on with changed options ({'; '.join(differ)})")
@@ -245,7 +250,7 @@ class RunFolder:
             raise Problem(f"{self.test}: not the results of a run ({what}); put the old file back")
         return dict(found)
 
-    def floors(self) -> dict[str, dict[str, Any]]:
+    def beside(self) -> dict[str, dict[str, Any]]:
         """baselines.json: figures by name, {} where there is none; Problem where it is not what a run writes."""
         found = read_json(self.baselines) if self.baselines.is_file() else {}
         rows = found.items() if isinstance(found, dict) else [("", None)]

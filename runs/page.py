@@ -149,7 +149,7 @@ def metrics_table(runs: Sequence[Finished]) -> str:
         cells.append(escaped(f"{run.results.get('epochs_trained')} ({run.results.get('best_epoch')})"))
         method = escaped(f"{run.name} [{run.results.get('method')}]")
         lines.append(f"<tr><td>{method}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
-    for name, row in runs[0].folder.floors().items():
+    for name, row in runs[0].folder.beside().items():
         cells = [f"{row[m]:.4f}" if m in row else "-" for m in names]
         lines.append(f"<tr><td>{escaped(name)}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
     note = f"{runs[0].rank.shape[1]} test users; ± half of the 95 % interval over users"

@@ -70,7 +70,7 @@ def in_words(proof: Mapping[str, float]) -> str:
 
 def rows_of(run: RunFolder) -> list[dict[str, Any]]:
     """The table's rows: this run, then whatever stands beside it."""
-    return [run.results(), *({**figures, "method": name} for name, figures in run.floors().items())]
+    return [run.results(), *({**figures, "method": name} for name, figures in run.beside().items())]
 
 
 def log_results(run: RunFolder) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import building
 import main
-from model import GenerativeModel, JointModel
+from joint import JointModel
+from model import GenerativeModel
 from readers.dataset import Catalogue, check_array, open_array, read_items
 from settings import Config
 from sids.files import spelled

@@ -123,7 +123,7 @@ def ranks(ranker: Ranker, loaded: Loaded, asked: Asked, among: list[int] | None)
     for begin in range(0, len(asked.targets), e.eval_batch_size):
         rows = [[loaded.number[t] for t in h] for h in asked.histories[begin : begin + e.eval_batch_size]]
         target = torch.tensor([loaded.number[t] for t in asked.targets[begin : begin + e.eval_batch_size]])
-        read = left_padded([recent(row, d.max_his_len, d.history_tokens, loaded.model) for row in rows])
+        read = left_padded([recent(row, d.max_his_len, d.history_tokens, loaded.model.item_tokens) for row in rows])
         item_BW = ranker.recommend(read, K, left_padded(rows) if e.mask_seen else None, among_M).item_BW
         found.append(target_rank(item_BW, target).clamp(max=K))
     return torch.cat(found)

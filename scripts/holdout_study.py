@@ -20,7 +20,7 @@ import methods
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from sids.cut import codes_of, shares
+from sids.cut import codes_of, count_weights
 from sids.tokenizer import CodeOptions
 from utils import Problem, as_command, digest, log, log_to
 
@@ -54,7 +54,7 @@ def study(argv: list[str]) -> dict[str, dict[str, float]]:
     own_N = error_NT[np.arange(len(length_N)), length_N - 1]
     found = {}
     for name, group in (("fitted", ~held_N), ("held out", held_N)):
-        share = shares(count_N[group])
+        share = count_weights(count_N[group])
         found[name] = {"items": int(group.sum()), "length": float(share @ length_N[group]),
                        "length uniform": float(length_N[group].mean()), "error": float(share @ own_N[group]),
                        "error uniform": float(own_N[group].mean())}  # fmt: skip

@@ -37,7 +37,7 @@ from runs.report import read_ranks
 from scripts.compare import paired, paired_table, trained
 from scripts.cut_study import CONTROLS
 from settings import Config
-from sids.cut import codes_of, relieve, shares, shorten
+from sids.cut import codes_of, count_weights, relieve, shorten
 from sids.files import spelled
 from sids.lengths import by_tenth, figures, is_head
 from sids.table import SidOptions, SidTable, ended
@@ -71,7 +71,7 @@ COLUMNS = ("tokens/event", "search steps", "error p", "error u", "unique", "max 
 def history_figures(cfg: Config, data: Dataset, model: Any) -> dict[str, float]:
     """What the test users' histories hold and cost: mean items, mean and 90th percentile of tokens."""
     d = cfg[DataOptions]
-    split = within(data.test, d.history_tokens, model).priced(model.item_tokens, d.history_tokens)
+    split = within(data.test, d.history_tokens, model.item_tokens).priced(model.item_tokens, d.history_tokens)
     tokens = split.tokens(d.max_his_len)
     return {"history items": float(split.lengths(d.max_his_len).mean()), "history tokens": float(tokens.mean()),
             "tokens p90": float(np.quantile(tokens, 0.9))}  # fmt: skip
@@ -93,7 +93,7 @@ def search_steps(cfg: Config, data: Dataset, model: Any) -> float:
 
         return scored
 
-    split = within(data.test, cfg[DataOptions].history_tokens, model)
+    split = within(data.test, cfg[DataOptions].history_tokens, model.item_tokens)
     model.recommender.scorer = counted
     for begin in range(0, min(512, len(split)), 64):
         rows = np.arange(begin, min(begin + 64, len(split)))
@@ -141,7 +141,7 @@ def of_run(run: RunFolder, arm: Arm, data: Dataset) -> dict[str, float]:
     ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run, ["ndcg@10"])[1])).numpy()
     head = is_head(count_N)[data.test.targets - 1]
     seconds = [row["seconds"] for row in run.rows()]
-    assert abs(float(shares(count_N) @ model.item_tokens) - sids["tokens_per_event"]) < 1e-6
+    assert abs(float(count_weights(count_N) @ model.item_tokens) - sids["tokens_per_event"]) < 1e-6
     tenths = {f"codes of tenth {i}": x for i, x in enumerate(by_tenth(model.item_tokens - 1, count_N), 1)}
     return history_figures(cfg, data, model) | tenths | {
         "tokens/event": sids["tokens_per_event"], "tokens/item": float(model.item_tokens.mean()),

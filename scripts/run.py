@@ -62,7 +62,7 @@ def run(uncertainty: str, argv: list[str]) -> None:
     for each in lacking:
         train(each, processes)
     if beside is not None:
-        write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **folder.floors()})
+        write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **folder.beside()})
         page.write(folder)
     report.log_results(folder)
     log.info(f"run folder: {folder.path}")
@@ -126,7 +126,7 @@ def two_stage_of(cfg: Config) -> Config:
 def beside_of(cfg: Config) -> Config | None:
     """The two-stage run whose figures are asked for and do not stand beside this run's own yet."""
     folder = RunFolder.of(cfg)
-    has = folder.finished and "two_stage" in folder.floors()
+    has = folder.finished and "two_stage" in folder.beside()
     return two_stage_of(cfg) if cfg[RunOptions].with_two_stage and not has else None
 
 

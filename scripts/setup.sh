@@ -14,7 +14,7 @@ from importlib.util import find_spec
 need = "torch accelerate transformers yaml numpy pyarrow faiss sklearn scipy tqdm colorama".split()
 need += ["pytest", "xdist", "pytest_timeout", "hypothesis", "polars", "sentence_transformers"] if sys.argv[1] == "test" else []
 old = tuple(map(int, version("torch").split("+")[0].split(".")[:2])) < (2, 6)
-sys.exit(sys.version_info < (3, 10) or old or any(find_spec(n) is None for n in need))
+sys.exit(sys.version_info < (3, 11) or old or any(find_spec(n) is None for n in need))
 PYTHON
 }
 

@@ -128,7 +128,7 @@ class Ranking:
 
     def _length(self, k: int) -> int:
         """Length of the list to ask for: shorter ones cost as much, and are its beginning."""
-        return min(max(k, self.loaded.model.depth), len(self.loaded.items))
+        return min(max(k, self.loaded.model.free_length), len(self.loaded.items))
 
     def _rank(self, group: list[Waiting]) -> list[Ranked]:
         first = group[0]

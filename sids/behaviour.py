@@ -25,6 +25,8 @@ from sids.pairs import PairOptions, Pairs, pairs_of
 from sids.tokenizer import CodeOptions, Joined, Source, in_pieces
 from utils import Problem, log, shown
 
+BESIDE = ("behaviour: pairs vectors",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourOptions(CodeOptions, PairOptions):
@@ -36,8 +38,12 @@ class BehaviourOptions(CodeOptions, PairOptions):
     vectors_from: str | None = option(
         None, "behaviour: vectors: best_model.pth of a sasrec run on the same data and split", path=True
     )
-    behaviour_weight: float = option(1.0, "length of the behaviour beside the content's, which is 1", gt=0)
-    behaviour_width: int = option(128, "width of the behaviour: so many principal components are kept", ge=1)
+    behaviour_weight: float = option(
+        1.0, "length of the behaviour beside the content's, which is 1", gt=0, needs=BESIDE
+    )
+    behaviour_width: int = option(
+        128, "width of the behaviour: so many principal components are kept", ge=1, needs=BESIDE
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

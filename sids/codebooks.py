@@ -23,7 +23,10 @@ class UpkeepOptions:
     codebook_learning: Literal["gradient", "ema"] = option(
         "gradient", "codes of pre-training move by the gradient of the VQ loss, or are moving averages of their rows"
     )
-    ema_decay: float = option(0.99, "share of the past in the moving averages of sums and counts", gt=0, le=0.9999)
+    ema_decay: float = option(
+        0.99, "share of the past in the moving averages of sums and counts", gt=0, le=0.9999,
+        needs=("codebook_learning: ema", "dead_code_ratio"),
+    )  # fmt: skip
     dead_code_ratio: float = option(
         0.0, "a code used less than this share of the mean moves to a random row of the batch; 0: never", ge=0, le=0.9
     )

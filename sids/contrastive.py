@@ -25,13 +25,16 @@ from vq import RQVAE, RQVAEOptions
 TERMS = ("self", "ori", "cl")  # output to output, output to the partner's input, output to its own input
 
 
+CONTRAST = ("task: both contrastive",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveOptions(RQVAEOptions):
     task: Literal["both", "reconstruction", "contrastive"] = option("both", "what pre-training learns")
     mixing: Literal["alternate", "sum"] = option(
-        "alternate", "task: both: a step a task in random order, or both losses in every step"
+        "alternate", "a step a task in random order, or both losses in every step", needs=("task: both",)
     )
-    contrastive_weight: float = option(1.0, "weight of the contrastive loss", gt=0)
+    contrastive_weight: float = option(1.0, "weight of the contrastive loss", gt=0, needs=CONTRAST)
     contrastive_terms: list[str] = option(list(TERMS), f"terms of the contrastive loss, of {', '.join(TERMS)}")
     contrastive_at: Literal["decoded", "latent"] = option(
         "decoded", "contrast of the decoder's outputs, or of the latents (then self is the only term)"
@@ -40,7 +43,7 @@ class ContrastiveOptions(RQVAEOptions):
     max_scale: float = option(100.0, "bound of 1 / temperature", ge=1)
     mask_known_positives: bool = option(True, "known partners and repeated items are no negatives")
     pair_weighting: Literal["uniform", "count"] = option(
-        "uniform", "a pair comes once an epoch, or is drawn as often as it was seen"
+        "uniform", "a pair comes once an epoch, or is drawn as often as it was seen", needs=CONTRAST
     )
     vq_form: Literal["residual", "cumulative"] = option(
         "cumulative", "VQ loss of the latent and the sum of codes so far (FORGE), or of each level's residual and code"

@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sids.behaviour import ContentTokenizer
-from sids.table import numbered
-from sids.tokenizer import ROWS, CodeOptions, Tokenizer, in_pieces
+from sids.table import collision_rate, numbered
+from sids.tokenizer import ROWS, CodeOptions, Tokenizer, in_pieces, target_of
 from utils import Problem, log
 
 HALVINGS = 60  # of mu's interval: down to the last bit of a double
@@ -38,8 +37,8 @@ def prefix_errors(model: Tokenizer, code_NT: Tensor, content_ND: np.ndarray) -> 
     """|y_t / |y_t| - x / |x||^2 of every prefix of the codes, [N, T] float64, 0 ... 4; x is what was quantized: the
     content, with the behaviour where the tokenizer has it.
     """
-    found, seen = [], model.seen(content_ND) if isinstance(model, ContentTokenizer) else content_ND
-    for code, x_ND in zip(code_NT.clamp(min=0).split(ROWS), in_pieces(seen), strict=True):
+    found = []
+    for code, x_ND in zip(code_NT.clamp(min=0).split(ROWS), in_pieces(target_of(model, content_ND)), strict=True):
         y_NTD = F.normalize(model.decode(code).cpu(), dim=-1)
         found.append((y_NTD - F.normalize(x_ND, dim=-1)[:, None]).square().sum(-1))
     return torch.cat(found).double().numpy()
@@ -51,7 +50,7 @@ def cut(error_NT: np.ndarray, price: float) -> np.ndarray:
     return lengths
 
 
-def shares(count_N: np.ndarray) -> np.ndarray:
+def count_weights(count_N: np.ndarray) -> np.ndarray:
     """Weight of each item by its training count, summing to 1; all alike where nothing was counted."""
     count_N = np.asarray(count_N, np.float64)
     found: np.ndarray = count_N / count_N.sum() if count_N.sum() > 0 else np.full(len(count_N), 1 / len(count_N))
@@ -63,7 +62,7 @@ def cut_to(error_NT: np.ndarray, count_N: np.ndarray, target: float) -> np.ndarr
 
     Where more tokens than that are of no use to anybody, fewer are used.
     """
-    share_N = shares(count_N)
+    share_N = count_weights(count_N)
     low, high = 0.0, 4.0  # no error falls by more
     if share_N @ cut(error_NT, low) <= target:
         return cut(error_NT, low)
@@ -101,7 +100,7 @@ def codes_of(model: Tokenizer, content_ND: np.ndarray, count_N: np.ndarray) -> C
     if cfg.target_length is None or cfg.learns_length:
         return Codes(whole_NT, error_NT)
     length_N = relieve(whole_NT, cut_to(error_NT, count_N, cfg.target_length), count_N, cfg.max_group)
-    reached = float(shares(count_N) @ length_N)
+    reached = float(count_weights(count_N) @ length_N)
     if abs(reached - cfg.target_length) > 0.05:
         log.warning(
             f"target_length: {cfg.target_length} asked for, {reached:.2f} reached: "
@@ -113,7 +112,7 @@ def codes_of(model: Tokenizer, content_ND: np.ndarray, count_N: np.ndarray) -> C
 def check_usable(code_NT: Tensor, cfg: CodeOptions) -> None:
     """Problem when codes of unlike length say too little: they collapsed."""
     length_N = (code_NT >= 0).sum(1)
-    shared = 1 - len(code_NT.unique(dim=0)) / len(code_NT)
+    shared = collision_rate(code_NT)
     if shared > cfg.max_shared:
         raise Problem(
             f"the SIDs: {shared:.0%} of the items have a code that another one has before them (mean length "

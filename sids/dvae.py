@@ -29,7 +29,7 @@ from layers import Dropout, depth_attention, gumbel
 from recommenders.blocks import Stack
 from settings import option
 from sids.rq_kmeans import RQKMeans, RQKMeansOptions
-from sids.tokenizer import ROWS, CodeOptions, Source, in_pieces
+from sids.tokenizer import ROWS, CodeOptions, Source, UnitRows, in_pieces
 from utils import Problem, log
 
 RAMP = (
@@ -61,6 +61,9 @@ class DiscreteOptions(CodeOptions):
             raise Problem(f"num_emb_list: all places have one vocabulary here, not {self.num_emb_list}")
 
 
+LEARNED = ("length: learned",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DVAEOptions(DiscreteOptions):
     length: Literal["fixed", "cut", "learned"] = option(
@@ -71,17 +74,18 @@ class DVAEOptions(DiscreteOptions):
     tau_end: float = option(0.6, "temperature of the soft tokens from 30 % of dvae_steps on; it starts at 1", gt=0)
     kl_weight: float = option(0.002, "beta, from 30 % of dvae_steps on; it starts at 0", ge=0)
     free_bits: float = option(2.0, "information of a token that costs nothing, nats", ge=0)
-    length_cost: float = option(20.0, "length: learned: price lambda of a token, nats, or its first value", ge=0)
+    length_cost: float = option(20.0, "price lambda of a token, nats, or its first value", ge=0, needs=LEARNED)
     length_warmup: float = option(
         0.4,
-        "length: learned: share of dvae_steps in which length costs nothing; 0: it costs from the start",
+        "share of dvae_steps in which length costs nothing; 0: it costs from the start",
         ge=0,
         le=0.7,
+        needs=LEARNED,
     )
     prefix_floor: float = option(
-        0.1, "length: learned: eps, weight that all prefixes share, whatever the lengths", ge=0, le=1
+        0.1, "eps, weight that all prefixes share, whatever the lengths", ge=0, le=1, needs=LEARNED
     )
-    length_mode: Literal["argmax", "median", "mean"] = option("argmax", "length: learned: the length of a code")
+    length_mode: Literal["argmax", "median", "mean"] = option("argmax", "the length of a code", needs=LEARNED)
     taught_share: float = option(
         0.0, "share of dvae_steps at the start in which the codes of residual k-means are learned", ge=0, le=0.7
     )
@@ -293,6 +297,10 @@ class Discrete(nn.Module, ABC):
     @abstractmethod
     def spell(self, x_BD: Tensor) -> Tensor:
         """The likeliest codes of unit vectors, [B, T]; -1 after an end."""
+
+    def seen(self, content_ND: np.ndarray) -> UnitRows:
+        """What is coded: the directions of the content."""
+        return UnitRows(content_ND)
 
     @torch.no_grad()
     def encode(self, content_ND: np.ndarray) -> Tensor:

@@ -21,7 +21,7 @@ from settings import Config, option
 from sids import shares
 from sids.behaviour import vectors_of
 from sids.table import collision_rate, perplexity
-from sids.tokenizer import ROWS, CodeOptions, Source, Tokenizer, in_pieces, is_learned
+from sids.tokenizer import ROWS, CodeOptions, Source, Tokenizer, in_pieces, is_learned, target_of
 from utils import (
     Problem,
     Stopped,
@@ -44,9 +44,13 @@ PRE_TRAINING = ("upkeep.", "theta")  # beginnings of the tensors that only pre-t
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     rqvae_epochs: int = option(10000, "most epochs of pre-training", ge=1)
-    rqvae_patience: int = option(500, "stop after so many epochs without a lower collision rate", ge=1)
+    rqvae_patience: int = option(
+        500, "stop after so many epochs without a better checkpoint (docs/method.md, 2.3)", ge=1
+    )
     rqvae_eval_step: int = option(50, "epochs between two looks at the collision rate", ge=1)
-    rqvae_batch_size: int = option(1024, "items per step", ge=1)
+    rqvae_batch_size: int = option(
+        1024, "rows a step: items, pairs (contrastive), interactions (dvae, reinforce)", ge=1
+    )
     rqvae_lr: float = option(1e-3, "learning rate of pre-training", gt=0)
     rqvae_weight_decay: float = option(1e-4, "weight decay of pre-training", ge=0)
     rqvae_warmup_epochs: int = option(50, "epochs of linear warm-up", ge=0)
@@ -103,7 +107,7 @@ class Report:
         what = f"level {flat[0]} has one code for all items" if flat else "it reconstructs no better than the mean does"
         return (
             f"{what}, so semantic IDs tell little apart; are the embeddings nearly alike? Try "
-            "--standardize_embeddings=true, more rqvae_epochs, or embeddings of another encoder"
+            "more rqvae_epochs, embeddings of another encoder, or with an RQ-VAE --standardize_embeddings=true"
         )
 
     def said_of_training(self) -> list[str]:
@@ -117,7 +121,7 @@ class Report:
 def measure(model: Any, content_ND: np.ndarray, epoch: int) -> Report:
     """Measure a tokenizer on a catalogue's embeddings, each item by its own code."""
     code_NT = model.encode(content_ND)
-    seen_ND = model.seen(content_ND) if hasattr(model, "seen") else content_ND
+    seen_ND = target_of(model, content_ND)
     last_N = (code_NT >= 0).sum(1) - 1
     mean_D = torch.cat([x.double().sum(0, keepdim=True) for x in in_pieces(seen_ND)]).sum(0) / len(content_ND)
     error = spread = 0.0
@@ -352,8 +356,7 @@ class _Loop:
         if not math.isfinite(now.reconstruction_error):  # the epoch's last update broke it, after its last finite loss
             raise Problem(
                 f"rqvae_lr: the tokenizer is not finite after epoch {epoch}; lower it from {self.p.rqvae_lr}; "
-                "nothing of "
-                "it was saved"
+                "nothing of it was saved"
             )
         self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
         if self.best is None or getattr(self.model, "keeps_last", False) or now.beats(self.best, self.lowest):

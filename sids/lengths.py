@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sids.cut import shares
+from sids.cut import count_weights
 from sids.quality import load_figures
 from sids.table import SidTable, by_count, perplexity
 from utils import log
@@ -82,7 +82,7 @@ def by_tenth(length_N: np.ndarray, count_N: np.ndarray) -> list[float]:
 
 def price(length_N: np.ndarray, count_N: np.ndarray) -> dict[str, float]:
     """Codes an item, and with the end token; Spearman's rho of length and count, 0 where either is the same for all."""
-    weighted, rho = float(shares(count_N) @ length_N), spearman(length_N, count_N)
+    weighted, rho = float(count_weights(count_N) @ length_N), spearman(length_N, count_N)
     return {
         "expected_tokens_weighted": weighted, "expected_tokens_uniform": float(length_N.mean()),
         "tokens_per_event": weighted + 1, "spearman_length_count": 0.0 if rho is None else rho,
@@ -96,7 +96,7 @@ def figures(code_NT: Tensor, sizes: Sequence[int], count_N: np.ndarray, error_NT
     length, where reconstruction is known.
     """
     code_NT, count_N = code_NT.cpu(), np.asarray(count_N, np.float64)
-    length_N, share_N = (code_NT >= 0).sum(1).numpy(), shares(count_N)
+    length_N, share_N = (code_NT >= 0).sum(1).numpy(), count_weights(count_N)
     found: Figures = price(length_N, count_N) | {"total_tokens": int(length_N.sum())}
     if error_NT is not None:
         own_N = error_NT[np.arange(len(length_N)), length_N - 1]

@@ -14,11 +14,16 @@ from settings import option
 CHUNK = 1 << 22  # pairs that are counted at a time, so that memory follows the distinct pairs and not all of them
 
 
+WHERE = ("behaviour: pairs", "task: both contrastive")  # pairs are looked for
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairOptions:
-    pair_window: int = option(1, "items of a history at most so far apart are a pair", ge=1)
-    pair_min_count: int = option(1, "pairs seen less often are left out", ge=1)
-    pair_top_n: int | None = option(None, "an item keeps its most frequent partners only; default all", ge=1)
+    pair_window: int = option(1, "items of a history at most so far apart are a pair", ge=1, needs=WHERE)
+    pair_min_count: int = option(1, "pairs seen less often are left out", ge=1, needs=WHERE)
+    pair_top_n: int | None = option(
+        None, "an item keeps its most frequent partners only; default all", ge=1, needs=WHERE
+    )
 
 
 class Pairs(NamedTuple):

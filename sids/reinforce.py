@@ -30,7 +30,9 @@ ENTROPY = (0.03, 0.001)  # first and last weight c_H
 @dataclass(frozen=True, kw_only=True)
 class ReinforceOptions(DiscreteOptions):
     length: Literal["fixed", "learned"] = option("fixed", "learned: symbol 0 ends a code")
-    token_cost: float = option(0.005, "length: learned: price of a token, from the last of dvae_steps on", ge=0)
+    token_cost: float = option(
+        0.005, "price of a token, from the last of dvae_steps on", ge=0, needs=("length: learned",)
+    )
 
     @property
     def learns_length(self) -> bool:

@@ -23,6 +23,9 @@ from utils import Problem
 ROWS = 8192  # rows of a catalogue that go through a network at a time
 
 
+UNEVEN = ("target_length", "length: learned", "sid_lengths: unlike")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CodeOptions:
     """What every tokenizer is asked: how many codes, from which embeddings, made already or not."""
@@ -41,9 +44,9 @@ class CodeOptions:
         "codes of an item, averaged over interactions: SIDs of unlike length (method: two_stage); null: all of them",
         ge=1,
     )
-    max_group: int = option(64, "target_length: items that may share a code; rarer ones get a code more", ge=1)
+    max_group: int = option(64, "items that may share a code; rarer ones get a code more", ge=1, needs=UNEVEN)
     max_shared: float = option(
-        0.75, "target_length: refuse SIDs when more than this share of the items have another one's code", ge=0, le=1
+        0.75, "refuse SIDs whose collision rate, 1 - distinct codes / items, is above this", ge=0, le=1, needs=UNEVEN
     )
 
     @property
@@ -95,6 +98,10 @@ class Source(NamedTuple):
 class Tokenizer(Protocol):
     """Content to codes and back: an nn.Module made of (its Options, width of the content), whose state is all it has
     learned.
+
+    It may have `seen(content_ND)`, the rows that it codes in place of the content's own; `distances_of(content_ND)`,
+    what `collision: knn` goes by; `latent(content_ND)` and `quantized(code_NT)`, [N, d], for the hit rate of what an
+    item is represented by.
     """
 
     Options: type[CodeOptions]
@@ -106,7 +113,9 @@ class Tokenizer(Protocol):
         """Codes [N, T] of a whole catalogue, int64."""
 
     def decode(self, code_NT: Tensor) -> Tensor:
-        """Reconstruction of the content from every prefix of the codes, [N, T, D]."""
+        """Reconstruction of the content, or of what `seen` makes of it, from every prefix of the codes,
+        [N, T, width].
+        """
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> Any: ...
@@ -236,7 +245,30 @@ class Joined:
         return np.concatenate([centred / np.maximum(length, 1e-12), self.vector_NV[rows]], 1)
 
 
-def in_pieces(content_ND: np.ndarray | Joined) -> Iterator[Tensor]:
+class UnitRows:
+    """Content embeddings [N, D] at length 1, made so when read."""
+
+    def __init__(self, content_ND: np.ndarray) -> None:
+        self.content_ND = content_ND
+
+    def __len__(self) -> int:
+        return len(self.content_ND)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        row_ND = np.array(self.content_ND[rows], np.float32)
+        return row_ND / np.maximum(np.linalg.norm(row_ND, axis=1, keepdims=True), 1e-12)
+
+
+Rows = np.ndarray | Joined | UnitRows
+
+
+def target_of(tokenizer: Any, content_ND: np.ndarray) -> Rows:
+    """What `decode` gives back, row by row: the content, or what the tokenizer makes of it before coding (`seen`)."""
+    seen: Rows = tokenizer.seen(content_ND) if hasattr(tokenizer, "seen") else content_ND
+    return seen
+
+
+def in_pieces(content_ND: Rows) -> Iterator[Tensor]:
     """A catalogue's embeddings in float32, some rows at a time."""
     for begin in range(0, len(content_ND), ROWS):
         yield torch.from_numpy(np.array(content_ND[begin : begin + ROWS], np.float32))

@@ -14,6 +14,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from sids import dvae
 from sids.dvae import DVAE
+from sids.fit import measure
 from sids.reinforce import Reinforce, content, kept
 from sids.rq_kmeans import RQKMeans, RQKMeansOptions
 from sids.tokenizer import Source
@@ -160,6 +161,18 @@ def test_encoding_is_deterministic_and_each_item_alone():
     whole = model.encode(data.content_ND)
     assert torch.equal(whole, model.train().encode(data.content_ND)) and model.training
     assert torch.equal(whole[5:6], model.encode(data.content_ND[5:6]))
+
+
+def test_how_good_it_is_asks_for_directions_alone():
+    """What it gives back are unit vectors; how long the content is says nothing about it."""
+    model, content_ND = made(), source().content_ND
+    one, two = (measure(model, scale * content_ND, 1) for scale in (1, 7))
+    assert two.reconstruction_error == pytest.approx(one.reconstruction_error, rel=1e-4)
+    assert two.codes_used == one.codes_used
+    unit_ND = content_ND / np.linalg.norm(content_ND, axis=1, keepdims=True)
+    given_ND = model.decode(model.encode(content_ND))[:, -1].numpy()
+    spread = ((unit_ND - unit_ND.mean(0)) ** 2).sum()
+    assert one.reconstruction_error == pytest.approx(((given_ND - unit_ND) ** 2).sum() / spread, rel=1e-4)
 
 
 def test_the_stop_head_is_built_only_where_it_is_asked_for():

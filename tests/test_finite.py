@@ -46,7 +46,7 @@ def test_an_evaluation_with_one_such_user_is_no_result(ground, scores):
     cfg = methods.build(options | {"metrics": ["recall@3"], "valid_metric": "recall@3"})
 
     class Model(Fixed):
-        depth = 3
+        free_length = 3
 
         def recommend(self, history, k, banned=None, among=None):
             found = super().recommend(history, k)

@@ -3,11 +3,17 @@
 import ast
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import methods
 import settings
+from prior import PRIORS, PriorOptions
+from readers.files import INTERACTIONS
+from readers.layouts import LAYOUTS
+from readers.splits import DataOptions
+from uncertainty import STRATEGIES, UncertaintyOptions
 
 ROOT = Path(settings.__file__).parent
 PACKAGES = ("readers", "sids", "recommenders", "runs", "serve")
@@ -34,6 +40,7 @@ ROWS = [
     ["methods"],
     ["building"],
     ["model"],
+    ["joint"],
     ["serve"],
     ["main"],
 ]
@@ -105,3 +112,16 @@ def test_no_option_has_two_owners_in_one_run():
             kinds = methods.sections(methods.composition({}, chosen)).values()
             names = [name for kind in kinds for name in settings.fields_of(kind)]
             assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "names"),
+    [
+        (UncertaintyOptions, "uncertainty", STRATEGIES),
+        (PriorOptions, "label_prior", PRIORS),
+        (DataOptions, "data_format", ["auto", *LAYOUTS]),
+        (DataOptions, "data_format", ["auto", *INTERACTIONS]),
+    ],
+)
+def test_an_option_offers_what_is_registered(options, key, names):
+    assert set(get_args(settings.hints(options)[key])) == set(names)

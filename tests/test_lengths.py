@@ -17,7 +17,7 @@ COUNTS = np.array([4, 1, 5])
 )
 def test_the_cut_by_hand(price, want, tokens, error):
     """Golden example: errors after 1, 2, 3 tokens of three items with counts 4, 1, 5."""
-    length_N, share_N = cut.cut(ERRORS, price), cut.shares(COUNTS)
+    length_N, share_N = cut.cut(ERRORS, price), cut.count_weights(COUNTS)
     assert length_N.tolist() == want and share_N @ length_N == pytest.approx(tokens)
     assert share_N @ ERRORS[np.arange(3), length_N - 1] == pytest.approx(error)
 

@@ -157,7 +157,7 @@ def toy(completed, steps=400):
         said = q.detach().mean(0).log()  # the codes' shares, and what the recommender predicts: it sees no history
         optimizer.zero_grad()
         prior = said if completed else None
-        soft_label_loss(said.expand(4, 4), q.argmax(1), q, torch.arange(4), log_prior_K=prior).backward()
+        soft_label_loss(said.expand(4, 4), q.argmax(1), q, torch.arange(4), log_prior=prior).backward()
         optimizer.step()
     share = logits.softmax(1).detach().mean(0)
     return float(-(share * share.log()).sum())

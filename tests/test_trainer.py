@@ -164,7 +164,7 @@ def test_learns_a_chain(tmp_path, method):
 class Fixed(torch.nn.Module):
     """Recommends items 1, 2, 3, ... to everybody."""
 
-    n_items, depth = 40, 10
+    n_items, free_length, item_tokens = 40, 10, None
 
     def recommend(self, history, k, banned=None, among=None):
         return Found(torch.arange(1, k + 1).expand(len(history), -1), torch.zeros(len(history), k))

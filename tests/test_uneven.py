@@ -288,7 +288,7 @@ def test_parts_of_a_step_keep_to_the_token_budget(place):
     """Batches are cut by tokens, not by items: no part has more padded tokens than allowed."""
     _, data = place
     model = model_of(place, target_length=1.7, recommender="t5")
-    split = within(data.train, None, model)
+    split = within(data.train, None, model.item_tokens)
     shape = Shape(batch_size=64, tokens=200, tokens_per_item=4)
     steps, rows = Steps(split, epoch_plan(split, shape, 0, 0), shape), 0
     for parts in (steps[i] for i in range(len(steps))):
@@ -302,10 +302,10 @@ def test_parts_of_a_step_keep_to_the_token_budget(place):
 def test_a_budget_reaches_evaluation_and_python(place):
     _, data = place
     model = model_of(place, target_length=1.7, history_tokens=6)
-    split = within(data.test, 6, model)
+    split = within(data.test, 6, model.item_tokens)
     assert split.lengths(50).max() < data.test.lengths(50).max()
     history, _ = histories(data.test, np.array([3]), 50)
-    assert recent(history[0].tolist(), 50, 6, model) == histories(split, np.array([3]), 50)[0][0].tolist()
+    assert recent(history[0].tolist(), 50, 6, model.item_tokens) == histories(split, np.array([3]), 50)[0][0].tolist()
     with pytest.raises(Problem, match="history_tokens: counts tokens of semantic IDs"):
         methods.build({"method": "sasrec", "history_tokens": 9})
 

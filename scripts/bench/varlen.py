@@ -39,7 +39,7 @@ class Side:
         self.model.set_codes(code_NT.to(device()), data.popularity[1:])
         self.longest = cfg[DataOptions].max_his_len
         t = cfg[TrainOptions]
-        split = within(data.train, None, self.model)
+        split = within(data.train, None, self.model.item_tokens)
         shape = Shape(t.batch_size, longest=self.longest, tokens=t.token_budget or 8192,
                       tokens_per_item=self.model.tokens_per_item)  # fmt: skip
         self.steps = Steps(split, epoch_plan(split, shape, 0, 0), shape)
