@@ -53,7 +53,6 @@ from utils import (
     one_line,
     quoted,
     regular_file,
-    seeds_of,
     shortened,
     whole_number,
 )
@@ -73,7 +72,7 @@ def configuration(
     if "--help" in argv or "-h" in argv:
         print(usage, help_of(argv), sep="\n")
         raise SystemExit(0)
-    given, overrides = split_off(argv, ["config", "data_path"])
+    given, overrides = settings.split_off(argv, ["config", "data_path"])
     overrides += [f"--data_path={given['data_path']}"] if "data_path" in given else []
     given_options = methods.parse_overrides([a for a in overrides if a != "--dry_run"])
     preset = preset_of(Path(given["config"]), given_options) if "config" in given else {}
@@ -87,7 +86,7 @@ def configuration(
 
 def help_of(argv: list[str]) -> str:
     """All options; those of the parts that the command line chooses come first, as far as it can be read."""
-    given, words = split_off([a for a in argv if a not in ("--help", "-h", "--dry_run")], ["config"])
+    given, words = settings.split_off([a for a in argv if a not in ("--help", "-h", "--dry_run")], ["config"])
     try:
         preset = settings.read_yaml(Path(given["config"])) if "config" in given else {}
         return methods.help_text(preset, methods.parse_overrides([w for w in words if "=" in w]))
@@ -132,34 +131,6 @@ def presets(stem: str, dataset: str, overrides: dict[str, Any]) -> list[Path]:
     if len(found) > 1:
         log.warning(f"{found[0]} is the preset, since it lies beside the data; for {found[1]} say --config={found[1]}")
     return found
-
-
-def split_off(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Split off `--name value` or `--name=value` for some names; the rest stays in order."""
-    found: dict[str, str] = {}
-    rest, words = [], iter(argv)
-    for word in words:
-        name, sep, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name not in names:
-            rest.append(word)
-            continue
-        if name in found:
-            raise Problem(f"--{name}: given twice")
-        found[name] = value if sep else next(words, "")
-        if not found[name]:
-            raise Problem(f"--{name}: needs a value")
-    return found, rest
-
-
-def seeds_asked(given: dict[str, str], overrides: dict[str, Any], usual: str = "2020") -> list[str]:
-    """The seeds of `--seeds`, or the one of `--seed`, which is taken out of the overrides; Problem when both are."""
-    one = overrides.pop("seed", None)
-    if one is None:
-        return seeds_of(given.get("seeds", usual))
-    settings.check_value(DataOptions, "seed", one)
-    if "seeds" in given:
-        raise Problem("--seed, --seeds: name one of the two")
-    return seeds_of(str(one))
 
 
 def check_data(cfg: Config) -> Dataset:
@@ -363,7 +334,7 @@ def command_evaluate(argv: list[str]) -> None:
     """`main.py evaluate --checkpoint FILE [--split test|valid] [--key=value ...]`: the figures of a checkpoint on a
     split; those of the test set are counted as a look at it.
     """
-    given, overrides = split_off(argv, ["checkpoint", "split"])
+    given, overrides = settings.split_off(argv, ["checkpoint", "split"])
     if "checkpoint" not in given:
         raise Problem("evaluate: needs --checkpoint myckpt/.../best_model.pth")
     path, split = given["checkpoint"], given.get("split", "test")
@@ -406,7 +377,7 @@ def command_recommend(argv: list[str]) -> None:
     --allow FILE restricts them to the items of a file, one id a line (what is in stock, a category); --deny FILE leaves
     out others. --key=value: options of training that may differ from it, as --num_beams=50.
     """
-    given, overrides = split_off(argv, ["checkpoint", "history", "users", "output", "k", "allow", "deny"])
+    given, overrides = settings.split_off(argv, ["checkpoint", "history", "users", "output", "k", "allow", "deny"])
     if "checkpoint" not in given or ("history" in given) == ("users" in given):
         raise Problem("recommend: needs --checkpoint FILE and --history itemA,itemB, or --users FILE.inter")
     if ("users" in given) != ("output" in given):

@@ -26,7 +26,7 @@ from sids.table import SidOptions
 from sids.tokenizer import CodeOptions, is_learned
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
-from utils import Problem, nearest, quoted, shown
+from utils import Problem, nearest, quoted, seeds_of, shown
 from vq import QuantizerOptions, RQVAEOptions
 
 # ---------------------------------------------------------------- the parts, by name
@@ -177,6 +177,28 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return settings.parse_overrides(
         overrides, [k for kind in all_sections().values() for k in settings.takes_text(kind)]
     )
+
+
+def words_and_options(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str], dict[str, Any]]:
+    """(the command's own options, those of `names`, as text; plain words; options of the runs) of a command line.
+
+    Own options and --data_path, which is taken as it stands, have their value behind `=` or as the next word.
+    """
+    own, rest = settings.split_off(argv, [*names, "data_path"])
+    place = {"data_path": own.pop("data_path")} if "data_path" in own else {}
+    options = parse_overrides([w for w in rest if w.startswith("-")])
+    return own, [w for w in rest if not w.startswith("-")], options | place
+
+
+def seeds_asked(given: dict[str, str], overrides: dict[str, Any], usual: str = "2020") -> list[str]:
+    """The seeds of `--seeds`, or the one of `--seed`, which is taken out of the overrides; Problem when both are."""
+    one = overrides.pop("seed", None)
+    if one is None:
+        return seeds_of(given.get("seeds", usual))
+    settings.check_value(DataOptions, "seed", one)
+    if "seeds" in given:
+        raise Problem("--seed, --seeds: name one of the two")
+    return seeds_of(str(one))
 
 
 def build(preset: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Config:

@@ -209,6 +209,23 @@ def parse_overrides(overrides: Sequence[str], text: Iterable[str] = ()) -> dict[
     return found
 
 
+def split_off(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split off `--name value` or `--name=value` for some names; the rest stays in order."""
+    found: dict[str, str] = {}
+    rest, words = [], iter(argv)
+    for word in words:
+        name, sep, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in names:
+            rest.append(word)
+            continue
+        if name in found:
+            raise Problem(f"--{name}: given twice")
+        found[name] = value if sep else next(words, "")
+        if not found[name]:
+            raise Problem(f"--{name}: needs a value")
+    return found, rest
+
+
 def command(
     argv: Sequence[str], kinds: Mapping[str, type], names: Sequence[str]
 ) -> tuple[list[str], dict[str, str], Config]:

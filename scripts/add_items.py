@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import building
-import main
+import settings
 from joint import JointModel
 from model import GenerativeModel
 from readers.dataset import Catalogue, check_array, open_array, read_items
@@ -158,7 +158,7 @@ def sids_of(cfg: Config, state: dict[str, Any]) -> dict[str, list[str]]:
 
 def run(argv: list[str]) -> Path:
     """The command; returns the path of the new checkpoint."""
-    given, rest = main.split_off(argv, ["checkpoint", "items", "embeddings", "output"])
+    given, rest = settings.split_off(argv, ["checkpoint", "items", "embeddings", "output"])
     if rest:
         raise Problem(f"add_items: unknown option {quoted(rest[0])}; --help shows them all")
     if missing := [k for k in ("checkpoint", "items", "embeddings", "output") if k not in given]:

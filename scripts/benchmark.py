@@ -47,7 +47,7 @@ def run(argv: list[str]) -> None:
         print(__doc__)
         return
     flags = {word for word in argv if word in ("--quick", "--profile")}
-    given, words = main.split_off([a for a in argv if a not in flags], ["json", "beams", "trace"])
+    given, words = settings.split_off([a for a in argv if a not in flags], ["json", "beams", "trace"])
     wanted = [w for w in words if not w.startswith("--")]
     if unknown := [w for w in wanted if w not in SECTIONS]:
         raise Problem(f"{unknown[0]!r}: no such section; there are {', '.join(SECTIONS)}")

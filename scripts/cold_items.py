@@ -176,7 +176,7 @@ def check_able(cfg: Config) -> Config:
 
 def run(argv: list[str]) -> dict[str, Any]:
     """Train without the newest items, add them, measure; returns and saves the figures."""
-    given, words = main.split_off(argv, ["share"])
+    given, words = settings.split_off(argv, ["share"])
     share = given.get("share", "0.02")
     if not share.replace(".", "", 1).isdecimal() or not 0 < float(share) <= 0.5:
         raise Problem(f"--share: expected a number above 0, at most 0.5, got {quoted(share)}")

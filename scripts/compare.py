@@ -266,17 +266,14 @@ def paired_table(pairs: dict[str, dict[str, dict[str, float]]], first: str) -> s
 
 def compare(argv: list[str]) -> dict[str, Any]:
     """Train or find all runs, print and save their table, return it; Problem when they cannot be compared."""
-    given, words = main.split_off(argv, ["seeds", "data_path", "config"])
-    names = [w for w in words if not w.startswith("-")]
-    overrides = methods.parse_overrides([w for w in words if w not in names])
-    overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
+    given, names, overrides = methods.words_and_options(argv, ["seeds", "config"])
     if len(names) != 2:
         raise Problem("compare: needs a data set and methods, as in: scientific sasrec,two_stage,frqud --data_path=DIR")
     dataset, chosen = names[0], list(dict.fromkeys(n for n in re.split(r",(?![^\[]*\])", names[1]) if n))
     if not chosen:
         raise Problem(f"{names[1]!r} names no method; for example sasrec,two_stage,frqud")
     check_for_all_rows(overrides)
-    seeds = main.seeds_asked(given, overrides)
+    seeds = methods.seeds_asked(given, overrides)
     preset = Path(given["config"]) if "config" in given else None
     configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}, preset) for s in seeds] for n in chosen}
     check_protocol({n: settings.flat(c[0]) for n, c in configs.items()})

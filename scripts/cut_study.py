@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import main
 import methods
 from readers.dataset import Dataset
 from readers.files import json_lines
@@ -32,7 +31,7 @@ from sids import cut, lengths
 from sids.rq_kmeans import RQKMeans
 from sids.table import by_count as most_frequent_first
 from sids.tokenizer import Source
-from utils import Problem, digest, problems_exit_2, write_text
+from utils import Problem, as_command, digest, write_text
 
 TARGETS = (1.5, 2.0, 2.5, 3.0)
 USUAL = {"tokenizer": "rq_kmeans", "method": "two_stage", "num_emb_list": [256] * 4, "kmeans_iters": 40,
@@ -130,12 +129,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def run(argv: list[str]) -> None:
     """The command; what the file of rows holds already is not computed again."""
-    given, words = main.split_off(argv, ["seeds", "json"])
-    names = [w for w in words if not w.startswith("-")]
-    overrides = methods.parse_overrides([w for w in words if w.startswith("-")])
+    given, names, overrides = methods.words_and_options(argv, ["seeds", "json"])
     if len(names) != 1 or "json" not in given:
         raise Problem("cut_study: needs data sets and a file, as in: scientific,ml-100k --data_path=DIR --json FILE")
-    seeds = [int(s) for s in main.seeds_asked(given, overrides, "0")]
+    seeds = [int(s) for s in methods.seeds_asked(given, overrides, "0")]
     if own := [k for k in ("dataset", "weights", "tokenizer", "method") if k in overrides]:
         raise Problem(f"--{own[0]}: the study sets it itself; drop it")
     path, options = Path(given["json"]), {k: v for k, v in overrides.items() if k != "data_path"}
@@ -158,5 +155,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with problems_exit_2():
-        run(sys.argv[1:])
+    as_command(__doc__, run)

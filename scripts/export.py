@@ -12,14 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import main
+import settings
 from serve.hub import HubModel
 from utils import Problem, as_command, log, log_to, one_line, path_fault, quoted, whole_folder
 
 
 def run(argv: list[str]) -> Path:
     """The command; returns the folder."""
-    given, words = main.split_off(argv, ["out", "push"])
+    given, words = settings.split_off(argv, ["out", "push"])
     if wrong := [w for w in words if w.startswith("-")]:
         raise Problem(f"export: unknown option {quoted(wrong[0])}; there are --out DIR and --push OWNER/NAME")
     if len(words) != 1 or "out" not in given:

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import main
 import settings
 from readers import forge
 from readers.dataset import SPLITS
@@ -108,7 +107,7 @@ COMMANDS: dict[str, Callable[[list[Path], dict[str, str], Path], None]] = {
 
 def run(argv: list[str]) -> None:
     """The command; the folder of --out appears whole or not at all."""
-    given, words = main.split_off(argv, ["out", "ids", "codes", "sids"])
+    given, words = settings.split_off(argv, ["out", "ids", "codes", "sids"])
     if not words or words[0] not in COMMANDS or len(words) < 2 or "out" not in given:
         raise Problem(f"forge_data: needs one of {', '.join(COMMANDS)}, a file and --out DIR/NAME")
     if wrong := [w for w in words if w.startswith("-")]:

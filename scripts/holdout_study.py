@@ -29,8 +29,7 @@ SHARE = 0.1
 
 def study(argv: list[str]) -> dict[str, dict[str, float]]:
     """Train or find the tokenizer; figures of both groups."""
-    names = [w for w in argv if not w.startswith("--")]
-    overrides = methods.parse_overrides([w for w in argv if w.startswith("--")])
+    _, names, overrides = methods.words_and_options(argv, [])
     if len(names) != 1:
         raise Problem("holdout_study: needs a preset, as in: config/scientific_varlen.yaml --data_path=DIR")
     log_to(None, main=True)

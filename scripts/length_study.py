@@ -197,16 +197,13 @@ def check_measured(cfg: Config) -> None:
 
 def study(argv: list[str]) -> dict[str, Any]:
     """Train or find every arm, print and save their table, return its figures."""
-    given, words = main.split_off(argv, ["seeds", "data_path"])
-    names = [w for w in words if not w.startswith("--")]
-    overrides = methods.parse_overrides([w for w in words if w.startswith("--")])
-    overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
+    given, names, overrides = methods.words_and_options(argv, ["seeds"])
     if not 1 <= len(names) <= 2:
         raise Problem("length_study: needs a preset, as in: config/ml-100k_varlen.yaml fixed4,cut2 --data_path=DIR")
     chosen = names[1].split(",") if len(names) == 2 else list(ARMS)
     for name in chosen:
         methods.check_known("arm", name, ARMS)
-    preset, seeds = main.preset_of(Path(names[0]), overrides), main.seeds_asked(given, overrides)
+    preset, seeds = main.preset_of(Path(names[0]), overrides), methods.seeds_asked(given, overrides)
     fixed = {"method", "rqvae_path", *(key for name in chosen for key in ARMS[name])}
     if own := [key for key in overrides if key in fixed]:
         raise Problem(f"--{own[0]}: is what the arms differ in; drop it, or choose other arms")

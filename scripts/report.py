@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import main
+import settings
 from runs import charts, page
 from runs.folder import RunFolder
 from utils import Problem, make_folder, problems_exit_2, quoted, write_atomic, write_text
@@ -22,7 +22,7 @@ from utils import Problem, make_folder, problems_exit_2, quoted, write_atomic, w
 
 def run(argv: list[str]) -> Path:
     """Write the report of the runs that a command line names; returns its path."""
-    given, names = main.split_off(argv, ["output", "pictures"])
+    given, names = settings.split_off(argv, ["output", "pictures"])
     if wrong := [n for n in names if n.startswith("-")]:
         raise Problem(f"report: unknown option {quoted(wrong[0])}; there are --output FILE.html and --pictures DIR")
     if not names:

@@ -27,7 +27,6 @@ from scipy import stats
 from tqdm import tqdm
 
 import building
-import main
 import methods
 import settings
 from metrics import cutoff, half_interval, paired_difference, per_user
@@ -348,7 +347,7 @@ def _published_words(row: dict[str, Any]) -> str:
 def as_typed(argv: list[str]) -> str:
     """The command without the places of this machine: a reader puts their own data folder in."""
     places = ("output_dir", "log_dir", "results")
-    given, words = main.split_off(argv, ["data_path", *places])
+    given, words = settings.split_off(argv, ["data_path", *places])
     return " ".join(["python scripts/reproduce.py", *words, *(["--data_path=DIR"] if "data_path" in given else [])])
 
 
@@ -373,15 +372,13 @@ def protocol(cfg: Config, data: Dataset, seeds: list[int], command: str, found: 
 
 def reproduce(argv: list[str]) -> dict[str, Any]:
     """Run a table and write it; Problem before anything is trained when the command line cannot be followed."""
-    given, words = main.split_off(argv, ["rows", "seeds", "budget", "results", "data_path", "config"])
-    names = [w for w in words if not w.startswith("-")]
+    given, names, asked = methods.words_and_options(argv, ["rows", "seeds", "budget", "results", "config"])
     if len(names) != 1:
         raise Problem("reproduce: needs one data set, as in: reproduce.py scientific --data_path=DIR")
     budget = given.get("budget", "full")
     methods.check_known("--budget", budget, BUDGETS)
-    overrides = BUDGETS[budget] | methods.parse_overrides([w for w in words if w.startswith("-")])
-    overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
-    seeds = list(map(int, main.seeds_asked(given, overrides, SEEDS[budget])))
+    overrides = BUDGETS[budget] | asked
+    seeds = list(map(int, methods.seeds_asked(given, overrides, SEEDS[budget])))
     rows = read_rows([r for r in given.get("rows", "").split(",") if r])
     log_to(None, main=True)
     jobs = plan(rows, names[0], seeds, overrides, Path(given["config"]) if "config" in given else None)

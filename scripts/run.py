@@ -89,9 +89,7 @@ def check_before_training(cfg: Config, processes: int) -> Dataset:
 
 def configuration(uncertainty: str, argv: list[str]) -> Config:
     """config/<data set>.yaml, this script's decay, the command line's overrides, a run name."""
-    given, words = main.split_off(argv, ["config"])
-    names = [a for a in words if not a.startswith("-")]
-    overrides = methods.parse_overrides([a for a in words if a not in names])
+    given, names, overrides = methods.words_and_options(argv, ["config"])
     if len(names) > 1:
         raise Problem(f"one data set at a time, not {', '.join(names)}; options are written --key=value")
     name = names[0] if names else "demo"

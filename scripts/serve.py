@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import main
+import settings
 from model import load
 from utils import Problem, as_command, log, log_to, quoted
 
@@ -29,7 +29,7 @@ LIMITS = {"max_k": "k", "max_history": "history", "max_body": "body", "timeout":
 
 def arguments(argv: list[str]) -> tuple[str, dict[str, str], list[str]]:
     """(checkpoint, this command's options, the model's); Problem where they make no sense."""
-    given, words = main.split_off(argv, ["host", "port", *LIMITS])
+    given, words = settings.split_off(argv, ["host", "port", *LIMITS])
     paths = [w for w in words if not w.startswith("--")]
     if len(paths) != 1:
         raise Problem("serve: name one checkpoint, as in scripts/serve.py myckpt/.../best_model.pth")

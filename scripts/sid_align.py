@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import main
+import settings
 from sids.align import Aligned, align
 from sids.files import read_index, spelled
 from utils import Problem, as_command, log, log_to, quoted, write_json
@@ -20,7 +20,7 @@ from utils import Problem, as_command, log, log_to, quoted, write_json
 
 def run(argv: list[str]) -> Aligned:
     """Match two index files, say how it went, write the renamed SIDs where asked to."""
-    given, names = main.split_off(argv, ["output"])
+    given, names = settings.split_off(argv, ["output"])
     if wrong := [n for n in names if n.startswith("-")]:
         raise Problem(f"sid_align: unknown option {quoted(wrong[0])}; there is --output FILE.index.json")
     if len(names) != 2:

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import building
-import main
 import methods
 import settings
 from metrics import half_interval, paired_difference
@@ -134,7 +133,7 @@ def differences(found: Subject, old: Subject, queries: str) -> quality.Figures:
 
 def run(argv: list[str]) -> dict[str, Any]:
     """The command; prints all figures and returns them."""
-    given, words = main.split_off(argv, ["against", "json", "queries", "sizes"])
+    given, words = settings.split_off(argv, ["against", "json", "queries", "sizes"])
     files, data_words = [w for w in words if not w.startswith("--")], [w for w in words if w.startswith("--")]
     if len(files) != 1:
         raise Problem("sid_quality: needs one file, as in: myckpt/demo/<run>/demo.index.json --dataset=demo")

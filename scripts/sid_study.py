@@ -22,7 +22,6 @@ import numpy as np
 from scipy.stats import kendalltau, rankdata
 
 import building
-import main
 import methods
 import settings
 from metrics import EvalOptions
@@ -177,10 +176,7 @@ def told(rows: dict[str, dict[str, float]], targets: list[str]) -> tuple[str, li
 
 def study(argv: list[str]) -> dict[str, Any]:
     """The command; returns what it writes as JSON: figures of each configuration, rank correlations."""
-    given, rest = main.split_off(argv, ["seeds", "data_path", "config"])
-    names = [a for a in rest if not a.startswith("--")]
-    overrides = methods.parse_overrides([a for a in rest if a.startswith("--")])
-    overrides |= {"data_path": given["data_path"]} if "data_path" in given else {}
+    given, names, overrides = methods.words_and_options(argv, ["seeds", "config"])
     if not 1 <= len(names) <= 2:
         raise Problem("sid_study: needs a data set, as in: scientific --data_path=DIR")
     dataset, preset = names[0], Path(given["config"]) if "config" in given else None
@@ -189,7 +185,7 @@ def study(argv: list[str]) -> dict[str, Any]:
         methods.check_known("configuration", name, CONFIGURATIONS)
         if CONFIGURATIONS[name].get("behaviour") == "vectors" and "vectors_from" not in overrides:
             raise Problem(f"--vectors_from: {name} needs the best_model.pth of a sasrec run; name it, or leave it out")
-    seeds = main.seeds_asked(given, overrides)
+    seeds = methods.seeds_asked(given, overrides)
     log_to(None, main=True)
     plain = {k: v for k, v in overrides.items() if k != "vectors_from"}
     cfg = recipe("two_stage", dataset, plain, preset)

@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-import main
 import methods
 import settings
 from metrics import is_per_user, paired_difference, per_user
@@ -96,7 +95,7 @@ def compared(paths: list[str], split: str, metric: str, data_path: str | None = 
 
 def run(argv: list[str]) -> dict[str, dict[str, Any]]:
     """The command; prints the table and returns it."""
-    given, paths = main.split_off(argv, ["split", "metric", "json", "data_path"])
+    given, paths = settings.split_off(argv, ["split", "metric", "json", "data_path"])
     if wrong := [p for p in paths if p.startswith("-")]:
         raise Problem(f"who_wins: unknown option {quoted(wrong[0])}; --help shows them all")
     if len(paths) != 2:

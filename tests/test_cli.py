@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import re
+import runpy
 import shutil
 from collections import Counter
 from itertools import pairwise
@@ -502,6 +503,26 @@ def test_the_data_set_that_was_named_is_the_one_that_is_used(monkeypatch, tmp_pa
         with pytest.raises(Problem, match=want) as problem:
             configures[command]()
         assert "\n" not in str(problem.value)
+
+
+@pytest.mark.parametrize("place", [["--data_path", "my data"], ["--data_path=my data"]])
+def test_a_commands_own_options_its_words_and_those_of_the_runs(place):
+    found = methods.words_and_options(["shop", "--seeds", "1,2", "--epochs=3", *place, "frqud"], ["seeds", "config"])
+    assert found == ({"seeds": "1,2"}, ["shop", "frqud"], {"epochs": 3, "data_path": "my data"})
+    assert scripts.run.configuration("frqud", place)[DataOptions].data_path == "my data"
+
+
+@pytest.mark.parametrize("words", [["--data_path"], ["--data_path=a", "--data_path", "b"], ["-e=3"], ["--epochs", "3"]])
+def test_words_that_are_not_options(words):
+    with pytest.raises(Problem, match=r"needs a value|given twice|write options as --key=value"):
+        methods.words_and_options(words, [])
+
+
+@pytest.mark.parametrize("name", ["compare", "reproduce", "sid_study", "length_study", "cut_study", "holdout_study"])
+def test_the_help_of_a_study(monkeypatch, capsys, name):
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+    assert f"python scripts/{name}.py" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["0", "two", "-1", ""])
