@@ -1,4 +1,4 @@
-"""Small charts as text: SVG lines and bars, heat-maps as PNG in a data: address. Nothing is loaded from anywhere."""
+"""Small charts: SVG lines and bars, heat-maps as PNG, on a page or as files. Nothing is loaded from anywhere."""
 
 import base64
 import html
@@ -7,6 +7,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,31 +22,63 @@ def escaped(text: object) -> str:
     return html.escape("".join(c for c in str(text) if c >= " " or c in "\n\t"), quote=True)
 
 
-def lines(title: str, series: Mapping[str, Points], *, log: bool = False, x_label: str = "epoch") -> str:
+# ---------------------------------------------------------------- figures of a page
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Curves or bars: SVG elements in a box of WIDTH x HEIGHT, and the colours of several names."""
+
+    title: str
+    inside: str
+    legend: Mapping[str, str]
+
+    def html(self) -> str:
+        marks = "".join(f'<span><svg width="12" height="12"><rect width="12" height="12" fill="{color}"/></svg> '
+                        f"{escaped(name)}</span>" for name, color in self.legend.items())  # fmt: skip
+        below = f'<p class="legend">{marks}</p>' if marks else ""
+        box = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escaped(self.title)}"'
+        return f"<figure><figcaption>{escaped(self.title)}</figcaption><svg {box}>{self.inside}</svg>{below}</figure>"
+
+    def svg(self) -> str:
+        """A file of its own: the title above, the legend below."""
+        style = "text{font-size:10.5px;fill:#444}.grid{stroke:#e3e3e3}.title{font:600 13px sans-serif;fill:#1b1b1b}"
+        drawn = [f'<style>{style}</style><text class="title" y="-7">{escaped(self.title)}</text>', self.inside]
+        drawn += [entry(8 + i % 3 * 144, HEIGHT + 12 + 16 * (i // 3), name, color)
+                  for i, (name, color) in enumerate(self.legend.items())]  # fmt: skip
+        return document(WIDTH, 22 + HEIGHT + 16 * ((len(self.legend) + 2) // 3), drawn, above=22)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as PNG, and a note on how to read it."""
+
+    title: str
+    png: bytes
+    note: str
+
+    def html(self) -> str:
+        return (
+            f'<figure><figcaption>{escaped(self.title)}</figcaption><img class="heat" alt="{escaped(self.title)}" '
+            f'src="data:image/png;base64,{base64.b64encode(self.png).decode()}">'
+            f'<p class="note">{escaped(self.note)}</p></figure>'
+        )
+
+
+def lines(title: str, series: Mapping[str, Points], *, log: bool = False, x_label: str = "epoch") -> Figure | None:
     """A figure with a curve a name; points that are not finite (or, on a log axis, not positive) are left out."""
     kept = {name: [(x, y) for x, y in points if sound(y, log=log)] for name, points in series.items()}
     kept = {name: points for name, points in kept.items() if points}
     if not kept:
-        return ""
-    xs, ys = zip(*(p for points in kept.values() for p in points), strict=True)
-    x_low, x_high = spread(min(xs), max(xs))
-    y_low, y_high = spread(*(math.log10(y) if log else y for y in (min(ys), max(ys))))
-    px = scale(x_low, x_high, LEFT, WIDTH - RIGHT)
-    py = scale(y_low, y_high, HEIGHT - BOTTOM, TOP)
-    parts = [grid(px, py, (x_low, x_high), (y_low, y_high), log=log)]
-    for color, points in zip(colors(len(kept)), kept.values(), strict=True):
-        at = [(px(x), py(math.log10(y) if log else y)) for x, y in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
-        dots = at if len(at) < 30 else at[-1:]
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="{color}"/>' for x, y in dots]
-    return figure(title, "".join(parts) + caption(x_label), legend(list(kept)))
+        return None
+    of = named_colors(kept)
+    return Figure(title, plot(kept, log=log) + caption(x_label), of if len(of) > 1 else {})
 
 
-def bars(title: str, values: Mapping[str, float], x_label: str) -> str:
+def bars(title: str, values: Mapping[str, float], x_label: str) -> Figure | None:
     """A figure with a bar a name, from zero."""
     if not values:
-        return ""
+        return None
     top = max(*values.values(), 1e-12)
     py, room = scale(0, top, HEIGHT - BOTTOM, TOP), (WIDTH - LEFT - RIGHT) / len(values)
     parts = [grid(None, py, (0, 0), (0, top), log=False)]
@@ -55,70 +88,18 @@ def bars(title: str, values: Mapping[str, float], x_label: str) -> str:
         parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{COLORS[0]}"><title>{value:g}</title></rect>')
         if len(values) <= 24:
             parts.append(label(x + room * 0.35, HEIGHT - BOTTOM + 12, name, "middle"))
-    return figure(title, "".join(parts) + caption(x_label), "")
+    return Figure(title, "".join(parts) + caption(x_label), {})
 
 
-class Interval(NamedTuple):
-    """A figure with half of its interval, and what it is the mean of."""
-
-    mean: float
-    half: float
-    parts: Sequence[float]
-
-
-def intervals(title: str, rows: Mapping[str, Interval]) -> str:
-    """An SVG file of its own: a row a name, its mean with the interval, what it is the mean of in grey."""
-    left, width, step = 230, 420, 24
-    x = scale(0, max([row.mean + row.half for row in rows.values()], default=1.0) or 1.0, left, left + width)
-    size = f'width="{left + width + 60}" height="{step * (len(rows) + 2)}"'
-    drawn = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">']
-    drawn.append(label(left, 16, title, "start"))
-    for i, (name, row) in enumerate(rows.items(), 1):
-        y, ends = step * (i + 0.5), [x(max(0.0, row.mean - row.half)), x(row.mean + row.half)]
-        line = f'x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y}" y2="{y}" stroke="{COLORS[0]}" stroke-width="2"'
-        drawn += [label(left - 8, y + 4, name, "end"), f"<line {line}/>"]
-        drawn += [f'<circle cx="{x(part):.1f}" cy="{y}" r="2" fill="#888"/>' for part in row.parts]
-        drawn.append(f'<circle cx="{x(row.mean):.1f}" cy="{y}" r="4" fill="{COLORS[0]}"/>')
-        drawn.append(label(ends[1] + 8, y + 4, f"{row.mean:.4f}", "start"))
-    return "\n".join([*drawn, "</svg>"]) + "\n"
-
-
-def curves(series: Mapping[str, Points], *, x_label: str, y_label: str) -> str:
-    """An SVG file of its own: a marked curve a name, the names beside them."""
-    xs, ys = zip(*(p for points in series.values() for p in points), strict=True)
-    x_ends, y_ends = spread(min(xs), max(xs)), spread(min(ys), max(ys))
-    px, py = scale(*x_ends, LEFT, WIDTH - RIGHT), scale(*y_ends, HEIGHT - BOTTOM, TOP)
-    style = f'width="{WIDTH + 180}" height="{HEIGHT + 20}" font-family="sans-serif" font-size="11" stroke="none"'
-    drawn = [f'<svg xmlns="http://www.w3.org/2000/svg" {style}><rect width="100%" height="100%" fill="white"/>',
-             "<style>.grid { stroke: #ddd }</style>", grid(px, py, x_ends, y_ends, log=False)]  # fmt: skip
-    for i, (color, (name, points)) in enumerate(zip(colors(len(series)), series.items(), strict=True)):
-        at = [(px(x), py(y)) for x, y in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-        drawn.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
-        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in at]
-        y = TOP + 10 + 16 * i
-        drawn.append(f'<rect x="{WIDTH + 4}" y="{y - 8}" width="10" height="10" fill="{color}"/>')
-        drawn.append(label(WIDTH + 20, y, name, "start"))
-    drawn.append(label((LEFT + WIDTH) / 2, HEIGHT + 12, x_label, "middle"))
-    middle = (HEIGHT - BOTTOM + TOP) / 2
-    turned = f'transform="rotate(-90 12 {middle})" text-anchor="middle"'
-    drawn.append(f'<text x="12" y="{middle}" {turned}>{escaped(y_label)}</text>')
-    return "\n".join([*drawn, "</svg>"]) + "\n"
-
-
-def heat(title: str, rows: np.ndarray, x_label: str, y_label: str) -> str:
-    """A figure of numbers >= 0, [y, x], dark where they are large (on a log scale); zero is red."""
+def heat(title: str, rows: np.ndarray, x_label: str, y_label: str) -> Picture:
+    """A picture of numbers >= 0, [y, x], dark where they are large (on a log scale); zero is orange."""
     peak = max(float(rows.max(initial=0)), 1.0)
     shade = np.log1p(rows) / math.log1p(peak)
     low, high = np.array([236, 244, 250]), np.array([4, 44, 84])
     pixel = (low + (high - low) * shade[..., None]).round().astype(np.uint8)
     pixel[rows == 0] = (213, 94, 0)
-    picture = base64.b64encode(png(pixel)).decode()
     note = f"{y_label} downwards, {x_label} to the right; darker: more items (most: {peak:g}), orange: none"
-    return (
-        f'<figure><figcaption>{escaped(title)}</figcaption><img class="heat" alt="{escaped(title)}" '
-        f'src="data:image/png;base64,{picture}"><p class="note">{escaped(note)}</p></figure>'
-    )
+    return Picture(title, png(pixel), note)
 
 
 def png(pixel_HW3: np.ndarray) -> bytes:
@@ -131,47 +112,82 @@ def png(pixel_HW3: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
-# ---------------------------------------------------------------- figures as files
-
-PARTS = re.compile(r"<figure><figcaption>(.*?)</figcaption><svg (viewBox.*?)>(.*?)</svg>(?:<p|</figure>)", re.DOTALL)
-ENTRY = re.compile(r'fill="(#\w+)"/></svg> (.*?)</span>')
-PICTURE = re.compile(r"<figure><figcaption>(.*?)</figcaption>.*?base64,([\w+/=]+)", re.DOTALL)
-
-
-def files(figures: Iterable[str]) -> dict[str, bytes]:
-    """Figures of this module as files that need nothing else: name -> SVG, PNG for a heat-map."""
-    found: dict[str, bytes] = {}
-    for text in figures:
-        if m := PARTS.match(text):
-            found[f"{file_name(m[1])}.svg"] = alone(m[1], m[3], ENTRY.findall(text)).encode()
-        elif m := PICTURE.match(text):
-            found[f"{file_name(m[1])}.png"] = base64.b64decode(m[2])
-    return found
+def files(figures: Iterable[Figure | Picture | None]) -> dict[str, bytes]:
+    """Figures as files that need nothing else: name -> SVG, PNG for a picture."""
+    there = [f for f in figures if f is not None]
+    return {file_name(f): f.svg().encode() if isinstance(f, Figure) else f.png for f in there}
 
 
-def file_name(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", html.unescape(title).lower()).strip("-")
+def file_name(figure: Figure | Picture) -> str:
+    stem = re.sub(r"[^a-z0-9]+", "-", figure.title.lower()).strip("-")
+    return f"{stem}.{'svg' if isinstance(figure, Figure) else 'png'}"
 
 
-def alone(title: str, inside: str, entries: Sequence[tuple[str, str]]) -> str:
-    """An SVG file of a figure's curves, its title above and its legend below; all texts are escaped already."""
-    height = 22 + HEIGHT + 16 * ((len(entries) + 2) // 3)
-    style = "text{font:10.5px sans-serif;fill:#444}.grid{stroke:#e3e3e3}.title{font:600 13px sans-serif;fill:#1b1b1b}"
-    drawn = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -22 {WIDTH} {height}" width="{WIDTH}" '
-             f'height="{height}"><style>{style}</style><rect y="-22" width="{WIDTH}" height="{height}" fill="#fff"/>'
-             f'<text class="title" y="-7">{title}</text>{inside}']  # fmt: skip
-    for i, (color, name) in enumerate(entries):
-        x, y = 8 + i % 3 * 144, HEIGHT + 12 + 16 * (i // 3)
-        drawn.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{color}"/><text x="{x + 14}" y="{y}">'
-                     f"{name}</text>")  # fmt: skip
-    return "".join([*drawn, "</svg>\n"])
+# ---------------------------------------------------------------- files of their own
+
+
+class Interval(NamedTuple):
+    """A figure with half of its interval, and what it is the mean of."""
+
+    mean: float
+    half: float
+    parts: Sequence[float]
+
+
+def intervals(title: str, rows: Mapping[str, Interval]) -> str:
+    """A row a name, its mean with the interval, what it is the mean of in grey."""
+    left, width, step = 230, 420, 24
+    x = scale(0, max([row.mean + row.half for row in rows.values()], default=1.0) or 1.0, left, left + width)
+    drawn = [label(left, 16, title, "start")]
+    for i, (name, row) in enumerate(rows.items(), 1):
+        y, ends = step * (i + 0.5), [x(max(0.0, row.mean - row.half)), x(row.mean + row.half)]
+        line = f'x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y}" y2="{y}" stroke="{COLORS[0]}" stroke-width="2"'
+        drawn += [label(left - 8, y + 4, name, "end"), f"<line {line}/>"]
+        drawn += [f'<circle cx="{x(part):.1f}" cy="{y}" r="2" fill="#888"/>' for part in row.parts]
+        drawn.append(f'<circle cx="{x(row.mean):.1f}" cy="{y}" r="4" fill="{COLORS[0]}"/>')
+        drawn.append(label(ends[1] + 8, y + 4, f"{row.mean:.4f}", "start"))
+    return document(left + width + 60, step * (len(rows) + 2), drawn, size=13, ground="none")
+
+
+def curves(series: Mapping[str, Points], *, x_label: str, y_label: str) -> str:
+    """A marked curve a name, the names beside them."""
+    drawn = ["<style>.grid { stroke: #ddd }</style>", plot(series, radius=3)]
+    of = named_colors(series)
+    drawn += [entry(WIDTH + 4, TOP + 10 + 16 * i, name, color) for i, (name, color) in enumerate(of.items())]
+    drawn.append(label((LEFT + WIDTH) / 2, HEIGHT + 12, x_label, "middle"))
+    drawn.append(turned(12, (HEIGHT - BOTTOM + TOP) / 2, y_label))
+    return document(WIDTH + 180, HEIGHT + 20, drawn)
+
+
+def scatter(points: Mapping[str, tuple[float, float]], *, x_label: str, y_label: str) -> str:
+    """A dot a name; of the axes the ends are told."""
+    xs, ys = zip(*points.values(), strict=True)
+    x_ends, y_ends = spread(min(xs), max(xs)), spread(min(ys), max(ys))
+    px, py = scale(*x_ends, 70, 490), scale(*y_ends, 290, 30)
+    drawn = ['<path d="M60 20V300H560" fill="none" stroke="black"/>', label(310, 335, x_label, "middle"),
+             turned(14, 160, y_label)]  # fmt: skip
+    drawn += [label(px(x), 315, f"{x:.4f}", "start") for x in x_ends]
+    drawn += [label(20, py(y) + 4, f"{y:.4f}", "start") for y in y_ends]
+    for name, (x, y) in points.items():
+        drawn.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="steelblue"/>')
+        drawn.append(label(px(x) + 6, py(y) - 5, name, "start"))
+    return document(620, 350, drawn)
+
+
+def document(width: int, height: int, drawn: Iterable[str], *, above: int = 0, size: int = 11,
+             ground: str = "white") -> str:  # fmt: skip
+    """An SVG file; above: of its height, what lies over the zero."""
+    box = f'viewBox="0 {-above} {width} {height}" width="{width}" height="{height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif" font-size="{size}">'
+    back = f'<rect y="{-above}" width="{width}" height="{height}" fill="{ground}"/>'
+    return "\n".join([head, back, *drawn, "</svg>"]) + "\n"
 
 
 # ---------------------------------------------------------------- parts of a figure
 
 
-def colors(n: int) -> list[str]:
-    return [COLORS[i % len(COLORS)] for i in range(n)]
+def named_colors(names: Iterable[str]) -> dict[str, str]:
+    return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
 
 def sound(y: float, *, log: bool) -> bool:
@@ -205,6 +221,21 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [x for x in found if low <= x <= high] or ticks(low, high, 2)
 
 
+def plot(series: Mapping[str, Points], *, log: bool = False, radius: float = 2.2) -> str:
+    """Grid and curves; each point is marked, of a long curve the last alone."""
+    xs, ys = zip(*(p for points in series.values() for p in points), strict=True)
+    x_ends, y_ends = spread(min(xs), max(xs)), spread(*(math.log10(y) if log else y for y in (min(ys), max(ys))))
+    px, py = scale(*x_ends, LEFT, WIDTH - RIGHT), scale(*y_ends, HEIGHT - BOTTOM, TOP)
+    parts = [grid(px, py, x_ends, y_ends, log=log)]
+    for color, points in zip(named_colors(series).values(), series.values(), strict=True):
+        at = [(px(x), py(math.log10(y) if log else y)) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+        dots = at if len(at) < 30 else at[-1:]
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{color}"/>' for x, y in dots]
+    return "".join(parts)
+
+
 def grid(
     px: Callable[[float], float] | None, py: Callable[[float], float], x: tuple[float, float], y: tuple[float, float],
     *, log: bool,
@@ -227,15 +258,11 @@ def caption(text: str) -> str:
     return label(WIDTH - RIGHT, HEIGHT - 1, text, "end")
 
 
-def legend(names: list[str]) -> str:
-    if len(names) < 2:
-        return ""
-    entries = zip(names, colors(len(names)), strict=True)
-    items = "".join(f'<span><svg width="12" height="12"><rect width="12" height="12" fill="{c}"/></svg> '
-                    f"{escaped(n)}</span>" for n, c in entries)  # fmt: skip
-    return f'<p class="legend">{items}</p>'
+def turned(x: float, y: float, text: str) -> str:
+    """A label along an upright axis."""
+    return f'<text x="{x}" y="{y}" transform="rotate(-90 {x} {y})" text-anchor="middle">{escaped(text)}</text>'
 
 
-def figure(title: str, inside: str, below: str) -> str:
-    box = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escaped(title)}"'
-    return f"<figure><figcaption>{escaped(title)}</figcaption><svg {box}>{inside}</svg>{below}</figure>"
+def entry(x: float, y: float, name: str, color: str) -> str:
+    """A name of a legend with its colour before it."""
+    return f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{color}"/>' + label(x + 14, y, name, "start")

@@ -218,11 +218,14 @@ CARD: Mapping[str, Callable[[Finished], str]] = {
 # ---------------------------------------------------------------- curves
 
 
-def figures(parts: Sequence[str]) -> str:
-    return f'<div class="figures">{"".join(p for p in parts if p)}</div>'
+Figures = list[charts.Figure | charts.Picture | None]  # None: nothing was written down that it could show
 
 
-def together(runs: Sequence[Finished]) -> list[str]:
+def figures(parts: Figures) -> str:
+    return f'<div class="figures">{"".join(p.html() for p in parts if p is not None)}</div>'
+
+
+def together(runs: Sequence[Finished]) -> Figures:
     """One chart a figure, one curve a run."""
     chosen = str(runs[0].options.get("valid_metric"))
     wanted = {f"valid/{chosen}": f"validation {chosen}", "loss/rec": "recommendation loss",
@@ -231,7 +234,7 @@ def together(runs: Sequence[Finished]) -> list[str]:
     return [charts.lines(title, {run.name: run.curve(key) for run in runs}) for key, title in wanted.items()]
 
 
-def training(run: Finished) -> list[str]:
+def training(run: Finished) -> Figures:
     """Everything that was written down epoch by epoch."""
     rec = {k: run.curve(k) for k in ("loss", "loss/rec")}
     rest = {k.removeprefix("loss/"): run.curve(k) for k in run.keys("loss/") if k != "loss/rec"}
@@ -265,9 +268,9 @@ def training(run: Finished) -> list[str]:
 # ---------------------------------------------------------------- semantic IDs
 
 
-def usage(run: Finished) -> list[str]:
+def usage(run: Finished) -> Figures:
     """Codes in use: over the epochs where the run has written them down, and at the end."""
-    found = []
+    found: Figures = []
     for key in run.keys("code_count/"):
         columns = [row[key] for row in run.rows if isinstance(row.get(key), list)]
         if len({len(c) for c in columns}) == 1 and all(is_number(x) for c in columns for x in c):

@@ -28,6 +28,7 @@ from metrics import EvalOptions
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from runs import charts
 from runs.folder import RunFolder, RunOptions
 from scripts.compare import paired, paired_table, recipe, trained
 from scripts.sid_quality import Subject, measured
@@ -133,26 +134,6 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return found
 
 
-def scatter(rows: dict[str, dict[str, float]], x: str, y: str) -> str:
-    """A scatter plot of two figures of the configurations, as SVG."""
-    points = np.array([[row[x], row[y]] for row in rows.values()])
-    low, span = points.min(0), np.maximum(np.ptp(points, 0), 1e-12)
-    place = (points - low) / span * [420, -260] + [70, 290]
-    style = 'font-family="sans-serif" font-size="11"'
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="620" height="350" {style}>',
-             '<rect width="620" height="350" fill="white"/><path d="M60 20V300H560" fill="none" stroke="black"/>',
-             f'<text x="310" y="335" text-anchor="middle">{x}</text>',
-             f'<text x="14" y="160" transform="rotate(-90 14 160)" text-anchor="middle">{y}</text>']  # fmt: skip
-    for axis, ends in enumerate(zip(low, low + span, strict=True)):
-        for end, value in zip((0, 1), ends, strict=True):
-            at = f'x="{70 + 420 * end:.0f}" y="315"' if axis == 0 else f'x="20" y="{294 - 260 * end:.0f}"'
-            parts.append(f"<text {at}>{value:.4f}</text>")
-    for name, (left, top) in zip(rows, place, strict=True):
-        parts.append(f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4" fill="steelblue"/>')
-        parts.append(f'<text x="{left + 6:.1f}" y="{top - 5:.1f}">{name}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
 def table(rows: dict[str, dict[str, float]], columns: list[str]) -> str:
     head = f"{'SIDs':18}" + "  ".join(f"{c.replace('pair_agreement', 'agreement'):>17}" for c in columns)
     body = [f"{name:18}" + "  ".join(f"{row[c]:17.4f}" for c in columns) for name, row in rows.items()]
@@ -215,7 +196,9 @@ def study(argv: list[str]) -> dict[str, Any]:
     result = {"seeds": seeds, "mean": rows, "each": found, "paired": pairs, "correlations": told_plain}
     write_json(folder / "study.json", result)
     for cheap in ("decoded hit@30", "gini_sid"):
-        write_text(folder / f"{cheap.replace(' ', '-')}.svg", scatter(rows, cheap, targets[-1]))
+        points = {name: (row[cheap], row[targets[-1]]) for name, row in rows.items()}
+        drawn = charts.scatter(points, x_label=cheap, y_label=targets[-1])
+        write_text(folder / f"{cheap.replace(' ', '-')}.svg", drawn)
     log.info(f"written: {folder}")
     return result
 

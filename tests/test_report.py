@@ -112,7 +112,7 @@ def test_codes_in_use_are_written_down_epoch_by_epoch(run):
     counts = rows[-1]["code_count/level_1"]
     assert len(counts) == 8 and sum(counts) == 40
     assert sum(c > 0 for c in counts) == rows[-1]["codes_used/level_1"]
-    assert len([f for f in page.usage(page.finished(run)) if "data:image/png" in f]) == 3
+    assert len([f for f in page.usage(page.finished(run)) if isinstance(f, charts.Picture)]) == 3
 
 
 def test_runs_side_by_side(run, tmp_path):
@@ -187,11 +187,26 @@ def test_a_picture_is_what_was_drawn():
 
 def test_curves_leave_out_what_cannot_be_drawn():
     nan, inf = float("nan"), float("inf")
-    assert charts.lines("t", {"a": [(0, nan)], "b": []}) == ""
-    text = charts.lines("t", {"a": [(0, 1.0), (1, nan), (2, -1.0), (3, inf), (4, 10.0)]}, log=True)
+    assert charts.lines("t", {"a": [(0, nan)], "b": []}) is None
+    text = charts.lines("t", {"a": [(0, 1.0), (1, nan), (2, -1.0), (3, inf), (4, 10.0)]}, log=True).html()
     assert re.findall(r'points="([^"]*)"', text)[0].count(",") == 2
     low, high = (float(p.split(",")[1]) for p in re.findall(r'points="([^"]*)"', text)[0].split())
     assert (low, high) == (charts.HEIGHT - charts.BOTTOM, charts.TOP)
+
+
+def test_names_are_text_wherever_they_are_drawn():
+    """On a page and in each kind of file, which is sound as XML and says every name and title."""
+    series = {BAD: [(0, 1.0), (1, 2.0)], "b": [(0, 2.0)]}
+    figure = charts.lines(BAD, series)
+    assert "<script" not in figure.html() and figure.inside in figure.svg()
+    for text, times in (
+        (figure.svg(), 2),
+        (charts.curves(series, x_label=BAD, y_label=BAD), 3),
+        (charts.scatter({BAD: (1.0, 2.0)}, x_label=BAD, y_label=BAD), 3),
+        (charts.intervals(BAD, {BAD: charts.Interval(0.1, 0.01, [0.1])}), 2),
+    ):
+        said = [e.text for e in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
+        assert said.count(BAD.replace("\x07", "")) == times
 
 
 def test_the_figures_as_files(run, tmp_path):
