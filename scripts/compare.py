@@ -13,7 +13,7 @@ Finished runs of the same options are reused. z compares with the first method, 
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,22 +62,30 @@ FEW = 300  # test users below which differences of the usual size cannot be told
 
 @dataclass(frozen=True)
 class Row:
-    """A method's results: ranks [seeds, users] of the targets, figures per seed."""
+    """A method's results by seed; those of a floor, which has none, under 0."""
 
     name: str
-    rank: np.ndarray
-    figures: list[dict[str, Any]]
+    ranks: dict[int, np.ndarray] = field(default_factory=dict)  # of the targets, [users]
+    figures: list[dict[str, Any]] = field(default_factory=list)
 
-    def per_user(self, metric: str) -> torch.Tensor:
+    def of_seed(self, metric: str, seed: int) -> Tensor:
+        """A metric of each user, [users]."""
+        return per_user(metric, torch.from_numpy(self.ranks[seed]))
+
+    def per_user(self, metric: str) -> Tensor:
         """Mean over seeds of a metric of each user, [users]."""
-        return torch.stack([per_user(metric, torch.from_numpy(r)) for r in self.rank]).mean(0)
+        return torch.stack([self.of_seed(metric, seed) for seed in self.ranks]).mean(0)
 
-    def summary(self, metric: str, base: "Row") -> dict[str, Any]:
-        """Mean, half of the 95 % interval over users, z against another row, mean of each seed."""
+    def on(self, seeds: list[int]) -> "Row":
+        """The ranks of some seeds alone."""
+        return Row(self.name, {seed: self.ranks[seed] for seed in seeds})
+
+    def summary(self, metric: str, base: "Row | None" = None) -> dict[str, Any]:
+        """Mean, half of the 95 % interval over users, z against another row where one is named, mean of each seed."""
         ours = self.per_user(metric)
-        seeds = [float(per_user(metric, torch.from_numpy(r)).mean()) for r in self.rank]
-        z = paired_difference(ours, base.per_user(metric))[1]
-        return {"mean": float(ours.mean()), "interval": half_interval(ours), "z": z, "seeds": seeds}
+        z = {} if base is None else {"z": paired_difference(ours, base.per_user(metric))[1]}
+        seeds = [float(self.of_seed(metric, seed).mean()) for seed in self.ranks]
+        return {"mean": float(ours.mean()), "interval": half_interval(ours), **z, "seeds": seeds}
 
     def coverage(self, metric: str) -> float:
         return float(np.mean([f[metric] for f in self.figures]))
@@ -202,21 +210,21 @@ def results(
         cfg = configs[0]
         acc = main.accelerator(cfg)
         found = [evaluate(methods.FLOORS[method](data).to(acc.device), data.test, cfg, acc, name)]
-        return Row(name, found[0].rank[None], [found[0].figures])
-    ranks, figures = [], []
+        return Row(name, {0: found[0].rank}, [found[0].figures])
+    row = Row(name)
     for cfg in configs:
         run = trained(name, cfg, data, overrides, preset)
         if decoding is None:
-            ranks.append(read_ranks(run)[1])
-            figures.append(run.results())
+            row.ranks[cfg[DataOptions].seed] = read_ranks(run)[1]
+            row.figures.append(run.results())
             continue
         run.look_at_test()
         other, model, _ = building.restore(run.best, [f"--decoding={decoding}"])
         acc = main.accelerator(other)
         again = evaluate(model.to(acc.device), data.test, other, acc, name)
-        ranks.append(again.rank)
-        figures.append(again.figures)
-    return Row(name, np.stack(ranks), figures)
+        row.ranks[cfg[DataOptions].seed] = again.rank
+        row.figures.append(again.figures)
+    return row
 
 
 def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
@@ -226,7 +234,7 @@ def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
     lines, plain = ["  ".join([f"{'method (test)':<{width}}", "seeds", *heads])], {}
     for row in rows:
         found: dict[str, Any] = {m: row.summary(m, rows[0]) if is_per_user(m) else row.coverage(m) for m in metrics}
-        plain[row.name] = {"seeds": len(row.rank), "users": row.rank.shape[1], **found}
+        plain[row.name] = {"seeds": len(row.ranks), "users": len(next(iter(row.ranks.values()))), **found}
         cells = []
         for value in found.values():
             if isinstance(value, float):
@@ -234,7 +242,7 @@ def table(rows: list[Row], metrics: list[str]) -> tuple[str, dict[str, Any]]:
             else:
                 z = f"z {value['z']:+.1f}" if row is not rows[0] else ""
                 cells.append(f"{value['mean']:.4f} ±{value['interval']:.4f} {z:>8}")
-        lines.append("  ".join([f"{row.name:<{width}}", f"{len(row.rank):>5}", *cells]))
+        lines.append("  ".join([f"{row.name:<{width}}", f"{len(row.ranks):>5}", *cells]))
     return "\n".join(lines), plain
 
 
@@ -244,11 +252,9 @@ def paired(runs: dict[str, list[RunFolder]], metrics: Sequence[str]) -> dict[str
     """
     found: dict[str, dict[str, Tensor]] = {}
     for name, each in runs.items():
-        ranks = {s: [torch.from_numpy(read_ranks(run, metrics, s)[1]) for run in each] for s in ("valid", "test")}
-        found[name] = {
-            f"{split} {m}": torch.stack([per_user(m, r) for r in of_seed]).mean(0)
-            for split, of_seed in ranks.items() for m in metrics
-        }  # fmt: skip
+        for split in ("valid", "test"):
+            row = Row(name, {i: read_ranks(run, metrics, split)[1] for i, run in enumerate(each)})
+            found.setdefault(name, {}).update({f"{split} {m}": row.per_user(m) for m in metrics})
     first, *others = found
     pairs = {n: {m: paired_difference(x, found[first][m]) for m, x in found[n].items()} for n in others}
     return {n: {m: {"difference": d, "z": z} for m, (d, z) in row.items()} for n, row in pairs.items()}

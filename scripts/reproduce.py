@@ -14,28 +14,28 @@ differences from the twin and from further rows over users and over seeds, publi
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-import torch
 from scipy import stats
 from tqdm import tqdm
 
 import building
 import methods
 import settings
-from metrics import cutoff, half_interval, paired_difference, per_user
+from metrics import cutoff, paired_difference
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import charts
 from runs.report import check_protocol, read_ranks
 from scripts import compare
+from scripts.compare import Row
 from scripts.make_demo import build_demo
 from settings import Config
 from utils import (
@@ -159,31 +159,27 @@ def of_row(method: str, dataset: str, wanted: dict[str, Any], preset: Path | Non
 # ---------------------------------------------------------------- running it
 
 
+class Made(NamedTuple):
+    """At which commit a run was made, and whether it was there before."""
+
+    commit: str
+    found: bool
+
+
 @dataclass
 class Outcome:
     """What the runs of a row gave."""
 
-    ranks: dict[int, np.ndarray] = field(default_factory=dict)  # seed -> ranks [users]; a floor's under 0
+    row: Row
     runs: list[str] = field(default_factory=list)
-    commits: list[str] = field(default_factory=list)  # at which they were made; of one found from before "found, ..."
+    made: list[Made] = field(default_factory=list)
     seconds: float = 0.0
     failure: str | None = None
-
-    def per_user(self, metric: str) -> torch.Tensor:
-        """Mean over seeds of a metric of each user, [users]."""
-        return torch.stack([self.of_seed(metric, seed) for seed in self.ranks]).mean(0)
-
-    def of_seed(self, metric: str, seed: int) -> torch.Tensor:
-        return per_user(metric, torch.from_numpy(self.ranks[seed]))
-
-    def on(self, seeds: list[int]) -> "Outcome":
-        """The runs of some seeds alone."""
-        return replace(self, ranks={seed: self.ranks[seed] for seed in seeds})
 
 
 def run_all(jobs: list[Job], data: Dataset) -> dict[str, Outcome]:
     """Train or find every run; a row that fails is named and the others go on."""
-    found: dict[str, Outcome] = {job.row: Outcome() for job in jobs}
+    found: dict[str, Outcome] = {job.row: Outcome(Row(job.row)) for job in jobs}
     trained = [job for job in jobs if job.trains]
     clock, done = time.monotonic(), 0
     with tqdm(jobs, desc="runs", unit="run") as bar:
@@ -201,7 +197,7 @@ def run_all(jobs: list[Job], data: Dataset) -> dict[str, Outcome]:
 def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
     """One job; was anything trained?"""
     if not job.trains:
-        outcome.ranks[0] = compare.results(job.spec.method, [job.cfg], data, {}).rank[0]
+        outcome.row.ranks.update(compare.results(job.spec.method, [job.cfg], data, {}).ranks)
         return False
     cfg = job.cfg
     if job.source is not None:
@@ -213,9 +209,9 @@ def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
             cfg = methods.change(cfg, sid_path=str(source.path / f"{data.name}.index.json"))
     before = compare.finished(cfg, data)
     run = before or compare.trained(job.row, cfg, data, {})
-    outcome.ranks[cfg[DataOptions].seed] = read_ranks(run, METRICS)[1]
+    outcome.row.ranks[cfg[DataOptions].seed] = read_ranks(run, METRICS)[1]
     outcome.runs.append(run.path.name)
-    outcome.commits.append(("found, " if before else "") + (run.made_with().get("commit") or "unknown"))
+    outcome.made.append(Made(run.made_with().get("commit") or "unknown", before is not None))
     outcome.seconds += sum(row.get("seconds", 0.0) for row in run.rows())
     return before is None
 
@@ -231,17 +227,7 @@ def _left(clock: float, done: int, total: int) -> str:
 # ---------------------------------------------------------------- verdicts
 
 
-def summary(outcome: Outcome, metric: str) -> dict[str, Any]:
-    """Mean, half of the 95 % interval over users, and each seed's mean."""
-    ours = outcome.per_user(metric)
-    return {
-        "mean": float(ours.mean()),
-        "interval": half_interval(ours),
-        "seeds": [float(outcome.of_seed(metric, seed).mean()) for seed in outcome.ranks],
-    }
-
-
-def against(ours: Outcome, other: Outcome, metric: str) -> dict[str, Any]:
+def against(ours: Row, other: Row, metric: str) -> dict[str, Any]:
     """How far a row is above another, over the seeds that both have.
 
     z: of the difference over users, each user's mean over seeds; p: of each seed alone, over users, two-sided;
@@ -284,16 +270,16 @@ def judged(rows: dict[str, Spec], found: dict[str, Outcome], published: dict[str
     """All figures and verdicts, row by row."""
     table: dict[str, Any] = {}
     for name, spec in rows.items():
-        ours = found[name]
-        others = [o for o in (spec.twin, *spec.beside) if o in found and ours.ranks.keys() & found[o].ranks.keys()]
-        table[name] = {"method": spec.method, "options": spec.options, "seconds": ours.seconds, "runs": ours.runs}
-        if ours.failure is not None:
-            table[name]["failure"] = ours.failure
+        outcome, ours = found[name], found[name].row
+        others = [o for o in (spec.twin, *spec.beside) if o in found and ours.ranks.keys() & found[o].row.ranks.keys()]
+        table[name] = {"method": spec.method, "options": spec.options, "seconds": outcome.seconds, "runs": outcome.runs}
+        if outcome.failure is not None:
+            table[name]["failure"] = outcome.failure
         if not ours.ranks:
             continue
         for metric in METRICS:
-            table[name][metric] = summary(ours, metric)
-            compared = {other: against(ours, found[other], metric) for other in others}
+            table[name][metric] = ours.summary(metric)
+            compared = {other: against(ours, found[other].row, metric) for other in others}
             if spec.twin in compared:
                 table[name][metric]["twin"] = {"row": spec.twin, **compared.pop(spec.twin)}
             if compared:
@@ -354,14 +340,15 @@ def as_typed(argv: list[str]) -> str:
 def protocol(cfg: Config, data: Dataset, seeds: list[int], command: str, found: list[Outcome]) -> dict[str, Any]:
     """What a reader needs to repeat the table, and to know what it may be compared with."""
     flat, here = settings.flat(cfg), environment()
-    made = Counter(commit for outcome in found for commit in outcome.commits)
+    made = Counter(run for outcome in found for run in outcome.made).most_common()
+    commits = [f"{'found, ' if run.found else ''}{run.commit} ({runs})" for run, runs in made]
     return {
         "command": command,
         "data": f"{data.name} ({data.hash}), {len(data.test)} test users, {data.n_items} items",
         "protocol": ", ".join(f"{k} {flat[k]}" for k in ("split", "max_his_len", "mask_seen")),
         "seeds": ", ".join(map(str, seeds)),
         "training": f"{sum(outcome.seconds for outcome in found) / 3600:.1f} hours in all",
-        "runs made at commits": "; ".join(f"{commit} ({runs})" for commit, runs in made.most_common()),
+        "runs made at commits": "; ".join(commits),
         "machine": f"{here['gpu'] or here['platform']}, {here['threads']} threads",
         "versions": f"torch {here['torch']}, commit {here['commit']}",
     }

@@ -69,8 +69,8 @@ def test_another_file_under_the_same_name_makes_another_run(shop, tmp_path):
 
 def test_the_table_by_hand():
     rank = np.array([[0, 1, 9, 9], [0, 9, 9, 2]])
-    other = np.array([[9, 9, 9, 0]])
-    rows = [Row("a", rank, [{"coverage@3": 0.5}, {"coverage@3": 0.7}]), Row("b", other, [{"coverage@3": 0.1}])]
+    ours = Row("a", dict(zip((7, 5), rank, strict=True)), [{"coverage@3": 0.5}, {"coverage@3": 0.7}])
+    rows = [ours, Row("b", {0: np.array([9, 9, 9, 0])}, [{"coverage@3": 0.1}])]
     text, plain = table(rows, ["recall@3", "ndcg@3", "coverage@3"])
     per_user = np.array([1, 0.5, 0, 0.5])
     assert plain["a"]["recall@3"]["mean"] == per_user.mean()

@@ -12,6 +12,7 @@ import settings
 from metrics import per_user
 from readers.splits import DataOptions
 from scripts import reproduce
+from scripts.compare import Row
 from scripts.reproduce import Outcome, Spec
 from utils import Problem, read_json
 
@@ -96,7 +97,8 @@ def ranks():
 
 def test_verdict_against_scipy(ranks):
     """z and p over users and the interval over seeds, as scipy's paired and one-sample tests have them."""
-    ours, twin = Outcome(ranks["ours"]), Outcome({s: ranks["twin"][s] for s in (3, 2, 1)})  # in another order
+    ours = Row("ours", ranks["ours"])
+    twin = Row("twin", {s: ranks["twin"][s] for s in (3, 2, 1)})  # in another order
     found = reproduce.against(ours, twin, "ndcg@10")
     value = {k: {s: per_user("ndcg@10", torch.from_numpy(r)).numpy() for s, r in v.items()} for k, v in ranks.items()}
     mean = {k: np.mean(list(v.values()), 0) for k, v in value.items()}
@@ -110,7 +112,7 @@ def test_verdict_against_scipy(ranks):
 
 def test_verdicts_in_words():
     hit, miss = np.zeros(100, int), np.full(100, 99)
-    good, bad = Outcome({1: hit}), Outcome({1: np.where(np.arange(100) < 50, hit, miss)})
+    good, bad = Row("good", {1: hit}), Row("bad", {1: np.where(np.arange(100) < 50, hit, miss)})
     assert reproduce.against(good, bad, "recall@10")["verdict"] == "above"
     assert reproduce.against(bad, good, "recall@10")["verdict"] == "below"
     assert reproduce.against(good, good, "recall@10")["verdict"] == "no difference shown"
@@ -131,25 +133,26 @@ def test_verdicts_in_words():
 
 
 def test_only_seeds_that_both_have_are_compared(ranks):
-    ours, twin = Outcome(ranks["ours"]), Outcome({2: ranks["twin"][2]})
+    ours, twin = Row("ours", ranks["ours"]), Row("twin", {2: ranks["twin"][2]})
     found = reproduce.against(ours, twin, "recall@10")
     assert len(found["p"]) == 1
     alone = reproduce.against(ours.on([2]), twin, "recall@10")
     assert found == alone
-    table = reproduce.judged({"a": Spec("frqud", twin="b")}, {"a": ours, "b": Outcome({9: ranks["twin"][1]})}, {})
+    apart = {"a": Outcome(ours), "b": Outcome(Row("b", {9: ranks["twin"][1]}))}
+    table = reproduce.judged({"a": Spec("frqud", twin="b")}, apart, {})
     assert "twin" not in table["a"]["ndcg@10"]
 
 
 def test_further_rows_are_compared_where_the_table_has_them(ranks):
-    spec = Spec("frqud", beside=["b", "elsewhere"])
-    table = reproduce.judged({"a": spec}, {"a": Outcome(ranks["ours"]), "b": Outcome(ranks["twin"])}, {})
+    spec, ours, twin = Spec("frqud", beside=["b", "elsewhere"]), Row("a", ranks["ours"]), Row("b", ranks["twin"])
+    table = reproduce.judged({"a": spec}, {"a": Outcome(ours), "b": Outcome(twin)}, {})
     found = table["a"]["ndcg@10"]["beside"]
-    assert found == {"b": reproduce.against(Outcome(ranks["ours"]), Outcome(ranks["twin"]), "ndcg@10")}
+    assert found == {"b": reproduce.against(ours, twin, "ndcg@10")}
     assert f"| b {found['b']['difference']:+.4f} (" in reproduce.markdown(table, {})
 
 
 def test_seeds_that_failed_are_told_beside_the_others(ranks):
-    part = Outcome(ranks["ours"], failure="step 7: not finite")
+    part = Outcome(Row("a", ranks["ours"]), failure="step 7: not finite")
     text = reproduce.markdown(reproduce.judged({"a": Spec("frqud")}, {"a": part}, {}), {})
     head, _, row, *_ = text.splitlines()
     assert row.startswith("| a | 3, failed for the others: step 7: not finite | ") and row.count("|") == head.count("|")
