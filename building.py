@@ -343,6 +343,27 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
     return Restored(cfg, model.eval(), state)
 
 
+def carried_tokenizer(path: str | Path, restored: Restored, width: int, source: str = "content embeddings") -> Any:
+    """The tokenizer that a checkpoint carries, a joint model's own or the one behind its SIDs, or None.
+
+    Problem where it was made for embeddings of another width than those of the source.
+    """
+    cfg, model, state = restored
+    if (own := getattr(model, "tokenizer", None)) is not None:
+        if (was := sizes_of(cfg, state["model"])[1]) != width:
+            raise Problem(f"{source}: are of width {width}, the tokenizer's were of width {was}; use that encoder")
+        return own
+    if not isinstance(state.get("tokenizer"), dict):
+        return None
+    tokenizer = empty_tokenizer(cfg, width)
+    try:
+        tokenizer.load_state_dict(state["tokenizer"])
+    except (RuntimeError, KeyError, TypeError) as e:
+        reason = shortened(" ".join(str(e).split()))
+        raise Problem(f"{path}: its tokenizer does not take embeddings of width {width} ({reason})") from None
+    return tokenizer.eval()
+
+
 def sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
     """(items, width of the content embeddings) of a saved model; 0 where it holds none."""
     if cfg[MethodOptions].method in ITEM_MODELS:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 import building
 import settings
-from joint import JointModel
 from model import GenerativeModel
 from readers.dataset import Catalogue, check_array, open_array, read_items
 from settings import Config
@@ -35,7 +34,6 @@ from utils import (
     one_line,
     problems_exit_2,
     quoted,
-    shortened,
     shown,
     write_checkpoint,
     write_json,
@@ -47,28 +45,17 @@ PER_ITEM = ("code_NT", "end_N", "first_NP", "recommender.own.weight",
 
 
 def tokenizer_of(path: str | Path, restored: building.Restored, width: int) -> Any:
-    """The tokenizer that a checkpoint carries, for embeddings of some width; Problem where it carries none."""
-    cfg, model, state = restored
-    if not isinstance(model, GenerativeModel):
+    """The tokenizer that a checkpoint carries, for embeddings of some width; Problem where it can code no new items."""
+    if not isinstance(restored.model, GenerativeModel):
         raise Problem(f"{path}: recommends by items, which have to be trained; new items need semantic IDs")
-    if cfg[CodeOptions].uneven:
+    if restored.cfg[CodeOptions].uneven:
         raise Problem(
             f"{path}: its semantic IDs have unlike lengths, cut for all items together; train it anew with them"
         )
-    if isinstance(model, JointModel):
-        held = building.sizes_of(cfg, state["model"])[1]
-        if held != width:
-            raise Problem(f"--embeddings: are of width {width}, the tokenizer's were of width {held}; use that encoder")
-        return model.tokenizer
-    if not isinstance(state.get("tokenizer"), dict):
+    tokenizer = building.carried_tokenizer(path, restored, width, "--embeddings")
+    if tokenizer is None:
         raise Problem(f"{path}: carries no tokenizer (its semantic IDs were made elsewhere); new items cannot be coded")
-    tokenizer = building.empty_tokenizer(cfg, width)
-    try:
-        tokenizer.load_state_dict(state["tokenizer"])
-    except (RuntimeError, KeyError, TypeError) as e:
-        reason = shortened(" ".join(str(e).split()))
-        raise Problem(f"{path}: its tokenizer does not take embeddings of width {width} ({reason})") from None
-    return tokenizer.eval()
+    return tokenizer
 
 
 def free_ends(sids: SidTable, new_MT: Tensor, rule: str) -> Tensor:

@@ -56,17 +56,16 @@ def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Su
     state = read_folder(path) if path.is_dir() else read_checkpoint(path, allow=(Namespace,))
     if "state_dict" in state:
         return of_tokenizer(path, state, read_data(settings.parse_overrides(data_words)))
-    cfg, model, _ = building.restore(path, data_words)
-    if CodeOptions not in cfg:
+    restored = building.restore(path, data_words)
+    if CodeOptions not in restored.cfg:
         raise Problem(f"{path}: recommends by items, it has no semantic IDs")
-    data = read_dataset(cfg[DataOptions])
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None and "tokenizer" in state and data.embedding_path is not None:
-        tokenizer = building.empty_tokenizer(cfg, read_embeddings(data).shape[1])
-        tokenizer.load_state_dict(state["tokenizer"])
+    data, tokenizer = read_dataset(restored.cfg[DataOptions]), None
     if state["items"] != data.catalogue.ids:
         raise Problem(f"{path}: has other items than {data.name}, or in another order; name the data it was trained on")
-    return checked(path, Subject(model.sids, tokenizer and tokenizer.eval(), data))  # type: ignore[attr-defined]
+    if data.embedding_path is not None:
+        width = read_embeddings(data).shape[1]
+        tokenizer = building.carried_tokenizer(path, restored, width, str(data.embedding_path))
+    return checked(path, Subject(restored.model.sids, tokenizer, data))  # type: ignore[attr-defined]
 
 
 def of_tokenizer(path: Path, state: dict[str, Any], data: Dataset) -> Subject:

@@ -78,11 +78,10 @@ def test_a_run_carries_its_behaviour(place, tokenizer, behaviour):
     cfg = methods.build(options | chosen | {"run_name": f"{tokenizer}-{behaviour}"})
     building.train_tokenizer(cfg, data)
     run = main.train(cfg)
-    restored, model, state = building.restore(run.best)
-    again = building.empty_tokenizer(restored, read_embeddings(data).shape[1])
-    again.load_state_dict(state["tokenizer"])
-    code = again.eval().encode(read_embeddings(data))
-    assert torch.equal(code, model.code_NT.long())
+    restored = building.restore(run.best)
+    again = building.carried_tokenizer(run.best, restored, read_embeddings(data).shape[1])
+    code = again.encode(read_embeddings(data))
+    assert torch.equal(code, restored.model.code_NT.long())
     plain = methods.build(options | {"tokenizer": tokenizer})
     building.train_tokenizer(plain, data)
     assert not torch.equal(code, building.tokenizer_of(plain, data).eval().encode(read_embeddings(data)))
@@ -122,13 +121,10 @@ def test_new_items_have_no_behaviour(place, tmp_path, method):
     new = content[[3]] + 1
     state = add_items.extended(run.best, Catalogue(["n0"], [""]), new)
     torch.save(state, tmp_path / "best_model.pth")
-    restored, model, state = building.restore(tmp_path / "best_model.pth")
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        tokenizer = building.empty_tokenizer(restored, 12)
-        tokenizer.load_state_dict(state["tokenizer"])
+    restored = building.restore(tmp_path / "best_model.pth")
+    tokenizer = building.carried_tokenizer(tmp_path / "best_model.pth", restored, 12)
     assert tokenizer.side.vector_NV.shape == (41, 8) and not tokenizer.side.vector_NV[40].any()
-    assert torch.equal(tokenizer.eval().encode(np.concatenate([content, new])), model.code_NT.long())
+    assert torch.equal(tokenizer.encode(np.concatenate([content, new])), restored.model.code_NT.long())
 
 
 def test_another_file_of_vectors_is_another_tokenizer(place, tmp_path):

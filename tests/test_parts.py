@@ -51,11 +51,10 @@ def test_every_tokenizer_trains_a_recommender_and_travels_with_it(run):
     name, folder = run
     results = read_json(folder / "test.json")
     assert results["method"] == ("two_stage" if name == "rqvae" else f"two_stage[{name}]")
-    cfg, model, state = building.restore(folder / "best_model.pth")
-    data = read_dataset(cfg[DataOptions])
-    tokenizer = building.empty_tokenizer(cfg, read_embeddings(data).shape[1])
-    tokenizer.load_state_dict(state["tokenizer"])
-    assert torch.equal(tokenizer.eval().encode(read_embeddings(data)), model.code_NT.long())
+    restored = building.restore(folder / "best_model.pth")
+    content = read_embeddings(read_dataset(restored.cfg[DataOptions]))
+    tokenizer = building.carried_tokenizer(folder, restored, content.shape[1])
+    assert torch.equal(tokenizer.encode(content), restored.model.code_NT.long())
 
 
 def test_a_second_pre_training_uses_the_first(run, place, capsys):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
@@ -95,6 +96,13 @@ def test_a_run_is_not_judged_by_the_same_items_in_another_order(place):
             sid_quality.run([str(run / "best_model.pth")])
     finally:
         file.write_text("\n".join(lines) + "\n")
+
+
+def test_embeddings_that_its_tokenizer_does_not_take_are_refused(place, tmp_path):
+    run, _, words = place
+    np.save(tmp_path / "wide.npy", np.ones((40, 13), np.float32))
+    with pytest.raises(Problem, match="its tokenizer does not take embeddings of width 13"):
+        sid_quality.run([str(run / "best_model.pth"), *words, f"--semantic_emb_path={tmp_path / 'wide.npy'}"])
 
 
 def test_an_index_alone_is_told_by_load_and_churn(place, tmp_path, capsys):
