@@ -24,7 +24,7 @@ from model import GenerativeModel
 from readers.dataset import Catalogue, check_array, open_array, read_items
 from settings import Config
 from sids.files import spelled
-from sids.table import SidOptions, SidTable
+from sids.table import SidOptions, SidTable, free_end
 from sids.tokenizer import CodeOptions
 from utils import (
     Problem,
@@ -71,7 +71,8 @@ def free_ends(sids: SidTable, new_MT: Tensor, rule: str) -> Tensor:
         if rule == "item":
             found.append(number if used else 0)
         else:
-            found.append(next((e for e in range(sids.ends) if e not in used), -1))
+            end = free_end(used, sids.ends)
+            found.append(-1 if end is None else end)
         used.add(found[-1])
     return torch.tensor(found, dtype=new_MT.dtype)
 

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sids.table import SidTable, ended
+from sids.table import SidTable, ended, free_end
 from utils import Problem
 
 
@@ -87,6 +87,8 @@ def kept_ends(old: SidTable, code_MT: Tensor, same_N: Tensor) -> Tensor:
         if i < len(stays) and stays[i]:
             continue
         used = taken.setdefault(row, set())
-        found[i] = next(e for e in range(len(used) + 1) if e not in used)
-        used.add(int(found[i]))
+        end = free_end(used, len(used) + 1)
+        assert end is not None  # there is one more than are used
+        found[i] = end
+        used.add(end)
     return found

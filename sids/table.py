@@ -113,6 +113,11 @@ def ended(code_NT: Tensor, rule: str, ends: int, count_N: np.ndarray | None = No
     return end_N
 
 
+def free_end(used: set[int], most: int) -> int | None:
+    """The first of `most` end tokens that a group of equal codes does not use yet, None where it uses all."""
+    return next((end for end in range(most) if end not in used), None)
+
+
 @dataclass(frozen=True)
 class SidTable:
     """All that trie, search, batches, exchange and reports know of SIDs.

@@ -11,7 +11,7 @@ import methods
 from model import load
 from readers.dataset import read_embeddings
 from scripts import add_items, cold_items
-from sids.table import SidTable
+from sids.table import SidTable, free_end
 from sids.tokenizer import CodeOptions
 from utils import Problem
 
@@ -92,6 +92,10 @@ def test_end_tokens_are_the_first_free_ones():
     sids = SidTable(code, end, (4, 4), 4)
     assert add_items.free_ends(sids, new, "suffix").tolist() == [1, 3, 1, 0, -1]
     assert add_items.free_ends(sids, new, "item").tolist() == [4, 5, 6, 0, 8]
+
+
+def test_a_free_end_token_is_one_that_there_may_be():
+    assert [free_end(used, 3) for used in (set(), {0, 2}, {1, 7}, {0, 1, 2})] == [0, 1, 0, None]
 
 
 def test_the_newest_items_and_the_questions_about_them(ground):
