@@ -116,15 +116,17 @@ class JointModel(GenerativeModel):
         """(the whole loss L of a batch, its parts for the log)."""
         j, row_R = self.joint, batch.goals(self.targets)
         q, log_shares = self.quantize(batch), self.log_shares(batch.item_U)
-        rec, state_Rh = self.recommendation_loss(batch, q, self.roads, log_shares)
+        rec, item_loss, state_Rh = self.recommendation_loss(batch, q, self.roads, log_shares)
         recon, vq = q.recon.index_select(0, row_R).mean(), q.vq.index_select(0, row_R).mean()  # type: ignore[union-attr]
-        loss = j.code_loss_weight * self.decay.task_loss(rec)
+        loss = j.code_loss_weight * (self.decay.task_loss(rec) + item_loss)
         loss = loss + j.recon_loss_weight * recon + j.vq_loss_weight * vq
         if self.training:
             self.decay.observe(q.nearest, batch.new_U, rec.detach() * batch.weight)
             self.prior.observe(batch.item_U[row_R], [index[row_R] for index in q.goal().index], batch.weight)
         logs = {"loss/rec": rec, "loss/recon": recon, "loss/vq": vq, **self._agreement(batch, q)}
         logs |= self._prior_size(q, row_R, log_shares)
+        if self.recommender.item_loss:
+            logs["loss/item"] = item_loss
         if self.latent_head is not None:
             logs["loss/latent"] = self.latent_loss(self.latent_head(state_Rh), batch.item_U[row_R])
             loss = loss + j.latent_loss * logs["loss/latent"]

@@ -175,7 +175,7 @@ def train(cfg: Config, advice: str | None = None) -> RunFolder:
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
     on_epoch = tracking.tracked(cfg, acc, model.sizes if isinstance(model, GenerativeModel) else (), report.EpochLog())
-    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer), on_epoch)
+    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer, model), on_epoch)
     model.announce(fit.reachable)
     with guard.fail_together(acc):
         memory.log_estimate(cfg, model, data, fit.shape, fit.moments, acc.device)
@@ -240,16 +240,18 @@ def with_run_name(cfg: Config) -> Config:
     return methods.change(cfg, run_name=broadcast_object_list(name)[0])
 
 
-def portable(cfg: Config, data: Dataset, tokenizer: Any = None) -> dict[str, Any]:
+def portable(cfg: Config, data: Dataset, tokenizer: Any = None, model: Any = None) -> dict[str, Any]:
     """What a checkpoint carries beside the model so that it can be used alone.
 
-    tokenizer: the frozen one behind the model's SIDs, where it is not part of the model.
+    tokenizer: the frozen one behind the model's SIDs, where it is not part of the model. Of one that is, as it was
+    pre-trained, the weights are told: what it measures of the data differs by machine.
     """
     names = {"items": data.catalogue.ids, "titles": data.catalogue.titles}
     frozen = {} if tokenizer is None else {"tokenizer": tokenizer.state_dict()}
-    files = building.named_files(cfg)
-    origin = digest(fingerprint(frozen.get("tokenizer", {})), *files.values())
-    kept = {**names, **frozen, "files": files, "origin": origin}
+    files, own = building.named_files(cfg), getattr(model, "tokenizer", None)
+    origin = digest(fingerprint(frozen.get("tokenizer", {})), *(files[k] for k in files if k == "sid_path"))
+    first = None if own is None else fingerprint(dict(own.named_parameters()))
+    kept = {**names, **frozen, "files": files, "origin": origin, "pretrained": first}
     return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **kept}
 
 
@@ -282,7 +284,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
         "best_epoch": best["epoch"], "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
         **figures, "test_evaluations": looks, "data": data.hash,
         "split": {"kind": cfg[DataOptions].split, **data.facts}, **content_of(data),
-        "files": best.get("files", {}),
+        "files": fit.extras["files"],
     }  # fmt: skip
     with guard.fail_together(acc):
         if acc.is_main_process:

@@ -33,9 +33,12 @@ ROADS = ("history", "target", "teacher")  # from the recommendation loss to the 
 
 
 class Taught(NamedTuple):
-    """A recommendation loss, and the state [R, h] of each row, which foretells its target."""
+    """A recommendation loss; the loss of whole items beside it, weighted (0 without one); the state [R, h] of each row,
+    which foretells its target.
+    """
 
     loss: Tensor
+    item_loss: Tensor
     state_Rh: Tensor
 
 
@@ -177,11 +180,12 @@ class GenerativeModel(nn.Module):
             share = log_shares[place] if place < len(log_shares) else None
             terms.append(self._place_loss(place, logits_RV, label, token_UP, chosen_R, len(row_R), share))
         loss = torch.stack(terms).mean() * (len(terms) / places)
-        if weight:  # the item itself
+        item_loss = loss.new_zeros(())
+        if weight:
             item_Nh = self.recommender.catalogue(self.sids.token_NP, batch.item_U, teacher_UPh)
             item_RN = self.recommender.item_logits(said.state_Rh, item_Nh)
-            loss = loss + weight * F.cross_entropy(item_RN, batch.item_U[row_R] - 1)
-        return Taught(loss, said.state_Rh)
+            item_loss = weight * F.cross_entropy(item_RN, batch.item_U[row_R] - 1)
+        return Taught(loss, item_loss, said.state_Rh)
 
     def _place_loss(
         self, place: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int,
@@ -198,9 +202,12 @@ class GenerativeModel(nn.Module):
         return soft_label_loss(logits_RV, index_R, p_UV, row_R, self.target_gradient, log_share, rows)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
-        """(L_rec of a batch, its parts for the log)."""
-        loss, _ = self.recommendation_loss(batch, self.quantize(batch))
-        return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
+        """(L_rec of a batch and the loss of whole items, its parts for the log)."""
+        rec, item_loss, _ = self.recommendation_loss(batch, self.quantize(batch))
+        logs = {"loss": rec + item_loss, "loss/rec": rec}
+        if self.recommender.item_loss:
+            logs["loss/item"] = item_loss
+        return logs["loss"], {k: v.detach() for k, v in logs.items()}
 
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"name": "rec", "params": list(self.recommender.parameters())}]

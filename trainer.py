@@ -108,6 +108,7 @@ class Progress:
         return self.best > -math.inf and self.looked == self.epoch - 1 and self.looked - self.best_epoch >= early_stop
 
 
+SOURCES = ("origin", "pretrained")  # what was read before training, beside the data
 AT_START = ("grad/", "lr/")  # figures of an epoch's start, not means
 PROBED, FEW = 256, 32  # samples that a probe looks at; fewer prove nothing
 PROBE_TOKENS = 8192  # in one pass of it: no more memory than a step takes with the smallest default budget
@@ -440,7 +441,7 @@ class Fit:
     def _world(self) -> dict[str, Any]:
         """What a resumed run must find as it was: the samples and how they are dealt out."""
         shape = {"processes": self.shape.processes, "global_batch": self.shape.global_batch}
-        return {"data": self.data.hash, **shape, "origin": self.extras.get("origin")}
+        return {"data": self.data.hash, **shape, **{key: self.extras.get(key) for key in SOURCES}}
 
     def _resume(self) -> None:
         state = self.run.load_state() if self.cfg[RunOptions].resume == "auto" else None
@@ -479,8 +480,8 @@ class Fit:
 
     def _check_world(self, state: dict[str, Any]) -> None:
         begun, now = state.get("world"), self._world()
-        if isinstance(begun, dict) and "origin" not in begun:  # of an earlier version
-            del now["origin"]
+        if isinstance(begun, dict):
+            now = {k: v for k, v in now.items() if k in begun or k not in SOURCES}  # an earlier version kept fewer
         if self.cfg[RunOptions].resume_with_changes and isinstance(begun, dict):
             begun = begun | {"processes": now["processes"]}
         if begun != now:

@@ -92,6 +92,12 @@ class RunFolder:
     def finished(self) -> bool:
         return self.test.is_file()
 
+    @property
+    def changed(self) -> bool:
+        """Did it go on with other options than it was begun with?"""
+        found = read_json(self.identity) if self.identity.is_file() else {}
+        return isinstance(found, dict) and found.get("changed") is True
+
     def check_free_or_same(self, cfg: Config) -> None:
         """Problem when another run lives in the folder."""
         if self.path.exists() and not self.path.is_dir():
@@ -185,8 +191,12 @@ class RunFolder:
         )
 
     def keep(self, cfg: Config) -> None:
-        """Write the configuration; on resume only once the state has proved to fit it."""
+        """Write the configuration; on resume only once the state has proved to fit it. That it has changed is noted
+        first: what was trained by two configurations is a result of neither.
+        """
         self._still_ours()
+        if self.config.is_file() and settings.differences(upgraded(settings.read_yaml(self.config)), cfg):
+            write_json(self.identity, read_json(self.identity) | {"changed": True})
         write_text(self.config, settings.dump(cfg))
 
     def _same(self, cfg: Config) -> None:

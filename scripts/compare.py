@@ -161,16 +161,16 @@ def is_of(results: dict[str, Any], data: Dataset, cfg: Config) -> bool:
     earlier = {"sid_path": results.get("sids")}  # all that earlier versions told
     told = results.get("files", earlier)
     return results.get("data") == data.hash and all(
-        told.get(key, file) == file for key, file in building.named_files(cfg).items()
+        told.get(key) == file for key, file in building.named_files(cfg).items()
     )
 
 
 def finished(cfg: Config, data: Dataset) -> RunFolder | None:
-    """A finished run of the same options on the same data, whatever its name."""
+    """A finished run of the same options, from its first step, on the same data, whatever its name."""
     for path in sorted((Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset).glob("*/config.yaml")):
         run = RunFolder(path.parent)
         same = not settings.differences(upgraded(settings.read_yaml(path)), cfg)
-        if same and run.finished and is_of(run.results(), data, cfg):
+        if same and run.finished and not run.changed and is_of(run.results(), data, cfg):
             return run
     return None
 

@@ -56,6 +56,8 @@ def run(uncertainty: str, argv: list[str]) -> None:
         print(settings.dump(cfg), end="")
         return
     data, folder, beside = check_before_training(cfg, processes), RunFolder.of(cfg), beside_of(cfg)
+    if beside is not None:
+        check_of_data(data, RunFolder.of(beside), folder)
     lacking = [c for c in (beside, cfg) if c is not None and not RunFolder.of(c).finished]
     if lacking and cfg[CodeOptions].rqvae_path is None:
         building.train_tokenizer(cfg, data)
@@ -66,6 +68,16 @@ def run(uncertainty: str, argv: list[str]) -> None:
         page.write(folder)
     report.log_results(folder)
     log.info(f"run folder: {folder.path}")
+
+
+def check_of_data(data: Dataset, *folders: RunFolder) -> None:
+    """Problem when a finished run, whose figures are to stand beside another's, is of other data than there are now."""
+    for run in (f for f in folders if f.finished):
+        if run.results().get("data") not in (None, data.hash):
+            raise Problem(
+                f"{run.path}: was trained on other data than {data.name!r} now holds, so nothing can stand beside it; "
+                "put the old files back, or choose another run_name"
+            )
 
 
 def check_before_training(cfg: Config, processes: int) -> Dataset:

@@ -56,6 +56,17 @@ def test_options_make_another_run(shop, tmp_path):
     assert len(looks(tmp_path)) == 2
 
 
+def test_a_run_that_went_on_with_other_options_is_no_row(shop, tmp_path):
+    shop("sasrec", "--seeds=1")
+    (run,) = (tmp_path / "out" / "tiny").glob("*/run.json")
+    mine = run.parent.rename(run.parent.with_name("mine")) / "run.json"
+    shop("sasrec", "--seeds=1")
+    assert list(looks(tmp_path)) == ["mine"]
+    mine.write_text(json.dumps(json.loads(mine.read_text()) | {"changed": True}))
+    shop("sasrec", "--seeds=1")
+    assert len(looks(tmp_path)) == 2
+
+
 def test_another_file_under_the_same_name_makes_another_run(shop, tmp_path):
     shop("two_stage", "--seeds=1,2")
     named, counts = tmp_path / "t.pth", []

@@ -347,12 +347,21 @@ def test_the_item_loss_is_the_cross_entropy_of_the_next_item(kind, own):
     model, batch = joint(recommender=kind, item_loss=2.0, item_embedding=own).eval(), some_batch()
     batch = batch._replace(history_BS=batch.history_BS[:, -1:], history_row_BS=batch.history_row_BS[:, -1:])
     with torch.no_grad():
-        with_it = model.recommendation_loss(batch, model.quantize(batch)).loss
+        with_it = model.recommendation_loss(batch, model.quantize(batch))
         score = model.recommender.scorer(lambda item: model.sids.tokens(item).token, batch.history_BS)
         model.recommender.item_loss = 0.0
         without = model.recommendation_loss(batch, model.quantize(batch)).loss
     want = -score(4, None, None).gather(1, batch.target_B[:, None] - 1).mean()
-    assert float(with_it - without) == pytest.approx(2 * float(want), rel=1e-4)
+    assert with_it.loss == without and float(with_it.item_loss) == pytest.approx(2 * float(want), rel=1e-4)
+
+
+def test_a_decay_scales_the_loss_of_sids_and_follows_it_alone():
+    """SDUD beside a loss of whole items: L_rec / (2 t^2) + log t + L_item, and the gradient of sigma knows no item."""
+    model, batch = joint(uncertainty="sdud", item_loss=2.0, recon_loss_weight=0, vq_loss_weight=0).train(), some_batch()
+    loss, logs = model(batch)
+    t = torch.tensor(model.decay.scales()).mean() + model.decay.cfg.sigma_lambda
+    assert float(logs["loss/item"]) > 0
+    assert float(loss) == pytest.approx(float(logs["loss/rec"] / (2 * t**2) + t.log() + logs["loss/item"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["rq_transformer", "t5"])
@@ -467,7 +476,7 @@ def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind
     start_Nd = t.latents() - t.offset_Nd.detach()
     centred_Nd = start_Nd - start_Nd.mean(0)
     z_Nd = (centred_Nd + t.offset_Nd) / (centred_Nd**2).mean().sqrt()
-    _, state_Rh = model.recommendation_loss(batch, model.quantize(batch))
+    state_Rh = model.recommendation_loss(batch, model.quantize(batch)).state_Rh
     item_R = batch.item_U[batch.goals(model.targets)]
     want = -(head(state_Rh) @ z_Nd.T).log_softmax(1).gather(1, item_R[:, None] - 1).mean()
     _, logs = model(batch)
@@ -483,7 +492,7 @@ def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind
         assert mine.abs().sum() > 0
     assert (got[0].abs().sum(1) > 0).all()
     dead = joint(recommender=kind, latent_loss=2.0, lr_offset=0.1, gradient="detached")
-    _, state_Rh = dead.recommendation_loss(batch, dead.quantize(batch), dead.roads)
+    state_Rh = dead.recommendation_loss(batch, dead.quantize(batch), dead.roads).state_Rh
     loss = dead.latent_loss(dead.latent_head(state_Rh), item_R)
     assert codebook_grads(dead, loss) == [0.0, 0.0, 0.0]
 

@@ -232,6 +232,21 @@ def test_a_baseline_with_other_options_is_refused_with_its_remedy(finished, caps
     COMMANDS["run"]([*argv, "--dry_run", "--with_two_stage=false"])
 
 
+def test_a_baseline_of_other_data_does_not_stand_beside(finished, capsys, tmp_path):
+    """The data have changed since the run was trained; its twin would be trained on what they are now."""
+    config, folder = finished
+    options = yaml.safe_load(config.read_text())
+    shutil.copytree(folder, tmp_path / "out" / "tiny" / "r")
+    (tmp_path / "out" / "tiny" / "r" / "baselines.json").unlink()
+    write_tiny(tmp_path / "dataset" / "tiny", seed=1)
+    moved = options | {"data_path": str(tmp_path / "dataset"), "output_dir": str(tmp_path / "out"), "rqvae_path": None}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(moved))
+    before = contents(tmp_path / "out")
+    err = fails(capsys, COMMANDS["run"], f"--config={tmp_path / 'config.yaml'}", "--resume=auto")
+    assert re.search(r"tiny/r: was trained on other data than 'tiny' now holds.* another run_name", err)
+    assert contents(tmp_path / "out") == before
+
+
 def test_a_baseline_that_was_not_asked_for_at_first_is_trained_later(finished, capsys, tmp_path):
     config, folder = finished
     shutil.copytree(folder.parent, tmp_path / "tiny")
@@ -366,6 +381,7 @@ def test_a_run_begun_before_goes_on(ground, tmp_path, monkeypatch, kind):
     fit = go_on(ground, tmp_path / "a")
     assert_same_state(fit, whole)
     assert fit.run.id == torch.load(max(fit.run.states.glob("*")), weights_only=True)["run"]
+    assert not fit.run.changed
 
 
 @pytest.mark.parametrize(("again", "best"), [([0.3], (0.3, 2)), ([0.15], (0.15, 2))])
@@ -379,7 +395,7 @@ def test_a_best_model_newer_than_the_state_competes_with_nobody(ground, tmp_path
     resumed = fit_of(ground, tmp_path, **SAME, lr_rec=1e-4, resume="auto", resume_with_changes=True)
     without_training(resumed, monkeypatch, again)
     resumed.train()
-    assert (resumed.progress.best, resumed.progress.best_epoch) == best
+    assert (resumed.progress.best, resumed.progress.best_epoch) == best and resumed.run.changed
     assert torch.load(resumed.run.best, weights_only=True)["epoch"] == 2
 
 

@@ -32,7 +32,7 @@ def fit_of(ground, tmp_path, **changes):
     run.claim(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
     built = building.build_model(cfg, data)
-    extras = portable(cfg, data, built.tokenizer)
+    extras = portable(cfg, data, built.tokenizer, built.model)
     return Fit(cfg, built.model, data, Accelerator(cpu=True), run, extras, report.EpochLog())
 
 

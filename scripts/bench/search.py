@@ -1,6 +1,7 @@
 """Evaluation: our beam search beside `generate` with a prefix trie, same weights, same beams."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,7 @@ class OurSearch:
     def __init__(self, job: Job, data: Dataset) -> None:
         self.job, self.longest, self.split = job, job.cfg[DataOptions].max_his_len, data.test
         self.model = job.model("two_stage", data).eval()
+        self.model.search = replace(self.model.search, num_beams=1)  # as many beams as a list asks for, no more
 
     def plan(self, width: int) -> list[np.ndarray]:
         return evaluation_plan(self.split, users_at_once(self.job, width), self.longest)
