@@ -33,7 +33,8 @@ from settings import Config
 from sids import collisions, lengths
 from sids.behaviour import side_width
 from sids.cut import check_usable, codes_of
-from sids.fit import checkpoint_path, load_state, pretrain
+from sids.fit import pretrain
+from sids.kept import checkpoint_path, load_state
 from sids.search import SearchOptions
 from sids.table import SidOptions, SidTable, Spelling, by_count, end_tokens
 from sids.tokenizer import CodeOptions

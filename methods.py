@@ -20,7 +20,7 @@ from recommenders.protocol import Ranker
 from retired import RETIRED
 from runs.folder import RunOptions
 from settings import Config, option
-from sids.fit import FitOptions
+from sids.kept import FitOptions
 from sids.search import SearchOptions
 from sids.table import SidOptions
 from sids.tokenizer import CodeOptions, is_learned

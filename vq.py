@@ -134,6 +134,7 @@ class RQVAE(ContentTokenizer):
     Options: ClassVar[type[RQVAEOptions]] = RQVAEOptions
     cfg: RQVAEOptions
     keeps_last = False
+    only_pre_training: ClassVar[tuple[str, ...]] = ("upkeep.",)
 
     def __init__(self, cfg: RQVAEOptions, n_input: int) -> None:
         super().__init__(cfg, n_input)
@@ -300,6 +301,8 @@ class JointRQVAE(RQVAE):
     z is the content's latent plus an offset that each item learns, and |q - z|^2 is of the content's latent alone.
     """
 
+    only_pre_training = (*RQVAE.only_pre_training, "theta")  # the latter of sids/contrastive.py
+    made_later = ("scale_L",)  # by `attach`
     scale_L: Tensor
     offset_Nd: nn.Parameter | None
 

@@ -30,7 +30,7 @@ from readers.splits import DataOptions
 from runs.exported import read_folder
 from sids import lengths, quality
 from sids.files import read_index
-from sids.fit import load_state
+from sids.kept import load_state
 from sids.pairs import PairOptions, pairs_of
 from sids.table import SidTable
 from sids.tokenizer import CodeOptions

@@ -1,6 +1,8 @@
-"""Pre-training: from a data set to a tokenizer's checkpoint, whatever its kind; one loop for those that learn."""
+"""Pre-training: from a data set to a tokenizer's checkpoint, whatever its kind; one loop for those that learn.
 
-import argparse
+Where the checkpoint lies and what it holds: sids/kept.py.
+"""
+
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -9,25 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-import settings
 from readers.dataset import Dataset
 from readers.splits import DataOptions
 from runs import guard
-from runs.folder import RunOptions
-from settings import Config, option
+from settings import Config
 from sids import shares
 from sids.behaviour import vectors_of
+from sids.kept import FitOptions, checkpoint_path, claim, portable
 from sids.table import collision_rate, perplexity
-from sids.tokenizer import ROWS, CodeOptions, Source, Tokenizer, in_pieces, is_learned, target_of
+from sids.tokenizer import ROWS, CodeOptions, Source, in_pieces, is_learned, target_of
 from utils import (
     Problem,
     Stopped,
     check_moments,
-    digest,
-    holds,
     load_weights,
     log,
     not_finite,
@@ -37,24 +36,6 @@ from utils import (
     write_checkpoint,
     write_json,
 )
-
-PRE_TRAINING = ("upkeep.", "theta")  # beginnings of the tensors that only pre-training needs
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitOptions:
-    rqvae_epochs: int = option(10000, "most epochs of pre-training", ge=1)
-    rqvae_patience: int = option(
-        500, "stop after so many epochs without a better checkpoint (docs/method.md, 2.3)", ge=1
-    )
-    rqvae_eval_step: int = option(50, "epochs between two looks at the collision rate", ge=1)
-    rqvae_batch_size: int = option(
-        1024, "rows a step: items, pairs (contrastive), interactions (dvae, reinforce)", ge=1
-    )
-    rqvae_lr: float = option(1e-3, "learning rate of pre-training", gt=0)
-    rqvae_weight_decay: float = option(1e-4, "weight decay of pre-training", ge=0)
-    rqvae_warmup_epochs: int = option(50, "epochs of linear warm-up", ge=0)
-
 
 # ---------------------------------------------------------------- how good it is
 
@@ -89,6 +70,12 @@ class Report:
         if type(r.epoch) is not int or not 0 <= r.epoch <= looked or len(r.codes_used) != len(r.perplexity):
             raise ValueError(f"epoch {shown(r.epoch)} was not looked at")
         return r
+
+    def figures(self) -> dict[str, float]:
+        """What a checkpoint says of it, under the released names."""
+        return {
+            "epoch": self.epoch, "best_loss": self.reconstruction_error, "best_collision_rate": self.collision_rate,
+        }  # fmt: skip
 
     def lines(self) -> list[str]:
         levels = zip(self.codes_used, self.perplexity, strict=True)
@@ -134,86 +121,6 @@ def measure(model: Any, content_ND: np.ndarray, epoch: int) -> Report:
     return Report(epoch, rate, relative, [u for u, _ in usage], [p for _, p in usage])
 
 
-# ---------------------------------------------------------------- where it lies
-
-LENGTH = ("target_length", "max_group", "max_shared")  # what becomes of codes, where a tokenizer does not learn it
-
-
-def checkpoint_path(cfg: Config, name: str, data: Dataset) -> Path:
-    """Where the tokenizer of these options, seed and data lies: equal ones share it.
-
-    Only options that differ from their default count, so that an option that comes later moves nothing.
-    """
-    parts = [settings.changed(cfg[kind]) for kind in (CodeOptions, FitOptions) if kind in cfg]
-    for key in ("rqvae_path", *(() if cfg[CodeOptions].learns_length else LENGTH)):  # make none
-        parts[0].pop(key, None)
-    if vectors := parts[0].pop("vectors_from", None):  # what it holds counts, not where it lies
-        parts.append({"vectors": digest(Path(vectors))})
-    folder = Path(cfg[RunOptions].output_dir) / data.name
-    new = folder / f"{name}-{digest(*parts, cfg[DataOptions].seed, data.hash)}" / "best_collision_model.pth"
-    old = folder / f"rqvae-{_all_options_hash(cfg, data)}" / new.name if name == "rqvae" else new
-    return old if old.is_file() and not new.is_file() else new
-
-
-def _all_options_hash(cfg: Config, data: Dataset) -> str:
-    """The name that folders had when every option of tokenizer and pre-training counted."""
-    values = settings.flat(cfg)
-    tokenizer = ("num_emb_list code_num code_length semantic_hidden_size e_dim layers beta dist dropout_prob "
-                 "sk_epsilons sk_iters standardize_embeddings")  # fmt: skip
-    training = ("rqvae_epochs rqvae_patience rqvae_eval_step rqvae_batch_size rqvae_lr rqvae_weight_decay "
-                "rqvae_warmup_epochs rqvae_assignment quant_loss_weight kmeans_init kmeans_iters")  # fmt: skip
-    parts = [{k: values[k] for k in names.split()} for names in (tokenizer, training)]
-    return digest(*parts, values["seed"], values["catalogue_assignment"], data.hash)
-
-
-def load_state(path: Path, model: nn.Module, name: str) -> None:
-    """Fill a tokenizer from a checkpoint, ours or a released `best_collision_model.pth`.
-
-    Nothing in the file is executed. Problem when its shapes disagree with the configuration.
-    """
-    found = read_checkpoint(path, allow=(argparse.Namespace,))
-    state, kind = found.get("state_dict"), found.get("tokenizer", "rqvae")
-    own_keys = set(model.state_dict())
-    if isinstance(state, dict):  # joint training needs nothing of what only pre-training did
-        state = {k: v for k, v in state.items() if k in own_keys or not str(k).startswith(PRE_TRAINING)}
-    if not isinstance(state, dict):
-        raise Problem(f"{path}: holds no 'state_dict'; expected a tokenizer's checkpoint")
-    if kind != name:
-        raise Problem(f"{path}: holds a tokenizer of the kind {kind!r}, this run has {name!r}; set --tokenizer={kind}")
-    own = {
-        k: v for k, v in model.state_dict().items() if k in state or k != "scale_L"
-    }  # made when joint training begins
-    check_state(path, state, own)
-    model.load_state_dict({k: state[k] for k in own}, strict=False)
-
-
-def check_state(path: Path, state: dict[str, Any], own: dict[str, Tensor]) -> None:
-    """Problem when a tokenizer's saved tensors are not those that the configuration asks for."""
-    beside = "side.vector_NV"
-    if (beside in own) != (beside in state):
-        has, wants = ("has", "none") if beside in state else ("has no", "it")
-        raise Problem(f"{path}: {has} behaviour beside the content, the configuration wants {wants}; set behaviour so")
-    own = {k: v for k, v in own.items() if k != beside}  # as many rows as are loaded
-    first = "encoder.mlp_layers.1.weight"
-    if first in own and isinstance(state.get(first), Tensor) and state[first].shape[1] != own[first].shape[1]:
-        raise Problem(
-            f"{path}: was trained on embeddings of width {state[first].shape[1]}, yours have {own[first].shape[1]}; "
-            "use the embeddings of that checkpoint or pre-train again"
-        )
-    ours = {k: tuple(v.shape) for k, v in own.items()}
-    theirs = {str(k): tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor) and k != beside}
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
-            raise Problem(
-                f"{path}: {key} has shape {theirs.get(key, 'none')}, the configuration wants "
-                f"{ours.get(key, 'none')}; check num_emb_list, e_dim, layers, standardize_embeddings"
-            )
-    if bad := [k for k in ours if not holds(own[k].dtype, state[k])]:
-        raise Problem(f"{path}: {bad[0]} holds {state[bad[0]].dtype}, not {own[bad[0]].dtype}; pre-train again")
-    if bad := [k for k in ours if not torch.isfinite(state[k]).all()]:
-        raise Problem(f"{path}: {bad[0]} holds NaN or infinity; pre-train again")
-
-
 # ---------------------------------------------------------------- making it
 
 
@@ -237,7 +144,7 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
     if not is_learned(kind):
         model.fit(source, cfg[DataOptions].seed)
         best = measure(model, source.content_ND, 0)
-        write_checkpoint(path, portable(cfg, name, model, best))
+        write_checkpoint(path, portable(cfg, name, model, best.figures()))
     else:
         advice = "the tokenizer so far is saved; the same command goes on with it"
         with guard.orderly_stop(advice if shares.rank() == 0 else None):
@@ -249,23 +156,6 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
     shares.of_first(lambda: write_json(done, dataclasses.asdict(best)))
     path.with_name("last.pth").unlink(missing_ok=True)
     return path
-
-
-def claim(folder: Path) -> None:
-    """Make this process the one that writes in a folder, and clear it of what a kill left half written."""
-    guard.lock(folder)
-    for torn in folder.glob(".*.part"):
-        torn.unlink(missing_ok=True)
-
-
-def portable(cfg: Config, name: str, model: Tokenizer, best: Report) -> dict[str, Any]:
-    """A tokenizer's checkpoint in the layout of the released ones, with plain values in `args`."""
-    learned = dataclasses.asdict(cfg[FitOptions]) if FitOptions in cfg else {}
-    return {
-        "tokenizer": name, "args": {**dataclasses.asdict(cfg[CodeOptions]), **learned}, "epoch": best.epoch,
-        "best_loss": best.reconstruction_error, "best_collision_rate": best.collision_rate,
-        "state_dict": model.state_dict(),
-    }  # fmt: skip
 
 
 class _Loop:
@@ -361,7 +251,8 @@ class _Loop:
         self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
         if self.best is None or getattr(self.model, "keeps_last", False) or now.beats(self.best, self.lowest):
             self.best = now
-            state = portable(self.cfg, self.name, self.model, now) | {"optimizer": self.optimizer.state_dict()}
+            state = portable(self.cfg, self.name, self.model, now.figures())
+            state["optimizer"] = self.optimizer.state_dict()
             shares.of_first(lambda: write_checkpoint(self.path, state))
 
     def _measured(self, epoch: int) -> Report:

@@ -131,7 +131,9 @@ class Learned(Tokenizer, Protocol):
     """Learned step by step, in the loop of sids/fit.py; what has `batches` is one.
 
     It may have `after_step(optimizer)`, figures for the log; `disagreement(size, seed)`, the share of items per level
-    whose code in training is another than afterwards; `keeps_last`, true where no figure tells which state is better.
+    whose code in training is another than afterwards; `keeps_last`, true where no figure tells which state is better;
+    `only_pre_training`, beginnings of names that a checkpoint may hold beyond its state; `made_later`, names of its
+    state that a checkpoint may lack.
     """
 
     def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:

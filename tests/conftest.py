@@ -18,7 +18,7 @@ from readers.dataset import Catalogue, Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
 from runs.folder import RunFolder
-from sids.fit import load_state
+from sids.kept import load_state
 from trainer import Fit
 from vq import RQVAE
 

@@ -15,7 +15,7 @@ from readers.splits import DataOptions
 from runs import guard
 from sids.codebooks import Upkeep, UpkeepOptions
 from sids.contrastive import Adjacency, ContrastiveOptions, ContrastiveRQVAE, Step, contrast, contrastive_loss, excluded
-from sids.fit import checkpoint_path
+from sids.kept import checkpoint_path
 from sids.pairs import Pairs
 from sids.tokenizer import Source
 from utils import Problem, Stopped, read_checkpoint, read_json

@@ -22,7 +22,7 @@ from readers.tables import read_rows
 from recommenders.protocol import Found
 from runs import memory, report
 from runs.folder import RunFolder
-from sids.fit import load_state
+from sids.kept import load_state
 from trainer import TrainOptions, learning_rate, rate_sum
 from utils import Problem, read_checkpoint, read_json, regular_file
 

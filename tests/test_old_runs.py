@@ -21,7 +21,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from retired import upgraded
 from runs.folder import RunFolder
-from sids.fit import checkpoint_path
+from sids.kept import checkpoint_path
 from utils import Problem, read_json
 
 FIXTURE = Path(__file__).parent / "fixtures" / "before_sid_table.tar.gz"

@@ -18,7 +18,8 @@ from model import load
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from sids.fit import checkpoint_path, measure
+from sids.fit import measure
+from sids.kept import checkpoint_path
 from sids.rq_kmeans import RQKMeans
 from sids.tokenizer import Source
 from utils import Problem, read_checkpoint, read_json

@@ -17,7 +17,8 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard
 from sids import fit, shares
-from sids.fit import FitOptions, _Loop, checkpoint_path
+from sids.fit import _Loop
+from sids.kept import FitOptions, checkpoint_path
 from sids.tokenizer import CodeOptions, Source
 from utils import Problem, Stopped, read_checkpoint, read_json
 

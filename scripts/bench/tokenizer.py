@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from readers.dataset import read_embeddings
 from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
-from sids.fit import FitOptions, _Loop
+from sids.fit import _Loop
+from sids.kept import FitOptions
 from sids.tokenizer import Source
 from vq import RQVAE, RQVAEOptions
 

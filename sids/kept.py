@@ -1,0 +1,138 @@
+"""A tokenizer's files: the folder that options, seed and data lead to; what a checkpoint holds, ours or a released one.
+
+What is made and how good it is: sids/fit.py.
+"""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import settings
+from readers.dataset import Dataset
+from readers.splits import DataOptions
+from runs import guard
+from runs.folder import RunOptions
+from settings import Config, option
+from sids.tokenizer import CodeOptions, Tokenizer
+from utils import Problem, digest, holds, read_checkpoint
+
+LENGTH = ("target_length", "max_group", "max_shared")  # what becomes of codes, where a tokenizer does not learn it
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """Of the loop in sids/fit.py; here, because a folder's name depends on them."""
+
+    rqvae_epochs: int = option(10000, "most epochs of pre-training", ge=1)
+    rqvae_patience: int = option(
+        500, "stop after so many epochs without a better checkpoint (docs/method.md, 2.3)", ge=1
+    )
+    rqvae_eval_step: int = option(50, "epochs between two looks at the collision rate", ge=1)
+    rqvae_batch_size: int = option(
+        1024, "rows a step: items, pairs (contrastive), interactions (dvae, reinforce)", ge=1
+    )
+    rqvae_lr: float = option(1e-3, "learning rate of pre-training", gt=0)
+    rqvae_weight_decay: float = option(1e-4, "weight decay of pre-training", ge=0)
+    rqvae_warmup_epochs: int = option(50, "epochs of linear warm-up", ge=0)
+
+
+# ---------------------------------------------------------------- where it lies
+
+
+def checkpoint_path(cfg: Config, name: str, data: Dataset) -> Path:
+    """Where the tokenizer of these options, seed and data lies: equal ones share it.
+
+    Only options that differ from their default count, so that an option that comes later moves nothing.
+    """
+    parts = [settings.changed(cfg[kind]) for kind in (CodeOptions, FitOptions) if kind in cfg]
+    for key in ("rqvae_path", *(() if cfg[CodeOptions].learns_length else LENGTH)):  # make none
+        parts[0].pop(key, None)
+    if vectors := parts[0].pop("vectors_from", None):  # what it holds counts, not where it lies
+        parts.append({"vectors": digest(Path(vectors))})
+    folder = Path(cfg[RunOptions].output_dir) / data.name
+    new = folder / f"{name}-{digest(*parts, cfg[DataOptions].seed, data.hash)}" / "best_collision_model.pth"
+    old = folder / f"rqvae-{_all_options_hash(cfg, data)}" / new.name if name == "rqvae" else new
+    return old if old.is_file() and not new.is_file() else new
+
+
+def _all_options_hash(cfg: Config, data: Dataset) -> str:
+    """The name that folders had when every option of tokenizer and pre-training counted."""
+    values = settings.flat(cfg)
+    tokenizer = ("num_emb_list code_num code_length semantic_hidden_size e_dim layers beta dist dropout_prob "
+                 "sk_epsilons sk_iters standardize_embeddings")  # fmt: skip
+    training = ("rqvae_epochs rqvae_patience rqvae_eval_step rqvae_batch_size rqvae_lr rqvae_weight_decay "
+                "rqvae_warmup_epochs rqvae_assignment quant_loss_weight kmeans_init kmeans_iters")  # fmt: skip
+    parts = [{k: values[k] for k in names.split()} for names in (tokenizer, training)]
+    return digest(*parts, values["seed"], values["catalogue_assignment"], data.hash)
+
+
+def claim(folder: Path) -> None:
+    """Make this process the one that writes in a folder, and clear it of what a kill left half written."""
+    guard.lock(folder)
+    for torn in folder.glob(".*.part"):
+        torn.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- what it holds
+
+
+def portable(cfg: Config, name: str, model: Tokenizer, figures: dict[str, float]) -> dict[str, Any]:
+    """A tokenizer's checkpoint in the layout of the released ones, with plain values in `args`.
+
+    figures: `epoch`, `best_loss`, `best_collision_rate`.
+    """
+    learned = dataclasses.asdict(cfg[FitOptions]) if FitOptions in cfg else {}
+    return {
+        "tokenizer": name, "args": {**dataclasses.asdict(cfg[CodeOptions]), **learned}, **figures,
+        "state_dict": model.state_dict(),
+    }  # fmt: skip
+
+
+def load_state(path: Path, model: nn.Module, name: str) -> None:
+    """Fill a tokenizer from a checkpoint, ours or a released `best_collision_model.pth`.
+
+    Nothing in the file is executed. Problem when its shapes disagree with the configuration.
+    """
+    found = read_checkpoint(path, allow=(argparse.Namespace,))
+    state, kind = found.get("state_dict"), found.get("tokenizer", "rqvae")
+    if not isinstance(state, dict):
+        raise Problem(f"{path}: holds no 'state_dict'; expected a tokenizer's checkpoint")
+    if kind != name:
+        raise Problem(f"{path}: holds a tokenizer of the kind {kind!r}, this run has {name!r}; set --tokenizer={kind}")
+    own, passing = model.state_dict(), getattr(model, "only_pre_training", ())
+    state = {k: v for k, v in state.items() if k in own or not str(k).startswith(passing)}
+    own = {k: v for k, v in own.items() if k in state or k not in getattr(model, "made_later", ())}
+    check_state(path, state, own)
+    model.load_state_dict({k: state[k] for k in own}, strict=False)
+
+
+def check_state(path: Path, state: dict[str, Any], own: dict[str, Tensor]) -> None:
+    """Problem when a tokenizer's saved tensors are not those that the configuration asks for."""
+    beside = "side.vector_NV"
+    if (beside in own) != (beside in state):
+        has, wants = ("has", "none") if beside in state else ("has no", "it")
+        raise Problem(f"{path}: {has} behaviour beside the content, the configuration wants {wants}; set behaviour so")
+    own = {k: v for k, v in own.items() if k != beside}  # as many rows as are loaded
+    first = "encoder.mlp_layers.1.weight"
+    if first in own and isinstance(state.get(first), Tensor) and state[first].shape[1] != own[first].shape[1]:
+        raise Problem(
+            f"{path}: was trained on embeddings of width {state[first].shape[1]}, yours have {own[first].shape[1]}; "
+            "use the embeddings of that checkpoint or pre-train again"
+        )
+    ours = {k: tuple(v.shape) for k, v in own.items()}
+    theirs = {str(k): tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor) and k != beside}
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise Problem(
+                f"{path}: {key} has shape {theirs.get(key, 'none')}, the configuration wants "
+                f"{ours.get(key, 'none')}; check num_emb_list, e_dim, layers, standardize_embeddings"
+            )
+    if bad := [k for k in ours if not holds(own[k].dtype, state[k])]:
+        raise Problem(f"{path}: {bad[0]} holds {state[bad[0]].dtype}, not {own[bad[0]].dtype}; pre-train again")
+    if bad := [k for k in ours if not torch.isfinite(state[k]).all()]:
+        raise Problem(f"{path}: {bad[0]} holds NaN or infinity; pre-train again")
