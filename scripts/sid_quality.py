@@ -28,7 +28,7 @@ from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs.exported import read_folder
-from sids import lengths, quality
+from sids import hits, lengths, quality
 from sids.files import read_index
 from sids.kept import load_state
 from sids.pairs import PairOptions, pairs_of
@@ -110,21 +110,21 @@ def measured(
         figures |= lengths.price(sids.length_N.numpy(), data.popularity[1:])
     if data.embedding_path is None:
         return figures, {}
-    asked = quality.Queries.of_split(data.split(queries))
+    asked = hits.Queries.of_split(data.split(queries))
     views = quality.representations(tokenizer, read_embeddings(data), sids)
     views = {name: view for name, view in views.items() if not chosen or name in chosen}
-    return figures, {name: quality.emb_hit_rate(x_ND, asked) for name, x_ND in views.items()}
+    return figures, {name: hits.hit_figures(x_ND, asked) for name, x_ND in views.items()}
 
 
 def differences(found: Subject, old: Subject, queries: str) -> quality.Figures:
     """Embedding hit rate at 30 less that of the old SIDs, query by query: mean, half of the 95 % interval, z."""
     if found.tokenizer is None or old.tokenizer is None or found.data is None or found.data.embedding_path is None:
         return {}
-    asked, content_ND = quality.Queries.of_split(found.data.split(queries)), read_embeddings(found.data)
+    asked, content_ND = hits.Queries.of_split(found.data.split(queries)), read_embeddings(found.data)
     ours, theirs = (quality.representations(s.tokenizer, content_ND, s.sids) for s in (found, old))
     told: quality.Figures = {}
     for name in (n for n in ours if n in theirs and n != "raw"):
-        a, b = (torch.from_numpy(quality.hits(views[name], asked, 30)) for views in (ours, theirs))
+        a, b = (torch.from_numpy(hits.hits_of_queries(views[name], asked, 30)) for views in (ours, theirs))
         mean, z = paired_difference(a, b)
         told |= {f"{name} hit@30 gain": mean, f"{name} hit@30 +-": half_interval(a - b), f"{name} hit@30 z": z}
     return told
@@ -143,7 +143,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     log_to(None, main=True)
     begin = time.perf_counter()
     found = subject_of(Path(files[0]), data_words, sizes)
-    figures, hits = measured(found, queries)
+    figures, rates = measured(found, queries)
     if "against" in given:
         old = subject_of(Path(given["against"]), data_words, None)
         if old.sids.n_items != found.sids.n_items:
@@ -151,8 +151,8 @@ def run(argv: list[str]) -> dict[str, Any]:
         figures |= quality.churn_figures(found.sids, old.sids) | differences(found, old, queries)
     groups = quality.group_sizes(found.sids)
     name = f"{found.data.name}, {queries} queries" if found.data else "no data set"
-    log.info(f"{files[0]} ({name}; {time.perf_counter() - begin:.0f} s)\n\n{quality.text(figures, hits)}")
-    plain = {"file": files[0], "queries": queries, **figures, "groups": groups, "embedding_hit_rate": hits}
+    log.info(f"{files[0]} ({name}; {time.perf_counter() - begin:.0f} s)\n\n{quality.text(figures, rates)}")
+    plain = {"file": files[0], "queries": queries, **figures, "groups": groups, "embedding_hit_rate": rates}
     if "json" in given:
         write_json(Path(given["json"]), plain)
     return plain

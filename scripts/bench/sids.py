@@ -9,8 +9,8 @@ import torch
 from readers.splits import Split
 from scripts.bench.common import HOST, Figures, Job, figure, growth, peak_memory_of
 from sids.contrastive import ContrastiveOptions, ContrastiveRQVAE
+from sids.hits import Queries, hit_figures
 from sids.pairs import PairOptions, pairs_of
-from sids.quality import Queries, emb_hit_rate
 from sids.tokenizer import Source
 
 WIDTH, PER_ITEM, ASKED, STEPS = 64, 10, 200, 5
@@ -62,7 +62,7 @@ def hit_rate(n_items: int) -> float:
     found = source(n_items)
     part = Split(found.train.items, found.train.offsets[: ASKED + 1], found.train.offsets[1 : ASKED + 1] - 1)
     begin = time.perf_counter()
-    emb_hit_rate(torch.from_numpy(found.content_ND), Queries.of_split(part))
+    hit_figures(torch.from_numpy(found.content_ND), Queries.of_split(part))
     return time.perf_counter() - begin
 
 
