@@ -22,6 +22,7 @@ from sids.kept import load_state
 from trainer import Fit
 from vq import RQVAE
 
+pytest.register_assert_rewrite("helpers")
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import load_rqvae, tiny_overrides, write_tiny
+from helpers import contents, fails
 
 import building
 import main
@@ -30,30 +31,16 @@ from runs.folder import RunOptions
 from sids.tokenizer import CodeOptions
 from trainer import TrainOptions
 from uncertainty import UncertaintyOptions
-from utils import Problem, problems_exit_2
+from utils import Problem
 from vq import RQVAEOptions
 
 ROOT = Path(main.__file__).parent
-
-
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def write_config(root, **changes):
     path = root / "config.yaml"
     path.write_text(yaml.safe_dump({**tiny_overrides(root), **changes}))
     return f"--config={path}"
-
-
-def fails(capsys, command, *argv):
-    """The one line on stderr of a command that ends with status 2."""
-    with pytest.raises(SystemExit) as stop, problems_exit_2():
-        command(list(argv))
-    assert stop.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1
-    return err
 
 
 # ---------------------------------------------------------------- a whole run, once

@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_misleading import one_line, write
-from test_trainer import fit_of
+from helpers import fit_of, one_line, write_file
 
 import building
 import main
@@ -79,9 +78,9 @@ def test_a_number_may_stand_for_text_when_it_can_be_spelled(tmp_path, key):
         one_line(problem)
     for text in ("0x" + "f" * 5000, "0b" + "1" * 20000, "0" + "7" * 6000, "1" + ":59" * 3000, ".inf", "-.inf"):
         for work in (
-            lambda text=text: methods.load(write(tmp_path, f"{key}: {text}\n")),
-            lambda text=text: main.preset_of(write(tmp_path, f"{key}: {text}\n"), {}),
-            lambda text=text: main.preset_of(write(tmp_path, f"{key}: {text}\n"), {}, "t"),
+            lambda text=text: methods.load(write_file(tmp_path, f"{key}: {text}\n")),
+            lambda text=text: main.preset_of(write_file(tmp_path, f"{key}: {text}\n"), {}),
+            lambda text=text: main.preset_of(write_file(tmp_path, f"{key}: {text}\n"), {}, "t"),
             lambda text=text: methods.load(None, [f"--{key}={text}"]),
         ):
             try:

@@ -1,11 +1,11 @@
 """Batches against a loop over samples; the plan and the parts of a step against set arithmetic."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,8 +22,6 @@ from data import (
 )
 from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
-
-SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 
 
 def split_of(sequences):

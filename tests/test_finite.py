@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_cli import fails
-from test_trainer import Fixed, fit_of
+from helpers import Fixed, fails, fit_of
 
 import building
 import main

@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import tiny_overrides, write_tiny
+from helpers import assert_same_state, fit_of, rows
 from killed import server
-from test_trainer import assert_same_state, fit_of, rows
 
 import building
 import methods

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import HEADER, tiny_overrides, write_tiny
-from test_cli import fails
-from test_trainer import fit_of
+from helpers import fails, fit_of, one_line, write_file
 
 import building
 import main
@@ -28,12 +27,6 @@ from utils import Problem, read_checkpoint, read_json, regular_file
 
 ROOT = Path(main.__file__).parent
 HUGE = "7" * 5000
-
-
-def one_line(problem):
-    text = str(problem.value)
-    assert "\n" not in text and len(text) < 5000
-    return text
 
 
 # ---------------------------------------------------------------- the proof
@@ -159,17 +152,12 @@ QUOTES = [
     lambda d: main.numbers([LONG], {"a": 1}, "--history"),
     lambda d: main.read_lines(LONG),
     lambda d: read_checkpoint(LONG),
-    lambda d: read_rows(write(d, f"{HEADER}\nu\ti\t{LONG}\n")),
-    lambda d: read_rows(write(d, f"{HEADER}\nu\t{LONG}\n")),
+    lambda d: read_rows(write_file(d, f"{HEADER}\nu\ti\t{LONG}\n")),
+    lambda d: read_rows(write_file(d, f"{HEADER}\nu\t{LONG}\n")),
     lambda d: _inter(d, f"u\t{LONG}\t1\n"),
     lambda d: _items(d, f'{{"item_id": "{LONG}"}}\n' * 2),
-    lambda d: main.settings.read_yaml(write(d, f"a: !!bool {LONG}")),
+    lambda d: main.settings.read_yaml(write_file(d, f"a: !!bool {LONG}")),
 ]
-
-
-def write(folder, text):
-    (folder / "file").write_text(text)
-    return folder / "file"
 
 
 def _inter(folder, rows):
@@ -208,7 +196,7 @@ VALUES = [
 def test_a_value_of_the_wrong_kind_is_one_line(tmp_path, key, value):
     for work in (
         lambda: methods.build({}, methods.parse_overrides([f"--{key}={value}"])),
-        lambda: methods.load(write(tmp_path, f"{key}: {value}\n")),
+        lambda: methods.load(write_file(tmp_path, f"{key}: {value}\n")),
     ):
         with pytest.raises(Problem) as problem:
             work()
@@ -224,7 +212,7 @@ def test_a_cut_off_of_thousands_of_digits(word):
 @pytest.mark.parametrize("text", [f"[{HUGE}]", f'{{"a": -{HUGE}}}', "[" * 100000, "\0", "{"])
 def test_json_that_python_cannot_hold(tmp_path, text):
     with pytest.raises(Problem, match="not readable as JSON") as problem:
-        read_json(write(tmp_path, text))
+        read_json(write_file(tmp_path, text))
     one_line(problem)
 
 

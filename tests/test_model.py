@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from helpers import TINY, D, N, joint, some_batch
 
 import building
 import methods
@@ -13,33 +14,11 @@ from model import ROADS
 from readers.splits import Split
 from utils import Problem
 
-N, D = 30, 10
-TINY = {
-    "num_emb_list": [8, 8, 8], "layers": [16], "e_dim": 6, "encoder_layers": 1, "decoder_layers": 1,
-    "d_model": 16, "d_ff": 32, "num_heads": 2, "d_kv": 8, "dropout_rate": 0.0, "num_beams": 10, "logit_scale": "auto",
-}  # fmt: skip
 KINDS = ["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"]
 
 
 def options(**changes):
     return methods.build({**TINY, **changes})
-
-
-def joint(**changes):
-    torch.manual_seed(0)
-    cfg = options(**changes)
-    content = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
-    model = building.empty_model(cfg, N, D)
-    model.tokenizer.init_codebooks(torch.from_numpy(content), 20, 0)
-    model.attach(content)
-    return model
-
-
-def some_batch(rows=slice(0, 6)):
-    random = np.random.default_rng(1)
-    items = random.integers(1, N + 1, 60).astype(np.int32)
-    split = Split(items, np.arange(0, 61, 10), np.arange(4, 60, 7))
-    return make_batch(split, np.arange(len(split))[rows], 50)
 
 
 def codebook_grads(model, loss):

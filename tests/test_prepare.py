@@ -2,12 +2,12 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import yaml
+from helpers import SHARED
 
 from readers.dataset import title
 from readers.layouts import read_dataset
@@ -17,7 +17,6 @@ from readers.splits import DataOptions
 from scripts import prepare_data, run
 from utils import Problem
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 USERS, ITEMS = (
     ["AUSER00000A1", "AUSER00000B2", "AUSER00000C3"],
     ["B00000000P", "B00000000Q", "B00000000R", "B00000000S"],

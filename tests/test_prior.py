@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_model import TINY, D, N, joint, some_batch
+from helpers import TINY, D, N, joint, some_batch
 
 import building
 import methods

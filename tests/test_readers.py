@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import HEADER
+from helpers import SHARED, samples, table, write
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
@@ -17,46 +18,18 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from utils import Problem
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 PARTS = ("train", "valid", "test")
 
 
 # ---------------------------------------------------------------- writing and reading, naively
 
 
-def write(folder, **files):
-    """write(folder, inter=..., items__jsonl=...): text, bytes, JSON values or arrays as toy.<ending>."""
-    folder.mkdir(exist_ok=True)
-    for ending, content in files.items():
-        path = folder / f"toy.{ending.replace('__', '.')}"
-        if isinstance(content, np.ndarray):
-            np.save(path, content, allow_pickle=content.dtype == object)
-        else:
-            text = content if isinstance(content, str | bytes) else json.dumps(content)
-            path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return folder
-
-
 def read(folder, **options):
     return read_dataset(DataOptions(dataset="toy", data_path=str(folder), **options))
 
 
-def table(rows, header=HEADER):
-    return "\n".join([header, *("\t".join(map(str, row)) for row in rows)]) + "\n"
-
-
 def lines(*values):
     return "".join(json.dumps(v) + "\n" for v in values)
-
-
-def samples(data, part):
-    """[(history, target), ...] of one part in item tokens, read off the flat arrays one by one."""
-    split, found = data.split(part), []
-    for p in split.position.tolist():
-        begin = max(o for o in split.offsets.tolist() if o <= p)
-        tokens = [data.catalogue.ids[i - 1] for i in split.items[begin : p + 1].tolist()]
-        found.append((tuple(tokens[:-1]), tokens[-1]))
-    return found
 
 
 def naive_split(rows):

@@ -10,8 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_overrides, write_tiny
-from test_cli import contents, fails
-from test_trainer import assert_same_state, fit_of
+from helpers import assert_same_state, contents, fails, fit_of
 
 import building
 import main

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from conftest import HEADER
+from helpers import SHARED, samples, table, write
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from test_readers import HEADER, SHARED, samples, table, write
 
 import main
 import methods

@@ -1,7 +1,6 @@
 """The loop: learns, gives the same result however a batch is cut, goes on after a stop."""
 
 import dataclasses
-import json
 import logging
 
 import numpy as np
@@ -9,45 +8,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import tiny_overrides
+from helpers import Fixed, assert_same_state, fit_of, rows
 
 import building
 import methods
 from evaluation import evaluate, save_ranks
-from main import finish, portable
+from main import finish
 from metrics import ndcg, recall
 from readers.dataset import Catalogue, Dataset
-from readers.splits import DataOptions, leave_one_out
-from recommenders.protocol import Found
+from readers.splits import leave_one_out
 from runs import report
 from runs.folder import RunFolder
 from runs.report import epoch_line
-from trainer import Fit, TrainOptions, learning_rate
+from trainer import TrainOptions, learning_rate
 from utils import Problem
-
-
-def fit_of(ground, tmp_path, **changes):
-    options, data = ground
-    cfg = methods.build({**options, "output_dir": str(tmp_path), "run_name": "r", "warmup_steps": 2, **changes})
-    run = RunFolder.of(cfg)
-    run.claim(cfg)
-    torch.manual_seed(cfg[DataOptions].seed)
-    built = building.build_model(cfg, data)
-    extras = portable(cfg, data, built.tokenizer, built.model)
-    return Fit(cfg, built.model, data, Accelerator(cpu=True), run, extras, report.EpochLog())
-
-
-def rows(fit):
-    found = [json.loads(line) for line in fit.run.metrics.read_text().splitlines()]
-    times = {"seconds", "samples_per_s", "peak_memory_gb", "valid/users_per_s"}
-    return [{k: v for k, v in row.items() if k not in times} for row in found]
-
-
-def assert_same_state(a, b, atol=0.0):
-    ours, theirs = a.raw.state_dict(), b.raw.state_dict()
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        assert torch.allclose(value.double(), theirs[key].double(), rtol=0, atol=atol), key
-
 
 # ---------------------------------------------------------------- the same result
 
@@ -159,18 +133,6 @@ def test_learns_a_chain(tmp_path, method):
 
 
 # ---------------------------------------------------------------- evaluation
-
-
-class Fixed(torch.nn.Module):
-    """Recommends items 1, 2, 3, ... to everybody."""
-
-    n_items, free_length, item_tokens = 40, 10, None
-
-    def recommend(self, history, k, banned=None, among=None):
-        return Found(torch.arange(1, k + 1).expand(len(history), -1), torch.zeros(len(history), k))
-
-    def groups(self):
-        return {}
 
 
 @pytest.mark.parametrize("size", [1, 7, 60, 1000])

@@ -1,11 +1,10 @@
 """The recommender over SIDs of unlike length: what it computes and costs, and that equal lengths change nothing."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
+from helpers import SHARED
 
 import building
 import methods
@@ -20,7 +19,6 @@ from sids.search import spell
 from utils import Problem
 
 NETWORKS = ["t5", "rq_transformer", "decoder"]
-SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 
 
 @pytest.fixture(scope="module")
