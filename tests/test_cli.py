@@ -1,13 +1,11 @@
 """Commands in this process: what a wrong one says, what a whole run leaves behind."""
 
-import argparse
 import json
 import math
 import re
 import runpy
 import shutil
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,6 @@ import scripts.compare
 import scripts.pretrain
 import scripts.run
 import settings
-from layers import MLP
 from readers.splits import DataOptions
 from runs import guard
 from runs.folder import RunOptions
@@ -524,82 +521,6 @@ def test_a_wrong_number_of_processes(tiny_data, tmp_path, monkeypatch, capsys, t
 
 # ---------------------------------------------------------------- tokenizer checkpoints
 
-SHAPE = RQVAEOptions(num_emb_list=[8, 6, 8], layers=[16, 12], e_dim=5)
-WIDTH = 10
-
-
-def released_checkpoint(path, **changes):
-    """A file in the layout of the published RQ-VAE checkpoints."""
-    random = np.random.default_rng(5)
-
-    def linears(sizes):
-        for i, (n_in, n_out) in enumerate(pairwise(sizes)):
-            yield f"mlp_layers.{3 * i + 1}.weight", random.normal(0, n_in**-0.5, (n_out, n_in))
-            yield f"mlp_layers.{3 * i + 1}.bias", random.normal(0, 0.1, n_out)
-
-    sizes = [WIDTH, *SHAPE.layers, SHAPE.e_dim]
-    arrays = {f"encoder.{k}": v for k, v in linears(sizes)} | {f"decoder.{k}": v for k, v in linears(sizes[::-1])}
-    arrays |= {
-        f"rq.vq_layers.{i}.embedding.weight": random.normal(0, 0.5, (k, SHAPE.e_dim))
-        for i, k in enumerate(SHAPE.num_emb_list)
-    }
-    state = {k: torch.from_numpy(v).float() for k, v in arrays.items()}
-    model = MLP([2, 2])
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    torch.save({
-        "args": argparse.Namespace(lr=1e-3, num_emb_list=SHAPE.num_emb_list, device="cuda:0", bn=False),
-        "epoch": 9999, "best_loss": 0.1, "best_collision_rate": 0.05, "state_dict": state | changes,
-        "optimizer": optimizer.state_dict(),
-    }, path)  # fmt: skip
-    return {k: v.astype(np.float32).astype(np.float64) for k, v in arrays.items()}
-
-
-def numpy_codes(arrays, x):
-    """Encoder and residual arg-min, written out."""
-    hidden = x.astype(np.float64)
-    for i in (1, 4, 7):
-        hidden = hidden @ arrays[f"encoder.mlp_layers.{i}.weight"].T + arrays[f"encoder.mlp_layers.{i}.bias"]
-        hidden = hidden if i == 7 else np.maximum(hidden, 0)
-    codes = []
-    for level in range(3):
-        book = arrays[f"rq.vq_layers.{level}.embedding.weight"]
-        codes.append(((hidden[:, None] - book[None]) ** 2).sum(2).argmin(1))
-        hidden = hidden - book[codes[-1]]
-    return np.stack(codes, 1)
-
-
-def test_a_released_tokenizer_gives_the_codes_of_its_weights(tmp_path):
-    arrays = released_checkpoint(tmp_path / "best_collision_model.pth")
-    model = load_rqvae(tmp_path / "best_collision_model.pth", SHAPE, WIDTH).eval()
-    x = np.random.default_rng(6).normal(size=(200, WIDTH)).astype(np.float32)
-    codes = model.rq.assign(model.encoder(torch.from_numpy(x)))
-    assert np.array_equal(codes.numpy(), numpy_codes(arrays, x))
-
-
-@pytest.mark.parametrize(
-    ("shape", "width", "message"),
-    [
-        ({}, 11, r"embeddings of width 10, yours have 11"),
-        ({"e_dim": 6}, WIDTH, r"shape .*e_dim"),
-        ({"num_emb_list": [8, 8, 8]}, WIDTH, r"rq\.vq_layers\.1\.embedding\.weight has shape \(6, 5\), .* \(8, 5\)"),
-        ({"num_emb_list": [8, 6], "sk_epsilons": [0, 0]}, WIDTH, r"rq\.vq_layers\.2"),
-        ({"layers": [16]}, WIDTH, r"mlp_layers\.\d"),
-        ({"standardize_embeddings": True}, WIDTH, r"(shift|spread) has shape none"),
-    ],
-)
-def test_a_tokenizer_of_another_shape_is_refused(tmp_path, shape, width, message):
-    released_checkpoint(tmp_path / "t.pth")
-    with pytest.raises(Problem, match=r"t\.pth: .*" + message):
-        load_rqvae(tmp_path / "t.pth", RQVAEOptions(**{**vars(SHAPE), **shape}), width)
-
-
-def test_a_tokenizer_with_nan_is_refused(tmp_path):
-    released_checkpoint(tmp_path / "t.pth", **{"encoder.mlp_layers.1.bias": torch.full((16,), torch.nan)})
-    with pytest.raises(Problem, match=r"encoder\.mlp_layers\.1\.bias holds NaN"):
-        load_rqvae(tmp_path / "t.pth", SHAPE, WIDTH)
-
 
 class Evil:
     def __init__(self, marker):
@@ -615,7 +536,7 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, capsys, place, zipped):
     path, marker = tmp_path / "evil.pth", tmp_path / "ran"
     torch.save({"state_dict": {}, place: Evil(marker)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(Problem, match=r"evil\.pth: not a readable checkpoint"):
-        load_rqvae(path, SHAPE, WIDTH)
+        load_rqvae(path, RQVAEOptions(layers=[16]), 10)
     assert "not a readable checkpoint" in fails(capsys, main.main, "evaluate", f"--checkpoint={path}")
     assert not marker.exists()
     Evil(marker).__reduce__()[0](marker)

@@ -1,60 +1,31 @@
 """Our T5 against Hugging Face's, in float64 with copied weights."""
 
 import pytest
+import reference
 import torch
-from transformers import T5Config, T5Model
 from transformers.models.t5 import modeling_t5
 
 from recommenders.t5 import T5, relative_bucket
+from scripts.bench.plain import copy_stacks
+
+W, FF, H, KV, ENC, DEC = 24, 40, 3, 10, 2, 3
 
 
 @pytest.fixture(autouse=True)
 def norm_in_float64(monkeypatch):
     """Hugging Face's norm squares in float32 whatever its input; only that precision is changed."""
-
-    def forward(self, x):
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-
-    monkeypatch.setattr(modeling_t5.T5LayerNorm, "forward", forward)
-
-
-W, FF, H, KV, ENC, DEC = 24, 40, 3, 10, 2, 3
+    monkeypatch.setattr(modeling_t5.T5LayerNorm, "forward", reference.exact_norm)
 
 
 def pair():
     """(ours, Hugging Face's) with equal weights."""
     torch.manual_seed(0)
-    theirs = T5Model(
-        T5Config(
-            d_model=W, d_kv=KV, d_ff=FF, num_heads=H, num_layers=ENC, num_decoder_layers=DEC,
-            vocab_size=3, dropout_rate=0.0, feed_forward_proj="relu", pad_token_id=0, eos_token_id=1,
-            decoder_start_token_id=0,
-        )
-    )  # fmt: skip
-    for p in theirs.parameters():
+    ours = T5(width=W, inner=FF, heads=H, d_kv=KV, encoder_layers=ENC, decoder_layers=DEC, dropout=0.0).double()
+    for p in ours.parameters():  # large enough that every term matters
         p.data.normal_(0, 0.3)
-    ours = T5(width=W, inner=FF, heads=H, d_kv=KV, encoder_layers=ENC, decoder_layers=DEC, dropout=0.0)
-
-    def attention(mine, other):
-        mine.q.weight.data.copy_(other.q.weight)
-        mine.kv.weight.data.copy_(torch.cat([other.k.weight, other.v.weight]))
-        mine.o.weight.data.copy_(other.o.weight)
-
-    def stack(mine, other, layers, bias, norm):
-        bias.table.weight.data.copy_(other.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
-        norm.weight.data.copy_(other.final_layer_norm.weight)
-        for a, b in zip(layers, other.block, strict=True):
-            attention(a.attention, b.layer[0].SelfAttention)
-            if len(b.layer) == 3:
-                attention(a.cross, b.layer[1].EncDecAttention)
-            a.feed.wi.weight.data.copy_(b.layer[-1].DenseReluDense.wi.weight)
-            a.feed.wo.weight.data.copy_(b.layer[-1].DenseReluDense.wo.weight)
-            for n, sub in zip(a.norms, b.layer, strict=True):
-                n.weight.data.copy_(sub.layer_norm.weight)
-
-    stack(ours, theirs.encoder, ours.encoder, ours.encoder_bias, ours.encoder_norm)
-    stack(ours, theirs.decoder, ours.decoder, ours.decoder_bias, ours.decoder_norm)
-    return ours.double().eval(), theirs.double().eval()
+    theirs = reference.t5(width=W, inner=FF, heads=H, d_kv=KV, layers=(ENC, DEC))
+    copy_stacks(ours, theirs)
+    return ours.eval(), theirs.eval()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The tokenizer: released checkpoint layout, quantization by hand, pre-training that learns."""
 
 import argparse
+import dataclasses
 
 import numpy as np
 import pytest
@@ -27,17 +28,22 @@ def released(path, width=7, **changes):
             state[f"{part}.mlp_layers.{3 * i + 1}.bias"] = torch.randn(widths[i + 1], generator=g)
     for level, k in enumerate((6, 5, 4)):
         state[f"rq.vq_layers.{level}.embedding.weight"] = torch.randn(k, 3, generator=g)
+    network = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
     whole = {
-        "args": argparse.Namespace(lr=1e-3, num_emb_list=[6, 5, 4]), "epoch": 9999, "best_loss": 0.1,
-        "best_collision_rate": 0.05, "state_dict": state | changes, "optimizer": {"state": {}, "param_groups": []},
+        "args": argparse.Namespace(lr=1e-3, num_emb_list=[6, 5, 4], device="cuda:0", bn=False), "epoch": 9999,
+        "best_loss": 0.1, "best_collision_rate": 0.05, "state_dict": state | changes,
+        "optimizer": optimizer.state_dict(),
     }  # fmt: skip
     torch.save(whole, path)
     return state
 
 
 def codes_by_hand(state, x):
-    """An independent numpy forward of the released network."""
-    w = {k: v.numpy() for k, v in state.items()}
+    """An independent numpy forward of the released network, in float64."""
+    w, x = {k: v.double().numpy() for k, v in state.items()}, x.astype(np.float64)
     for i in (1, 4, 7):
         x = x @ w[f"encoder.mlp_layers.{i}.weight"].T + w[f"encoder.mlp_layers.{i}.bias"]
         x = np.maximum(x, 0) if i != 7 else x
@@ -53,7 +59,7 @@ def codes_by_hand(state, x):
 def test_a_released_checkpoint_gives_the_codes_it_was_trained_for(tmp_path):
     state = released(tmp_path / "best_collision_model.pth")
     model = load_rqvae(tmp_path / "best_collision_model.pth", CFG, 7).eval()
-    x = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(200, 7)).astype(np.float32)
     got = model.rq.assign(model.encoder(torch.from_numpy(x)))
     assert np.array_equal(got.numpy(), codes_by_hand(state, x))
 
@@ -61,20 +67,36 @@ def test_a_released_checkpoint_gives_the_codes_it_was_trained_for(tmp_path):
 @pytest.mark.parametrize(
     ("width", "changes", "message"),
     [
-        (8, {}, "width 8, yours have 7"),
+        (8, {}, "embeddings of width 8, yours have 7"),
         (
             7,
             {"rq.vq_layers.1.embedding.weight": torch.zeros(9, 3)},
             r"rq.vq_layers.1.embedding.weight has shape \(9, 3\)",
         ),
         (7, {"encoder.mlp_layers.99.weight": torch.zeros(1)}, "configuration wants none"),
-        (7, {"encoder.mlp_layers.1.bias": torch.full((12,), float("nan"))}, "NaN"),
+        (7, {"encoder.mlp_layers.1.bias": torch.full((12,), float("nan"))}, r"encoder\.mlp_layers\.1\.bias holds NaN"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, width, changes, message):
     released(tmp_path / "c.pth", width, **changes)
-    with pytest.raises(Problem, match=message):
+    with pytest.raises(Problem, match=r"c\.pth: .*" + message):
         load_rqvae(tmp_path / "c.pth", CFG, 7)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"e_dim": 4}, r"shape .*e_dim"),
+        ({"num_emb_list": [6, 6, 4]}, r"rq\.vq_layers\.1\.embedding\.weight has shape \(5, 3\), .* \(6, 3\)"),
+        ({"num_emb_list": [6, 5], "sk_epsilons": [0, 0]}, r"rq\.vq_layers\.2"),
+        ({"layers": [12]}, r"mlp_layers\.\d"),
+        ({"standardize_embeddings": True}, r"(shift|spread) has shape none"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_than_the_options_is_refused(tmp_path, shape, message):
+    released(tmp_path / "c.pth")
+    with pytest.raises(Problem, match=r"c\.pth: .*" + message):
+        load_rqvae(tmp_path / "c.pth", dataclasses.replace(CFG, **shape), 7)
 
 
 def test_pre_training_pass_by_hand():
