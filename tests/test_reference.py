@@ -1,11 +1,10 @@
 """The fast path against the padded reference: one loss, one gradient, in float64, on real samples."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import reference
 import torch
+from helpers import SHARED
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 import building
@@ -21,28 +20,22 @@ from scripts.make_demo import build_demo
 from uncertainty import UncertaintyOptions
 from vq import RQVAEOptions
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"
 SMALL = {
     "num_emb_list": [64, 64, 64],    "layers": [24], "e_dim": 12, "encoder_layers": 2, "decoder_layers": 2,
     "d_model": 24, "d_ff": 40, "num_heads": 3, "d_kv": 8, "dropout_rate": 0.0, "num_beams": 10,
 }  # fmt: skip
 
 
-def real_data(tmp_path):
-    """`scientific` where it lies beside the checkout, else the demo."""
-    if SHARED.is_dir():
-        names = {"dataset": "scientific", "data_path": str(SHARED)}
-    else:
-        build_demo(tmp_path / "demo")
-        names = {"dataset": "demo", "data_path": str(tmp_path)}
-    return methods.build({**SMALL, **names})
-
-
-@pytest.fixture
-def pair(tmp_path, monkeypatch):
+@pytest.fixture(params=["demo", "scientific"])
+def pair(request, tmp_path, monkeypatch):
     """(our joint model in float64, Hugging Face's T5 with its weights, the data set)."""
+    if request.param == "demo":
+        build_demo(tmp_path / "demo")
+    elif not SHARED.is_dir():
+        pytest.skip("needs ../shared/datasets")
     monkeypatch.setattr(T5LayerNorm, "forward", reference.exact_norm)
-    cfg = real_data(tmp_path)
+    folder = tmp_path if request.param == "demo" else SHARED
+    cfg = methods.build({**SMALL, "dataset": request.param, "data_path": str(folder)})
     data = read_dataset(cfg[DataOptions])
     content = np.array(read_embeddings(data), np.float32)
     torch.manual_seed(0)
