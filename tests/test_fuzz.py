@@ -106,7 +106,6 @@ def good(tmp_path_factory):
 
 KINDS = [".inter", ".items.jsonl", ".train.inter", ".train.jsonl", ".emb_map.json", ".inter.json", ".item.json", ".npy",
          "index.json", "yaml", "metrics.jsonl", "tokenizer", "checkpoint", "state"]  # fmt: skip
-counts = dict.fromkeys(KINDS, 0)
 
 
 def check(good, kind, wound):
@@ -114,7 +113,6 @@ def check(good, kind, wound):
     path, read = good[kind]
     content = path.read_bytes()
     wounded = wound(content)
-    counts[kind] += 1
     beside = sorted(path.parent.iterdir())
     try:
         path.write_bytes(wounded)
@@ -140,13 +138,6 @@ def test_damaged_files_are_clean_problems(good, kind, wound):
 @given(wound=damage())
 def test_many_damaged_files(good, kind, wound):
     check(good, kind, wound)
-
-
-@pytest.mark.slow
-def test_that_was_enough(good):
-    """At least 10,000 inputs went through the readers above."""
-    print(counts, sum(counts.values()))
-    assert sum(counts.values()) >= 10_000
 
 
 def test_a_value_that_unfolds_without_end_is_cut_short(tmp_path):
