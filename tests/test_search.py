@@ -145,7 +145,7 @@ def test_a_trie_costs_at_most_32_bytes_an_item():
         [torch.randint(0, 256, (20000,)) for _ in range(3)] + [torch.zeros(20000, dtype=torch.long)], 1
     ).unique(dim=0)
     trie = Trie(sids, sizes)
-    tensors = [trie.item_N, *trie.begin, *trie.token]
+    tensors = [trie.item_N, trie.key_M, *trie.begin, *trie.token]
     assert sum(t.numel() * t.element_size() for t in tensors) <= 32 * len(sids)
 
 
