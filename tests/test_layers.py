@@ -1,14 +1,11 @@
-"""Noise, straight-through, Sinkhorn, k-means, figures of codes: against hand-worked values and other programs."""
+"""Noise, straight-through, Sinkhorn, k-means: against hand-worked values and other programs."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 import layers
-from sids import table
 
 
 def uniform(seed=1, step=0, items=range(1, 2001), level=0, k=64):
@@ -140,23 +137,6 @@ def test_kmeans_with_fewer_points_than_codes_keeps_every_point():
     centres = layers.kmeans(x, 9, 10, seed=0)
     assert centres.shape == (9, 3)
     assert np.allclose(centres[:5], x)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
-def test_suffixes_number_each_group_in_catalogue_order(codes):
-    got = table.suffixes(torch.tensor(codes)).tolist()
-    seen: dict = {}
-    for code, suffix in zip(codes, got, strict=True):
-        assert suffix == seen.get(code, 0)
-        seen[code] = suffix + 1
-
-
-def test_usage_figures_by_hand():
-    used, spread = table.perplexity(torch.tensor([0, 0, 1, 1, 3, 3]), 5)
-    assert used == 3 and spread == pytest.approx(3.0)
-    assert table.perplexity(torch.tensor([2, 2]), 5) == (1, pytest.approx(1.0))
-    assert table.collision_rate(torch.tensor([[0, 1], [0, 1], [1, 1], [0, 1]])) == pytest.approx(0.5)
 
 
 # ---------------------------------------------------------------- attention

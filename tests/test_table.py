@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sids.search import beam_search
-from sids.table import SidTable, end_tokens, ended, numbered
+from sids.table import SidTable, collision_rate, end_tokens, ended, numbered, perplexity, suffixes
 from utils import Problem
 
 
@@ -116,6 +116,23 @@ def test_figures_count_only_the_codes_that_are_there():
     assert figures["codes_used/level_1"] == 2 and figures["codes_used/level_2"] == 2
     assert figures["perplexity/level_1"] == pytest.approx(1.7547654)
     assert figures["perplexity/level_2"] == pytest.approx(1.8898816)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
+def test_suffixes_number_each_group_in_catalogue_order(codes):
+    got = suffixes(torch.tensor(codes)).tolist()
+    seen: dict = {}
+    for code, suffix in zip(codes, got, strict=True):
+        assert suffix == seen.get(code, 0)
+        seen[code] = suffix + 1
+
+
+def test_usage_figures_by_hand():
+    used, spread = perplexity(torch.tensor([0, 0, 1, 1, 3, 3]), 5)
+    assert used == 3 and spread == pytest.approx(3.0)
+    assert perplexity(torch.tensor([2, 2]), 5) == (1, pytest.approx(1.0))
+    assert collision_rate(torch.tensor([[0, 1], [0, 1], [1, 1], [0, 1]])) == pytest.approx(0.5)
 
 
 # ---------------------------------------------------------------- search
