@@ -158,6 +158,8 @@ def train(cfg: Config, advice: str | None = None) -> RunFolder:
         if acc.is_main_process:
             run.check_free_or_same(cfg)
     if run.finished and cfg[RunOptions].resume == "auto":
+        with guard.fail_together(acc):
+            run.check_of(read_dataset(cfg[DataOptions]))
         log_to(None, main=acc.is_main_process)
         log.info(f"{run.path} is finished already")
         if acc.is_main_process and not is_file(run.path / "report.html"):
@@ -346,6 +348,9 @@ def command_evaluate(argv: list[str]) -> None:
     cfg, acc = loaded.cfg, accelerator(loaded.cfg)
     log_to(None, main=acc.is_main_process)
     data = read_dataset(cfg[DataOptions])
+    if (more := len(loaded.items) - len(data.catalogue.ids)) > 0 and loaded.items[:-more] == data.catalogue.ids:
+        raise Problem(f"{path}: holds {more} items more than the data, as scripts/add_items.py makes it; evaluate the "
+                      "checkpoint that it was made from")  # fmt: skip
     if data.catalogue.ids != loaded.items:
         where = f"{cfg[DataOptions].dataset!r} in {cfg[DataOptions].data_path}"
         raise Problem(f"{path}: was trained on another catalogue than {where}; name its own by --dataset, --data_path")
@@ -358,9 +363,10 @@ def command_evaluate(argv: list[str]) -> None:
     if split == "test" and acc.is_main_process:
         count_look(run)
     found = evaluate(loaded.model.to(acc.device), data.split(split), cfg, acc, split)
-    for name, value in found.figures.items():
-        log.info(f"{split}/{name} {value:.6g}")
-    log.info(f"run folder: {run.path}")
+    if acc.is_main_process:  # printed, not logged: an output that cannot be written is an error here
+        for name, value in found.figures.items():
+            print(f"{split}/{name} {value:.6g}")
+        print(f"run folder: {run.path}")
     acc.end_training()
 
 
@@ -406,6 +412,7 @@ def recommend_users(loaded: Loaded, given: dict[str, str], k: int, allow: list[s
     from serve import bulk
 
     log_to(None, main=True)
+    bulk.check_output(Path(given["output"]))
     begin = time.perf_counter()
     allowed = None if allow is None else [loaded.number[token] for token in allow]
     offer = loaded.offer(allowed, [loaded.number[token] for token in deny])

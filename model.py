@@ -417,11 +417,11 @@ def loaded_of(restored: building.Restored, path: str | Path, device: str = "cpu"
 
 
 def numbers(ids: Iterable[str], number: dict[str, int], source: str) -> list[int]:
-    """Item numbers of some ids; Problem names the first that is not in the catalogue."""
+    """Item numbers of some ids; Problem names the first that is not in the catalogue, and how many more are not."""
     found = list(ids)
-    for token in found:
-        if token not in number:
-            raise Problem(f"{source}: item {quoted(token)} is not in the catalogue; {hint(token, number)}")
+    if lost := [token for token in found if token not in number]:
+        more = f", nor are {len(lost) - 1} more; leave them out" if len(lost) > 1 else ""
+        raise Problem(f"{source}: item {quoted(lost[0])} is not in the catalogue{more}; {hint(lost[0], number)}")
     return [number[token] for token in found]
 
 

@@ -7,6 +7,7 @@ position of its target in that array, never a list.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -193,8 +194,8 @@ def read_embeddings(data: Dataset) -> np.ndarray:
     if path is None:
         where = data.folder or data.name
         raise Problem(
-            f"no content embeddings beside {data.name!r}: python scripts/embed_items.py {where} makes them; or set "
-            "semantic_emb_path to a .npy with a row per item"
+            f"no content embeddings beside {data.name!r}: python scripts/embed_items.py {quote(str(where))} makes "
+            "them; or set semantic_emb_path to a .npy with a row per item"
         )
     found = open_array(path)
     if data.embedding_stamp is not None and not data.embedding_stamp.holds(path):

@@ -21,7 +21,7 @@ def locate(cfg: DataOptions) -> tuple[Path, str]:
     if root.is_file() and root.suffix.lower() == ".csv":
         return root.parent, root.stem
     if not root.is_dir():
-        raise Problem(f"data_path: {root} is not a folder, nor a .csv file")
+        raise Problem(f"data_path: {str(root)!r} is no folder and no .csv file; name that of the data: --data_path=DIR")
     inner = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() == stem.lower()]
     here = _spelled_alike(root, stem)
     folder = root

@@ -166,7 +166,9 @@ def read_events(raw: Raw) -> Events:
                     seen += batch.height
                     bar.update(batch.height)
     if not seen:
-        raise Problem(f"{raw.parts[0].path}: holds no interactions")
+        raise Problem(
+            f"{raw.parts[0].path}: holds no interactions; a table needs a line for each, below the names of its columns"
+        )
     (user, users), (item, items) = (coder.finish() for coder in coders.values())
     time = np.concatenate(numbers["time"]).astype(np.float64)
     rating = np.concatenate(numbers["rating"]) if numbers["rating"] else None
@@ -350,6 +352,11 @@ def texts_of(raw: Raw, items: list[str]) -> tuple[list[str], dict[str, int]]:
             if not any(v.strip() for k, v in row.items() if k != "item_id"):
                 empty.add(token)
     bare = [token for token in items if token not in found or token in empty]
+    if raw.text_files and not found:
+        raise Problem(
+            f"{', '.join(map(str, raw.text_files))}: no id there is one of the interactions', whose first is "
+            f"{quoted(items[0])}; name the column by --items_col, or spell the ids alike"
+        )
     if bare:
         where = ", ".join(map(str, raw.text_files)) or "no file of texts was named (--items=FILE)"
         log.warning(f"{len(bare)} of {len(items)} items have no text, first {quoted(bare[0])}; {shortened(where)}")

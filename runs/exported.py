@@ -93,6 +93,11 @@ def earlier(key: str, path: str, data: Dataset) -> dict[str, Any]:
     """The checkpoint that an option names to go on from; Problem when it is of other data."""
     state = read_state(path)
     check_checkpoint(path, state)
+    if sorted(state["items"]) == sorted(data.catalogue.ids) and state["items"] != data.catalogue.ids:
+        raise Problem(
+            f"{key}: {path} has the same items in another order, as newer interactions number them anew; it goes with "
+            "the data it was trained on"
+        )
     if state["items"] != data.catalogue.ids:
         raise Problem(f"{key}: {path} was trained on another catalogue; name one of this --dataset")
     if state.get("split", data.split_hash) != data.split_hash:

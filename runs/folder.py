@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 import settings
+from readers.dataset import Dataset
 from readers.splits import DataOptions
 from retired import upgraded
 from runs import guard
@@ -97,6 +98,14 @@ class RunFolder:
         """Did it go on with other options than it was begun with?"""
         found = read_json(self.identity) if self.identity.is_file() else {}
         return isinstance(found, dict) and found.get("changed") is True
+
+    def check_of(self, data: Dataset) -> None:
+        """Problem when the run is finished, on other data than there are now."""
+        if self.finished and self.results().get("data") not in (None, data.hash):
+            raise Problem(
+                f"{self.path}: is finished, and was trained on other data than {data.name!r} now holds; choose another "
+                "run_name, or put the old files back"
+            )
 
     def check_free_or_same(self, cfg: Config) -> None:
         """Problem when another run lives in the folder."""

@@ -15,6 +15,7 @@ import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,7 +183,9 @@ def preset(name: str, items: int, samples: int, cfg: "PrepareOptions", *, drop: 
     text = re.sub(r"^batch_size:.*$", f"batch_size: {size}", text, flags=re.MULTILINE)
     more = ["short_users: drop"] if drop and cfg.split == "leave_one_out" else []
     more += [f"split: time\ntime_quantile: {cfg.time_quantile}"] if cfg.split == "time" else []
-    begin = f"# The sizes of config/{base}.yaml; change what you like.  bash run_FrqUD.sh {name} --data_path=DIR\n"
+    begin = (
+        f"# The sizes of config/{base}.yaml; change what you like.  bash run_FrqUD.sh {quote(name)} --data_path=DIR\n"
+    )
     return begin + text + "".join(f"{line}\n" for line in more)
 
 
@@ -210,9 +213,9 @@ def show(card: dict[str, Any], out: Path, data: "Prepared") -> None:
     print(f"{equal:,} rows at the time of the one before keep the source's order")
     print(f"written: {out}/ ({', '.join(card['files'])}, {out.name}.card.json)")
     if card["layout"] == "own" and "train" in split:
-        where = "" if out.parent == Path("dataset") else f" --data_path={out.parent}"
-        embed = "" if data.vectors_ND is not None else f"python scripts/embed_items.py {out}, then "
-        print(f"next: {embed}bash run_FrqUD.sh {out.name}{where}")
+        where = "" if out.parent == Path("dataset") else f" --data_path={quote(str(out.parent))}"
+        embed = "" if data.vectors_ND is not None else f"python scripts/embed_items.py {quote(str(out))}, then "
+        print(f"next: {embed}bash run_FrqUD.sh {quote(out.name)}{where}")
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def run(uncertainty: str, argv: list[str]) -> None:
         print(settings.dump(cfg), end="")
         return
     data, folder, beside = check_before_training(cfg, processes), RunFolder.of(cfg), beside_of(cfg)
-    if beside is not None:
-        check_of_data(data, RunFolder.of(beside), folder)
+    for run in (folder, *([RunFolder.of(beside)] if beside is not None else [])):
+        run.check_of(data)
     lacking = [c for c in (beside, cfg) if c is not None and not RunFolder.of(c).finished]
     if lacking and cfg[CodeOptions].rqvae_path is None:
         building.train_tokenizer(cfg, data)
@@ -68,16 +68,6 @@ def run(uncertainty: str, argv: list[str]) -> None:
         page.write(folder)
     report.log_results(folder)
     log.info(f"run folder: {folder.path}")
-
-
-def check_of_data(data: Dataset, *folders: RunFolder) -> None:
-    """Problem when a finished run, whose figures are to stand beside another's, is of other data than there are now."""
-    for run in (f for f in folders if f.finished):
-        if run.results().get("data") not in (None, data.hash):
-            raise Problem(
-                f"{run.path}: was trained on other data than {data.name!r} now holds, so nothing can stand beside it; "
-                "put the old files back, or choose another run_name"
-            )
 
 
 def check_before_training(cfg: Config, processes: int) -> Dataset:
@@ -108,7 +98,7 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
     found = main.presets(name, name, overrides)
     path = Path(given.get("config", found[0] if found else main.CONFIG / f"{name}.yaml"))
     known = ", ".join(sorted(p.stem for p in main.CONFIG.glob("*.yaml")))
-    own = "scripts/prepare_data.py makes one beside your own data, else copy one"
+    own = f"{name}.yaml beside the data is looked for as well, where scripts/prepare_data.py puts it: --data_path=DIR"
     regular_file(path, f"no such configuration; there are {known}; {own}")
     preset = main.preset_of(path, overrides, names[0] if names else None)
     preset |= {"uncertainty": uncertainty, "method": "diger"}

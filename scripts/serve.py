@@ -11,6 +11,7 @@ given as --num_beams=50, --mask_seen=true. It has no passwords: whoever reaches 
 """
 
 import importlib.util
+import logging
 import socket
 import sys
 from dataclasses import replace
@@ -81,6 +82,8 @@ def serve(argv: list[str]) -> None:
     log.info(f"{path}: {len(loaded.items)} items, http://{host}:{bound.getsockname()[1]}/ (Ctrl-C ends it)")
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=5, limit_concurrency=1024,
                             timeout_graceful_shutdown=10)  # fmt: skip
+    # a Ctrl-C that meets the server's start or end is no error of it: no traceback
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "KeyboardInterrupt" not in record.getMessage())
     uvicorn.Server(config).run(sockets=[bound])
 
 

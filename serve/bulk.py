@@ -63,20 +63,24 @@ def read_histories(path: Path, number: dict[str, int]) -> Histories:
     return Histories([rows.users[u] for u in user], item[order], np.append(kept, len(order)))
 
 
+def check_output(output: Path) -> None:
+    """Problem where a file is there already, or its name says no format."""
+    if output.exists():
+        raise Problem(f"--output: {output} is there already; choose another name")
+    if output.suffix.lower() not in WRITERS:
+        raise Problem(f"--output: {output}: expected a name that ends in {', '.join(WRITERS)}")
+
+
 def recommend_all(loaded: Loaded, histories: Histories, output: Path, k: int, offer: Offer | None = None) -> int:
     """Write the k best items of every user; returns the number of rows.
 
     Parquet and CSV have a row an item (user_id, rank from 1, item_id, title, score), JSON lines an object a user.
     The file appears when it is whole. Problem where one is there already, or its name has none of these endings.
     """
-    if output.exists():
-        raise Problem(f"--output: {output} is there already; choose another name")
-    ending = output.suffix.lower()
-    if ending not in WRITERS:
-        raise Problem(f"--output: {output}: expected a name that ends in {', '.join(WRITERS)}")
+    check_output(output)
     done = 0
     with whole_file(output) as f, tqdm(total=len(histories), unit=" users", leave=False, disable=None) as bar:
-        write, close = WRITERS[ending](f)
+        write, close = WRITERS[output.suffix.lower()](f)
         try:
             for table, users in _tables(loaded, histories, k, offer or loaded.offer(None, ())):
                 write(table)

@@ -193,6 +193,9 @@ def test_output_that_a_shell_cannot_deliver(trained):
     assert gone.stdout.strip() == "141" and gone.stderr == ""
     full = run(f"{ask} > /dev/full")
     assert full.returncode == 2 and full.stderr.count("\n") == 1
+    look = f"{sys.executable} main.py evaluate --checkpoint={trained[1]} --split=valid"
+    full = run(f"{look} > /dev/full")
+    assert full.returncode == 2 and "No space left" in full.stderr
     assert run(f"{ask} 2>&-").returncode == 0 and run(f"{ask} >&-").returncode == 0
     helped = run(f"{sys.executable} main.py --help | head -1; echo ${{PIPESTATUS[0]}}")
     assert helped.stderr == "" and helped.stdout.splitlines()[-1] in ("0", "141")

@@ -445,6 +445,12 @@ WRONG = [
 WRONG_ITEMS = [
     ("name,title\na,A\n", [], r"items.csv: which column holds the items\? Set --items_col=NAME"),
     (NAMES + "a,A again\n", [], r"items.csv: item 'a' stands there twice"),
+    (
+        NAMES.replace("\n", "\n0").removesuffix("0"),
+        [],
+        r"items.csv: no id there is one of the interactions', whose first is 'a'",
+    ),
+    (NAMES + 'e,"unclosed' + "\n" * 140_000, [], r"items.csv, line 6: a quotation mark inside a cell"),
     (NAMES, ["--text_cols=colour"], r"items.csv: no column 'colour' \(text_cols\); there are item_id, title"),
     (NAMES + 'e,17" monitor\n' + 'f,4" disc\n' + "g,G\n" * 3, [], r"items.csv, line 6: a quotation mark inside a cell"),
     (NAMES.encode() + "e,\xe9\n".encode("latin-1"), [], r"items.csv, line 6: not UTF-8"),

@@ -242,7 +242,11 @@ def test_a_baseline_of_other_data_does_not_stand_beside(finished, capsys, tmp_pa
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(moved))
     before = contents(tmp_path / "out")
     err = fails(capsys, COMMANDS["run"], f"--config={tmp_path / 'config.yaml'}", "--resume=auto")
-    assert re.search(r"tiny/r: was trained on other data than 'tiny' now holds.* another run_name", err)
+    assert re.search(
+        r"tiny/r: is finished, and was trained on other data than 'tiny' now holds.* another run_name", err
+    )
+    err = fails(capsys, COMMANDS["main"], f"--config={tmp_path / 'config.yaml'}", "--resume=auto")
+    assert "was trained on other data than 'tiny' now holds" in err
     assert contents(tmp_path / "out") == before
 
 

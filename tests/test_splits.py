@@ -239,13 +239,14 @@ def test_from_a_csv_to_figures(tmp_path, capsys):
     random = np.random.default_rng(0)
     rows = [(f"u{u}", f"i{(u + n) % 23}", 100 * n + u) for u in range(40) for n in range(int(random.integers(4, 9)))]
     (tmp_path / "x.csv").write_text(csv_of([*rows, ("u0", "i-new", 10**6)]))
-    options = {"method": "sasrec", "hidden_units": 8, "epochs": 1, "time_quantile": 0.8, "num_heads": 2,
+    options = {"method": "sasrec", "hidden_units": 8, "epochs": 1, "num_heads": 2,
                "output_dir": str(tmp_path / "out"), "log_dir": str(tmp_path / "logs")}  # fmt: skip
     argv = [f"--{k}={v}" for k, v in options.items()]
     main.main(["--data_path", str(tmp_path / "x.csv"), *argv, "--run_name=r"])
     assert "1 of 40 test targets never occur" in capsys.readouterr().out
     results = read_json(tmp_path / "out" / "x" / "r" / "test.json")
     assert results["split"]["cold_test_targets"] == 1 and results["num_users"] == 40
-    main.main(["--data_path", str(tmp_path / "x.csv"), *argv, "--split=time", "--run_name=s"])
+    argv += ["--split=time", "--time_quantile=0.8"]
+    main.main(["--data_path", str(tmp_path / "x.csv"), *argv, "--run_name=s"])
     results = read_json(tmp_path / "out" / "x" / "s" / "test.json")
     assert results["num_users"] == results["split"]["test_users"] > 0

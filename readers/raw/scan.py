@@ -248,7 +248,10 @@ def _first_fault(path: Path) -> Problem | None:
         width = len(next(rows, []))
         for row in rows:
             if len(row) > width:
-                return Problem(f"{path}, line {rows.line_num}: {len(row)} cells where the first line has {width}")
+                return Problem(
+                    f"{path}, line {rows.line_num}: {len(row)} cells where the first line has {width}; "
+                    "put a cell that holds the separator in quotes"
+                )
         return _stray_quote(path)
     except (Problem, csv.Error) as e:
-        return e if isinstance(e, Problem) else Problem(f"{path}: not readable as a table ({e})")
+        return e if isinstance(e, Problem) else _stray_quote(path) or Problem(f"{path}: not readable as a table ({e})")
