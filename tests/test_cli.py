@@ -320,7 +320,7 @@ COMMANDS = {
         (["--config=a.yaml", "--config=b.yaml"], r"--config: given twice"),
         (["--method=tiger"], r"method: 'tiger' is not one of diger, two_stage"),
         (["--num_beam=10"], r"unknown option 'num_beam'.*'num_beams'"),
-        (["--data_path=nowhere", "--dataset=mine"], r"data_path: nowhere is not a folder"),
+        (["--data_path=nowhere", "--dataset=mine"], r"data_path: 'nowhere' is no folder"),
     ],
 )
 def test_every_command_checks_its_options_first(monkeypatch, tmp_path, capsys, command, argv, message):

@@ -401,7 +401,7 @@ def test_a_bad_inter_json_names_the_user(tmp_path, found, message):
 def test_no_data_at_all(tmp_path):
     with pytest.raises(Problem, match=r"neither .*toy nor .* holds files called toy\.\*"):
         read(tmp_path)
-    with pytest.raises(Problem, match=r"gone is not a folder"):
+    with pytest.raises(Problem, match=r"gone' is no folder"):
         read(tmp_path / "gone")
     write(tmp_path / "d", notes="nothing")
     with pytest.raises(
