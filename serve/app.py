@@ -390,9 +390,9 @@ def add_refusals(app: FastAPI) -> None:
         first = e.errors()[0]
         if first["type"] == "json_invalid":
             return error(422, "the body is not readable as JSON")
-        if "json" not in request.headers.get("content-type", "").lower():
+        if request.method == "POST" and "json" not in request.headers.get("content-type", "").lower():
             return error(422, "the body is not said to be JSON; send the header content-type: application/json")
-        place = ".".join(str(p) for p in first["loc"] if p not in ("body", "query"))
+        place = ".".join(map(str, first["loc"][1:]))  # behind "body" or "query"
         return error(422, f"{place}: {first['msg']}" if place else "the body is no JSON object with a history")
 
     async def broken(request: Any, e: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import threading
@@ -160,6 +161,7 @@ def test_bad_paths(doors, path, status):
     answer = doors["two_stage"].get(path)
     assert answer.status_code == status and (status == 200 or list(answer.json()) == ["error"])
     assert len(answer.json().get("items", [])) <= 20
+    assert "?" not in path or status != 422 or re.match("item|k|query", answer.json()["error"])
 
 
 def test_other_names_of_the_host_are_refused(doors):
