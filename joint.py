@@ -71,10 +71,10 @@ class JointOptions:
 class JointModel(GenerativeModel):
     """DIGER (arXiv:2601.19711): tokenizer, uncertainty decay and recommender trained by one loss,
 
-        L = w_code L_rec' + w_recon |q - z|^2 + w_vq L_vq + w_latent L_latent + w_offset L_offset,
+        L = w_code (L_rec' + L_item) + w_recon |q - z|^2 + w_vq L_vq + w_latent L_latent + w_offset L_offset,
 
-    L_rec' being what the decay makes of L_rec, the next three means over the batch's targets, L_offset over the
-    catalogue.
+    L_rec' being what the decay makes of L_rec, L_item the loss of whole items (0 without `item_loss`), the next three
+    means over the batch's targets, L_offset over the catalogue.
     """
 
     Options: ClassVar[type[JointOptions]] = JointOptions

@@ -253,7 +253,8 @@ def portable(cfg: Config, data: Dataset, tokenizer: Any = None, model: Any = Non
     files, own = building.named_files(cfg), getattr(model, "tokenizer", None)
     origin = digest(fingerprint(frozen.get("tokenizer", {})), *(files[k] for k in files if k == "sid_path"))
     first = None if own is None else fingerprint(dict(own.named_parameters()))
-    kept = {**names, **frozen, "files": files, "origin": origin, "pretrained": first}
+    begun = {k: files[k]["hash"] for k in ("sft_from", "start_from") if k in files}
+    kept = {**names, **frozen, "files": files, "origin": origin, "pretrained": first, "begun_from": begun}
     return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **kept}
 
 

@@ -354,7 +354,7 @@ def texts_of(raw: Raw, items: list[str]) -> tuple[list[str], dict[str, int]]:
     bare = [token for token in items if token not in found or token in empty]
     if raw.text_files and not found:
         raise Problem(
-            f"{', '.join(map(str, raw.text_files))}: no id there is one of the interactions', whose first is "
+            f"{', '.join(map(str, raw.text_files))}: no id there is one of the items that are kept, whose first is "
             f"{quoted(items[0])}; name the column by --items_col, or spell the ids alike"
         )
     if bare:

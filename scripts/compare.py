@@ -190,6 +190,8 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any], pr
     cfg = methods.change(cfg, run_name=f"compare-{methods.folder_name(cfg)}-{options}", resume="auto")
     run = main.train(cfg, main.SAME_AGAIN)
     log_to(None, main=True)
+    if run.changed:
+        raise Problem(f"{run.path}: went on with other options than its name stands for; move it away, or remove it")
     if run.results().get("data") != data.hash:
         raise Problem(
             f"{run.path}: was trained on other data than this table began with; a file of {data.name!r} has changed "

@@ -209,7 +209,8 @@ def study(argv: list[str]) -> dict[str, Any]:
         raise Problem(f"--{own[0]}: is what the arms differ in; drop it, or choose other arms")
     preset |= {"method": "two_stage", "rqvae_path": None}
     log_to(None, main=True)
-    configs = {n: [methods.build({**preset, **ARMS[n]}, overrides | {"seed": int(s)}) for s in seeds] for n in chosen}
+    shared = preset | overrides  # what an arm does not read is none of its concern
+    configs = {n: [methods.build({**shared, **ARMS[n], "seed": int(s)}) for s in seeds] for n in chosen}
     cfg = configs[chosen[0]][0]
     check_measured(cfg)
     data = read_dataset(cfg[DataOptions])

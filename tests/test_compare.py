@@ -65,6 +65,10 @@ def test_a_run_that_went_on_with_other_options_is_no_row(shop, tmp_path):
     mine.write_text(json.dumps(json.loads(mine.read_text()) | {"changed": True}))
     shop("sasrec", "--seeds=1")
     assert len(looks(tmp_path)) == 2
+    (own,) = (tmp_path / "out" / "tiny").glob("compare-*/run.json")
+    own.write_text(mine.read_text())
+    with pytest.raises(Problem, match=r"compare-sasrec.*: went on with other options than its name stands for"):
+        shop("sasrec", "--seeds=1")
 
 
 def test_another_file_under_the_same_name_makes_another_run(shop, tmp_path):

@@ -448,7 +448,7 @@ WRONG_ITEMS = [
     (
         NAMES.replace("\n", "\n0").removesuffix("0"),
         [],
-        r"items.csv: no id there is one of the interactions', whose first is 'a'",
+        r"items.csv: no id there is one of the items that are kept, whose first is 'a'",
     ),
     (NAMES + 'e,"unclosed' + "\n" * 140_000, [], r"items.csv, line 6: a quotation mark inside a cell"),
     (NAMES, ["--text_cols=colour"], r"items.csv: no column 'colour' \(text_cols\); there are item_id, title"),
