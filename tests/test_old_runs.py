@@ -92,5 +92,6 @@ def test_a_tokenizer_is_used_again(old, capsys):
         "data_path": str(old / "dataset"), "output_dir": str(old / "out")})  # fmt: skip
     found = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     assert found == next((old / "out" / "tiny").glob("rqvae-*")) / "best_collision_model.pth"
-    other = methods.change(cfg, e_dim=4)
-    assert checkpoint_path(other, "rqvae", read_dataset(cfg[DataOptions])) != found
+    for change in ({"e_dim": 4}, {"vq_form": "cumulative"}, {"dead_code_ratio": 0.3}):  # later ones as well
+        other = methods.change(cfg, **change)
+        assert checkpoint_path(other, "rqvae", read_dataset(cfg[DataOptions])) != found
