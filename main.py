@@ -251,10 +251,12 @@ def portable(cfg: Config, data: Dataset, tokenizer: Any = None, model: Any = Non
     names = {"items": data.catalogue.ids, "titles": data.catalogue.titles}
     frozen = {} if tokenizer is None else {"tokenizer": tokenizer.state_dict()}
     files, own = building.named_files(cfg), getattr(model, "tokenizer", None)
-    origin = digest(fingerprint(frozen.get("tokenizer", {})), *(files[k] for k in files if k == "sid_path"))
-    first = None if own is None else fingerprint(dict(own.named_parameters()))
-    begun = {k: files[k]["hash"] for k in ("sft_from", "start_from") if k in files}
-    kept = {**names, **frozen, "files": files, "origin": origin, "pretrained": first, "begun_from": begun}
+    given = [files["sid_path"]] if "sid_path" in files else []
+    origin = digest(fingerprint(frozen.get("tokenizer", {})), *given)
+    begun: dict[str, str] = {k: files[k]["hash"] for k in ("sft_from", "start_from") if k in files}
+    if own is not None:
+        begun["tokenizer"] = fingerprint(dict(own.named_parameters()))
+    kept = {**names, **frozen, "files": files, "origin": origin, "begun_from": begun}
     return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **kept}
 
 

@@ -108,7 +108,7 @@ class Progress:
         return self.best > -math.inf and self.looked == self.epoch - 1 and self.looked - self.best_epoch >= early_stop
 
 
-SOURCES = ("origin", "pretrained", "begun_from")  # what was read before training, beside the data
+SOURCES = ("origin", "begun_from")  # what was read before training, beside the data
 AT_START = ("grad/", "lr/")  # figures of an epoch's start, not means
 PROBED, FEW = 256, 32  # samples that a probe looks at; fewer prove nothing
 PROBE_TOKENS = 8192  # in one pass of it: no more memory than a step takes with the smallest default budget

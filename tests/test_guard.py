@@ -441,7 +441,7 @@ def test_resuming_on_another_tokenizer_file_is_noticed(ground, tmp_path):
         fit.train()
     saved = max(fit.run.states.glob("*.pth"))
     state = torch.load(saved, weights_only=True)
-    del state["world"]["pretrained"]  # as an earlier version saved it
+    del state["world"]["begun_from"]  # as an earlier version saved it
     torch.save(state, saved)
     with pytest.raises(Problem, match="tokenizer's file has changed since this run began"):
         fit.train()
