@@ -1,7 +1,7 @@
 """The model of a configuration: from data and a pre-trained tokenizer, or from a checkpoint as it was trained."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,6 @@ from readers.dataset import Dataset, read_embeddings
 from readers.splits import DataOptions
 from recommenders.protocol import Recommender, TokenNetwork
 from retired import upgraded
-from runs import memory
 from runs.exported import check_checkpoint, earlier, read_state
 from runs.folder import RunOptions
 from settings import Config
@@ -85,6 +84,7 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
     """The data as the method may use them: content embeddings that it needs must be what the options say
     (Problem); unusable ones beside a method that needs none are left out with a warning.
     """
+    check_lists(cfg, data.n_items)
     if reads_content(cfg):
         if not cfg[CodeOptions].uneven:  # how long unlike ones become is not known yet
             check_bits(spelling_of(cfg, data.n_items))
@@ -94,9 +94,7 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
                 f"semantic_hidden_size: {width}, but {data.embedding_path} has width {content_ND.shape[1]}; drop the "
                 "option"
             )
-        check_sizes(cfg, data.n_items, content_ND.shape[1])
         return data
-    check_sizes(cfg, data.n_items)
     if data.embedding_path is not None:
         try:
             read_embeddings(data)
@@ -333,10 +331,8 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
         n_items, n_input = sizes_of(cfg, state["model"])
         if n_items != len(state["items"]):
             raise Problem(f"{path}: its model knows {n_items} items, its list {len(state['items'])}")
-        check_sizes(cfg, n_items, n_input)
-        code_NT = state["model"].get("code_NT")
-        check_plausible(path, tensor_sizes(cfg, n_items, n_input, code_NT), state["model"])
-        model = empty_model(cfg, n_items, n_input, code_NT)
+        check_lists(cfg, n_items)
+        model = empty_model(cfg, n_items, n_input, state["model"].get("code_NT"))
         load_weights(model, state["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise Problem(f"{path}: does not fit its configuration ({one_line(e)}); use another checkpoint") from None
@@ -374,27 +370,11 @@ def sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
     return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), width
 
 
-def check_plausible(path: str | Path, sizes: Mapping[str, tuple[int, ...]], model: Mapping[str, Any]) -> None:
-    """Problem, before anything is made, when a configuration asks for other tensors than its file holds.
-
-    Names of earlier versions are left to the models; but what the file lacks must not be most of the model.
-    """
-    held = {k: tuple(v.shape) for k, v in model.items() if isinstance(v, torch.Tensor)}
-    for name, size in sizes.items():
-        if held.get(name, size) != size:
-            what = f"{name} is {list(held[name])} in the file and {list(size)} by its configuration"
-            raise Problem(f"{path}: does not fit its configuration ({what}); use another checkpoint")
-    lacking = {name: size for name, size in sizes.items() if name not in held}
-    if sum(map(math.prod, lacking.values())) > sum(map(math.prod, held.values())):
-        what = f"{len(lacking)} tensors are missing, first {next(iter(lacking))}"
-        raise Problem(f"{path}: does not fit its configuration ({what}); use another checkpoint")
+# ---------------------------------------------------------------- sizes
 
 
-# ---------------------------------------------------------------- sizes, before anything is made
-
-
-def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
-    """Problem, before anything is made, when lists are longer than the catalogue or nothing has room for the model.
+def check_lists(cfg: Config, n_items: int) -> None:
+    """Problem when lists are longer than the catalogue.
 
     Lists up to the usual lengths are allowed to be longer: a small catalogue is no mistake.
     """
@@ -405,15 +385,6 @@ def check_sizes(cfg: Config, n_items: int, n_input: int = 0) -> None:
     most = max(n_items, USUAL if SearchOptions in cfg and cfg[SearchOptions].constrained else MANY)
     if beams > most:
         raise Problem(f"num_beams: {beams} beams are more than the catalogue of {n_items} items can fill; lower it")
-    k = list_length(cfg)
-    memory.refuse_hopeless(k * (n_items + 1) + 2 * k * k, f"lists of {k} items", "lower metrics and num_beams")
-    remedy = "lower its widths and layers, num_emb_list or max_his_len"
-    try:
-        numbers = sum(math.prod(size) for size in tensor_sizes(cfg, n_items, n_input).values())
-    except (RuntimeError, OverflowError, TypeError) as e:  # a tensor of more bytes than an address has bits for
-        reason = shortened(" ".join(str(e).split()))
-        raise Problem(f"the model's weights have no room in any memory ({reason}); {remedy}") from None
-    memory.refuse_hopeless(memory.FLOAT * numbers, "the model's weights", remedy)
 
 
 def list_length(cfg: Config) -> int:
@@ -433,18 +404,3 @@ def check_bits(spelling: Spelling) -> Spelling:
 
 
 USUAL, MANY = 20, 1000  # beams; what an unconstrained search may have beside a small catalogue
-
-
-def tensor_sizes(
-    cfg: Config, n_items: int, n_input: int, code_NT: torch.Tensor | None = None
-) -> dict[str, tuple[int, ...]]:
-    """Sizes of the tensors that a run's parts learn, by their names in its model, without making them."""
-    parts: dict[str, Any]
-    with torch.device("meta"):
-        if cfg[MethodOptions].method in ITEM_MODELS:
-            parts = {"": empty_model(cfg, n_items)}
-        else:
-            parts = {"recommender.": network_of(cfg, n_items, spelling_of(cfg, n_items, code_NT))}
-            if cfg[MethodOptions].training == "joint" and n_input:
-                parts["tokenizer."] = empty_tokenizer(cfg, n_input)
-    return {f"{name}{k}": tuple(v.shape) for name, p in parts.items() for k, v in p.named_parameters()}

@@ -164,6 +164,18 @@ def padding_factor(split: Split, plan: Sequence[np.ndarray], longest: int) -> fl
     return padded / max(int(lengths.sum()), 1)
 
 
+def widest(split: Split, plan: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+    """The batch of an epoch whose largest part is the largest, of the longest histories among equals."""
+    lengths = split.lengths(shape.longest)
+
+    def size(rows: np.ndarray) -> tuple[int, int]:
+        length, own = int(lengths[rows].max()), -(-len(rows) // (shape.processes * shape.accumulation))
+        most = max(1, shape.tokens // (length * shape.tokens_per_item))
+        return -(-own // -(-own // most)) * length, length
+
+    return max(plan, key=size)
+
+
 class Steps(TorchDataset[list[Batch]]):
     """The optimizer steps of one epoch as this process sees them: element i is the parts of step i.
 

@@ -19,7 +19,7 @@ from recommenders.protocol import Ranker, unsound
 from runs import guard
 from runs.folder import RunFolder
 from settings import Config
-from utils import Problem, log
+from utils import Problem, log, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,6 @@ def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: 
     figures["invalid_share"] = float(invalid[0] / invalid[1].clamp(min=1))
     figures |= {"num_users": len(split), "list_length": k, "users_per_s": len(split) / seconds}
     return Evaluation(rank[0].numpy().astype(np.int32), figures)
-
-
-def out_of_memory(e: RuntimeError) -> bool:
-    """Is that what torch says, of a GPU or of the CPU's allocator?"""
-    return isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
 
 
 def halved_until_it_fits(rows: np.ndarray, work: Callable[[np.ndarray], None]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data import Batch
 from model import ROADS, GenerativeModel
 from prior import PRIORS, PriorOptions
-from recommenders.items import LOGITS, softmax_loss
+from recommenders.items import softmax_loss
 from recommenders.protocol import AllReduce, Autocast, Logs, TokenNetwork
 from settings import Config, option
 from sids.table import Spelling
@@ -261,14 +261,6 @@ class JointModel(GenerativeModel):
                     f"level {level}: with lr_id {self.joint.lr_id:g} the codes {what} ({moved:.2g} of their "
                     "rms over the run)"
                 )
-
-    def working_numbers(self, B: int, S: int, users: int) -> dict[str, int]:
-        """Per level also distances, noise, logits, soft assignment and their gradients."""
-        found, items = super().working_numbers(B, S, users), min(self.n_items, B * (S + 1))
-        step = found["training step"] + 10 * items * sum(self.sizes)
-        if self.latent_head is not None:  # scores of all items, in parts, and the gradient at their latents
-            step += min(B * S * self.n_items, LOGITS) + 3 * self.n_items * self.tokenizer.e_dim
-        return found | {"training step": step}
 
     def _warn_of_collapse(self, figures: dict[str, float]) -> None:
         for level, k in enumerate(self.sizes, 1):

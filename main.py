@@ -27,14 +27,14 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 import building
 import methods
 import settings
-from evaluation import evaluate, out_of_memory, save_ranks
+from evaluation import evaluate, save_ranks
 from metrics import EvalOptions
 from model import GenerativeModel, Loaded, load, numbers
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from recommenders.protocol import Recommender
-from runs import guard, memory, page, report, tracking
+from runs import guard, page, report, tracking
 from runs.exported import folder_of
 from runs.folder import RunFolder, RunOptions
 from settings import Config
@@ -51,8 +51,10 @@ from utils import (
     log,
     log_to,
     one_line,
+    out_of_memory,
     quoted,
     regular_file,
+    room_for,
     shortened,
     whole_number,
 )
@@ -172,15 +174,14 @@ def train(cfg: Config, advice: str | None = None) -> RunFolder:
 
     data = check_data(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
-    model, tokenizer = building.build_model(cfg, data)
+    with room_for("the model", "lower its widths and layers, num_emb_list or max_his_len"):
+        model, tokenizer = building.build_model(cfg, data)
     with guard.fail_together(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
     on_epoch = tracking.tracked(cfg, acc, model.sizes if isinstance(model, GenerativeModel) else (), report.EpochLog())
     fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer, model), on_epoch)
     model.announce(fit.reachable)
-    with guard.fail_together(acc):
-        memory.log_estimate(cfg, model, data, fit.shape, fit.moments, acc.device)
     speaks = acc.is_main_process and "DIGER_PROCESSES" not in os.environ  # else the run script says it
     with guard.orderly_stop((advice or go_on(cfg)) if speaks else None):
         fit.train()

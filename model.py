@@ -230,10 +230,6 @@ class GenerativeModel(nn.Module):
     def announce(self, reachable: dict[str, float]) -> None:
         """Nothing to say of fixed SIDs."""
 
-    def working_numbers(self, B: int, S: int, users: int) -> dict[str, int]:
-        step, search = self.recommender.training_numbers(B, S), self.recommender.search_numbers
-        return {"training step": step, "evaluation batch": search(users, S, self.search.num_beams)}
-
     # ---- recommending
 
     @torch.inference_mode()

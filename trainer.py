@@ -23,6 +23,7 @@ from data import (
     padding_factor,
     sequences,
     steps_loader,
+    widest,
     within,
 )
 from evaluation import NotFinite, bar, evaluate, save_ranks
@@ -33,7 +34,18 @@ from recommenders.protocol import Recommender
 from runs import guard
 from runs.folder import RunFolder, RunOptions
 from settings import Config, judging, option
-from utils import Problem, Stopped, check_moments, load_weights, log, not_finite, one_line, peak_memory_gb, shown
+from utils import (
+    Problem,
+    Stopped,
+    check_moments,
+    load_weights,
+    log,
+    not_finite,
+    one_line,
+    peak_memory_gb,
+    room_for,
+    shown,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +222,6 @@ class Fit:
             moves = first * self.steps_per_epoch, steps if last is None else (last + 1) * self.steps_per_epoch
             rates.append(learning_rate(t, steps, *moves))
             self.reachable[g["name"]] = g["lr"] * rate_sum(t, steps, *moves)
-        self.moments = 0 if t.learner == "sgd" else 2  # numbers that the optimizer keeps of a parameter
         optimizer = optimizer_for(groups, t)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         self.raw = model
@@ -229,6 +240,8 @@ class Fit:
         self._resume()
         t, p = self.cfg[TrainOptions], self.progress
         self._announce()
+        if not p.step:
+            self._try_widest()
         if self.raw.pretrained and not p.step:
             self._validate_start()
         while p.epoch < t.epochs and not p.out_of_patience(t.early_stop):
@@ -266,6 +279,30 @@ class Fit:
         seconds = time.perf_counter() - begin
         done = (p.next_step - first) / self.steps_per_epoch * len(self.data.train)  # targets, however they are packed
         return self._means() | ({"samples_per_s": done / seconds} if done else {})  # none: a stop behind the last step
+
+    def _try_widest(self) -> None:
+        """Forward and backward over the largest part of the first epoch, before anything is trained: a Problem where it
+        has no room, else the log has what was measured.
+
+        It weighs nothing, as a part without samples, and draws from no random state of the run: nothing is changed.
+        """
+        acc, s = self.acc, self.shape
+        rows = widest(self.train_split, self.plan(0), s)
+        part = max(Steps(self.train_split, [rows], s)[0], key=lambda part: part.history_BS.numel()).to(acc.device)
+        part = part._replace(new_U=torch.zeros_like(part.new_U), weight=torch.zeros_like(part.weight))
+        self.model.train()
+        gpu = [acc.device] if acc.device.type == "cuda" else []
+        remedy = "lower batch_size or token_budget"
+        with guard.fail_together(acc), torch.random.fork_rng(gpu), room_for("a training step", remedy):
+            moments = [torch.zeros_like(x) for g in self.optimizer.param_groups for x in g["params"] * 2]
+            with acc.no_sync(self.model):
+                with acc.autocast():
+                    loss, _ = self.model(part)
+                acc.backward(loss * part.weight)
+            del loss, moments
+        self.optimizer.zero_grad()
+        users, items = part.history_BS.shape
+        log.info(f"memory: at most {peak_memory_gb(acc.device):.3g} GB, in {users} histories of {items} items")
 
     def _probe(self) -> dict[str, float]:
         """What the model tells of some samples before an epoch: the same samples, in the same parts, on every process

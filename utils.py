@@ -441,6 +441,25 @@ def digest(*parts: object) -> str:
     return h.hexdigest()[:12]
 
 
+# ---------------------------------------------------------------- memory
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Is that what torch says, of a GPU or of the CPU's allocator? Also of a size beyond every memory."""
+    return isinstance(e, torch.OutOfMemoryError) or any(x in str(e) for x in ("can't allocate memory", "overflow"))
+
+
+@contextlib.contextmanager
+def room_for(what: str, remedy: str) -> Iterator[None]:
+    """Within, running out of memory is a Problem that says for what there is no room, and the remedy."""
+    try:
+        yield
+    except RuntimeError as e:
+        if not out_of_memory(e):
+            raise
+        raise Problem(f"out of memory: no room for {what}; {remedy}") from None
+
+
 # ---------------------------------------------------------------- log
 
 

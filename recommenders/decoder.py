@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data import Batch
 from layers import rows_of
 from recommenders.blocks import Stack, begin, causal_attention
-from recommenders.protocol import Said, Scorer, scored
+from recommenders.protocol import Said, Scorer
 from recommenders.tokens import TokenTables
 from settings import option
 from utils import Problem
@@ -132,20 +132,6 @@ class Decoder(TokenTables):
             return self.scores(place, self.stack(x_Rh[:, None], past)[:, 0], among_RC)
 
         return score
-
-    def training_numbers(self, B: int, S: int) -> int:
-        """Numbers kept for the backward pass: per block and position its streams, projections and attention."""
-        r, T = self.cfg, (S + 1) * len(self.vocabulary)
-        block = B * T * (12 * r.d_model + 4 * r.d_ff) + 3 * B * r.num_heads * T * T
-        return r.decoder_layers * block + B * T * 4 * r.d_model + 4 * B * S * sum(scored(self.vocabulary))
-
-    def search_numbers(self, B: int, S: int, beams: int) -> int:
-        """Numbers held at the widest moment of a search for B users: reading histories, or at the last place."""
-        r, T = self.cfg, S * len(self.vocabulary)
-        kept = 2 * r.decoder_layers * B * T * r.d_model
-        reading = B * T * (6 * r.d_model + 2 * r.d_ff) + 2 * B * r.num_heads * T * T
-        own = 4 * len(self.vocabulary) * r.decoder_layers * r.d_model + 3 * r.num_heads * T
-        return kept + max(reading, B * beams * (6 * r.d_model + 2 * r.d_ff + own + 8 * max(scored(self.vocabulary))))
 
 
 class Beams:

@@ -250,6 +250,3 @@ class SequenceModel(nn.Module, ABC):
 
     def announce(self, reachable: dict[str, float]) -> None:
         """Nothing that the log of the trainer does not say."""
-
-    def working_numbers(self, B: int, S: int, users: int) -> dict[str, int]:
-        return {}

@@ -110,9 +110,6 @@ class Recommender(Ranker, Protocol):
     def announce(self, reachable: dict[str, float]) -> None:
         """Say before training what will decide its course; reachable: how far a parameter of a group can move."""
 
-    def working_numbers(self, B: int, S: int, users: int) -> dict[str, int]:
-        """Numbers held by a step over B histories of S items and by an evaluation of some users; {}: not known."""
-
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters by owner, each in one group: name and params; where they differ from the trainer's own also
         lr, weight_decay, clip (false: not clipped), epochs (first and last in which they move).
@@ -146,14 +143,6 @@ class Codes(Protocol):
 
     def lookup(self, level: int, table_Kh: Tensor) -> Tensor:
         """Embedded codes of a place, [U, h]."""
-
-
-def scored(vocabulary: tuple[int, ...]) -> list[int]:
-    """How many tokens of each place a row is scored with, for memory: where the last place has a token for every
-    item, the few that may follow.
-    """
-    *codes, ends = vocabulary
-    return [*codes, min(ends, max(codes, default=ends))]
 
 
 class Said(NamedTuple):
@@ -220,11 +209,5 @@ class TokenNetwork(Protocol):
         """The scorer of a search; what does not depend on beams runs once per user. tokens: item numbers
         [...] -> their tokens [..., P].
         """
-
-    def training_numbers(self, B: int, S: int) -> int:
-        """Numbers that a step over B histories of S items keeps for its backward pass, at the most."""
-
-    def search_numbers(self, B: int, S: int, beams: int) -> int:
-        """Numbers that a search for B users holds at its widest moment."""
 
     def parameters(self) -> Iterator[Any]: ...

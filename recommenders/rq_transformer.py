@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data import Batch
 from layers import depth_attention, rows_of
 from recommenders.blocks import Stack, begin, causal_attention
-from recommenders.protocol import Said, Scorer, scored
+from recommenders.protocol import Said, Scorer
 from recommenders.tokens import TokenTables, WholeItemOptions
 from settings import option
 from utils import Problem
@@ -163,26 +163,6 @@ class RQTransformer(TokenTables):
             return self.scores(place, hidden_R1h[:, 0], among_RC)
 
         return score
-
-    def training_numbers(self, B: int, S: int) -> int:
-        """Numbers kept for the backward pass: per block and row its streams, projections and attention."""
-        r, rows, P = self.cfg, B * S, len(self.vocabulary)
-        row = 12 * r.d_model + 4 * r.d_ff
-        items = r.item_blocks * (rows * row + 3 * B * r.num_heads * S * S)
-        depth = r.depth_blocks * (rows * P * row + 3 * rows * r.num_heads * P * P)
-        whole = 3 * self.n_items if r.item_loss else 0
-        return items + depth + rows * (4 * P * r.d_model + 4 * sum(scored(self.vocabulary)) + whole)
-
-    def search_numbers(self, B: int, S: int, beams: int) -> int:
-        """Numbers held at the widest moment of a search for B users: in the item stack, or at the last place."""
-        r, P = self.cfg, len(self.vocabulary)
-        items = B * S * (6 * r.d_model + 2 * r.d_ff) + 2 * B * r.num_heads * S * S
-        rows = (
-            B
-            * beams
-            * (6 * r.d_model + 2 * r.d_ff + 4 * P * r.depth_blocks * r.d_model + 8 * max(scored(self.vocabulary)))
-        )
-        return max(items, rows, 2 * B * self.n_items if r.item_loss else 0)
 
 
 class Past:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data import Batch
 from layers import Dropout, attention, rows_of
-from recommenders.protocol import Said, Scorer, scored
+from recommenders.protocol import Said, Scorer
 from recommenders.tokens import TokenTables, WholeItemOptions
 from settings import option
 
@@ -331,26 +331,3 @@ class T5Network(TokenTables):
             return self.scores(place, hidden_Rh, among_RC)
 
         return score
-
-    def training_numbers(self, B: int, S: int) -> int:
-        """Numbers kept for the backward pass of B samples: per layer, streams with their norms and
-        masks, keys and values, attention.
-        """
-        r, places, T = self.cfg, len(self.vocabulary), S * len(self.vocabulary)
-        inner = r.num_heads * r.d_kv
-        encoder = r.encoder_layers * (B * T * (16 * r.d_model + 4 * inner + 3 * r.d_ff) + 3 * B * r.num_heads * T * T)
-        cross = r.decoder_layers * (2 * B * T * inner + 3 * B * r.num_heads * places * T)
-        decoder = r.decoder_layers * B * places * (12 * r.d_model + 8 * inner + 3 * r.d_ff)
-        whole = 3 * self.n_items if r.item_loss else 0
-        return encoder + cross + decoder + 4 * B * T * r.d_model + B * (6 * sum(scored(self.vocabulary)) + whole)
-
-    def search_numbers(self, B: int, S: int, beams: int) -> int:
-        """Numbers held at the widest moment of a search for B users: in the encoder, or at the last place."""
-        r, T, R = self.cfg, S * len(self.vocabulary), B * beams
-        inner = r.num_heads * r.d_kv
-        source = r.decoder_layers * 2 * B * T * inner
-        encoder = B * T * (4 * r.d_model + max(4 * inner, 2 * r.d_ff)) + 2 * B * r.num_heads * T * T
-        rows = R * (4 * r.d_model + 4 * inner + 2 * r.d_ff + 2 * r.num_heads * T)
-        own = 2 * r.decoder_layers * 2 * R * len(self.vocabulary) * inner  # twice while the beams are re-ordered
-        items = 2 * B * self.n_items if r.item_loss else 0
-        return max(encoder, items, source + rows + own + 8 * R * max(scored(self.vocabulary)))

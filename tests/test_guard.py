@@ -15,16 +15,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import tiny_overrides, write_tiny
-from helpers import assert_same_state, fit_of, rows
-from killed import server
+from conftest import tiny_overrides, words, write_tiny
+from helpers import assert_same_state, contents, fails, fit_of, rows
 
 import building
+import main
 import methods
+from data import Steps
 from evaluation import evaluate
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from runs import guard, memory
+from runs import guard
 from runs.folder import RunFolder
 from sids.fit import Report
 from trainer import TrainOptions
@@ -218,56 +219,53 @@ def test_an_evaluation_without_memory_halves_its_batch(ground, tmp_path, monkeyp
         evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
 
 
-def held(name):
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status[name].split()[0]) * 1024
+KINDS = [{"uncertainty": "frqud_sdud", "label_prior": "prefix"}, {"method": "diffsasrec", "hidden_units": 8}]
 
 
-def measure(options, folder, phase, answer):
-    """(estimate, measured) bytes of one phase; in a process of its own, where no freed memory lies about."""
-    torch.set_num_threads(1)
-    data = read_dataset(methods.build(options)[DataOptions])
-    before = held("VmRSS")
-    fit = fit_of((options, data), folder)
-    need = memory.estimate(fit.cfg, fit.raw, data, fit.shape, fit.moments)
-    other = {"training": "evaluation batch", "evaluation": "training step"}[phase]
-    if phase == "training":
-        fit._epoch()
-    else:
-        evaluate(fit.raw, data.test, fit.cfg, fit.acc, "test")
-        need |= {"gradients": 0, "optimizer": 0}
-    answer.put((sum(need.values()) - need[other], held("VmHWM") - before))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("phase", ["training", pytest.param("evaluation", marks=pytest.mark.slow)])
-def test_the_memory_estimate_is_within_a_factor_of_two(tmp_path, phase):
-    write_tiny(tmp_path / "dataset" / "tiny", n_items=150, n_users=300)
-    options = tiny_overrides(tmp_path) | {
-        "d_model": 64, "d_ff": 256, "num_heads": 4, "d_kv": 32, "encoder_layers": 2, "decoder_layers": 2,
-        "num_emb_list": [64] * 3, "batch_size": 1000, "eval_batch_size": 300, "num_beams": 60,
-    }  # fmt: skip
-    cfg = methods.build(options)
-    options["rqvae_path"] = str(building.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
-    answer = server.Queue()
-    child = server.Process(target=measure, args=(options, tmp_path / "run", phase, answer))
-    child.start()
-    said, took = answer.get(timeout=100)
-    child.join()
-    print(f"{phase}: estimated {said / 1e6:.0f} MB, measured {took / 1e6:.0f} MB")
-    assert took > 100e6 and 0.5 < said / took < 2
-
-
-def test_too_little_memory_is_a_warning(ground, tmp_path, monkeypatch, caplog):
-    fit = fit_of(ground, tmp_path)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_widest_batch_comes_first_and_changes_nothing(ground, tmp_path, monkeypatch, caplog, kind):
+    """It is the one that no other exceeds, once a run, and without it the run would be the same to the bit."""
+    changes = {"dropout_rate": 0.1, "epochs": 1, "batch_size": 16, "token_budget": 300, **kind}
+    fits = [fit_of(ground, tmp_path / name, **changes) for name in "ab"]
+    monkeypatch.setattr(fits[0], "_try_widest", lambda: None)
+    shapes, inner = [], fits[1].raw.forward
+    monkeypatch.setattr(fits[1].raw, "forward", lambda b: (shapes.append(b.history_BS.shape), inner(b))[1])
     monkeypatch.setattr(guard.log, "propagate", True)
     guard.log.setLevel("INFO")
-    needed = sum(memory.estimate(fit.cfg, fit.raw, fit.data, fit.shape, fit.moments).values())
-    for have, warned in ((1 << 40, False), (needed // 2, True)):
-        monkeypatch.setattr(memory, "available", lambda device, have=have: have)
-        caplog.clear()
-        memory.log_estimate(fit.cfg, fit.raw, fit.data, fit.shape, fit.moments, fit.acc.device)
-        assert "memory: about" in caplog.text and ("lower token_budget" in caplog.text) == warned
+    for fit in fits:
+        fit.train()
+    steps = [tuple(p.history_BS.shape) for step in Steps(fit.train_split, fit.plan(0), fit.shape) for p in step]
+    assert sorted(shapes[1:]) == sorted(steps) and shapes[0].numel() == max(a * b for a, b in steps)
+    assert re.search(rf"memory: at most [\d.]+ GB, in {shapes[0][0]} histories of {shapes[0][1]} items", caplog.text)
+    assert_same_state(*fits)
+    assert rows(fits[0]) == rows(fits[1])
+    again = fit_of(ground, tmp_path / "b", **changes, resume="auto")
+    monkeypatch.setattr(again, "_try_widest", None)
+    again.train()  # a run that goes on does not repeat it
+
+
+def test_a_step_without_memory_is_one_line_before_anything_is_trained(ground, tmp_path, monkeypatch):
+    fit = fit_of(ground, tmp_path)
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(fit.raw, "forward", lambda batch: (_ for _ in ()).throw(error))
+    with pytest.raises(Problem, match="out of memory: no room for a training step; lower batch_size or token_budget"):
+        fit.train()
+    assert not list(fit.run.states.glob("*"))
+    monkeypatch.setattr(fit.raw, "forward", lambda batch: (_ for _ in ()).throw(RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        fit.train()
+
+
+@pytest.mark.parametrize("changes", [{"d_model": 10**10, "d_kv": 64}, {"d_ff": 2**50}])
+def test_a_model_without_memory_is_one_line_and_leaves_the_disk_as_it_was(tmp_path, capsys, changes):
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = tiny_overrides(tmp_path)
+    cfg = methods.build(options)
+    building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    before = contents(tmp_path / "out")
+    err = fails(capsys, main.main, *words(options | changes))
+    assert "out of memory: no room for the model; lower its widths" in err
+    assert contents(tmp_path / "out") == before
 
 
 # ---------------------------------------------------------------- disk
