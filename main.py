@@ -24,23 +24,22 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list, gather_object
 
-import building
-import methods
 import settings
+from compose import build, cli, configure, parts
 from evaluation import evaluate, save_ranks
 from metrics import EvalOptions
-from model import GenerativeModel, Loaded, load, numbers
+from model import GenerativeModel
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from recommenders.protocol import Recommender
+from recommenders.base import Model
 from runs import guard, page, report, tracking
 from runs.exported import folder_of
 from runs.folder import RunFolder, RunOptions
+from serve.loaded import Loaded, load, numbers
 from settings import Config
 from sids.files import spelled
-from sids.tokenizer import CodeOptions
-from trainer import Fit, TrainOptions, token_budget
+from trainer import Fit, TrainOptions
 from utils import (
     Problem,
     Unwritable,
@@ -58,14 +57,13 @@ from utils import (
     shortened,
     whole_number,
 )
-from vq import QuantizerOptions
 
 CONFIG = Path(__file__).resolve().parent / "config"
 
 
 def configuration(
     argv: list[str], usage: str | None, check: Callable[[Config], object],
-    composed: Callable[[dict[str, Any], dict[str, Any]], Config] = methods.build,
+    composed: Callable[[dict[str, Any], dict[str, Any]], Config] = configure.build,
 ) -> Config:  # fmt: skip
     """The configuration that a command line asks for; answers --help and --dry_run (`check`) itself.
 
@@ -76,7 +74,7 @@ def configuration(
         raise SystemExit(0)
     given, overrides = settings.split_off(argv, ["config", "data_path"])
     overrides += [f"--data_path={given['data_path']}"] if "data_path" in given else []
-    given_options = methods.parse_overrides([a for a in overrides if a != "--dry_run"])
+    given_options = configure.parse_overrides([a for a in overrides if a != "--dry_run"])
     preset = preset_of(Path(given["config"]), given_options) if "config" in given else {}
     cfg = composed(preset, given_options)
     if "--dry_run" in overrides:
@@ -91,9 +89,9 @@ def help_of(argv: list[str]) -> str:
     given, words = settings.split_off([a for a in argv if a not in ("--help", "-h", "--dry_run")], ["config"])
     try:
         preset = settings.read_yaml(Path(given["config"])) if "config" in given else {}
-        return methods.help_text(preset, methods.parse_overrides([w for w in words if "=" in w]))
+        return cli.help_text(preset, configure.parse_overrides([w for w in words if "=" in w]))
     except Problem:
-        return methods.help_text()
+        return cli.help_text()
 
 
 def preset_of(path: Path, overrides: dict[str, Any], typed: str | None = None) -> dict[str, Any]:
@@ -137,7 +135,7 @@ def presets(stem: str, dataset: str, overrides: dict[str, Any]) -> list[Path]:
 
 def check_data(cfg: Config) -> Dataset:
     """Read data and embeddings as training will, so that a dry run meets the same problems."""
-    return building.check_content(cfg, read_dataset(cfg[DataOptions]))
+    return build.check_content(cfg, read_dataset(cfg[DataOptions]))
 
 
 def check_training(cfg: Config) -> None:
@@ -145,7 +143,7 @@ def check_training(cfg: Config) -> None:
     data = check_data(cfg)
     if cfg[RunOptions].run_name is not None:
         RunFolder.of(cfg).check_free_or_same(cfg)
-    building.check_named(cfg, data)
+    build.check_named(cfg, data)
 
 
 # ---------------------------------------------------------------- train
@@ -175,7 +173,7 @@ def train(cfg: Config, advice: str | None = None) -> RunFolder:
     data = check_data(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
     with room_for("the model", "lower its widths and layers, num_emb_list or max_his_len"):
-        model, tokenizer = building.build_model(cfg, data)
+        model, tokenizer = build.build_model(cfg, data)
     with guard.fail_together(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
@@ -213,7 +211,6 @@ def accelerator(cfg: Config, trackers: list[str] | None = None) -> Accelerator:
         mixed_precision=cfg[TrainOptions].mixed_precision, cpu=not gpu, kwargs_handlers=[ddp],
         log_with=trackers or None, project_config=ProjectConfiguration(logging_dir=cfg[RunOptions].log_dir),
     )  # fmt: skip
-    check_processes(cfg, acc.num_processes)
     asked = int(os.environ.get("DIGER_PROCESSES", acc.num_processes))
     if acc.num_processes != asked:
         raise Problem(
@@ -223,24 +220,12 @@ def accelerator(cfg: Config, trackers: list[str] | None = None) -> Accelerator:
     return acc
 
 
-def check_processes(cfg: Config, processes: int) -> None:
-    """Problem when an option cannot be had with so many processes."""
-    if QuantizerOptions in cfg and cfg[QuantizerOptions].deterministic_assignment == "sinkhorn":
-        whole = cfg[TrainOptions].batch_size * cfg[DataOptions].max_his_len * (len(cfg[CodeOptions].num_emb_list) + 1)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if processes > 1 or whole > token_budget(cfg[TrainOptions], device):
-            raise Problem(
-                "deterministic_assignment: sinkhorn balances whole batches: it needs one process and "
-                f"token_budget of at least {whole}"
-            )
-
-
 def with_run_name(cfg: Config) -> Config:
     """Give the run a name, the same on every process."""
     if cfg[RunOptions].run_name is not None:
         return cfg
-    name = [f"{methods.folder_name(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}"]
-    return methods.change(cfg, run_name=broadcast_object_list(name)[0])
+    name = [f"{parts.folder_name(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}"]
+    return configure.change(cfg, run_name=broadcast_object_list(name)[0])
 
 
 def portable(cfg: Config, data: Dataset, tokenizer: Any = None, model: Any = None) -> dict[str, Any]:
@@ -251,7 +236,7 @@ def portable(cfg: Config, data: Dataset, tokenizer: Any = None, model: Any = Non
     """
     names = {"items": data.catalogue.ids, "titles": data.catalogue.titles}
     frozen = {} if tokenizer is None else {"tokenizer": tokenizer.state_dict()}
-    files, own = building.named_files(cfg), getattr(model, "tokenizer", None)
+    files, own = build.named_files(cfg), getattr(model, "tokenizer", None)
     given = [files["sid_path"]] if "sid_path" in files else []
     origin = digest(fingerprint(frozen.get("tokenizer", {})), *given)
     begun: dict[str, str] = {k: files[k]["hash"] for k in ("sft_from", "start_from") if k in files}
@@ -286,7 +271,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
             looks = run.look_once(fingerprint(best["model"]))
     found = evaluate(model, data.test, cfg, acc, "test")
     results = {
-        "method": methods.label(cfg), "dataset": cfg[DataOptions].dataset, "seed": cfg[DataOptions].seed,
+        "method": parts.label(cfg), "dataset": cfg[DataOptions].dataset, "seed": cfg[DataOptions].seed,
         "best_epoch": best["epoch"], "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
         **figures, "test_evaluations": looks, "data": data.hash,
         "split": {"kind": cfg[DataOptions].split, **data.facts}, **content_of(data),
@@ -305,7 +290,7 @@ def content_of(data: Dataset) -> dict[str, Any]:
     return {} if path is None or stamp is None else {"content": {"file": path.name, "hash": stamp.digest}}
 
 
-def write_index(run: RunFolder, cfg: Config, model: Recommender) -> None:
+def write_index(run: RunFolder, cfg: Config, model: Model) -> None:
     """<dataset>.index.json, for a model that has SIDs."""
     if isinstance(model, GenerativeModel):
         run.save_json(f"{cfg[DataOptions].dataset}.index.json", spelled(model.sids))
@@ -314,10 +299,10 @@ def write_index(run: RunFolder, cfg: Config, model: Recommender) -> None:
 def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dict[str, float]]:
     """Test figures of the floors. One that can no longer be had costs its own row, not the run's results."""
     figures = {}
-    for name in building.floors_of(data):
+    for name in build.baselines_of(data):
         floor, mine = None, None
         try:
-            floor = methods.FLOORS[name](data).to(acc.device)
+            floor = parts.BASELINES[name](data).to(acc.device)
         except (Problem, MemoryError) as e:  # the embeddings have changed or gone, or do not fit as float64
             mine = str(e) or "out of memory"
         except RuntimeError as e:

@@ -1,48 +1,52 @@
-"""The generative recommender over the SIDs of a catalogue, and a trained model of any kind in Python (`load`).
+"""The generative recommender over the semantic IDs (SIDs) of a catalogue.
 
 Shape letters: B users, S history length, U distinct items of a batch, N items of the catalogue, R rows that
-a step predicts, T code places, P token places, K codes of a level, h recommender width.
+a step predicts, T code positions, P token positions, K codes of a level, h recommender width.
 """
 
-import contextlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-import building
-from data import Batch, recent
+from data import Batch
 from layers import soft_label_loss
-from metrics import EvalOptions
-from readers.splits import DataOptions
+from recommenders.base import Model
 from recommenders.items import best_items
-from recommenders.protocol import AllReduce, Autocast, Found, Hit, Logs, Recommender, Scorer, TokenNetwork, unsound
-from settings import Config
+from recommenders.protocol import Found, Logs, Scorer, TokenNetwork
 from sids.legal import Legal
 from sids.search import AllTokens, SearchOptions, Tree, Trie, beam_search, spell
 from sids.table import SidOptions, SidTable, Spelling, ended
 from sids.tokenizer import Quantized
-from utils import Problem, nearest, quoted
 
-ROADS = ("history", "target", "teacher")  # from the recommendation loss to the codebooks, where SIDs learn
+PATHS = ("history", "target", "teacher")  # gradient paths from L_rec to the codebooks, where SIDs learn
 
 
-class Taught(NamedTuple):
-    """A recommendation loss; the loss of whole items beside it, weighted (0 without one); the state [R, h] of each row,
-    which foretells its target.
+class RecLoss(NamedTuple):
+    """L_rec; what each row predicts (rows of item_U, [R]); the state [R, h] it predicts from; the items' embedded
+    tokens [U, P, h] as the decoder reads them.
     """
 
     loss: Tensor
-    item_loss: Tensor
+    row_R: Tensor
     state_Rh: Tensor
+    teacher_UPh: Tensor
 
 
-class GenerativeModel(nn.Module):
+class SidParts(NamedTuple):
+    """What a model over SIDs is made of, whichever way it is trained."""
+
+    network: TokenNetwork
+    n_items: int
+    vocabulary: Spelling
+    sids: SidOptions
+    search: SearchOptions
+
+
+class GenerativeModel(Model):
     """A network over the SIDs of a catalogue: with the codes of a frozen tokenizer this is two-stage training
     (TIGER, arXiv:2305.05065).
 
@@ -52,21 +56,21 @@ class GenerativeModel(nn.Module):
     code_NT: Tensor
     end_N: Tensor | None
     order_N: Tensor | None
-    pretrained = False
+    targets: Literal["one", "next"]  # type: ignore[assignment]
     target_gradient = 1.0
 
-    def __init__(self, cfg: Config, network: TokenNetwork, n_items: int, spelling: Spelling) -> None:
+    def __init__(self, parts: SidParts) -> None:
         super().__init__()
-        self.cfg, self.n_items, self.search = cfg, n_items, cfg[SearchOptions]
+        network, self.n_items, vocabulary, self.sid_options, self.search = parts
         self.free_length = self.search.num_beams
         self.recommender = network
         self.tokens_per_item, self.targets = network.tokens_per_item, network.targets
         self.sequences = network.targets == "next"
-        self.sizes, self.ends, self.uneven = spelling.sizes, spelling.ends, not spelling.even
+        self.sizes, self.ends, self.uneven = vocabulary.sizes, vocabulary.ends, not vocabulary.even
         shared = not self.ends
-        self.register_buffer("code_NT", torch.zeros(n_items, len(self.sizes), dtype=torch.int32))
-        self.register_buffer("end_N", None if shared else torch.zeros(n_items, dtype=torch.int32))
-        self.register_buffer("order_N", torch.arange(1, n_items + 1) if shared else None)
+        self.register_buffer("code_NT", torch.zeros(self.n_items, len(self.sizes), dtype=torch.int32))
+        self.register_buffer("end_N", None if shared else torch.zeros(self.n_items, dtype=torch.int32))
+        self.register_buffer("order_N", torch.arange(1, self.n_items + 1) if shared else None)
         self._sids: SidTable | None = None
         self._whole: Trie | None = None
         self._tree: tuple[Tensor, Trie] | None = None  # of the last `among`
@@ -98,7 +102,7 @@ class GenerativeModel(nn.Module):
         """
         code_NT = code_NT[:, : len(self.sizes)]
         if end_N is None and self.ends:
-            end_N = ended(code_NT, self.cfg[SidOptions].collision, self.ends, count_N)
+            end_N = ended(code_NT, self.sid_options.collision, self.ends, count_N)
         self.code_NT.copy_(code_NT)
         if self.end_N is not None and end_N is not None:
             self.end_N.copy_(end_N)
@@ -140,95 +144,85 @@ class GenerativeModel(nn.Module):
         token_UP = self.sids.tokens(batch.item_U).token
         return Quantized([token_UP[:, place] for place in range(len(self.sizes))])
 
-    def recommendation_loss(
-        self, batch: Batch, q: Quantized, roads: tuple[str, ...] = ROADS, log_shares: Sequence[Tensor | None] = ()
-    ) -> Taught:
-        """L_rec: cross-entropy of a target's P tokens, mean over targets and places.
+    def sid_loss(
+        self, batch: Batch, codes: Quantized, paths: tuple[str, ...] = PATHS, log_usage: Sequence[Tensor | None] = ()
+    ) -> RecLoss:
+        """Cross-entropy of a target's P tokens, mean over targets and positions (arXiv:2601.19711),
 
-        L_rec = - mean_p sum_k y_k log softmax(logits_p)_k, y = m_l(target) at learned places (arXiv:2601.19711),
-        and with `item_loss` w that much of the cross-entropy of the item itself among all items.
-        roads names the ways on which its gradient may reach q: the history's tokens, the target as a
-        soft label, the decoder's teacher-forced inputs. log_shares: of each level's codes, [K] or of each item [U, K],
-        the term that completes the loss; a constant while the tokenizer rests, hence none then.
+            L_rec = - mean_p sum_k y_k log softmax(logits_p)_k,    y = m_l(target) where a position is learned.
+
+        paths: the ways on which its gradient may reach the codes: the history's tokens, the target as a soft label,
+        the decoder's teacher-forced inputs. log_usage: log qbar of each level's codes, [K] or of each item [U, K],
+        for the usage-corrected loss (joint/prior.py).
         """
         token_UP, real_UP = self.sids.tokens(batch.item_U)
-        goal = q.goal()
+        goal, row_R, positions = codes.goal(), batch.goals(self.targets), len(self.sids.vocabulary)
 
-        def tokens(codes: Quantized, road: str) -> Tensor:
-            return self.recommender.embed(codes if road in roads else codes.detached(), token_UP)
+        def embed(codes: Quantized, path: str) -> Tensor:
+            return self.recommender.embed(codes if path in paths else codes.detached(), token_UP)
 
-        history_UPh = tokens(q, "history")
-        shared = goal is q and ("history" in roads) == ("teacher" in roads)
-        teacher_UPh = history_UPh if shared else tokens(goal, "teacher")
-        label = goal if "target" in roads else goal.detached()
-        row_R = batch.goals(self.targets)
-        open_UP = real_UP if self.uneven else None
+        history_UPh = embed(codes, "history")
+        shared = goal is codes and ("history" in paths) == ("teacher" in paths)
+        teacher_UPh = history_UPh if shared else embed(goal, "teacher")
+        label = goal if "target" in paths else goal.detached()
+        open_UP = self._choices(batch.item_U, real_UP)
+        out = self.recommender(history_UPh, batch, teacher_UPh, open_UP, real_UP if self.uneven else None)
+        losses = []
+        for position, logits_RV in enumerate(out.logits):
+            chosen_R = row_R if open_UP is None else row_R[open_UP[row_R, position]]
+            legal_RV = self._legal_logits(position, logits_RV, batch.item_U[chosen_R])
+            usage = log_usage[position] if position < len(log_usage) else None
+            losses.append(self._position_loss(position, legal_RV, label, token_UP, chosen_R, len(row_R), usage))
+        loss = torch.stack(losses).mean() * (len(losses) / positions)
+        return RecLoss(loss, row_R, out.state_Rh, teacher_UPh)
+
+    def _choices(self, item_U: Tensor, real_UP: Tensor) -> Tensor | None:
+        """At which positions an item's token is a choice at all, [U, P]; None: at all of them."""
         if self.search.legal_softmax:
-            open_UP = self.legal.open(batch.item_U)
+            return self.legal.open(item_U)
+        return real_UP if self.uneven else None
 
-        terms, places, weight = [], len(self.sids.vocabulary), self.recommender.item_loss
-        said = self.recommender(history_UPh, batch, teacher_UPh, open_UP, real_UP if self.uneven else None)
-        for place, score_RV in enumerate(said.logits):
-            chosen_R, logits_RV = row_R, score_RV
-            if open_UP is not None:
-                chosen_R = row_R[open_UP[row_R, place]]
-            if self.search.legal_softmax:
-                legal_RV = self.legal.tokens(place, batch.item_U[chosen_R])
-                logits_RV = score_RV.masked_fill(~legal_RV, -torch.inf)
-            elif self.uneven:
-                logits_RV = score_RV[:, :-1]  # what stands behind an end is no choice
-            share = log_shares[place] if place < len(log_shares) else None
-            terms.append(self._place_loss(place, logits_RV, label, token_UP, chosen_R, len(row_R), share))
-        loss = torch.stack(terms).mean() * (len(terms) / places)
-        item_loss = loss.new_zeros(())
-        if weight:
-            item_Nh = self.recommender.catalogue(self.sids.token_NP, batch.item_U, teacher_UPh)
-            item_RN = self.recommender.item_logits(said.state_Rh, item_Nh)
-            item_loss = weight * F.cross_entropy(item_RN, batch.item_U[row_R] - 1)
-        return Taught(loss, item_loss, said.state_Rh)
+    def _legal_logits(self, position: int, logits_RV: Tensor, target_R: Tensor) -> Tensor:
+        """Logits of the tokens that the softmax is taken over; target_R: item numbers."""
+        if self.search.legal_softmax:
+            return logits_RV.masked_fill(~self.legal.tokens(position, target_R), -torch.inf)
+        return logits_RV[:, :-1] if self.uneven else logits_RV  # the last token stands behind an item's end
 
-    def _place_loss(
-        self, place: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int,
-        log_share: Tensor | None,
+    def _position_loss(
+        self, position: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int,
+        log_usage: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """Sum of a place's cross-entropy over the targets that have a choice there, divided by all `rows` targets."""
-        if place >= len(label.index):
-            return soft_label_loss(logits_RV, token_UP[row_R, place], None, row_R, rows=rows)
+        """Sum of a position's cross-entropy over the targets with a choice there, divided by all `rows` targets."""
+        if position >= len(label.index):  # the dedup token is not learned
+            return soft_label_loss(logits_RV, token_UP[row_R, position], None, row_R, rows=rows)
         if label.blend and label.soft is not None:  # the label itself is soft
-            y_RV = label.soft_label(place, row_R, self.target_gradient)
+            y_RV = label.soft_label(position, row_R, self.target_gradient)
             return -(y_RV * logits_RV.log_softmax(-1)).sum() / rows
-        p_UV = None if label.soft is None else label.soft[place]
-        index_R = label.index[place][row_R]
-        return soft_label_loss(logits_RV, index_R, p_UV, row_R, self.target_gradient, log_share, rows)
+        p_UV = None if label.soft is None else label.soft[position]
+        index_R = label.index[position][row_R]
+        return soft_label_loss(logits_RV, index_R, p_UV, row_R, self.target_gradient, log_usage, rows)
+
+    def item_loss(self, batch: Batch, rec: RecLoss) -> Tensor:
+        """Cross-entropy of the next item itself among all items (LIGER, arXiv:2411.18814), mean over rows."""
+        item_Nh = self.recommender.catalogue(self.sids.token_NP, batch.item_U, rec.teacher_UPh)
+        item_RN = self.recommender.item_logits(rec.state_Rh, item_Nh)
+        return F.cross_entropy(item_RN, batch.item_U[rec.row_R] - 1)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
         """(L_rec of a batch and the loss of whole items, its parts for the log)."""
-        rec, item_loss, _ = self.recommendation_loss(batch, self.quantize(batch))
-        logs = {"loss": rec + item_loss, "loss/rec": rec}
-        if self.recommender.item_loss:
-            logs["loss/item"] = item_loss
-        return logs["loss"], {k: v.detach() for k, v in logs.items()}
+        rec, weight = self.sid_loss(batch, self.quantize(batch)), self.recommender.item_loss
+        logs, loss = {"loss/rec": rec.loss}, rec.loss
+        if weight:
+            logs["loss/item"] = weight * self.item_loss(batch, rec)
+            loss = loss + logs["loss/item"]
+        return loss, {k: v.detach() for k, v in {"loss": loss, **logs}.items()}
 
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"name": "rec", "params": list(self.recommender.parameters())}]
 
-    def probe(self, *parts: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
-        """Figures of some samples before an epoch; the joint model proves its gradient here."""
-        return {}
-
-    def after_step(self, all_reduce: AllReduce) -> None:
-        """Once per optimizer step, on every process alike."""
-
-    def refresh(self) -> dict[str, Any]:
-        """After each epoch: re-read the catalogue's SIDs, report on them."""
-        return self.figures()
-
     def figures(self) -> dict[str, float]:
         """Codes used and perplexity per level, and the collision rate, of the catalogue's SIDs."""
         return self.sids.figures()
-
-    def announce(self, reachable: dict[str, float]) -> None:
-        """Nothing to say of fixed SIDs."""
 
     # ---- recommending
 
@@ -306,128 +300,3 @@ def without_last(score: Scorer, places: int) -> Scorer:
         return F.pad(score(place, token_R, parent_R)[:, :-1].log_softmax(-1), (0, 1), value=-torch.inf)
 
     return scored
-
-
-# ---------------------------------------------------------------- a trained model in Python
-
-
-STRUCK = 100  # denied items that a wider search makes up for; more of them make a tree of the others
-
-
-class Offer(NamedTuple):
-    """Which items may come: how many they are; the only ones (None: the whole catalogue); those of the catalogue that
-    are struck out by a search so much wider, in which the others keep their scores.
-    """
-
-    size: int
-    among_M: Tensor | None
-    struck: list[int]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A trained model of any kind, ready to recommend; holds no state of its callers, so threads may share it."""
-
-    cfg: Config
-    model: Recommender
-    number: dict[str, int]  # item number of an id, from 1
-    items: list[str]  # ids in catalogue order
-    titles: list[str]
-    split_hash: str | None  # of the data it was trained on
-    source: str  # the file it came from
-
-    def recommend(
-        self, histories: Sequence[Sequence[str]], k: int = 10, *, allow: Iterable[str] | None = None,
-        deny: Iterable[str] = (),
-    ) -> list[list[Hit]]:  # fmt: skip
-        """The best k items for each history of item ids, oldest first, of any length; best first.
-
-        allow: the only items that may come, None for all; deny: items that may not. With `mask_seen` those of
-        the history may not either. Fewer than k come where fewer are left. Problem names an id that is not in
-        the catalogue.
-        """
-        if k < 1:
-            raise Problem(f"k: expected a whole number from 1, got {k!r}")
-        wanted = [numbers(history, self.number, f"history {i}") for i, history in enumerate(histories)]
-        if empty := [i for i, history in enumerate(wanted) if not history]:
-            raise Problem(f"history {empty[0]}: needs at least one item")
-        offer = self.offer(
-            None if allow is None else numbers(allow, self.number, "allow"), numbers(deny, self.number, "deny")
-        )
-        found: list[list[Hit]] = []
-        size = self.cfg[EvalOptions].eval_batch_size
-        for begin in range(0, len(wanted), size):
-            found += self.hits(self.rank(wanted[begin : begin + size], k, offer))
-        return found
-
-    def offer(self, allow: Iterable[int] | None, deny: Iterable[int]) -> Offer:
-        """What may come of the items allowed (None: all) less those denied, by their numbers."""
-        refused, device = set(deny), next(self.model.parameters()).device
-        if allow is None and len(refused) <= STRUCK:
-            return Offer(len(self.items) - len(refused), None, sorted(refused))
-        left = sorted(set(range(1, 1 + len(self.items)) if allow is None else allow) - refused)
-        return Offer(len(left), torch.tensor(left, dtype=torch.long, device=device), [])
-
-    def rank(self, histories: Sequence[Sequence[int]], k: int, offer: Offer | None = None) -> Found:
-        """Lists of at most k item numbers for some histories of item numbers, one batch; offer: what may come, None for
-        the whole catalogue. Problem when a score is not finite.
-        """
-        size, among_M, struck = offer or self.offer(None, ())
-        if (k := min(k, size)) == 0:
-            return Found(torch.zeros(len(histories), 0, dtype=torch.long), torch.zeros(len(histories), 0))
-        longest, seen = self.cfg[DataOptions].max_his_len, self.cfg[EvalOptions].mask_seen
-        budget = self.cfg[DataOptions].history_tokens
-        history_BS = left_padded([recent(history, longest, budget, self.model.item_tokens) for history in histories])
-        banned_BS = left_padded([[*struck, *(history if seen else ())] for history in histories])
-        device = next(self.model.parameters()).device
-        # a search looks as much further as is struck out; the others leave out before they choose
-        wider = {"wider": len(struck)} if isinstance(self.model, GenerativeModel) else {}
-        found = self.model.recommend(history_BS.to(device), k, banned_BS.to(device), among_M, **wider)
-        if bool(unsound(found.score_BW, banned=bool(banned_BS.any()) or among_M is not None).any()):
-            raise Problem(
-                f"{self.source}: its scores are not finite, its training diverged; use another checkpoint, or train it "
-                "again with lower learning rates"
-            )
-        return Found(found.item_BW[:, :k], found.score_BW[:, :k])
-
-    def hits(self, found: Found) -> list[list[Hit]]:
-        """Lists as people read them."""
-        rows = zip(found.item_BW.tolist(), found.score_BW.tolist(), strict=True)
-        return [
-            [Hit(self.items[i - 1], self.titles[i - 1], s) for i, s in zip(*row, strict=True) if i > 0] for row in rows
-        ]
-
-
-def load(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -> Loaded:
-    """A trained model from its `best_model.pth`, or the folder that scripts/export.py made of it; overrides: options
-    that may differ from its training, as `--key=value` (`--num_beams=50`). Nothing in a file is executed; Problem when
-    it is damaged.
-    """
-    return loaded_of(building.restore(path, overrides), path, device)
-
-
-def loaded_of(restored: building.Restored, path: str | Path, device: str = "cpu") -> Loaded:
-    cfg, model, state = restored
-    number = {token: i for i, token in enumerate(state["items"], 1)}
-    return Loaded(cfg, model.to(device), number, state["items"], state["titles"], state.get("split"), str(path))
-
-
-def numbers(ids: Iterable[str], number: dict[str, int], source: str) -> list[int]:
-    """Item numbers of some ids; Problem names the first that is not in the catalogue, and how many more are not."""
-    found = list(ids)
-    if lost := [token for token in found if token not in number]:
-        more = f", nor are {len(lost) - 1} more; leave them out" if len(lost) > 1 else ""
-        raise Problem(f"{source}: item {quoted(lost[0])} is not in the catalogue{more}; {hint(lost[0], number)}")
-    return [number[token] for token in found]
-
-
-def hint(token: str, number: dict[str, int]) -> str:
-    """What to do about an id that the catalogue does not have."""
-    near = nearest(token, number)
-    return f"did you mean {quoted(near)}?" if near else "ids are those of the interaction log"
-
-
-def left_padded(rows: list[list[int]]) -> Tensor:
-    """Item numbers [B, S] of lists of unlike length, 0 in front."""
-    width = max(1, *map(len, rows))
-    return torch.tensor([[0] * (width - len(row)) + row for row in rows])

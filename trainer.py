@@ -1,4 +1,4 @@
-"""Trains any model that offers what `Recommender` lists."""
+"""Trains any model that offers what `Model` lists."""
 
 import contextlib
 import math
@@ -30,7 +30,7 @@ from evaluation import NotFinite, bar, evaluate, save_ranks
 from metrics import EvalOptions
 from readers.dataset import Dataset
 from readers.splits import DataOptions
-from recommenders.protocol import Recommender
+from recommenders.base import Model
 from runs import guard
 from runs.folder import RunFolder, RunOptions
 from settings import Config, judging, option
@@ -189,7 +189,7 @@ class Fit:
     def __init__(
         self,
         cfg: Config,
-        model: Recommender,
+        model: Model,
         data: Dataset,
         acc: Accelerator,
         run: RunFolder,
@@ -318,7 +318,7 @@ class Fit:
         figures: dict[str, float] = {}
         with guard.fail_together(self.acc):
             try:
-                figures = self.raw.probe(*parts, autocast=self.acc.autocast)
+                figures = self.raw.check_gradient(*parts, autocast=self.acc.autocast)
             except Problem as e:
                 if len(rows) >= FEW:
                     raise

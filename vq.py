@@ -1,28 +1,27 @@
-"""RQ-VAE tokenizer: content embedding -> one code per level, differentiable in joint training.
+"""RQ-VAE tokenizer: content embedding -> one code per level.
 
-Residual quantization (Zeghidour et al., arXiv:2107.03312; for recommendation TIGER, arXiv:2305.05065), and its
-joint form with noise and soft gradient (DIGER, arXiv:2601.19711). docs/method.md has all formulas.
+Residual quantization (Zeghidour et al., arXiv:2107.03312; for recommendation TIGER, arXiv:2305.05065). The form that
+learns with a recommender is joint/quantizer.py; docs/method.md has all formulas.
 
-Shape letters: N items of the catalogue, U distinct items of a batch, D embedding width, d latent
-width, L levels, K codes of a level.
+Shape letters: N items of the catalogue, U rows of a batch, D embedding width, d latent width, L levels, K codes of a
+level.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import MLP, Distance, counter_uniform, distance, kmeans, sinkhorn
+from layers import MLP, Distance, distance, kmeans, sinkhorn
 from settings import option
 from sids import shares
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.codebooks import Upkeep, UpkeepOptions
-from sids.tokenizer import ROWS, Quantized, Source, in_pieces, through
-from uncertainty import Uncertainty
+from sids.tokenizer import ROWS, Source, in_pieces, through
 from utils import Problem
 
 
@@ -51,37 +50,6 @@ class RQVAEOptions(BehaviourOptions, UpkeepOptions):
             raise Problem(f"sk_epsilons: {bad[0]} overflows; use 0 (arg-min) or at least 0.0015")
         if len(self.sk_epsilons) != len(self.num_emb_list):
             raise Problem(f"sk_epsilons: one number a level, {len(self.num_emb_list)}, not {self.sk_epsilons}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizerOptions:
-    """How the tokenizer assigns codes, and what of it learns, in joint training."""
-
-    assignment_forward: Literal["sampled", "cached", "soft", "history"] = option(
-        "sampled",
-        "code of the forward pass: the drawn one, the catalogue's, the soft mixture, or the drawn one in "
-        "histories and the catalogue's as target",
-    )
-    deterministic_assignment: Literal["argmax", "sinkhorn"] = option(
-        "argmax", "code of an item without noise, counted by FrqUD"
-    )
-    codebook_update: Literal["soft", "hard"] = option("soft", "hard: gradient to the selected code only (ablation)")
-    logit_scale: float | Literal["auto"] = option(
-        "auto",
-        "logits = -scale * distance; auto: 3 / median gap between the two nearest codes",
-        gt=0,
-        sizeless=True,
-    )
-    freeze_id_encoder: bool = option(True, "train only the codebooks of the tokenizer")
-    freeze_id_encoder_layers: int = option(
-        0,
-        "with freeze_id_encoder=false: rest the first n linear layers",
-        ge=0,
-        needs=("freeze_id_encoder: false",),
-    )
-    lr_offset: float = option(
-        0.0, "learning rate of an offset of each item's own to its latent; 0: items stay where their content is", ge=0
-    )
 
 
 class Codebook(nn.Module):
@@ -269,206 +237,3 @@ class RQVAE(ContentTokenizer):
             centres = kmeans(r.cpu().numpy(), len(codebook), iterations, seed)
             codebook.copy_(torch.from_numpy(centres))
             r = r - codebook[distance(r, codebook, self.cfg.dist).argmin(1)]
-
-    def n_linears(self) -> int:
-        return len(self.cfg.layers) + 1
-
-
-# ---------------------------------------------------------------- joint training
-
-
-@dataclass(frozen=True)
-class LevelScale:
-    """What decides the randomness of one level before any training."""
-
-    gap: float  # median over the catalogue of second-nearest minus nearest distance
-    scale: float  # logits = -scale * distance
-    keep: float  # share of items whose drawn code is the nearest one, at the current s
-    rms: float  # of the codebook's entries
-
-
-class JointRQVAE(RQVAE):
-    """The tokenizer as it learns together with a recommender: noise, soft gradient, what rests and what moves.
-
-    On level l, with r_1 = z and s from the uncertainty decay (arXiv:2601.19711, section 3):
-
-        a_l = -scale_l |r_l - C_l|^2          p_l = softmax((a_l + s g_l) / tau)      g ~ Gumbel(0, 1)
-        i_l = argmax(a_l + s g_l)             m_l = onehot(i_l) + p_l - sg(p_l)
-        q_l = m_l C_l                         r_{l+1} = r_l - q_l
-        L_vq = mean_l |sg(r_l) - q_l|^2 + beta |r_l - sg(q_l)|^2
-
-    scale_l is in units of the catalogue's own distances (`logit_scale: auto`), fixed at the start. With `lr_offset`
-    z is the content's latent plus an offset that each item learns, and |q - z|^2 is of the content's latent alone.
-    """
-
-    only_pre_training = (*RQVAE.only_pre_training, "theta")  # the latter of sids/contrastive.py
-    made_later = ("scale_L",)  # by `attach`
-    scale_L: Tensor
-    offset_Nd: nn.Parameter | None
-
-    def __init__(self, cfg: RQVAEOptions, joint: QuantizerOptions, n_input: int, seed: int) -> None:
-        super().__init__(cfg, n_input)
-        self.upkeep = None  # of pre-training
-        for codebook in self.rq.codebooks():
-            codebook.requires_grad_(True)
-        self.rq.averaged = False
-        self.joint, self.seed = joint, seed
-        self.levels: list[LevelScale] = []  # as measured at the start
-        self.register_buffer("scale_L", torch.ones(len(cfg.num_emb_list)))
-        for name in ("input_Nd", "centre_d", "unit"):  # the catalogue behind what rests; its latents' mean and spread
-            self.register_buffer(name, None, persistent=False)
-        self.register_parameter("offset_Nd", None)  # with lr_offset a row an item, from the catalogue or a state
-        self._freeze()
-
-    def _freeze(self) -> None:
-        """What rests is frozen once, by object, before the optimizer exists."""
-        rest = self.n_linears() if self.joint.freeze_id_encoder else self.joint.freeze_id_encoder_layers
-        blocks = list(self.encoder.mlp_layers)
-        # a tuple, so that these views of the encoder's layers are not registered a second time
-        self._stages = nn.Sequential(*blocks[: 3 * rest]), nn.Sequential(*blocks[3 * rest :])
-        for module in (self._stages[0], self.decoder):
-            module.requires_grad_(False)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """What rests was run over the catalogue once: another resting part would not belong to those latents."""
-        offset = state_dict.get(f"{prefix}offset_Nd")
-        if self.offset_Nd is None and self.joint.lr_offset and isinstance(offset, Tensor):
-            self.offset_Nd = nn.Parameter(torch.zeros_like(offset, dtype=torch.float32))
-        if self.input_Nd is not None:
-            resting = {id(p) for p in self._stages[0].parameters()}
-            for name, ours in self.state_dict(prefix=prefix, keep_vars=True).items():
-                theirs = state_dict.get(name)
-                rests = id(ours) in resting or name.endswith((".shift", ".spread"))
-                if rests and (theirs is None or not torch.equal(theirs.cpu().to(ours.dtype), ours.detach().cpu())):
-                    raise Problem(
-                        f"{name}: the tokenizer's file has changed since this run began; restore it or begin a new run"
-                    )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    # ---- the catalogue
-
-    def attach(self, content_ND: np.ndarray, decay: Uncertainty) -> None:
-        """Run what rests over the catalogue once, and fix the logits' scale; decay: the noise, for the log."""
-        rows = (self.prepare(piece) for piece in in_pieces(self.seen(content_ND)))
-        self.input_Nd = through(self._stages[0], rows, torch.device("cpu"))
-        if self.joint.lr_offset:
-            self.offset_Nd = nn.Parameter(torch.zeros(len(content_ND), self.cfg.e_dim))
-        z_Nd = self.latents()
-        self.centre_d, self.unit = z_Nd.mean(0), z_Nd.std(0, correction=0).square().mean().sqrt()
-        self.levels = measure_scales(self.rq, z_Nd, self.joint.logit_scale, decay)
-        self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))
-
-    def latents(self) -> Tensor:
-        """z of the whole catalogue, [N, d], without dropout."""
-        z_Nd = through(self._stages[1], self.input_Nd.split(ROWS), self.input_Nd.device)
-        return self._moved(z_Nd).detach()
-
-    def codes(self) -> Tensor:
-        """Learned codes [N, L] of the whole catalogue as it is attached, without noise."""
-        return self.rq.assign(self.latents(), self.cfg.catalogue_assignment)
-
-    def figures(self, decay: Uncertainty) -> dict[str, float]:
-        """Share of items per level that keep their nearest code under a decay's noise."""
-        now = measure_scales(self.rq, self.latents(), self.scale_L.tolist(), decay)
-        return {f"keep_probability/level_{i}": s.keep for i, s in enumerate(now, 1)}
-
-    # ---- a batch
-
-    @property
-    def e_dim(self) -> int:
-        return self.cfg.e_dim
-
-    def item_vectors(self) -> Tensor:
-        """(z - mean z) / rms(z - mean z) of the whole catalogue, [N, d]; mean and rms are those of the start."""
-        with torch.autocast(self.input_Nd.device.type, enabled=False):
-            z_Nd = self._stages[1](self.input_Nd)
-            return (self._moved(z_Nd) - self.centre_d) / self.unit
-
-    def _moved(self, content_Ud: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
-        """z of some rows of the catalogue, from their content's latents."""
-        return content_Ud if self.offset_Nd is None else content_Ud + self.offset_Nd[rows]
-
-    def offset_energy(self) -> Tensor:
-        """mean_v |delta_v|^2 / (2 rms^2) over the catalogue, rms as in `item_vectors`; 0 without offsets."""
-        if self.offset_Nd is None:
-            return torch.zeros((), device=self.input_Nd.device)
-        return (self.offset_Nd / self.unit).square().sum(1).mean() / 2
-
-    def offsets(self) -> list[nn.Parameter]:
-        """The items' own offsets [N, d] to their latents, where they have any."""
-        return [] if self.offset_Nd is None else [self.offset_Nd]
-
-    def probed(self) -> dict[str, nn.Parameter]:
-        """What the recommendation gradient must reach, by name: the codebooks."""
-        return {f"level_{i}": c for i, c in enumerate(self.rq.codebooks(), 1)}
-
-    def quantize(self, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor) -> Quantized:
-        """Quantize U items at an optimizer step, in float32 whatever the recommender's precision.
-
-        item_U: item numbers, which name each item's noise; cached_UL: their catalogue codes.
-        """
-        with torch.autocast(item_U.device.type, enabled=False):
-            content_Ud = self._stages[1](self.input_Nd[item_U - 1])
-            return self._quantize(self._moved(content_Ud, item_U - 1), content_Ud, item_U, step, decay, cached_UL)
-
-    def _quantize(
-        self, z_Ud: Tensor, content_Ud: Tensor, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor
-    ) -> Quantized:
-        c, r, q_sum, vq = self.joint, z_Ud, torch.zeros_like(z_Ud), z_Ud.new_zeros(len(z_Ud))
-        tau, blend = decay.tau(step), c.assignment_forward == "soft"
-        soft, index, nearest, stochastic, drawn = [], [], [], [], []
-        for level, codebook in enumerate(self.rq.codebooks()):
-            logits = -self.scale_L[level] * distance(r, codebook, self.cfg.dist)
-            nearest.append(self._deterministic(logits, r, level))
-            s = decay.noise_scale(nearest)
-            stochastic.append((s[:, 0] > 0).expand(len(z_Ud)))
-            u = counter_uniform(self.seed, step, item_U, level, len(codebook))
-            noisy_logits = logits + s * decay.noise(u)
-            drawn.append(torch.where(stochastic[-1], noisy_logits.argmax(1), nearest[-1]))
-            i = cached_UL[:, level] if c.assignment_forward == "cached" else drawn[-1]
-            p = self._soft(noisy_logits / tau, i)
-            q = Quantized([i], [p], blend=blend).lookup(0, codebook)
-            vq = vq + self.rq.vq_loss(r, q)
-            r, q_sum = r - q, q_sum + q
-            soft.append(p)
-            index.append(i)
-        goal = list(cached_UL.unbind(1)) if c.assignment_forward == "history" else None
-        recon = (q_sum - content_Ud).square().mean(1)
-        return Quantized(index, soft, nearest, vq / len(soft), recon, stochastic, drawn, blend=blend, goal_index=goal)
-
-    def _deterministic(self, logits: Tensor, residual: Tensor, level: int) -> Tensor:
-        if self.joint.deterministic_assignment == "sinkhorn":
-            return self.rq.nearest(residual, level, "sinkhorn")
-        return logits.detach().argmax(1)
-
-    def _soft(self, sharp: Tensor, index: Tensor) -> Tensor:
-        p = sharp.softmax(1)
-        if self.joint.codebook_update == "soft":
-            return p
-        # the selected code's own distance is the only road back
-        hard = F.one_hot(index, p.shape[1]).bool()
-        own = torch.where(hard, sharp, sharp.detach()).softmax(1)
-        return torch.where(hard, own, own.detach())
-
-
-@torch.no_grad()
-def measure_scales(
-    rq: ResidualQuantizer, z_Nd: Tensor, logit_scale: str | float | list[float], decay: Uncertainty
-) -> list[LevelScale]:
-    """Measure each level over the catalogue, under a decay's noise as it is now."""
-    found, r, noise = [], z_Nd, decay.scales()
-    for level, codebook in enumerate(rq.codebooks()):
-        pieces = [distance(piece, codebook, rq.cfg.dist) for piece in r.split(ROWS)]
-        two = torch.cat([d.topk(2, dim=1, largest=False).values for d in pieces])
-        gap = float((two[:, 1] - two[:, 0]).median())
-        if logit_scale == "auto" and gap <= 1e-9 * float(two.abs().mean()):
-            raise Problem(
-                f"level {level + 1}: most items have two nearest codes at one distance, so logit_scale: auto has no "
-                "unit; lower num_emb_list, pre-train longer, or set logit_scale to a number"
-            )
-        scale = 3.0 / max(gap, 1e-12) if logit_scale == "auto" else logit_scale
-        scale = float(scale[level] if isinstance(scale, list) else scale)
-        kept = torch.cat([decay.keep_probability(-scale * d, noise[level]) for d in pieces])
-        found.append(LevelScale(gap, scale, float(kept.mean()), float(codebook.square().mean().sqrt())))
-        r = r - codebook[torch.cat([d.argmin(1) for d in pieces])]
-    return found

@@ -3,19 +3,18 @@
 Shape letters: B users, S positions, N items, d width, R rows (real positions of a batch).
 """
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import Batch
 from layers import Dropout
-from recommenders.protocol import AllReduce, Autocast, Found, Targets
+from recommenders.base import Model
+from recommenders.protocol import Found
 from settings import option
 from utils import Problem
 
@@ -205,12 +204,11 @@ def with_others(banned_BS: Tensor | None, among_M: Tensor | None, users: int, n_
     return outside_BM if banned_BS is None else torch.cat([banned_BS, outside_BM], 1)
 
 
-class SequenceModel(nn.Module, ABC):
+class SequenceModel(Model, ABC):
     """A model of item sequences as the trainer wants it; subclasses say how it learns and recommends."""
 
-    sequences, pretrained, tokens_per_item, item_tokens = True, False, 1, None
+    sequences = True
     extra_rows = 1  # of the item table beside the items: padding
-    targets: Targets
     encoder: ItemEncoder
 
     def __init__(self, cfg: ItemOptions, n_items: int, longest: int) -> None:
@@ -229,24 +227,3 @@ class SequenceModel(nn.Module, ABC):
     @abstractmethod
     def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
         """How the method ranks or decodes; items in banned_BS are left out."""
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        return [{"name": "rec", "params": list(self.parameters())}]
-
-    def probe(self, *parts: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
-        return {}
-
-    def after_step(self, all_reduce: AllReduce) -> None:
-        """Nothing is kept from step to step."""
-
-    def refresh(self) -> dict[str, float]:
-        return {}
-
-    def figures(self) -> dict[str, float]:
-        return {}
-
-    def groups(self) -> dict[str, Tensor]:
-        return {}
-
-    def announce(self, reachable: dict[str, float]) -> None:
-        """Nothing that the log of the trainer does not say."""

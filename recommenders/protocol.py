@@ -73,55 +73,6 @@ class Ranker(Protocol):
     def to(self, device: torch.device | str) -> Any: ...
 
 
-class Recommender(Ranker, Protocol):
-    """A Ranker that learns; all that the trainer asks for."""
-
-    @property
-    def sequences(self) -> bool:
-        """Does it learn from whole sequences, not from a sample a position?"""
-
-    @property
-    def targets(self) -> Targets:
-        """What it predicts of a sample: its target, every next item, every item."""
-
-    @property
-    def tokens_per_item(self) -> int:
-        """Tokens of an item of a history, for the token budget."""
-
-    @property
-    def pretrained(self) -> bool:
-        """Does it come trained? Then it is validated before the first epoch, and kept unless training helps."""
-
-    def __call__(self, batch: Batch, /) -> tuple[Tensor, Logs]:
-        """(loss of a batch, figures to average over the epoch)."""
-
-    def probe(self, *parts: Batch, autocast: Autocast = contextlib.nullcontext) -> dict[str, float]:
-        """Figures of some samples before an epoch, in parts that weigh together 1; may refuse to go on (Problem)."""
-
-    def after_step(self, all_reduce: AllReduce) -> None:
-        """Once per optimizer step, on every process alike."""
-
-    def refresh(self) -> dict[str, Any]:
-        """After each epoch: bring up to date whatever depends on the weights; figures (or lists of them) to report."""
-
-    def figures(self) -> dict[str, float]:
-        """Figures of the model as it is, for the results."""
-
-    def announce(self, reachable: dict[str, float]) -> None:
-        """Say before training what will decide its course; reachable: how far a parameter of a group can move."""
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Parameters by owner, each in one group: name and params; where they differ from the trainer's own also
-        lr, weight_decay, clip (false: not clipped), epochs (first and last in which they move).
-        """
-
-    def parameters(self) -> Iterator[Any]: ...
-    def buffers(self) -> Iterator[Any]: ...
-    def train(self, mode: bool = True) -> Any: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
 class Scorer(Protocol):
     """Scores the tokens of the next place for rows of a search, [R, V], as log-probabilities.
 

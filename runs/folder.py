@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 import settings
+from compose.retired import upgraded
 from readers.dataset import Dataset
 from readers.splits import DataOptions
-from retired import upgraded
 from runs import guard
 from settings import Config, option
 from utils import (

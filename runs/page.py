@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 import settings
+from compose.retired import upgraded
 from metrics import half_interval, is_per_user, paired_difference, per_user
-from retired import upgraded
 from runs import charts
 from runs.charts import escaped
 from runs.folder import RunFolder

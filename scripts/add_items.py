@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import building
 import settings
+from compose import build, restore
 from model import GenerativeModel
 from readers.dataset import Catalogue, check_array, open_array, read_items
 from settings import Config
@@ -44,7 +44,7 @@ PER_ITEM = ("code_NT", "end_N", "first_NP", "recommender.own.weight",
             "prior.count_N", "prior.weight_N")  # fmt: skip # tensors of a model with a row an item
 
 
-def tokenizer_of(path: str | Path, restored: building.Restored, width: int) -> Any:
+def tokenizer_of(path: str | Path, restored: restore.Restored, width: int) -> Any:
     """The tokenizer that a checkpoint carries, for embeddings of some width; Problem where it can code no new items."""
     if not isinstance(restored.model, GenerativeModel):
         raise Problem(f"{path}: recommends by items, which have to be trained; new items need semantic IDs")
@@ -52,7 +52,7 @@ def tokenizer_of(path: str | Path, restored: building.Restored, width: int) -> A
         raise Problem(
             f"{path}: its semantic IDs have unlike lengths, cut for all items together; train it anew with them"
         )
-    tokenizer = building.carried_tokenizer(path, restored, width, "--embeddings")
+    tokenizer = restore.carried_tokenizer(path, restored, width, "--embeddings")
     if tokenizer is None:
         raise Problem(f"{path}: carries no tokenizer (its semantic IDs were made elsewhere); new items cannot be coded")
     return tokenizer
@@ -92,7 +92,7 @@ def codes_of_strangers(tokenizer: Any, content_MD: np.ndarray) -> torch.Tensor:
 
 def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[str, Any]:
     """A checkpoint's state with more items; Problem where they cannot be had. Items it knows keep their SIDs."""
-    restored = building.restore(path)
+    restored = restore.restore(path)
     state, model = restored.state, restored.model
     if not new.ids:
         raise Problem("--items: holds no item; there is nothing to add")
@@ -136,12 +136,12 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
 
 def sids_of(cfg: Config, state: dict[str, Any]) -> dict[str, list[str]]:
     """The SIDs of an extended state, which loading proves sound."""
-    model = building.empty_model(cfg, len(state["items"]), building.sizes_of(cfg, state["model"])[1])
+    model = build.empty_model(cfg, len(state["items"]), restore.sizes_of(cfg, state["model"])[1])
     try:
         load_weights(model, state["model"])
     except RuntimeError as e:
         raise Problem(f"the extended table is not sound ({one_line(e)}); use another checkpoint") from None
-    return spelled(model.sids)  # type: ignore[attr-defined]
+    return spelled(model.sids)  # type: ignore[attr-defined,arg-type]
 
 
 def run(argv: list[str]) -> Path:
@@ -159,7 +159,7 @@ def run(argv: list[str]) -> Path:
     content_MD = open_array(Path(given["embeddings"]))
     check_array(Path(given["embeddings"]), content_MD, new.ids)
     state = extended(given["checkpoint"], new, content_MD)
-    sids = sids_of(building.restore(given["checkpoint"]).cfg, state)
+    sids = sids_of(restore.restore(given["checkpoint"]).cfg, state)
     write_checkpoint(output, state)
     write_json(index, sids)
     log.info(f"{len(new)} items added to {len(state['items']) - len(new)}; SIDs: {index}")

@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import main
-import methods
 import settings
+from compose import configure
 from readers.splits import DataOptions
 from scripts.bench import profile, recommender, sasrec, scale, search, sids, tokenizer, train, trie, varlen
 from scripts.bench.common import Figures, job
@@ -71,7 +71,7 @@ def run(argv: list[str]) -> None:
 
 def configuration(overrides: list[str]) -> Config:
     """The data set's preset with the overrides, by the SID alone as the plain side has it; a missing demo is built."""
-    given = methods.parse_overrides(overrides)
+    given = configure.parse_overrides(overrides)
     name = str(given.get("dataset", "demo"))
     path = ROOT / "config" / f"{name}.yaml"
     raw = settings.read_yaml(path) if is_file(path) else {}
@@ -82,7 +82,7 @@ def configuration(overrides: list[str]) -> Config:
         "item_loss": 0,
         "item_embedding": False,
     }
-    cfg = methods.build({**raw, **fixed, "dataset": name, **given})
+    cfg = configure.build({**raw, **fixed, "dataset": name, **given})
     if name == "demo":
         build_demo(Path(cfg[DataOptions].data_path) / "demo")
     main.check_data(cfg)

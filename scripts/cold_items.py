@@ -19,20 +19,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-import building
 import main
-import methods
 import settings
+from compose import build, configure, parts
 from data import recent
 from metrics import EvalOptions, per_user, target_rank
-from model import GenerativeModel, Loaded, left_padded, load
+from model import GenerativeModel
 from readers.dataset import Catalogue, Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from recommenders.floors import Content
+from recommenders.baselines import Content
 from recommenders.protocol import Ranker
 from runs.folder import RunOptions
 from scripts.add_items import extended
+from serve.loaded import Loaded, left_padded, load
 from settings import Config
 from sids.search import Trie, sid_key
 from sids.table import SidOptions
@@ -162,7 +162,7 @@ def measure(path: Path, new: Catalogue, asked: Asked, content_ND: np.ndarray) ->
 
 def check_able(cfg: Config) -> Config:
     """The same; Problem, before anything is trained, where the model could take no new items or would know them."""
-    if not building.reads_content(cfg):
+    if not build.reads_content(cfg):
         raise Problem("method: has no tokenizer, so it cannot take new items; use --method=two_stage")
     if cfg[CodeOptions].uneven or cfg[SidOptions].shared:
         raise Problem("target_length, collision: new items are known with SIDs of one length, suffix and item only")
@@ -189,12 +189,12 @@ def run(argv: list[str]) -> dict[str, Any]:
     name = f"{data.name}-old-{digest(data.hash, fresh)}"  # other new items, another model
     place = Path(cfg[RunOptions].output_dir) / name
     write_old(data, set(fresh), place / "data" / name)
-    method = methods.folder_name(cfg)
-    old = methods.change(
+    method = parts.folder_name(cfg)
+    old = configure.change(
         cfg, dataset=name, data_path=str(place / "data"), data_format="auto", semantic_emb_path=None, map_path=None,
         short_users="drop", run_name=f"cold-{method}", resume="auto",
     )  # fmt: skip
-    building.train_tokenizer(old, read_dataset(old[DataOptions]))
+    build.train_tokenizer(old, read_dataset(old[DataOptions]))
     trained = main.train(old, main.SAME_AGAIN)
     log_to(None, main=True)
     content_ND, rows = np.asarray(read_embeddings(data)), np.array(fresh) - 1

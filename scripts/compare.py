@@ -24,22 +24,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import building
 import main
-import methods
 import settings
+from compose import build, cli, configure, parts, restore
+from compose.retired import upgraded
 from evaluation import evaluate
+from joint.uncertainty import DECAYS
 from metrics import EvalOptions, half_interval, is_per_user, paired_difference, per_user
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from recommenders.diffusion import FineTuningOptions
-from retired import upgraded
 from runs.folder import RunFolder, RunOptions
 from runs.report import check_protocol, read_ranks
 from settings import Config
 from sids.tokenizer import CodeOptions
-from uncertainty import STRATEGIES
 from utils import (
     Problem,
     digest,
@@ -98,7 +97,7 @@ class Name(NamedTuple):
     """What a row's name asks for."""
 
     method: str
-    parts: dict[str, str]  # tokenizer, recommender
+    chosen: dict[str, str]  # tokenizer, recommender
     decoding: str | None  # None: as its options say
 
 
@@ -109,18 +108,18 @@ def split_name(name: str) -> Name:
         if text.endswith(f"_{way}"):
             text, decoding = text.removesuffix(f"_{way}"), way
     method, bracket, rest = text.partition("[")
-    parts: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     for word in filter(None, re.split("[+,]", rest.removesuffix("]"))):
-        kind = "tokenizer" if word in methods.TOKENIZERS else "recommender"
-        methods.check_known(name, word, {**methods.TOKENIZERS, **methods.NETWORKS})
-        if kind in parts:
-            raise Problem(f"{name!r}: {parts[kind]} and {word} are both a {kind}; name one")
-        parts[kind] = word
-    if parts and method not in (*STRATEGIES, *methods.TRAINING):
+        kind = "tokenizer" if word in parts.TOKENIZERS else "recommender"
+        parts.check_known(name, word, {**parts.TOKENIZERS, **parts.NETWORKS})
+        if kind in chosen:
+            raise Problem(f"{name!r}: {chosen[kind]} and {word} are both a {kind}; name one")
+        chosen[kind] = word
+    if chosen and method not in (*DECAYS, *parts.GENERATIVE):
         raise Problem(f"{name!r}: {method} recommends by items, it has no parts to choose")
-    if bracket and (not parts or not text.endswith("]")):
+    if bracket and (not chosen or not text.endswith("]")):
         raise Problem(f"{name!r}: write the parts as in two_stage[rq_kmeans]")
-    return Name(method, parts, decoding)
+    return Name(method, chosen, decoding)
 
 
 def recipe(name: str, dataset: str, overrides: dict[str, Any], preset: Path | None = None) -> Config:
@@ -128,7 +127,7 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any], preset: Path | No
 
     preset: a file in the place of the data set's.
     """
-    method, parts, decoding = split_name(name)
+    method, chosen, decoding = split_name(name)
     if decoding and decoding not in DECODINGS.get(method, ()):
         able = [m for m, ways in DECODINGS.items() if decoding in ways]
         raise Problem(f"{name}: {method} is not decoded that way; {', '.join(able)} can be")
@@ -138,13 +137,13 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any], preset: Path | No
     found += [preset] if preset else main.presets(dataset, dataset, overrides)
     if not found:
         raise Problem(f"config/{dataset}.yaml: no such preset, nor beside the data; copy one for your own data")
-    kind = {"method": "diger", "uncertainty": method} if method in STRATEGIES else {"method": method}
-    if method in methods.FLOORS:
+    kind = {"method": "diger", "uncertainty": method} if method in DECAYS else {"method": method}
+    if method in parts.BASELINES:
         kind = {}  # nothing to train; the protocol is that of the preset
     options = main.preset_of(found[0], overrides, dataset)
-    for key in ("training", *([] if method in (*STRATEGIES, *methods.TRAINING) else ["tokenizer", "recommender"])):
+    for key in [] if method in (*DECAYS, *parts.GENERATIVE) else ["tokenizer", "recommender"]:
         options.pop(key, None)  # of a preset for other methods
-    return methods.build({**options, **overrides, **kind, **parts})
+    return configure.build({**options, **overrides, **kind, **chosen})
 
 
 def check_for_all_rows(overrides: dict[str, Any]) -> None:
@@ -161,7 +160,7 @@ def is_of(results: dict[str, Any], data: Dataset, cfg: Config) -> bool:
     earlier = {"sid_path": results.get("sids")}  # all that earlier versions told
     told = results.get("files", earlier)
     return results.get("data") == data.hash and all(
-        told.get(key) == file for key, file in building.named_files(cfg).items()
+        told.get(key) == file for key, file in build.named_files(cfg).items()
     )
 
 
@@ -179,15 +178,15 @@ def trained(name: str, cfg: Config, data: Dataset, overrides: dict[str, Any], pr
     """The run of a method, trained now unless there is one; fine-tuning asks for its first stage."""
     if FineTuningOptions in cfg and cfg[FineTuningOptions].sft_from is None:
         first = recipe("diffsasrec", cfg[DataOptions].dataset, overrides | {"seed": cfg[DataOptions].seed}, preset)
-        cfg = methods.change(cfg, sft_from=str(trained("diffsasrec", first, data, overrides).best))
+        cfg = configure.change(cfg, sft_from=str(trained("diffsasrec", first, data, overrides).best))
     found = finished(cfg, data)
     if found is not None:
         log.info(f"{name}, seed {cfg[DataOptions].seed}: {found.path}")
         return found
     if CodeOptions in cfg and cfg[CodeOptions].rqvae_path is None:
-        building.train_tokenizer(cfg, data)
-    options = digest(data.hash, settings.counting(cfg), *building.named_files(cfg).values())
-    cfg = methods.change(cfg, run_name=f"compare-{methods.folder_name(cfg)}-{options}", resume="auto")
+        build.train_tokenizer(cfg, data)
+    options = digest(data.hash, settings.counting(cfg), *build.named_files(cfg).values())
+    cfg = configure.change(cfg, run_name=f"compare-{parts.folder_name(cfg)}-{options}", resume="auto")
     run = main.train(cfg, main.SAME_AGAIN)
     log_to(None, main=True)
     if run.changed:
@@ -208,10 +207,10 @@ def results(
 ) -> Row:
     """Ranks of every seed: of a floor, of a run, or of a run's checkpoint decoded in another way."""
     method, _, decoding = split_name(name)
-    if method in methods.FLOORS:
+    if method in parts.BASELINES:
         cfg = configs[0]
         acc = main.accelerator(cfg)
-        found = [evaluate(methods.FLOORS[method](data).to(acc.device), data.test, cfg, acc, name)]
+        found = [evaluate(parts.BASELINES[method](data).to(acc.device), data.test, cfg, acc, name)]
         return Row(name, {0: found[0].rank}, [found[0].figures])
     row = Row(name)
     for cfg in configs:
@@ -221,7 +220,7 @@ def results(
             row.figures.append(run.results())
             continue
         run.look_at_test()
-        other, model, _ = building.restore(run.best, [f"--decoding={decoding}"])
+        other, model, _ = restore.restore(run.best, [f"--decoding={decoding}"])
         acc = main.accelerator(other)
         again = evaluate(model.to(acc.device), data.test, other, acc, name)
         row.ranks[cfg[DataOptions].seed] = again.rank
@@ -274,14 +273,14 @@ def paired_table(pairs: dict[str, dict[str, dict[str, float]]], first: str) -> s
 
 def compare(argv: list[str]) -> dict[str, Any]:
     """Train or find all runs, print and save their table, return it; Problem when they cannot be compared."""
-    given, names, overrides = methods.words_and_options(argv, ["seeds", "config"])
+    given, names, overrides = cli.words_and_options(argv, ["seeds", "config"])
     if len(names) != 2:
         raise Problem("compare: needs a data set and methods, as in: scientific sasrec,two_stage,frqud --data_path=DIR")
     dataset, chosen = names[0], list(dict.fromkeys(n for n in re.split(r",(?![^\[]*\])", names[1]) if n))
     if not chosen:
         raise Problem(f"{names[1]!r} names no method; for example sasrec,two_stage,frqud")
     check_for_all_rows(overrides)
-    seeds = methods.seeds_asked(given, overrides)
+    seeds = cli.seeds_asked(given, overrides)
     preset = Path(given["config"]) if "config" in given else None
     configs = {n: [recipe(n, dataset, overrides | {"seed": int(s)}, preset) for s in seeds] for n in chosen}
     check_protocol({n: settings.flat(c[0]) for n, c in configs.items()})
@@ -294,7 +293,7 @@ def compare(argv: list[str]) -> dict[str, Any]:
     cfg = configs[chosen[0]][0]
     folder = make_folder(Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset)
     data = read_dataset(cfg[DataOptions])
-    trained_on_content = any(building.reads_content(c[0]) for n, c in configs.items() if n not in methods.FLOORS)
+    trained_on_content = any(build.reads_content(c[0]) for n, c in configs.items() if n not in parts.BASELINES)
     if trained_on_content or "content" in configs:  # else it would stop the table after the others have been trained
         read_embeddings(data)
     rows = [results(n, configs[n], data, overrides, preset) for n in chosen]
@@ -316,6 +315,6 @@ if __name__ == "__main__":
     keep_freed_memory()
     with problems_exit_2():
         if {"--help", "-h"} & set(sys.argv):
-            print(__doc__, methods.help_text(), sep="\n")
+            print(__doc__, cli.help_text(), sep="\n")
         else:
             compare(sys.argv[1:])

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import methods
+from compose import cli, configure
 from readers.dataset import Dataset
 from readers.files import json_lines
 from readers.layouts import read_dataset
@@ -54,7 +54,7 @@ CONTROLS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {"per
 
 
 def recipe(dataset: str, weights: str, seed: int, given: dict[str, Any]) -> Config:
-    return methods.build(USUAL, given | {"dataset": dataset, "weights": weights, "seed": seed})
+    return configure.build(USUAL, given | {"dataset": dataset, "weights": weights, "seed": seed})
 
 
 def study(cfg: Config, data: Dataset) -> dict[str, Any]:
@@ -129,10 +129,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def run(argv: list[str]) -> None:
     """The command; what the file of rows holds already is not computed again."""
-    given, names, overrides = methods.words_and_options(argv, ["seeds", "json"])
+    given, names, overrides = cli.words_and_options(argv, ["seeds", "json"])
     if len(names) != 1 or "json" not in given:
         raise Problem("cut_study: needs data sets and a file, as in: scientific,ml-100k --data_path=DIR --json FILE")
-    seeds = [int(s) for s in methods.seeds_asked(given, overrides, "0")]
+    seeds = [int(s) for s in cli.seeds_asked(given, overrides, "0")]
     if own := [k for k in ("dataset", "weights", "tokenizer", "method") if k in overrides]:
         raise Problem(f"--{own[0]}: the study sets it itself; drop it")
     path, options = Path(given["json"]), {k: v for k, v in overrides.items() if k != "data_path"}

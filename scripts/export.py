@@ -2,8 +2,8 @@
 
   python scripts/export.py myckpt/.../best_model.pth --out DIR [--push OWNER/NAME]
 
-DIR goes wherever a checkpoint does: model.load(DIR), main.py recommend --checkpoint DIR, scripts/serve.py DIR. Paths of
-this machine are left out of it. --push uploads it as a private repository of the Hugging Face Hub (log in with
+DIR goes wherever a checkpoint does: serve.loaded.load(DIR), main.py recommend --checkpoint DIR, scripts/serve.py DIR.
+Paths of this machine are left out of it. --push uploads it as a private repository of the Hugging Face Hub (log in with
 `hf auth login`); serve.hub.HubModel.from_pretrained("OWNER/NAME") fetches one.
 """
 

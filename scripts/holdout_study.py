@@ -14,9 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import building
 import main
-import methods
+from compose import build, cli, configure
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -29,12 +28,12 @@ SHARE = 0.1
 
 def study(argv: list[str]) -> dict[str, dict[str, float]]:
     """Train or find the tokenizer; figures of both groups."""
-    _, names, overrides = methods.words_and_options(argv, [])
+    _, names, overrides = cli.words_and_options(argv, [])
     if len(names) != 1:
         raise Problem("holdout_study: needs a preset, as in: config/scientific_varlen.yaml --data_path=DIR")
     log_to(None, main=True)
-    cfg = methods.build(main.preset_of(Path(names[0]), overrides), overrides)
-    if not building.reads_content(cfg) or cfg[CodeOptions].rqvae_path is not None:
+    cfg = configure.build(main.preset_of(Path(names[0]), overrides), overrides)
+    if not build.reads_content(cfg) or cfg[CodeOptions].rqvae_path is not None:
         raise Problem("holdout_study: makes a tokenizer of content; use --method=two_stage and leave rqvae_path out")
     if getattr(cfg[CodeOptions], "weights", None) != "counts":
         raise Problem(
@@ -47,7 +46,7 @@ def study(argv: list[str]) -> dict[str, dict[str, float]]:
     held_N[random.permutation(len(count_N))[: round(SHARE * len(count_N))]] = True
     seen = np.concatenate([[0], np.where(held_N, 0, count_N)])
     less = dataclasses.replace(data, popularity=seen, hash=digest(data.hash, "holdout", held_N.nonzero()[0].tolist()))
-    tokenizer = building.tokenizer_of(cfg, less, building.train_tokenizer(cfg, less)).eval()
+    tokenizer = build.tokenizer_of(cfg, less, build.train_tokenizer(cfg, less)).eval()
     code_NT, error_NT = codes_of(tokenizer, read_embeddings(data), seen[1:])
     length_N = (code_NT >= 0).sum(1).numpy()
     own_N = error_NT[np.arange(len(length_N)), length_N - 1]

@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-import building
 import main
-import methods
 import settings
+from compose import build, cli, configure, parts, restore
 from data import make_batch, within
 from metrics import EvalOptions, cutoff, per_user
 from readers.dataset import Dataset, read_embeddings
@@ -111,14 +110,14 @@ class Arm(NamedTuple):
 
 def plain(cfg: Config, data: Dataset) -> Arm:
     """An arm whose tokenizer makes its SIDs; it is trained where it has not been."""
-    path = building.train_tokenizer(cfg, data)
-    return Arm(cfg, building.sid_figures(cfg, data, path))
+    path = build.train_tokenizer(cfg, data)
+    return Arm(cfg, build.sid_figures(cfg, data, path))
 
 
 def control(name: str, of: Config, data: Dataset, preset: dict[str, Any], overrides: dict[str, Any]) -> Arm:
     """Whole codes of an arm's tokenizer, cut to the lengths that the arm has, dealt out anew."""
-    path, seed = building.train_tokenizer(of, data), of[DataOptions].seed
-    tokenizer, c, count_N = building.tokenizer_of(of, data, path).eval(), of[CodeOptions], data.popularity[1:]
+    path, seed = build.train_tokenizer(of, data), of[DataOptions].seed
+    tokenizer, c, count_N = build.tokenizer_of(of, data, path).eval(), of[CodeOptions], data.popularity[1:]
     content_ND = read_embeddings(data)
     short_NT, error_NT = codes_of(tokenizer, content_ND, count_N)
     whole_NT = tokenizer.encode(content_ND).cpu()
@@ -129,7 +128,7 @@ def control(name: str, of: Config, data: Dataset, preset: dict[str, Any], overri
     write_json(file, spelled(sids))
     options = {"tokenizer": "given", "sid_path": str(file), "sid_lengths": "unlike", "target_length": None,
              "num_emb_list": c.num_emb_list, "seed": seed}  # fmt: skip
-    return Arm(methods.build({**preset, **options}, overrides | {"seed": seed}),
+    return Arm(configure.build({**preset, **options}, overrides | {"seed": seed}),
                figures(code_NT, c.num_emb_list, count_N, error_NT))  # fmt: skip
 
 
@@ -137,7 +136,7 @@ def of_run(run: RunFolder, arm: Arm, data: Dataset) -> dict[str, float]:
     """Figures of an arm with one seed."""
     cfg, sids = arm
     results, count_N = run.results(), data.popularity[1:]
-    model: Any = building.restore(run.best).model
+    model: Any = restore.restore(run.best).model
     ndcg = per_user("ndcg@10", torch.from_numpy(read_ranks(run, ["ndcg@10"])[1])).numpy()
     head = is_head(count_N)[data.test.targets - 1]
     seconds = [row["seconds"] for row in run.rows()]
@@ -197,20 +196,20 @@ def check_measured(cfg: Config) -> None:
 
 def study(argv: list[str]) -> dict[str, Any]:
     """Train or find every arm, print and save their table, return its figures."""
-    given, names, overrides = methods.words_and_options(argv, ["seeds"])
+    given, names, overrides = cli.words_and_options(argv, ["seeds"])
     if not 1 <= len(names) <= 2:
         raise Problem("length_study: needs a preset, as in: config/ml-100k_varlen.yaml fixed4,cut2 --data_path=DIR")
     chosen = names[1].split(",") if len(names) == 2 else list(ARMS)
     for name in chosen:
-        methods.check_known("arm", name, ARMS)
-    preset, seeds = main.preset_of(Path(names[0]), overrides), methods.seeds_asked(given, overrides)
+        parts.check_known("arm", name, ARMS)
+    preset, seeds = main.preset_of(Path(names[0]), overrides), cli.seeds_asked(given, overrides)
     fixed = {"method", "rqvae_path", *(key for name in chosen for key in ARMS[name])}
     if own := [key for key in overrides if key in fixed]:
         raise Problem(f"--{own[0]}: is what the arms differ in; drop it, or choose other arms")
     preset |= {"method": "two_stage", "rqvae_path": None}
     log_to(None, main=True)
     shared = preset | overrides  # what an arm does not read is none of its concern
-    configs = {n: [methods.build({**shared, **ARMS[n], "seed": int(s)}) for s in seeds] for n in chosen}
+    configs = {n: [configure.build({**shared, **ARMS[n], "seed": int(s)}) for s in seeds] for n in chosen}
     cfg = configs[chosen[0]][0]
     check_measured(cfg)
     data = read_dataset(cfg[DataOptions])

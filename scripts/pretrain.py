@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from accelerate import PartialState
 
-import building
 import main
-import methods
+from compose import build, configure
+from joint.moving import JointMethod
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard
@@ -41,24 +41,24 @@ def run(argv: list[str]) -> None:
 
 def pretrain(argv: list[str]) -> None:
     cfg = main.configuration(argv, __doc__, main.check_data, composed=without_training)
-    if not building.reads_content(cfg):
+    if not build.reads_content(cfg):
         raise Problem("method: has no tokenizer to pre-train; use --method=two_stage, and not --tokenizer=given")
     if "WORLD_SIZE" in os.environ:
         PartialState(cpu=not torch.cuda.is_available())  # joins the others
     log_to(None, main=shares.rank() == 0)
     data = read_dataset(cfg[DataOptions])
-    path = building.train_tokenizer(cfg, data)
+    path = build.train_tokenizer(cfg, data)
     if shares.rank() == 0:
-        write_json(building.length_file(cfg, path), building.sid_figures(cfg, data, path))
+        write_json(build.length_file(cfg, path), build.sid_figures(cfg, data, path))
         print(f"tokenizer: {path}")
 
 
 def without_training(preset: dict[str, object], given: dict[str, object]) -> Config:
     """A tokenizer that cannot be trained jointly can be pre-trained all the same: take it as a frozen one."""
     tokenizer = {**preset, **given}.get("tokenizer") or "rqvae"
-    if tokenizer not in methods.JOINT and "method" not in given and "training" not in given:
-        preset = {k: v for k, v in preset.items() if k != "training"} | {"method": "two_stage"}
-    return methods.build(preset, given)
+    if tokenizer not in JointMethod.tokenizers and "method" not in given:
+        preset |= {"method": "two_stage"}
+    return configure.build(preset, given)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,8 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-import building
-import methods
 import settings
+from compose import build, cli, configure, parts
 from metrics import cutoff, paired_difference
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
@@ -84,7 +83,7 @@ def read_rows(wanted: list[str]) -> dict[str, Spec]:
     except TypeError as e:
         raise Problem(f"{path}: a row has {', '.join(f.name for f in fields(Spec))} only ({e})") from None
     for name in wanted:
-        methods.check_known("--rows", name, known)
+        parts.check_known("--rows", name, known)
     chosen = set(wanted or [n for n, spec in known.items() if not (spec.needs or known[spec.sids_of or n].needs)])
     for name in reversed(known):  # a row stands behind those that it needs
         if name in chosen:
@@ -104,7 +103,7 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        return self.spec.method not in methods.FLOORS
+        return self.spec.method not in parts.BASELINES
 
 
 def plan(
@@ -113,10 +112,10 @@ def plan(
     """All jobs, checked before the first one begins; Problem when an option belongs to none of the rows."""
     jobs: list[Job] = []
     compare.check_for_all_rows(overrides)
-    known = methods.owners()
+    known = parts.owners()
     for key in overrides:
         if key not in known:
-            raise methods.unknown(key, known)
+            raise configure.unknown(key, known)
     for name, spec in rows.items():
         for seed in seeds:
             wanted = {**overrides, **spec.options, "seed": seed} | ({"rqvae_path": None} if spec.sids_of else {})
@@ -131,7 +130,7 @@ def plan(
             jobs.append(Job(name, spec, cfg, sources[0] if sources else None))
             if not jobs[-1].trains:
                 break  # a floor has no seed
-    if short := [job.row for job in jobs if building.list_length(job.cfg) < max(map(cutoff, METRICS))]:
+    if short := [job.row for job in jobs if build.list_length(job.cfg) < max(map(cutoff, METRICS))]:
         raise Problem(f"--metrics: the table shows {', '.join(METRICS)}; row {short[0]} looks at shorter lists only")
     used = {key for job in jobs for key in settings.flat(job.cfg)}
     if foreign := [key for key in overrides if key not in used]:
@@ -204,9 +203,9 @@ def _run(job: Job, data: Dataset, outcome: Outcome) -> bool:
         if (source := compare.finished(job.source, data)) is None:
             raise Problem(f"needs row {job.spec.vectors_of or job.spec.sids_of}, which did not finish")
         if job.spec.vectors_of:
-            cfg = methods.change(cfg, vectors_from=str(source.path / "best_model.pth"))
+            cfg = configure.change(cfg, vectors_from=str(source.path / "best_model.pth"))
         else:
-            cfg = methods.change(cfg, sid_path=str(source.path / f"{data.name}.index.json"))
+            cfg = configure.change(cfg, sid_path=str(source.path / f"{data.name}.index.json"))
     before = compare.finished(cfg, data)
     run = before or compare.trained(job.row, cfg, data, {})
     outcome.row.ranks[cfg[DataOptions].seed] = read_ranks(run, METRICS)[1]
@@ -359,13 +358,13 @@ def protocol(cfg: Config, data: Dataset, seeds: list[int], command: str, found: 
 
 def reproduce(argv: list[str]) -> dict[str, Any]:
     """Run a table and write it; Problem before anything is trained when the command line cannot be followed."""
-    given, names, asked = methods.words_and_options(argv, ["rows", "seeds", "budget", "results", "config"])
+    given, names, asked = cli.words_and_options(argv, ["rows", "seeds", "budget", "results", "config"])
     if len(names) != 1:
         raise Problem("reproduce: needs one data set, as in: reproduce.py scientific --data_path=DIR")
     budget = given.get("budget", "full")
-    methods.check_known("--budget", budget, BUDGETS)
+    parts.check_known("--budget", budget, BUDGETS)
     overrides = BUDGETS[budget] | asked
-    seeds = list(map(int, methods.seeds_asked(given, overrides, SEEDS[budget])))
+    seeds = list(map(int, cli.seeds_asked(given, overrides, SEEDS[budget])))
     rows = read_rows([r for r in given.get("rows", "").split(",") if r])
     log_to(None, main=True)
     jobs = plan(rows, names[0], seeds, overrides, Path(given["config"]) if "config" in given else None)

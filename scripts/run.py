@@ -17,10 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-import building
 import main
-import methods
 import settings
+from compose import build, cli, configure, parts
 from readers.dataset import Dataset
 from readers.splits import DataOptions
 from runs import guard, page, report
@@ -44,7 +43,7 @@ from utils import (
 def run(uncertainty: str, argv: list[str]) -> None:
     """Validate both stages in this process before anything is trained, then train."""
     if {"--help", "-h"} & set(argv):
-        print(__doc__, methods.help_text(), sep="\n")
+        print(__doc__, cli.help_text(), sep="\n")
         return
     cfg = configuration(uncertainty, [a for a in argv if a != "--dry_run"])
     processes = processes_wanted()
@@ -52,15 +51,15 @@ def run(uncertainty: str, argv: list[str]) -> None:
     if "--dry_run" in argv:
         with tempfile.TemporaryDirectory() as aside:  # a dry run leaves nothing behind, not even demo data
             there = cfg[DataOptions].dataset != "demo" or (Path(cfg[DataOptions].data_path) / "demo").exists()
-            check_before_training(cfg if there else methods.change(cfg, data_path=aside), processes)
+            check_before_training(cfg if there else configure.change(cfg, data_path=aside))
         print(settings.dump(cfg), end="")
         return
-    data, folder, beside = check_before_training(cfg, processes), RunFolder.of(cfg), beside_of(cfg)
+    data, folder, beside = check_before_training(cfg), RunFolder.of(cfg), beside_of(cfg)
     for run in (folder, *([RunFolder.of(beside)] if beside is not None else [])):
         run.check_of(data)
     lacking = [c for c in (beside, cfg) if c is not None and not RunFolder.of(c).finished]
     if lacking and cfg[CodeOptions].rqvae_path is None:
-        building.train_tokenizer(cfg, data)
+        build.train_tokenizer(cfg, data)
     for each in lacking:
         train(each, processes)
     if beside is not None:
@@ -70,7 +69,7 @@ def run(uncertainty: str, argv: list[str]) -> None:
     log.info(f"run folder: {folder.path}")
 
 
-def check_before_training(cfg: Config, processes: int) -> Dataset:
+def check_before_training(cfg: Config) -> Dataset:
     """Meet, before anything is trained, whatever would stop one of the stages."""
     if cfg[DataOptions].dataset == "demo":
         try:
@@ -83,15 +82,14 @@ def check_before_training(cfg: Config, processes: int) -> Dataset:
             RunFolder.of(beside).check_free_or_same(beside)
         except Problem as e:
             raise Problem(f"{e}; or leave the baseline out: --with_two_stage=false") from None
-    main.check_processes(cfg, processes)
     data = main.check_data(cfg)
-    building.check_named(cfg, data)
+    build.check_named(cfg, data)
     return data
 
 
 def configuration(uncertainty: str, argv: list[str]) -> Config:
     """config/<data set>.yaml, this script's decay, the command line's overrides, a run name."""
-    given, names, overrides = methods.words_and_options(argv, ["config"])
+    given, names, overrides = cli.words_and_options(argv, ["config"])
     if len(names) > 1:
         raise Problem(f"one data set at a time, not {', '.join(names)}; options are written --key=value")
     name = names[0] if names else "demo"
@@ -102,9 +100,9 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
     regular_file(path, f"no such configuration; there are {known}; {own}")
     preset = main.preset_of(path, overrides, names[0] if names else None)
     preset |= {"uncertainty": uncertainty, "method": "diger"}
-    cfg = methods.build({k: v for k, v in preset.items() if k != "training"}, overrides)
+    cfg = configure.build(preset, overrides)
     if cfg[RunOptions].run_name is None:
-        cfg = methods.change(cfg, run_name=f"{methods.folder_name(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}")
+        cfg = configure.change(cfg, run_name=f"{parts.folder_name(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}")
     return cfg
 
 
@@ -120,7 +118,7 @@ def processes_wanted() -> int:
 
 def two_stage_of(cfg: Config) -> Config:
     """The same run on the frozen tokenizer."""
-    return methods.change(cfg, method="two_stage", run_name=f"{cfg[RunOptions].run_name}-two_stage")
+    return configure.change(cfg, method="two_stage", run_name=f"{cfg[RunOptions].run_name}-two_stage")
 
 
 def beside_of(cfg: Config) -> Config | None:

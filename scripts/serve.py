@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import settings
-from model import load
+from serve.loaded import load
 from utils import Problem, as_command, log, log_to, quoted
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-import building
-import methods
 import settings
+from compose import parts, restore
 from metrics import half_interval, paired_difference
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
@@ -56,7 +55,7 @@ def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Su
     state = read_folder(path) if path.is_dir() else read_checkpoint(path, allow=(Namespace,))
     if "state_dict" in state:
         return of_tokenizer(path, state, read_data(settings.parse_overrides(data_words)))
-    restored = building.restore(path, data_words)
+    restored = restore.restore(path, data_words)
     if CodeOptions not in restored.cfg:
         raise Problem(f"{path}: recommends by items, it has no semantic IDs")
     data, tokenizer = read_dataset(restored.cfg[DataOptions]), None
@@ -64,15 +63,15 @@ def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Su
         raise Problem(f"{path}: has other items than {data.name}, or in another order; name the data it was trained on")
     if data.embedding_path is not None:
         width = read_embeddings(data).shape[1]
-        tokenizer = building.carried_tokenizer(path, restored, width, str(data.embedding_path))
-    return checked(path, Subject(restored.model.sids, tokenizer, data))  # type: ignore[attr-defined]
+        tokenizer = restore.carried_tokenizer(path, restored, width, str(data.embedding_path))
+    return checked(path, Subject(restored.model.sids, tokenizer, data))  # type: ignore[attr-defined,arg-type]
 
 
 def of_tokenizer(path: Path, state: dict[str, Any], data: Dataset) -> Subject:
     """The SIDs that a tokenizer's checkpoint gives the items of a data set, without end tokens."""
     name, args = state.get("tokenizer", "rqvae"), state.get("args", {})
-    methods.check_known("tokenizer", name, methods.TOKENIZERS)
-    kind = methods.part(methods.TOKENIZERS[name])
+    parts.check_known("tokenizer", name, parts.TOKENIZERS)
+    kind = parts.TOKENIZERS[name]
     values = vars(args) if isinstance(args, Namespace) else args
     options = settings.section(kind.Options, {k: v for k, v in values.items() if k in settings.fields_of(kind.Options)})
     content_ND = read_embeddings(data)

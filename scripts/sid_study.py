@@ -21,9 +21,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 
-import building
-import methods
 import settings
+from compose import build, cli, parts
 from metrics import EvalOptions
 from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
@@ -87,8 +86,8 @@ def cheap_metrics(cfg: Config, data: Dataset, path: Path) -> dict[str, float]:
     """
     if is_file(path):
         return {str(k): float(v) for k, v in read_json(path).items()}
-    model = building.build_model(cfg, data)
-    subject = Subject(model.model.sids, model.tokenizer, data)  # type: ignore[attr-defined]
+    model = build.build_model(cfg, data)
+    subject = Subject(model.model.sids, model.tokenizer, data)  # type: ignore[attr-defined,arg-type]
     figures, hits = measured(subject, "valid", ("decoded",))
     found = figures | {f"{name} {key}": value for name, rates in hits.items() for key, value in rates.items()}
     write_json(path, found)
@@ -157,16 +156,16 @@ def told(rows: dict[str, dict[str, float]], targets: list[str]) -> tuple[str, li
 
 def study(argv: list[str]) -> dict[str, Any]:
     """The command; returns what it writes as JSON: figures of each configuration, rank correlations."""
-    given, names, overrides = methods.words_and_options(argv, ["seeds", "config"])
+    given, names, overrides = cli.words_and_options(argv, ["seeds", "config"])
     if not 1 <= len(names) <= 2:
         raise Problem("sid_study: needs a data set, as in: scientific --data_path=DIR")
     dataset, preset = names[0], Path(given["config"]) if "config" in given else None
     chosen = list(dict.fromkeys(names[1].split(","))) if len(names) == 2 else list(CONFIGURATIONS)
     for name in chosen:
-        methods.check_known("configuration", name, CONFIGURATIONS)
+        parts.check_known("configuration", name, CONFIGURATIONS)
         if CONFIGURATIONS[name].get("behaviour") == "vectors" and "vectors_from" not in overrides:
             raise Problem(f"--vectors_from: {name} needs the best_model.pth of a sasrec run; name it, or leave it out")
-    seeds = methods.seeds_asked(given, overrides)
+    seeds = cli.seeds_asked(given, overrides)
     log_to(None, main=True)
     plain = {k: v for k, v in overrides.items() if k != "vectors_from"}
     cfg = recipe("two_stage", dataset, plain, preset)
@@ -181,12 +180,12 @@ def study(argv: list[str]) -> dict[str, Any]:
     measured_at = [t for t in targets if not t.startswith("valid")]
     pairs = paired({n: [run for run, _ in of_seed] for n, of_seed in each.items()}, measured_at)
     text, told_plain = told(rows, targets)
-    parts = [
+    pieces = [
         table(rows, [*CHEAP, *targets]),
         *([paired_table(pairs, chosen[0])] if pairs and measured_at else []),
         text,
     ]
-    log.info("\n" + "\n\n".join([*parts, f"{len(seeds)} seeds, {data.name}"]))
+    log.info("\n" + "\n\n".join([*pieces, f"{len(seeds)} seeds, {data.name}"]))
     folder = (
         Path(cfg[RunOptions].output_dir)
         / data.name

@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-import methods
 import settings
+from compose import configure, parts
+from compose.retired import upgraded
 from metrics import is_per_user, paired_difference, per_user
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
-from retired import upgraded
 from runs.folder import RunFolder
 from runs.report import check_protocol, read_ranks
 from utils import Problem, as_command, printable, quoted, write_json
@@ -76,8 +76,8 @@ def compared(paths: list[str], split: str, metric: str, data_path: str | None = 
     (ours, rank), (base, other) = (read(path, split, metric) for path in paths)
     options = {str(run.path): upgraded(settings.read_yaml(run.config)) for run in (ours, base)}
     check_protocol(options, leave=("data_path", "metrics"))  # the data's hash and the lists' length are looked at
-    cfg = methods.build(options[str(ours.path)])
-    data = read_dataset((methods.change(cfg, data_path=data_path) if data_path else cfg)[DataOptions])
+    cfg = configure.build(options[str(ours.path)])
+    data = read_dataset((configure.change(cfg, data_path=data_path) if data_path else cfg)[DataOptions])
     for run, found in ((ours, rank), (base, other)):
         part = data.split(split)
         if run.results().get("data") != data.hash or not np.array_equal(found[0], part.users()):
@@ -101,7 +101,7 @@ def run(argv: list[str]) -> dict[str, dict[str, Any]]:
     if len(paths) != 2:
         raise Problem("who_wins: name the folders of two finished runs, the one in question first")
     split, metric = given.get("split", "test"), given.get("metric", "ndcg@10")
-    methods.check_known("--split", split, {"valid": None, "test": None})
+    parts.check_known("--split", split, {"valid": None, "test": None})
     if not is_per_user(metric):
         raise Problem(f"--metric: {quoted(metric)} is not a metric of each user, like ndcg@10 or recall@10")
     table = compared(paths, split, metric, given.get("data_path"))

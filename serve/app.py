@@ -27,9 +27,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Message, Receive, Scope, Send
 
-import methods
+from compose import parts
 from metrics import EvalOptions
-from model import Loaded
+from serve.loaded import Loaded
 from sids.files import spelled
 from utils import quoted
 
@@ -360,7 +360,7 @@ def create_app(loaded: Loaded, limits: Limits | None = None, hosts: list[str] | 
 
     @app.get("/health")
     async def health() -> Any:
-        method = methods.label(loaded.cfg)
+        method = parts.label(loaded.cfg)
         return {"status": "ok", "items": len(loaded.items), "method": method, "sids": bool(shelf.sids)}
 
     @app.get("/metrics")

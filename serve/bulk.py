@@ -15,8 +15,8 @@ from pyarrow import csv, parquet
 from tqdm import tqdm
 
 from metrics import EvalOptions
-from model import Loaded, Offer
 from readers.tables import read_rows
+from serve.loaded import Loaded, Offer
 from utils import Problem, log, quoted, whole_file
 
 CHUNK = 64  # batches that are sorted by length together, so that little is padded

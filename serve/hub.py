@@ -10,15 +10,15 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 
-import building
-import methods
 import settings
+from compose import parts, restore
 from metrics import EvalOptions
-from model import GenerativeModel, loaded_of
+from model import GenerativeModel
 from readers.splits import DataOptions
 from recommenders.protocol import Hit
 from runs.exported import CONFIG, ITEMS, SIDS, WEIGHTS, folder_of, write_folder
 from runs.folder import RunFolder
+from serve.loaded import loaded_of
 from sids.files import spelled
 from utils import Problem
 
@@ -30,7 +30,7 @@ class HubModel(ModelHubMixin, library_name="diger", tags=["recommendation", "sem
 
     def __init__(self, path: str) -> None:
         """path: a best_model.pth, or an exported folder."""
-        self.restored = building.restore(path)
+        self.restored = restore.restore(path)
         self.loaded = loaded_of(self.restored, path)
         self.test = test_figures(path, self.restored.state)
 
@@ -83,7 +83,7 @@ def test_figures(path: str | Path, state: dict[str, Any]) -> dict[str, float]:
 def card(model: HubModel) -> str:
     """README.md of the folder: what it is, how well it ranked, how to use it."""
     cfg, net, state = model.restored
-    data, label = cfg[DataOptions], methods.label(cfg)
+    data, label = cfg[DataOptions], parts.label(cfg)
     info = model._hub_mixin_info.model_card_data
     head = yaml.safe_dump({"library_name": info.library_name, "tags": info.tags})
     lines = ["---", head.strip(), "---", "", f"# {label} on {data.dataset}", ""]
@@ -96,7 +96,7 @@ def card(model: HubModel) -> str:
     lines += ["| metric | validation | test |", "|---|---|---|"]
     lines += [f"| {name} | {figure(chosen)} | {figure(test)} |" for name, chosen, test in rows]
     lines += ["", f"Full ranking of the catalogue, split {data.split}, seed {data.seed}; chosen on validation.", ""]
-    lines += ["```python", "from model import load  # in a clone of the DIGER repository", ""]
+    lines += ["```python", "from serve.loaded import load  # in a clone of the DIGER repository", ""]
     lines += [f'load("FOLDER").recommend([["{state["items"][0]}"]], k=5)', "```", "", "```bash"]
     lines += ["python main.py recommend --checkpoint FOLDER --history itemA,itemB --k 5"]
     lines += ["python scripts/serve.py FOLDER", "```", "", "Options that differ from their defaults:", "", "```yaml"]

@@ -1,4 +1,4 @@
-"""What a tokenizer is: content embeddings to codes and back, fitted once, learned, or learned with a recommender.
+"""What a tokenizer is: content embeddings to codes and back, fitted once or learned.
 
 Shape letters: N items of the catalogue, U distinct items of a batch, D embedding width, T code places,
 K codes of a place, h recommender width.
@@ -17,7 +17,6 @@ from layers import straight_through_lookup
 from readers.dataset import Dataset, read_embeddings
 from readers.splits import Split
 from settings import option
-from uncertainty import Uncertainty
 from utils import Problem
 
 ROWS = 8192  # rows of a catalogue that go through a network at a time
@@ -148,44 +147,6 @@ class Learned(Tokenizer, Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-class Joint(Learned, Protocol):
-    """Learned further, together with a recommender: made of (its Options, QuantizerOptions, width, seed)."""
-
-    @property
-    def levels(self) -> list[Any]:
-        """Figures of each level at the start: gap, scale, keep, rms."""
-
-    def attach(self, content_ND: np.ndarray, decay: Uncertainty) -> None:
-        """Hold the catalogue's embeddings; decay: the noise, for the log."""
-
-    def codes(self) -> Tensor:
-        """Codes [N, T] of the attached catalogue as the tokenizer is now, without noise."""
-
-    def quantize(self, item_U: Tensor, step: Tensor, decay: Uncertainty, cached_UL: Tensor) -> "Quantized":
-        """Codes of U items at an optimizer step, with the road back; cached_UL: their codes in the catalogue."""
-
-    @property
-    def e_dim(self) -> int:
-        """Width d of the latents."""
-
-    def item_vectors(self) -> Tensor:
-        """The catalogue's latents [N, d], centred and scaled as they spread at the start, with gradient where they
-        learn.
-        """
-
-    def offset_energy(self) -> Tensor:
-        """Half the mean squared length of what `offsets` has learned, in units of the latents' spread."""
-
-    def offsets(self) -> list[nn.Parameter]:
-        """What an item learns for itself alone, beside what all share; often nothing."""
-
-    def probed(self) -> dict[str, nn.Parameter]:
-        """What the recommendation gradient must reach, by name, first level first."""
-
-    def figures(self, decay: Uncertainty) -> dict[str, float]:
-        """Figures of an epoch, under a decay's noise as it is now."""
-
-
 def is_learned(kind: type) -> bool:
     return hasattr(kind, "batches")
 
@@ -196,7 +157,7 @@ class Quantized:
 
     soft: p_l [U, K], or None where no gradient is wanted; index: the forward pass's codes i_l [U];
     nearest: the deterministic codes [U]; vq, recon: loss terms per item [U]; stochastic: whether an item
-    received noise [U]; drawn: the codes under noise [U], whether the forward pass uses them or not.
+    received noise [U]; sampled: the codes under noise [U], whether the forward pass uses them or not.
     """
 
     index: list[Tensor]
@@ -205,7 +166,7 @@ class Quantized:
     vq: Tensor | None = None
     recon: Tensor | None = None
     stochastic: list[Tensor] = dataclasses.field(default_factory=list)
-    drawn: list[Tensor] = dataclasses.field(default_factory=list)
+    sampled: list[Tensor] = dataclasses.field(default_factory=list)
     blend: bool = False  # assignment_forward: soft
     goal_index: list[Tensor] | None = None  # codes as a target, where they differ from those as history
 

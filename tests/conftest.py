@@ -10,10 +10,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-import building
 import main
-import methods
 import settings
+from compose import build, configure
 from readers.dataset import Catalogue, Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
@@ -61,7 +60,7 @@ def tiny_overrides(root, name="tiny"):
 def words(options):
     """A command line of the options that a run has; those of other parts would be refused."""
     texts = [f"--{k}={v}" for k, v in options.items()]
-    known = settings.flat(methods.build(methods.parse_overrides(texts)))
+    known = settings.flat(configure.build(configure.parse_overrides(texts)))
     return [f"--{k}={v}" for k, v in options.items() if k in known]
 
 
@@ -130,9 +129,9 @@ def train_ring(noisy_ring, tmp_path):
         small = {"hidden_units": 32, "num_heads": 2, "max_his_len": 20, "hidden_dropout": 0.1, "weight_decay": 0.0,
                  "output_dir": str(tmp_path), "run_name": "r", "eval_step": 50, "early_stop": 1000, "warmup_steps": 0,
                  "lr_scheduler_type": "constant", "metrics": "recall@1,recall@10,ndcg@10"}  # fmt: skip
-        cfg = methods.build(small | options)
+        cfg = configure.build(small | options)
         torch.manual_seed(0)
-        model, run = building.build_model(cfg, noisy_ring).model, RunFolder.of(cfg)
+        model, run = build.build_model(cfg, noisy_ring).model, RunFolder.of(cfg)
         run.claim(cfg)
         fit = Fit(
             cfg,
@@ -155,9 +154,9 @@ def ground(tmp_path_factory):
     root = tmp_path_factory.mktemp("ground")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root)
-    cfg = methods.build(options)
+    cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
-    return options | {"rqvae_path": str(building.train_tokenizer(cfg, data))}, data
+    return options | {"rqvae_path": str(build.train_tokenizer(cfg, data))}, data
 
 
 @pytest.fixture(scope="session")
@@ -166,12 +165,12 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"epochs": 1, "metrics": "recall@5,ndcg@5", "valid_metric": "ndcg@5"}
-    cfg = methods.build(options)
+    cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
-    options |= {"rqvae_path": str(building.train_tokenizer(cfg, data))}
+    options |= {"rqvae_path": str(build.train_tokenizer(cfg, data))}
     kinds = {"frqud": {}, "two_stage": {"method": "two_stage"}, "sasrec": {"method": "sasrec", "hidden_units": 8},
              "own_tokens": {"method": "two_stage", "collision": "item", "legal_softmax": True}}  # fmt: skip
-    runs = {name: main.train(methods.build(options | kind | {"run_name": name})) for name, kind in kinds.items()}
+    runs = {name: main.train(configure.build(options | kind | {"run_name": name})) for name, kind in kinds.items()}
     return options, data, runs
 
 

@@ -9,8 +9,7 @@ import torch
 from accelerate import Accelerator
 from conftest import HEADER
 
-import building
-import methods
+from compose import build, configure
 from data import make_batch
 from main import portable
 from readers.splits import DataOptions, Split
@@ -61,11 +60,11 @@ def write_file(folder, text):
 
 def fit_of(ground, tmp_path, **changes):
     options, data = ground
-    cfg = methods.build({**options, "output_dir": str(tmp_path), "run_name": "r", "warmup_steps": 2, **changes})
+    cfg = configure.build({**options, "output_dir": str(tmp_path), "run_name": "r", "warmup_steps": 2, **changes})
     run = RunFolder.of(cfg)
     run.claim(cfg)
     torch.manual_seed(cfg[DataOptions].seed)
-    built = building.build_model(cfg, data)
+    built = build.build_model(cfg, data)
     extras = portable(cfg, data, built.tokenizer, built.model)
     return Fit(cfg, built.model, data, Accelerator(cpu=True), run, extras, report.EpochLog())
 
@@ -100,9 +99,9 @@ class Fixed(torch.nn.Module):
 
 def joint(**changes):
     torch.manual_seed(0)
-    cfg = methods.build({**TINY, **changes})
+    cfg = configure.build({**TINY, **changes})
     content = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
-    model = building.empty_model(cfg, N, D)
+    model = build.empty_model(cfg, N, D)
     model.tokenizer.init_codebooks(torch.from_numpy(content), 20, 0)
     model.attach(content)
     return model

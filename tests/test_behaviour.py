@@ -5,9 +5,8 @@ import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
 
-import building
 import main
-import methods
+from compose import build, configure, restore
 from readers.dataset import Catalogue, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
@@ -24,8 +23,8 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("behaviour")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"method": "two_stage", "recommender": "rq_transformer", "epochs": 1}
-    run = main.train(methods.build(options | {"method": "sasrec", "hidden_units": 16, "run_name": "sasrec"}))
-    return options, read_dataset(methods.build(options)[DataOptions]), run.best
+    run = main.train(configure.build(options | {"method": "sasrec", "hidden_units": 16, "run_name": "sasrec"}))
+    return options, read_dataset(configure.build(options)[DataOptions]), run.best
 
 
 def test_halves_are_centred_of_length_one_and_weighted():
@@ -75,24 +74,24 @@ def test_a_run_carries_its_behaviour(place, tokenizer, behaviour):
     options, data, sasrec = place
     source = {"vectors_from": str(sasrec)} if behaviour == "vectors" else {}
     chosen = {"tokenizer": tokenizer, "behaviour": behaviour, "behaviour_width": 8, **source}
-    cfg = methods.build(options | chosen | {"run_name": f"{tokenizer}-{behaviour}"})
-    building.train_tokenizer(cfg, data)
+    cfg = configure.build(options | chosen | {"run_name": f"{tokenizer}-{behaviour}"})
+    build.train_tokenizer(cfg, data)
     run = main.train(cfg)
-    restored = building.restore(run.best)
-    again = building.carried_tokenizer(run.best, restored, read_embeddings(data).shape[1])
+    restored = restore.restore(run.best)
+    again = restore.carried_tokenizer(run.best, restored, read_embeddings(data).shape[1])
     code = again.encode(read_embeddings(data))
     assert torch.equal(code, restored.model.code_NT.long())
-    plain = methods.build(options | {"tokenizer": tokenizer})
-    building.train_tokenizer(plain, data)
-    assert not torch.equal(code, building.tokenizer_of(plain, data).eval().encode(read_embeddings(data)))
+    plain = configure.build(options | {"tokenizer": tokenizer})
+    build.train_tokenizer(plain, data)
+    assert not torch.equal(code, build.tokenizer_of(plain, data).eval().encode(read_embeddings(data)))
 
 
 def test_its_table_measures_what_was_quantized(place):
     """2 - 2 cos of the joined vector and its reconstruction; content alone is narrower than what is decoded."""
     options, data, _ = place
-    cfg = methods.build(options | {"behaviour": "pairs", "behaviour_width": 8})
-    path = building.train_tokenizer(cfg, data)
-    figures, tokenizer = building.sid_figures(cfg, data, path), building.tokenizer_of(cfg, data).eval()
+    cfg = configure.build(options | {"behaviour": "pairs", "behaviour_width": 8})
+    path = build.train_tokenizer(cfg, data)
+    figures, tokenizer = build.sid_figures(cfg, data, path), build.tokenizer_of(cfg, data).eval()
     content = read_embeddings(data)
     got = tokenizer.decode(tokenizer.encode(content))[:, -1].detach().double()
     want = torch.from_numpy(tokenizer.seen(content)[: len(content)]).double()
@@ -103,10 +102,10 @@ def test_its_table_measures_what_was_quantized(place):
 def test_joint_training_takes_it_along(place):
     options, data, sasrec = place
     chosen = {"method": "diger", "behaviour": "vectors", "vectors_from": str(sasrec), "behaviour_width": 8}
-    cfg = methods.build(options | chosen | {"run_name": "joint"})
-    building.train_tokenizer(cfg, data)
+    cfg = configure.build(options | chosen | {"run_name": "joint"})
+    build.train_tokenizer(cfg, data)
     run = main.train(cfg)
-    model = building.restore(run.best).model
+    model = restore.restore(run.best).model
     assert model.tokenizer.side.vector_NV.shape == (data.n_items, 8)
 
 
@@ -114,15 +113,15 @@ def test_joint_training_takes_it_along(place):
 def test_new_items_have_no_behaviour(place, tmp_path, method):
     """Their codes are those of a zero row, and the extended checkpoint gives the whole catalogue its codes again."""
     options, data, _ = place
-    cfg = methods.build(options | {"method": method, "behaviour": "pairs", "behaviour_width": 8, "run_name": method})
-    building.train_tokenizer(cfg, data)
+    cfg = configure.build(options | {"method": method, "behaviour": "pairs", "behaviour_width": 8, "run_name": method})
+    build.train_tokenizer(cfg, data)
     run = main.train(cfg)
     content = np.asarray(read_embeddings(data))
     new = content[[3]] + 1
     state = add_items.extended(run.best, Catalogue(["n0"], [""]), new)
     torch.save(state, tmp_path / "best_model.pth")
-    restored = building.restore(tmp_path / "best_model.pth")
-    tokenizer = building.carried_tokenizer(tmp_path / "best_model.pth", restored, 12)
+    restored = restore.restore(tmp_path / "best_model.pth")
+    tokenizer = restore.carried_tokenizer(tmp_path / "best_model.pth", restored, 12)
     assert tokenizer.side.vector_NV.shape == (41, 8) and not tokenizer.side.vector_NV[40].any()
     assert torch.equal(tokenizer.encode(np.concatenate([content, new])), restored.model.code_NT.long())
 
@@ -136,7 +135,7 @@ def test_another_file_of_vectors_is_another_tokenizer(place, tmp_path):
     state["model"]["encoder.items.weight"] = state["model"]["encoder.items.weight"].flip(1)
     torch.save(state, other)
     paths = [
-        building.train_tokenizer(methods.build(chosen | {"vectors_from": str(p)}), data) for p in (sasrec, copy, other)
+        build.train_tokenizer(configure.build(chosen | {"vectors_from": str(p)}), data) for p in (sasrec, copy, other)
     ]
     assert paths[0] == paths[1] != paths[2]
 
@@ -155,10 +154,10 @@ def test_another_file_of_vectors_is_another_tokenizer(place, tmp_path):
 )
 def test_what_cannot_be_joined_is_refused(place, tmp_path, changes, message):
     options, data, sasrec = place
-    plain = str(building.train_tokenizer(methods.build(options | {"tokenizer": "rq_kmeans"}), data))
+    plain = str(build.train_tokenizer(configure.build(options | {"tokenizer": "rq_kmeans"}), data))
     torch.save(read_checkpoint(sasrec) | {"items": ["x"], "titles": [""]}, tmp_path / "other.pth")
     names = {"SASREC": str(sasrec), "TOKENIZER": plain, "OTHER": str(tmp_path / "other.pth")}
     changes = {k: names.get(v, v) for k, v in changes.items()}
     with pytest.raises(Problem, match=message):
-        cfg = methods.build(options | {"tokenizer": "rq_kmeans"} | changes)
-        (building.tokenizer_of if "rqvae_path" in changes else building.train_tokenizer)(cfg, data)
+        cfg = configure.build(options | {"tokenizer": "rq_kmeans"} | changes)
+        (build.tokenizer_of if "rqvae_path" in changes else build.train_tokenizer)(cfg, data)

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import main
-from model import load
 from serve import bulk
+from serve.loaded import load
 from utils import Problem
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"

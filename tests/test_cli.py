@@ -15,19 +15,18 @@ import yaml
 from conftest import load_rqvae, tiny_overrides, write_tiny
 from helpers import contents, fails
 
-import building
 import main
-import methods
 import scripts.compare
 import scripts.pretrain
 import scripts.run
 import settings
+from compose import cli, configure, parts, restore
+from joint.uncertainty import UncertaintyOptions
 from readers.splits import DataOptions
 from runs import guard
 from runs.folder import RunOptions
 from sids.tokenizer import CodeOptions
 from trainer import TrainOptions
-from uncertainty import UncertaintyOptions
 from utils import Problem
 from vq import RQVAEOptions
 
@@ -76,7 +75,7 @@ def test_a_run_leaves_its_files(finished):
         "best_model.pth", "config.yaml", "metrics.jsonl", "test.json", "baselines.json", "environment.json",
         "tiny.index.json", "ranks-test.npy", "ranks-valid.npy", "last", "test_looks.json", "run.json", "report.html",
     }  # fmt: skip
-    assert methods.load(finished.folder / "config.yaml")[RunOptions].run_name == "first"
+    assert configure.load(finished.folder / "config.yaml")[RunOptions].run_name == "first"
     assert set(finished.json("environment.json")) >= {"python", "torch", "numpy", "platform", "commit"}
     assert not list(finished.root.rglob("*.part"))
     assert len(list((finished.root / "logs" / "tiny").glob("*-first.log"))) == 1
@@ -160,7 +159,7 @@ def test_recommending_follows_the_end_of_the_history(finished, capsys):
         main.main(["recommend", f"--checkpoint={finished.best}", f"--history={history}", "--max_his_len=2", "--k=10"])
         return [(line.split()[2], float(line.split()[1])) for line in capsys.readouterr().out.splitlines()]
 
-    _, model, _ = building.restore(finished.best)
+    _, model, _ = restore.restore(finished.best)
     found = model.recommend(torch.tensor([[4, 5]]), 10)  # numbers from 1: i3, i4
     assert printed("i20,i30,i3,i4") == [
         (f"i{item - 1}", pytest.approx(score, abs=6e-4))
@@ -357,7 +356,7 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(tiny_data, tmp_pa
     except SystemExit as stop:
         assert stop.code == 0
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
-    printed = methods.build(yaml.safe_load(capsys.readouterr().out))
+    printed = configure.build(yaml.safe_load(capsys.readouterr().out))
     assert (printed[TrainOptions].epochs, printed[CodeOptions].num_emb_list) == (7, [8, 8, 8])
 
 
@@ -365,7 +364,7 @@ def test_a_dry_run_of_the_demo_does_not_write_its_data(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     scripts.run.run("frqud", ["--dry_run"])
     assert list(tmp_path.iterdir()) == []
-    assert methods.build(yaml.safe_load(capsys.readouterr().out))[DataOptions].data_path == "./dataset"
+    assert configure.build(yaml.safe_load(capsys.readouterr().out))[DataOptions].data_path == "./dataset"
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
@@ -385,7 +384,7 @@ def test_help_lists_every_option(capsys, command, word):
     except SystemExit as stop:
         assert stop.code == 0
     out = capsys.readouterr().out
-    assert [n for n in settings.flat(methods.load(None)) if f"--{n}=" not in out] == []
+    assert [n for n in settings.flat(configure.load(None)) if f"--{n}=" not in out] == []
 
 
 @pytest.mark.parametrize("command", main.COMMANDS)
@@ -410,7 +409,7 @@ def test_a_floor_is_no_method_to_train(tiny_data, tmp_path, capsys, method):
 def test_every_run_script_names_a_decay_that_exists(path):
     decay = re.search(r'scripts/run\.py" (\w+) "\$@"\n', path.read_text())[1]
     for config in sorted((ROOT / "config").glob("*.yaml")):
-        if yaml.safe_load(config.read_text()).get("tokenizer", "rqvae") not in methods.JOINT:
+        if yaml.safe_load(config.read_text()).get("tokenizer", "rqvae") not in parts.JOINT:
             continue  # learns alone: for scripts/pretrain.py and main.py
         name = config.stem.partition("_")[0]  # <data set>_<method>
         preset = [f"--config={config}"] if name != config.stem else []
@@ -476,7 +475,7 @@ def test_the_data_set_that_was_named_is_the_one_that_is_used(monkeypatch, tmp_pa
     configures = {
         "run": lambda: scripts.run.configuration("frqud", [*([typed] if typed else []), *words]),
         "main": lambda: main.configuration(words, None, lambda cfg: None),
-        "compare": lambda: scripts.compare.recipe("sasrec", typed, methods.parse_overrides(words)),
+        "compare": lambda: scripts.compare.recipe("sasrec", typed, configure.parse_overrides(words)),
     }
     if (command == "main" and typed) or (command == "compare" and (not typed or any("--config" in w for w in words))):
         pytest.skip("cannot be said to this command")
@@ -491,7 +490,7 @@ def test_the_data_set_that_was_named_is_the_one_that_is_used(monkeypatch, tmp_pa
 
 @pytest.mark.parametrize("place", [["--data_path", "my data"], ["--data_path=my data"]])
 def test_a_commands_own_options_its_words_and_those_of_the_runs(place):
-    found = methods.words_and_options(["shop", "--seeds", "1,2", "--epochs=3", *place, "frqud"], ["seeds", "config"])
+    found = cli.words_and_options(["shop", "--seeds", "1,2", "--epochs=3", *place, "frqud"], ["seeds", "config"])
     assert found == ({"seeds": "1,2"}, ["shop", "frqud"], {"epochs": 3, "data_path": "my data"})
     assert scripts.run.configuration("frqud", place)[DataOptions].data_path == "my data"
 
@@ -499,7 +498,7 @@ def test_a_commands_own_options_its_words_and_those_of_the_runs(place):
 @pytest.mark.parametrize("words", [["--data_path"], ["--data_path=a", "--data_path", "b"], ["-e=3"], ["--epochs", "3"]])
 def test_words_that_are_not_options(words):
     with pytest.raises(Problem, match=r"needs a value|given twice|write options as --key=value"):
-        methods.words_and_options(words, [])
+        cli.words_and_options(words, [])
 
 
 @pytest.mark.parametrize("name", ["compare", "reproduce", "sid_study", "length_study", "cut_study", "holdout_study"])

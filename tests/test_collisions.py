@@ -9,13 +9,12 @@ from conftest import tiny_overrides, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-import building
 import main
-import methods
+from compose import build, configure
 from metrics import per_user
-from model import load
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from serve.loaded import load
 from sids.collisions import resolve
 from sids.search import unfold
 from sids.table import SidTable
@@ -121,7 +120,7 @@ def place(tmp_path_factory):
         "method": "two_stage", "recommender": "rq_transformer", "epochs": 1, "num_emb_list": [4, 4, 4],
         "legal_softmax": True, "num_beams": 10,
     }  # fmt: skip
-    return options, read_dataset(methods.build(options)[DataOptions])
+    return options, read_dataset(configure.build(options)[DataOptions])
 
 
 @pytest.mark.parametrize(
@@ -135,8 +134,8 @@ def place(tmp_path_factory):
 def test_a_run_whose_items_share_sids(place, changes, largest):
     """Lists of different items, whatever the groups; the checkpoint knows them; hit rate is recall."""
     options, data = place
-    cfg = methods.build(options | changes | {"run_name": "-".join(map(str, changes.values()))})
-    building.train_tokenizer(cfg, data)
+    cfg = configure.build(options | changes | {"run_name": "-".join(map(str, changes.values()))})
+    build.train_tokenizer(cfg, data)
     run = main.train(cfg)
     loaded = load(run.best)
     sids = loaded.model.sids
@@ -162,12 +161,12 @@ def test_a_run_whose_items_share_sids(place, changes, largest):
 )
 def test_what_cannot_be_had_is_refused(place, changes, message):
     with pytest.raises(Problem, match=message):
-        methods.build(place[0] | changes)
+        configure.build(place[0] | changes)
 
 
 def test_codes_without_distances_have_no_nearest(place):
     options, data = place
-    cfg = methods.build(options | {"collision": "knn", "tokenizer": "random_codes"})
-    building.train_tokenizer(cfg, data)
+    cfg = configure.build(options | {"collision": "knn", "tokenizer": "random_codes"})
+    build.train_tokenizer(cfg, data)
     with pytest.raises(Problem, match="collision: knn needs a tokenizer that knows distances"):
-        building.build_model(cfg, data)
+        build.build_model(cfg, data)

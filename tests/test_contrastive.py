@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_overrides, write_tiny
 
-import building
 import main
-import methods
+from compose import build, configure, restore
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -33,7 +32,7 @@ def place(tmp_path_factory):
         "method": "two_stage", "recommender": "rq_transformer", "epochs": 1, "tokenizer": "contrastive",
         "rqvae_batch_size": 16,
     }  # fmt: skip
-    return options, read_dataset(methods.build(options)[DataOptions])
+    return options, read_dataset(configure.build(options)[DataOptions])
 
 
 def model_of(data, **changes):
@@ -211,12 +210,12 @@ def test_a_dead_code_moves_to_a_row_of_the_batch_and_forgets_its_moments():
 def test_the_plain_tokenizer_has_the_upkeep_too(place, learning):
     options, data = place
     chosen = {"tokenizer": "rqvae", "codebook_learning": learning, "dead_code_ratio": 0.1}
-    cfg = methods.build(options | chosen)
-    path = building.train_tokenizer(cfg, data)
+    cfg = configure.build(options | chosen)
+    path = build.train_tokenizer(cfg, data)
     assert len(read_json(path.with_name("report.json"))["disagreement"]) == 3
     assert ("upkeep.sum_0" in read_checkpoint(path)["state_dict"]) == (learning == "ema")
-    joint = methods.build(options | chosen | {"method": "diger"})
-    assert all(c.requires_grad for c in building.tokenizer_of(joint, data).rq.codebooks())
+    joint = configure.build(options | chosen | {"method": "diger"})
+    assert all(c.requires_grad for c in build.tokenizer_of(joint, data).rq.codebooks())
 
 
 # ---------------------------------------------------------------- the command
@@ -225,29 +224,29 @@ def test_the_plain_tokenizer_has_the_upkeep_too(place, learning):
 @pytest.mark.parametrize("changes", [{}, {"task": "contrastive"}, {"codebook_learning": "ema"}])
 def test_stopped_and_resumed_gives_the_same_bits(place, monkeypatch, changes):
     options, data = place
-    cfg = methods.build(options | {"seed": 7} | changes)
-    whole = read_checkpoint(building.train_tokenizer(cfg, data))["state_dict"]
+    cfg = configure.build(options | {"seed": 7} | changes)
+    whole = read_checkpoint(build.train_tokenizer(cfg, data))["state_dict"]
     folder = checkpoint_path(cfg, "contrastive", data).parent
     for file in folder.iterdir():
         file.unlink()
     epochs = iter([0, 0, 15])
     monkeypatch.setattr(guard, "asked", lambda: next(epochs, 0))
     with pytest.raises(Stopped):
-        building.train_tokenizer(cfg, data)
-    again = read_checkpoint(building.train_tokenizer(cfg, data))["state_dict"]
+        build.train_tokenizer(cfg, data)
+    again = read_checkpoint(build.train_tokenizer(cfg, data))["state_dict"]
     assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
 
 
 def test_joint_training_starts_from_it(place):
     """By its options or by rqvae_path; the joint model carries neither temperatures nor counts."""
     options, data = place
-    path = building.train_tokenizer(methods.build(options), data)
-    codes = building.tokenizer_of(methods.build(options), data).encode(read_embeddings(data))
-    cfg = methods.build(options | {"method": "diger", "rqvae_path": str(path), "run_name": "joint"})
-    joint = building.tokenizer_of(cfg, data)
+    path = build.train_tokenizer(configure.build(options), data)
+    codes = build.tokenizer_of(configure.build(options), data).encode(read_embeddings(data))
+    cfg = configure.build(options | {"method": "diger", "rqvae_path": str(path), "run_name": "joint"})
+    joint = build.tokenizer_of(cfg, data)
     assert torch.equal(joint.encode(read_embeddings(data)), codes)
     assert not [k for k in joint.state_dict() if k.startswith(("theta", "upkeep"))]
-    assert building.restore(main.train(cfg).best).model.tokenizer.cfg.task == "both"
+    assert restore.restore(main.train(cfg).best).model.tokenizer.cfg.task == "both"
 
 
 @pytest.mark.parametrize(
@@ -264,10 +263,10 @@ def test_joint_training_starts_from_it(place):
 )
 def test_what_would_have_no_effect_is_refused(changes, message):
     with pytest.raises(Problem, match=message):
-        methods.build({"tokenizer": "contrastive", "method": "two_stage"} | changes)
+        configure.build({"tokenizer": "contrastive", "method": "two_stage"} | changes)
 
 
 def test_no_pairs_is_one_line(place):
     options, data = place
     with pytest.raises(Problem, match="the training part holds no pair of items"):
-        building.train_tokenizer(methods.build(options | {"pair_min_count": 1000}), data)
+        build.train_tokenizer(configure.build(options | {"pair_min_count": 1000}), data)

@@ -8,10 +8,9 @@ import pytest
 import torch
 from helpers import fit_of, one_line, write_file
 
-import building
 import main
-import methods
 import settings
+from compose import build, configure, parts
 from layers import kmeans
 from runs import guard
 from sids import fit as pretraining
@@ -66,7 +65,7 @@ def test_k_means_gives_finite_centres_or_says_why_not(value):
 # ---------------------------------------------------------------- numbers that stand for text
 
 
-TEXTS = sorted({k for kind in methods.all_sections().values() for k in settings.takes_text(kind)})
+TEXTS = sorted({k for kind in parts.all_sections().values() for k in settings.takes_text(kind)})
 NUMBERS = [10**5000, -(10**5000), 10**100, 10**4300 - 1, INF, -INF, NAN, 1e300]
 
 
@@ -74,14 +73,14 @@ NUMBERS = [10**5000, -(10**5000), 10**100, 10**4300 - 1, INF, -INF, NAN, 1e300]
 def test_a_number_may_stand_for_text_when_it_can_be_spelled(tmp_path, key):
     for value in NUMBERS:
         with pytest.raises(Problem, match="expected text") as problem:
-            methods.build({key: value})
+            configure.build({key: value})
         one_line(problem)
     for text in ("0x" + "f" * 5000, "0b" + "1" * 20000, "0" + "7" * 6000, "1" + ":59" * 3000, ".inf", "-.inf"):
         for work in (
-            lambda text=text: methods.load(write_file(tmp_path, f"{key}: {text}\n")),
+            lambda text=text: configure.load(write_file(tmp_path, f"{key}: {text}\n")),
             lambda text=text: main.preset_of(write_file(tmp_path, f"{key}: {text}\n"), {}),
             lambda text=text: main.preset_of(write_file(tmp_path, f"{key}: {text}\n"), {}, "t"),
-            lambda text=text: methods.load(None, [f"--{key}={text}"]),
+            lambda text=text: configure.load(None, [f"--{key}={text}"]),
         ):
             try:
                 work()
@@ -92,12 +91,12 @@ def test_a_number_may_stand_for_text_when_it_can_be_spelled(tmp_path, key):
 @pytest.mark.parametrize("key", ["run_name", "dataset"])
 @pytest.mark.parametrize("value", [2014, 0, 10**99, 1.5])
 def test_a_data_set_may_be_called_2014(key, value):
-    assert settings.flat(methods.build({key: value}))[key] == str(value)
+    assert settings.flat(configure.build({key: value}))[key] == str(value)
 
 
 def test_a_saved_configuration_with_such_a_number_differs_in_one_line():
-    for key in settings.flat(methods.build({})):
-        for line in settings.differences({key: 10**5000}, methods.build({})):
+    for key in settings.flat(configure.build({})):
+        for line in settings.differences({key: 10**5000}, configure.build({})):
             assert line.startswith(key) and len(line) < 500
 
 
@@ -114,7 +113,7 @@ LONGEST = [
 @pytest.mark.parametrize("parts", LONGEST, ids=str)
 def test_a_history_longer_than_any_memory_is_refused(parts, value):
     with pytest.raises(Problem, match="max_his_len: must be at most") as problem:
-        methods.build({**parts, "max_his_len": value})
+        configure.build({**parts, "max_his_len": value})
     one_line(problem)
 
 
@@ -274,7 +273,7 @@ KINDS = [torch.bool, torch.float32, torch.float16, torch.complex64, "wider"]
 def test_every_whole_number_of_a_model_is_one(ground, stopped, method, kind):
     """And every real number a real one; a wider type may hold the same numbers, no others."""
     same, state, _ = stopped[method]
-    model = building.build_model(methods.build(ground[0] | same), ground[1]).model
+    model = build.build_model(configure.build(ground[0] | same), ground[1]).model
     for name, value in state["model"].items():
         if kind != "wider" and (value.is_floating_point() or value.dtype == torch.bool):
             changed = value.to(torch.int32 if kind in (torch.float32, torch.float16) else kind)
@@ -325,8 +324,8 @@ FIRST_STAGES = [{}, {"config": 1}, {"config": {}}, {"config": {"method": "sasrec
 
 @pytest.mark.parametrize("damage", [*FIRST_STAGES, "weights bool"], ids=str)
 def test_a_second_stage_reads_its_first_with_the_same_care(ground, tmp_path, damage):
-    cfg = methods.build(ground[0] | {"method": "diffsasrec", "hidden_units": 8})
-    state = main.portable(cfg, ground[1]) | {"model": building.build_model(cfg, ground[1]).model.state_dict()}
+    cfg = configure.build(ground[0] | {"method": "diffsasrec", "hidden_units": 8})
+    state = main.portable(cfg, ground[1]) | {"model": build.build_model(cfg, ground[1]).model.state_dict()}
     if damage == "weights bool":
         state["model"]["encoder.norm.bias"] = state["model"]["encoder.norm.bias"] > 0
     else:
@@ -334,7 +333,7 @@ def test_a_second_stage_reads_its_first_with_the_same_care(ground, tmp_path, dam
     torch.save(state, tmp_path / "first.pth")
     second = {"method": "diffsasrec_sft", "hidden_units": 8, "sft_from": str(tmp_path / "first.pth")}
     with pytest.raises(Problem, match=r"first\.pth") as problem:
-        building.build_model(methods.build(ground[0] | second), ground[1])
+        build.build_model(configure.build(ground[0] | second), ground[1])
     one_line(problem)
 
 
@@ -345,7 +344,7 @@ def test_a_second_stage_reads_its_first_with_the_same_care(ground, tmp_path, dam
 def begun(ground, tmp_path_factory):
     """(configuration, path of the tokenizer, its state) of a pre-training that was stopped after 3 of 6 epochs."""
     root = tmp_path_factory.mktemp("begun")
-    cfg = methods.build({k: v for k, v in ground[0].items() if k != "rqvae_path"} | {"output_dir": str(root)})
+    cfg = configure.build({k: v for k, v in ground[0].items() if k != "rqvae_path"} | {"output_dir": str(root)})
     inner = pretraining._Loop._epoch
 
     def stop(loop, epoch):
@@ -355,7 +354,7 @@ def begun(ground, tmp_path_factory):
 
     pretraining._Loop._epoch = stop
     with pytest.raises(Exception, match="15"):
-        building.train_tokenizer(cfg, ground[1])
+        build.train_tokenizer(cfg, ground[1])
     pretraining._Loop._epoch = inner
     (last,) = root.rglob("last.pth")
     return cfg, last, torch.load(last, weights_only=True)
@@ -386,7 +385,7 @@ def test_a_pre_training_damaged_by_hand(ground, begun, damage):
     damage(changed)
     torch.save(changed, last)
     with pytest.raises(Problem, match=r"last\.pth: not a state of this pre-training .*delete it") as problem:
-        building.train_tokenizer(cfg, ground[1])
+        build.train_tokenizer(cfg, ground[1])
     one_line(problem)
 
 
@@ -400,8 +399,8 @@ def test_a_whole_pre_training_goes_on_and_groups_are_the_configurations(ground, 
     content = best.read_bytes()
     best.unlink()
     with pytest.raises(Problem, match=r"best_collision_model\.pth: is gone"):
-        building.train_tokenizer(cfg, ground[1])
+        build.train_tokenizer(cfg, ground[1])
     best.write_bytes(content)
-    path = building.train_tokenizer(cfg, ground[1])
+    path = build.train_tokenizer(cfg, ground[1])
     ours, theirs = (torch.load(p, weights_only=True)["state_dict"] for p in (path, ground[0]["rqvae_path"]))
     assert all(torch.equal(v, theirs[k]) for k, v in ours.items())

@@ -9,10 +9,9 @@ from conftest import ring, tiny_overrides, words, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-import building
 import main
-import methods
 import settings
+from compose import build, configure
 from data import make_batch
 from evaluation import evaluate
 from readers.splits import Split
@@ -24,7 +23,7 @@ SMALL = {"method": "diffsasrec", "hidden_units": 16, "num_heads": 2, "max_his_le
 
 def diffusion(n_items=30, method="diffsasrec", **options):
     torch.manual_seed(0)
-    return building.empty_model(methods.build(SMALL | {"method": method} | options), n_items).double()
+    return build.empty_model(configure.build(SMALL | {"method": method} | options), n_items).double()
 
 
 def batch_of(users=200, longest=12):
@@ -268,7 +267,7 @@ def test_too_many_places_for_the_history():
     with pytest.raises(Problem, match="13 places does not fit into max_his_len 12"):
         diffusion(decoding="multi").recommend(HISTORIES, 13)
     with pytest.raises(Problem, match="max_his_len: 9 places cannot hold lists of 10"):
-        methods.build({"method": "diffsasrec", "decoding": "multi", "max_his_len": 9})
+        configure.build({"method": "diffsasrec", "decoding": "multi", "max_his_len": 9})
 
 
 @pytest.mark.parametrize("order", ["position", "single_then_multi"])
@@ -362,7 +361,7 @@ def test_fine_tuning_starts_from_a_diffusion_run_only(tmp_path):
 
 def test_vanilla_knows_no_masks():
     with pytest.raises(Problem, match="decoding: multi fills masks"):
-        methods.build(SMALL | {"method": "sasrec", "decoding": "multi"})
+        configure.build(SMALL | {"method": "sasrec", "decoding": "multi"})
 
 
 # ---------------------------------------------------------------- learning
@@ -375,7 +374,7 @@ def test_learns_the_ring_in_both_directions(train_ring, tmp_path):
     model, data, cfg = fit.raw.eval(), fit.data, fit.cfg
 
     def hit(changes):
-        now = methods.change(cfg, **changes)
+        now = configure.change(cfg, **changes)
         model.cfg = now[DiffusionOptions]
         return evaluate(model, data.test, now, fit.acc, "test").figures["recall@1"]
 
@@ -384,7 +383,7 @@ def test_learns_the_ring_in_both_directions(train_ring, tmp_path):
     middle = rows % 100 + 1
     guess = (model.encoder(middle.index_fill(1, torch.tensor([7]), 101))[:, 7] @ model.table().T).argmax(1) + 1
     assert (guess == middle[:, 7]).float().mean() >= 0.95
-    model.cfg = methods.change(cfg, decoding="multi")[DiffusionOptions]
+    model.cfg = configure.change(cfg, decoding="multi")[DiffusionOptions]
     batch = make_batch(data.test, torch.arange(500).numpy(), 20)
     found = model.recommend(batch.history_BS, 5).item_BW
     right = (batch.history_BS[:, -1:] + torch.arange(5)) % 100 + 1

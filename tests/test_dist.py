@@ -15,9 +15,8 @@ from accelerate import Accelerator
 from conftest import tiny_overrides, write_tiny
 from killed import free_port, join_group, server
 
-import building
 import data as batches
-import methods
+from compose import build, configure
 from main import portable
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -53,13 +52,13 @@ def two_epochs(options, rank, processes, port, folder):
     join_group(rank, processes, port)
     acc = Accelerator(cpu=True)
     for case, changes in CASES.items():
-        cfg = methods.build(options | changes | {"output_dir": str(folder), "run_name": case})
+        cfg = configure.build(options | changes | {"output_dir": str(folder), "run_name": case})
         data, run = read_dataset(cfg[DataOptions]), RunFolder.of(cfg)
         if rank == 0:
             run.claim(cfg)
         acc.wait_for_everyone()
         torch.manual_seed(cfg[DataOptions].seed)
-        model = building.build_model(cfg, data).model.double()
+        model = build.build_model(cfg, data).model.double()
         fit = Fit(cfg, model, data, acc, run, portable(cfg, data), lambda row, best: None)
         fit.train()
         assert fit.progress.step >= 12 and len(data.train) % 16
@@ -79,8 +78,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     write_tiny(tmp_path / "dataset" / "tiny", n_users=35)
     changes = {"dropout_rate": 0, "lr_id": 1e-3, "hot_threshold_ratio": 1.0, "warmup_steps": 2}
     options = tiny_overrides(tmp_path) | changes
-    cfg = methods.build(options)
-    options["rqvae_path"] = str(building.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
+    cfg = configure.build(options)
+    options["rqvae_path"] = str(build.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
     children = []
     for name, (processes, batch) in {"whole": (1, 16), "processes": (2, 8)}.items():
         (tmp_path / name).mkdir()

@@ -8,8 +8,7 @@ import torch
 from conftest import tiny_overrides, write_tiny
 from scipy.optimize import minimize
 
-import building
-import methods
+from compose import build, configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from sids import dvae
@@ -101,7 +100,7 @@ def made(places=3, **options):
     given = {"tokenizer": "dvae", "method": "two_stage", "num_emb_list": [8] * places, "dvae_width": 16,
              "dvae_decoder_width": 16, "max_shared": 1.0, **options}  # fmt: skip
     torch.manual_seed(0)
-    return DVAE(methods.build(given)[DVAE.Options], 12)
+    return DVAE(configure.build(given)[DVAE.Options], 12)
 
 
 def source(items=30, seed=0):
@@ -222,7 +221,7 @@ REINFORCE = {"tokenizer": "reinforce", "method": "two_stage", "num_emb_list": [3
 @pytest.mark.parametrize("length", ["fixed", "learned"])
 def test_the_codes_that_can_be_drawn_have_all_the_probability(length):
     torch.manual_seed(0)
-    model = Reinforce(methods.build(REINFORCE | {"length": length})[Reinforce.Options], 6)
+    model = Reinforce(configure.build(REINFORCE | {"length": length})[Reinforce.Options], 6)
     x = torch.nn.functional.normalize(torch.randn(1, 6), dim=1)
     every = torch.cartesian_prod(torch.arange(3), torch.arange(3))
     code, live = kept(every, ends=length == "learned")
@@ -245,7 +244,7 @@ def forced(model, x, code, live):
 @pytest.mark.parametrize("length", ["fixed", "learned"])
 def test_a_draw_tells_the_probability_of_what_was_drawn(length):
     torch.manual_seed(0)
-    model = Reinforce(methods.build(REINFORCE | {"length": length})[Reinforce.Options], 6)
+    model = Reinforce(configure.build(REINFORCE | {"length": length})[Reinforce.Options], 6)
     x = torch.nn.functional.normalize(torch.randn(20, 6), dim=1)
     drawn = model.draw(x, sample=True)
     for i in range(20):
@@ -254,7 +253,7 @@ def test_a_draw_tells_the_probability_of_what_was_drawn(length):
 
 
 def test_the_running_means_start_at_the_first_batch_and_follow_slowly():
-    model = Reinforce(methods.build({"tokenizer": "reinforce", "method": "two_stage"})[Reinforce.Options], 6).train()
+    model = Reinforce(configure.build({"tokenizer": "reinforce", "method": "two_stage"})[Reinforce.Options], 6).train()
     found = [float(model._baseline(0, torch.tensor([v]))) for v in (2.0, 3.0, 3.0)]
     assert found == pytest.approx([2.0, 2.0, 2.01])
     assert float(model.eval()._baseline(0, torch.tensor([9.0]))) == pytest.approx(2.0199)
@@ -286,14 +285,14 @@ def tiny(tmp_path_factory):
     ],
 )
 def test_pre_training_makes_codes_that_a_recommender_takes(tiny, more):
-    cfg = methods.build(tiny | more)
+    cfg = configure.build(tiny | more)
     data = read_dataset(cfg[DataOptions])
-    path = building.train_tokenizer(cfg, data)
-    assert building.train_tokenizer(cfg, data) == path  # again: the same file, not trained anew
-    figures = building.sid_figures(cfg, data, path)
+    path = build.train_tokenizer(cfg, data)
+    assert build.train_tokenizer(cfg, data) == path  # again: the same file, not trained anew
+    figures = build.sid_figures(cfg, data, path)
     if more == {"target_length": 1.5}:
         assert figures["expected_tokens_weighted"] <= 1.5
-    model = building.build_model(cfg, data).model.eval()
+    model = build.build_model(cfg, data).model.eval()
     found = model.recommend(torch.tensor([[1, 2, 3]]), 10)
     assert len(set(found.item_BW[0].tolist())) == 10
 
@@ -302,8 +301,8 @@ def test_the_same_seed_makes_the_same_tokenizer(tiny, tmp_path):
     states = []
     for seed, folder in ((1, "a"), (1, "b"), (2, "c")):
         more = {"taught_share": 0.3, "length": "learned", "seed": seed, "output_dir": str(tmp_path / folder)}
-        cfg = methods.build(tiny | more)
-        states.append(read_checkpoint(building.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))["state_dict"])
+        cfg = configure.build(tiny | more)
+        states.append(read_checkpoint(build.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))["state_dict"])
     same, other = ([torch.equal(states[0][k], s[k]) for k in states[0]] for s in states[1:])
     assert all(same) and not all(other)
 
@@ -312,9 +311,9 @@ def test_a_collapse_is_named_and_nothing_is_saved(tiny, caplog):
     """A price that no token is worth, without a warm-up."""
     more = {"length": "learned", "length_cost": 1e5, "length_warmup": 0.0, "rqvae_epochs": 120, "kl_weight": 1.0,
             "rqvae_lr": 0.02, "rqvae_eval_step": 100}  # fmt: skip
-    cfg = methods.build(tiny | more)
+    cfg = configure.build(tiny | more)
     with pytest.raises(Problem, match="every code has one token at step 100: the lengths have collapsed; raise"):
-        building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+        build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
 
 
 def test_options_that_contradict_each_other_are_refused(tiny):
@@ -323,4 +322,4 @@ def test_options_that_contradict_each_other_are_refused(tiny):
         ({"length": "fixed", "target_length": 2.0}, "fixed trains whole codes only"),
     ):
         with pytest.raises(Problem, match=match):
-            methods.build(tiny | more)
+            configure.build(tiny | more)

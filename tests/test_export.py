@@ -10,12 +10,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-import building
 import main
 import scripts.add_items
-from model import load
+from compose import restore
 from scripts import export
 from serve.hub import HubModel
+from serve.loaded import load
 from sids.files import read_index
 from utils import Problem, fingerprint, read_checkpoint
 
@@ -32,7 +32,7 @@ def pair(request, trained, tmp_path_factory):
 def test_the_folder_recommends_the_same_bit_for_bit(pair):
     run, out = pair
     assert load(out).recommend(HISTORIES, 10) == load(run.best).recommend(HISTORIES, 10)
-    was, now = read_checkpoint(run.best), building.restore(out).state
+    was, now = read_checkpoint(run.best), restore.restore(out).state
     assert fingerprint(was["model"]) == fingerprint(now["model"])
     same = ("items", "titles", "split", "epoch", "valid", "format", "run")
     assert all(was[k] == now[k] for k in same) and ("tokenizer" in was) == ("tokenizer" in now)

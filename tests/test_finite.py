@@ -8,9 +8,8 @@ import torch
 from accelerate import Accelerator
 from helpers import Fixed, fails, fit_of
 
-import building
 import main
-import methods
+from compose import build, configure, parts
 from evaluation import NotFinite, evaluate
 from recommenders.protocol import Found, unsound
 from utils import Problem, check_weights, not_finite
@@ -42,7 +41,7 @@ def test_which_lists_mean_something(scores, free, banned):
 @pytest.mark.parametrize("scores", [s for s, free, _ in SCORES if not free])
 def test_an_evaluation_with_one_such_user_is_no_result(ground, scores):
     options, data = ground
-    cfg = methods.build(options | {"metrics": ["recall@3"], "valid_metric": "recall@3"})
+    cfg = configure.build(options | {"metrics": ["recall@3"], "valid_metric": "recall@3"})
 
     class Model(Fixed):
         free_length = 3
@@ -179,7 +178,7 @@ def checkpoint(tmp_path_factory):
     root = tmp_path_factory.mktemp("finite")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"method": "sasrec", "hidden_units": 8, "run_name": "r", "epochs": 1}
-    return main.train(methods.build(options)).best
+    return main.train(configure.build(options)).best
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -222,8 +221,8 @@ def test_names_of_what_is_not_finite():
 
 def test_floors_are_held_to_the_same(ground):
     options, data = ground
-    cfg = methods.build(options)
-    content = methods.FLOORS["content"](data)
+    cfg = configure.build(options)
+    content = parts.BASELINES["content"](data)
     content.get_buffer("content_ND").fill_(np.nan)
     with pytest.raises(NotFinite):
         evaluate(content, data.test, cfg, Accelerator(cpu=True), "content")
@@ -232,7 +231,7 @@ def test_floors_are_held_to_the_same(ground):
 def test_a_tokenizer_that_diverged_in_its_last_update_is_not_saved(ground, tmp_path):
     """Its losses were finite: they are those from before the update."""
     options = {"output_dir": str(tmp_path), "rqvae_lr": 1e38, "rqvae_epochs": 1, "rqvae_batch_size": 4096}
-    cfg = methods.build(ground[0] | options | {"rqvae_warmup_epochs": 0})
+    cfg = configure.build(ground[0] | options | {"rqvae_warmup_epochs": 0})
     with pytest.raises(Problem, match=r"rqvae_lr: the tokenizer is not finite after epoch 0; lower it from 1e\+38"):
-        building.train_tokenizer(cfg, ground[1])
+        build.train_tokenizer(cfg, ground[1])
     assert not list(tmp_path.rglob("*.pth")) and not list(tmp_path.rglob("report.json"))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import methods
+from compose import configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from scripts import forge_data
@@ -75,7 +75,7 @@ def test_sequences_become_a_data_set_of_sids(tmp_path):
     (tmp_path / "s.csv").write_text('item_id,SID\np,"3,2,4"\nq,"1,1,1"\n')
     files = sequence_files(tmp_path, "p;q;r")
     forge_data.run(["sequences", *files, "--codes=8", "--sids", str(tmp_path / "s.csv"), "--out", str(tmp_path / "d")])
-    data = read_dataset(methods.build({"dataset": "d", "data_path": str(tmp_path), "method": "sasrec"})[DataOptions])
+    data = read_dataset(configure.build({"dataset": "d", "data_path": str(tmp_path), "method": "sasrec"})[DataOptions])
     assert data.catalogue.ids == ["1-1-1", "2-0-0", "3-2-4"]
     assert data.train.items.tolist() == [1, 2, 3] and data.test.targets.tolist() == [1, 3]
     assert read_json(tmp_path / "d" / "d.emb_map.json")["3-2-4"] == 3

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import building
 import main
-import methods
+from compose import build, configure, parts, restore
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -66,7 +65,7 @@ def good(tmp_path_factory):
 
     def dataset(name, layout, **more):
         return lambda path: read_dataset(
-            methods.build(base | {"dataset": name, "data_format": layout} | more)[DataOptions]
+            configure.build(base | {"dataset": name, "data_format": layout} | more)[DataOptions]
         )
 
     users = {str(u): [(u + i) % 40 for i in range(5)] for u in range(9)}
@@ -80,9 +79,9 @@ def good(tmp_path_factory):
         (other / f"other.{part}.jsonl").write_text("\n".join(rows))
         shutil.copy(folder / "tiny.inter", other / f"other.{part}.inter")
     (root / "c.yaml").write_text(yaml.safe_dump(base, default_flow_style=None))
-    cfg = methods.build(base)
+    cfg = configure.build(base)
     data = read_dataset(cfg[DataOptions])
-    tokenizer = building.train_tokenizer(cfg, data)
+    tokenizer = build.train_tokenizer(cfg, data)
     main.main([f"--config={root / 'c.yaml'}", "--run_name=run", "--epochs=1", f"--rqvae_path={tokenizer}"])
     run = root / "out" / "tiny" / "run"
     metrics = RunFolder(run)
@@ -96,10 +95,10 @@ def good(tmp_path_factory):
         ".item.json": (other / "other.item.json", dataset("other", "json")),
         ".npy": (folder / "tiny.emb-test.npy", lambda path: read_embeddings(data).sum()),
         "index.json": (run / "tiny.index.json", read_json),
-        "yaml": (root / "c.yaml", methods.load),
+        "yaml": (root / "c.yaml", configure.load),
         "metrics.jsonl": (run / "metrics.jsonl", lambda path: metrics.forget_from(9)),
         "tokenizer": (tokenizer, lambda path: load_rqvae(path, cfg[RQVAEOptions], 12)),
-        "checkpoint": (run / "best_model.pth", building.restore),
+        "checkpoint": (run / "best_model.pth", restore.restore),
         "state": (next((run / "last").glob("*.pth")), read_checkpoint),
     }
 
@@ -142,19 +141,19 @@ def test_many_damaged_files(good, kind, wound):
 
 def test_a_value_that_unfolds_without_end_is_cut_short(tmp_path):
     """Ten lines of YAML that mean a list of 9 ** 9 items."""
-    names = list(methods.owners())[:10]
+    names = list(parts.owners())[:10]
     lines = [f"{names[0]}: &a0 [x, x]"]
     lines += [f"{name}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i, name in enumerate(names[1:], 1)]
     (tmp_path / "c.yaml").write_text("\n".join([*lines, f"epochs: *a{len(lines) - 1}"]))
     with pytest.raises(Problem) as problem:
-        methods.load(tmp_path / "c.yaml")
+        configure.load(tmp_path / "c.yaml")
     assert len(str(problem.value)) < 5000
-    for key in methods.owners():  # the last value, alone
+    for key in parts.owners():  # the last value, alone
         value = ["x"]
         for _ in range(30):
             value = [value] * 9
         with pytest.raises(Problem) as problem:
-            methods.build({key: value})
+            configure.build({key: value})
         assert len(str(problem.value)) < 5000
 
 
@@ -178,13 +177,13 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("key", list(methods.owners()))
+@pytest.mark.parametrize("key", list(parts.owners()))
 def test_every_option_takes_or_refuses_any_value(key):
     for value in ODD:
         with suppress(Problem):
-            methods.load(None, [f"--{key}={value}"])
+            configure.load(None, [f"--{key}={value}"])
         with suppress(Problem):
-            methods.build({key: value})
+            configure.build({key: value})
 
 
 JSON = st.recursive(

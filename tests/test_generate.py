@@ -5,9 +5,8 @@ import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
 
-import building
 import main
-import methods
+from compose import build, configure, restore
 from data import make_batch
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -18,14 +17,14 @@ from scripts.bench import plain
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     write_tiny(root / "dataset" / "tiny", n_items=60, n_users=240)
-    cfg = methods.build(
+    cfg = configure.build(
         tiny_overrides(root)
         | {"method": "two_stage", "run_name": "x", "epochs": 15, "eval_step": 15, "lr_rec": 1e-2, "warmup_steps": 5}
     )
     data = read_dataset(cfg[DataOptions])
-    building.train_tokenizer(cfg, data)
+    build.train_tokenizer(cfg, data)
     run = main.train(cfg)
-    _, model, _ = building.restore(run.best)
+    _, model, _ = restore.restore(run.best)
     return cfg, model, data
 
 

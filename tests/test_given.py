@@ -9,16 +9,15 @@ import pytest
 import torch
 from conftest import tiny_overrides, words, write_tiny
 
-import building
 import main
-import methods
 import scripts.add_items
 import scripts.pretrain
-from model import load
+from compose import build, configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from scripts import sid_align, sid_quality
 from scripts.compare import compare
+from serve.loaded import load
 from sids.files import read_index, spelled
 from utils import Problem, read_checkpoint, read_json
 
@@ -39,9 +38,9 @@ def given(tmp_path_factory):
     root = tmp_path_factory.mktemp("given")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"method": "two_stage", "epochs": 1, "metrics": "recall@5,ndcg@5"}
-    cfg = methods.build(options | {"valid_metric": "ndcg@5", "tokenizer": "rq_kmeans", "run_name": "original"})
+    cfg = configure.build(options | {"valid_metric": "ndcg@5", "tokenizer": "rq_kmeans", "run_name": "original"})
     data = read_dataset(cfg[DataOptions])
-    building.train_tokenizer(cfg, data)
+    build.train_tokenizer(cfg, data)
     run = main.train(cfg)
     index = str(run.path / "tiny.index.json")
     return options | {"valid_metric": "ndcg@5", "tokenizer": "given", "sid_path": index}, run, data
@@ -119,7 +118,7 @@ def test_the_exported_sids_give_the_same_training_bit_for_bit(given, tmp_path):
     shutil.copytree(Path(options["data_path"]) / "tiny", bare)
     (bare / "tiny.emb-test.npy").unlink()
     place = {"data_path": str(tmp_path / "dataset"), "output_dir": str(tmp_path / "out"), "run_name": "again"}
-    run = main.train(methods.build(options | place | {"sid_path": str(path)}))
+    run = main.train(configure.build(options | place | {"sid_path": str(path)}))
     was, now = read_checkpoint(original.best), read_checkpoint(run.best)
     assert was["model"].keys() == now["model"].keys() and "tokenizer" not in now
     assert all(torch.equal(was["model"][k], now["model"][k]) for k in was["model"])
@@ -136,8 +135,8 @@ def test_the_exported_sids_give_the_same_training_bit_for_bit(given, tmp_path):
 def test_every_network_and_rule_takes_them(given, recommender, collision):
     options, original, _ = given
     wanted = {"recommender": recommender, "collision": collision, "legal_softmax": collision == "item"}
-    cfg = methods.build({}, methods.parse_overrides(words(options | wanted)))
-    model = building.build_model(cfg, read_dataset(cfg[DataOptions])).model
+    cfg = configure.build({}, configure.parse_overrides(words(options | wanted)))
+    model = build.build_model(cfg, read_dataset(cfg[DataOptions])).model
     theirs = load(original.best).model.sids
     assert torch.equal(model.sids.code_NT, theirs.code_NT) and (model.sids.end_N is None) == (collision == "none")
     assert collision != "suffix" or torch.equal(model.sids.end_N, theirs.end_N)
@@ -147,8 +146,8 @@ def test_end_tokens_of_the_file_are_kept(given, tmp_path):
     """Items of equal codes numbered the other way round than this program does."""
     options, _, _ = given
     index = {str(i): [f"<a_{i // 2 % 8}>", f"<b_{i // 16}>", "<c_0>", f"<d_{1 - i % 2}>"] for i in range(40)}
-    cfg = methods.build(options | {"sid_path": write(tmp_path / "x.json", index)})
-    model = building.build_model(cfg, read_dataset(cfg[DataOptions])).model
+    cfg = configure.build(options | {"sid_path": write(tmp_path / "x.json", index)})
+    model = build.build_model(cfg, read_dataset(cfg[DataOptions])).model
     assert model.sids.end_N.tolist() == [1, 0] * 20 and spelled(model.sids) == index
 
 
@@ -157,10 +156,10 @@ def test_sids_of_unlike_length(given, tmp_path):
     index = {str(i): [f"<a_{i % 8}>", *([f"<b_{i // 8}>"] if i % 2 else []), f"<z_{0 if i % 2 else i // 8}>"]
              for i in range(40)}  # fmt: skip
     unlike = options | {"sid_path": write(tmp_path / "x.json", index), "num_emb_list": [8, 8]}
-    data = read_dataset(methods.build(unlike)[DataOptions])
+    data = read_dataset(configure.build(unlike)[DataOptions])
     with pytest.raises(Problem, match="differ in length; set --sid_lengths=unlike"):
-        building.build_model(methods.build(unlike), data)
-    model = building.build_model(methods.build(unlike | {"sid_lengths": "unlike"}), data).model
+        build.build_model(configure.build(unlike), data)
+    model = build.build_model(configure.build(unlike | {"sid_lengths": "unlike"}), data).model
     assert spelled(model.sids) == index
 
 
@@ -202,14 +201,14 @@ def test_a_table_of_methods_trains_again_when_the_file_has_changed(given, tmp_pa
 )
 def test_what_cannot_be_had(given, change, message):
     with pytest.raises(Problem, match=message):
-        main.check_training(methods.build(given[0] | change))
+        main.check_training(configure.build(given[0] | change))
 
 
 def test_no_pre_training_and_no_new_items(given, tmp_path):
     options, _, _ = given
     with pytest.raises(Problem, match="has no tokenizer to pre-train"):
         scripts.pretrain.run(words(options))
-    run = main.train(methods.build(options | {"output_dir": str(tmp_path / "out"), "run_name": "new"}))
+    run = main.train(configure.build(options | {"output_dir": str(tmp_path / "out"), "run_name": "new"}))
     items = tmp_path / "new.jsonl"
     items.write_text('{"item_id": "new"}\n')
     np.save(tmp_path / "new.npy", np.zeros((1, 12), np.float32))
@@ -241,7 +240,7 @@ def test_a_trained_recommender_goes_on_with_refreshed_sids(given, tmp_path, caps
     place = {"output_dir": str(tmp_path / "out"), "lr_rec": 1e-9, "start_from": str(original.best)}
     valid = {}
     for name, path in {"aligned": aligned, "unaligned": new}.items():
-        run = main.train(methods.build(options | place | {"sid_path": path, "run_name": name}))
+        run = main.train(configure.build(options | place | {"sid_path": path, "run_name": name}))
         valid[name] = ranked(run)
     want = ranked(original)
     assert valid["aligned"] == want != valid["unaligned"]
@@ -252,8 +251,8 @@ def test_a_recommender_of_whole_items_goes_on_after_its_first_look(given, tmp_pa
     """The look before the first epoch is a search: what it has made of the SIDs, training uses as well."""
     options = given[0] | {"recommender": "rq_transformer", "legal_softmax": True, "collision": "item",
                           "item_loss": 1.0, "item_embedding": True, "output_dir": str(tmp_path / "out")}  # fmt: skip
-    first = main.train(methods.build(options | {"run_name": "first"}))
-    again = main.train(methods.build(options | {"run_name": "again", "start_from": str(first.best), "lr_rec": 1e-9}))
+    first = main.train(configure.build(options | {"run_name": "first"}))
+    again = main.train(configure.build(options | {"run_name": "again", "start_from": str(first.best), "lr_rec": 1e-9}))
     assert ranked(again) == ranked(first)
 
 
@@ -273,10 +272,10 @@ def test_what_cannot_be_gone_on_from(given, tmp_path, change, message):
     if more := options.pop("data", None):
         write_tiny(tmp_path / "dataset" / "tiny", **more)
         options["data_path"] = str(tmp_path / "dataset")
-    cfg = methods.build(options)
+    cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
     if message is None:
-        assert building.build_model(cfg, data).model.pretrained
+        assert build.build_model(cfg, data).model.pretrained
         return
     with pytest.raises(Problem, match=message):
-        building.build_model(cfg, data)
+        build.build_model(cfg, data)

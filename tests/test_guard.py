@@ -18,9 +18,8 @@ from accelerate.state import AcceleratorState
 from conftest import tiny_overrides, words, write_tiny
 from helpers import assert_same_state, contents, fails, fit_of, rows
 
-import building
 import main
-import methods
+from compose import build, configure
 from data import Steps
 from evaluation import evaluate
 from readers.layouts import read_dataset
@@ -40,7 +39,7 @@ HOLD = (
 
 
 def test_a_second_writer_is_refused_until_the_first_is_dead(ground, tmp_path):
-    cfg = methods.build({**ground[0], "output_dir": str(tmp_path), "run_name": "r"})
+    cfg = configure.build({**ground[0], "output_dir": str(tmp_path), "run_name": "r"})
     folder = RunFolder.of(cfg)
     folder.path.mkdir(parents=True)
     command = [sys.executable, "-c", HOLD, str(folder.path / ".lock")]
@@ -60,7 +59,7 @@ def test_what_a_kill_left_half_written_is_cleared(ground, tmp_path):
     torn = [fit.run.path / ".best_model.pth.1.part", fit.run.states / ".step-00000002.pth.1.part"]
     for path in torn:
         path.write_bytes(b"half")
-    RunFolder.of(fit.cfg).claim(methods.change(fit.cfg, resume="auto"))
+    RunFolder.of(fit.cfg).claim(configure.change(fit.cfg, resume="auto"))
     assert not any(path.exists() for path in torn)
 
 
@@ -260,8 +259,8 @@ def test_a_step_without_memory_is_one_line_before_anything_is_trained(ground, tm
 def test_a_model_without_memory_is_one_line_and_leaves_the_disk_as_it_was(tmp_path, capsys, changes):
     write_tiny(tmp_path / "dataset" / "tiny")
     options = tiny_overrides(tmp_path)
-    cfg = methods.build(options)
-    building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    cfg = configure.build(options)
+    build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     before = contents(tmp_path / "out")
     err = fails(capsys, main.main, *words(options | changes))
     assert "out of memory: no room for the model; lower its widths" in err
@@ -343,7 +342,7 @@ def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkey
     fit = fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto", resume_with_changes=True)
     assert "goes on with changed options (epochs: 1 -> 2; lr_rec: 0.001 -> 0.002)" in caplog.text
     fit.train()
-    written = methods.load(fit.run.config)
+    written = configure.load(fit.run.config)
     assert (written[TrainOptions].epochs, written[TrainOptions].lr_rec) == (2, 2e-3)
     assert [r["epoch"] for r in rows(fit)] == [0, 1]
     assert fit.schedule.base_lrs[0] == 2e-3 and rows(fit)[1]["lr/rec"] > 1e-3
@@ -364,7 +363,7 @@ def test_some_changes_cannot_be_resumed(ground, tmp_path, change, message):
             **{"epochs": 2, "uncertainty": "sdud", "resume": "auto", "resume_with_changes": True} | change,
         ).train()
     assert (
-        methods.load(tmp_path / "tiny" / "r" / "config.yaml")[TrainOptions].epochs == 1
+        configure.load(tmp_path / "tiny" / "r" / "config.yaml")[TrainOptions].epochs == 1
     )  # the run can still go on as it was begun
 
 
@@ -478,12 +477,12 @@ def test_a_half_made_tokenizer_is_not_trained_on(ground, tmp_path):
     options, data = ground
     path = tmp_path / "best_collision_model.pth"
     path.write_bytes(Path(options["rqvae_path"]).read_bytes())
-    cfg = methods.build(options | {"rqvae_path": str(path)})
+    cfg = configure.build(options | {"rqvae_path": str(path)})
     (tmp_path / "last.pth").write_bytes(b"x")
     with pytest.raises(Problem, match="its pre-training has not ended; repeat the command"):
-        building.tokenizer_of(cfg, data)
+        build.tokenizer_of(cfg, data)
     (tmp_path / "report.json").write_text("{}")  # killed at its very end
-    building.tokenizer_of(cfg, data)
+    build.tokenizer_of(cfg, data)
 
 
 @pytest.mark.parametrize(

@@ -7,28 +7,27 @@ from typing import get_args
 
 import pytest
 
-import methods
 import settings
-from prior import PRIORS, PriorOptions
+from compose import parts
+from joint.prior import PRIORS, PriorOptions
+from joint.uncertainty import DECAYS, UncertaintyOptions
 from readers.files import INTERACTIONS
 from readers.layouts import LAYOUTS
 from readers.splits import DataOptions
-from uncertainty import STRATEGIES, UncertaintyOptions
 
 ROOT = Path(settings.__file__).parent
-PACKAGES = ("readers", "sids", "recommenders", "runs", "serve")
+PACKAGES = ("readers", "sids", "recommenders", "joint", "compose", "runs", "serve")
 FILES = sorted([*ROOT.glob("*.py"), *(p for d in PACKAGES for p in (ROOT / d).rglob("*.py"))])
 # who may be imported by whom: a file imports from its own row and from those above it, within a row without a circle
 ROWS = [
-    ["utils", "settings", "retired", "layers"],
+    ["utils", "settings", "layers", "compose.retired"],
     ["metrics", "readers", "data", "runs.guard"],
     ["recommenders"],
     [
-        "uncertainty",
-        "prior",
+        "joint.uncertainty",
+        "joint.prior",
         "runs.exported",
         "runs.folder",
-        "runs.memory",
         "runs.report",
         "runs.charts",
         "runs.page",
@@ -36,11 +35,10 @@ ROWS = [
     ],
     ["sids", "vq"],
     ["evaluation"],
-    ["trainer"],
-    ["methods"],
-    ["building"],
     ["model"],
+    ["trainer"],
     ["joint"],
+    ["compose"],
     ["serve"],
     ["main"],
 ]
@@ -99,17 +97,17 @@ def test_functions_are_short(path):
 
 @pytest.mark.parametrize("registry", ["TOKENIZERS", "JOINT", "NETWORKS", "ITEM_MODELS", "MODELS"])
 def test_every_part_is_where_its_registry_says(registry):
-    for place in getattr(methods, registry).values():
-        assert methods.part(place).__module__ == place.partition(":")[0]
+    for place in getattr(parts, registry).values():
+        assert parts.part(place).__module__ == place.partition(":")[0]
 
 
 def test_no_option_has_two_owners_in_one_run():
-    for method in methods.METHODS:
-        for tokenizer in methods.TOKENIZERS if methods.TRAINING.get(method) == "frozen" else ["rqvae"]:
+    for method in parts.METHODS:
+        for tokenizer in parts.TOKENIZERS if parts.GENERATIVE.get(method) == "frozen" else ["rqvae"]:
             chosen = {"method": method}
-            if method in methods.TRAINING:
+            if method in parts.GENERATIVE:
                 chosen |= {"tokenizer": tokenizer}
-            kinds = methods.sections(methods.composition({}, chosen)).values()
+            kinds = parts.sections(parts.composition({}, chosen)).values()
             names = [name for kind in kinds for name in settings.fields_of(kind)]
             assert len(names) == len(set(names))
 
@@ -117,7 +115,7 @@ def test_no_option_has_two_owners_in_one_run():
 @pytest.mark.parametrize(
     ("options", "key", "names"),
     [
-        (UncertaintyOptions, "uncertainty", STRATEGIES),
+        (UncertaintyOptions, "uncertainty", DECAYS),
         (PriorOptions, "label_prior", PRIORS),
         (DataOptions, "data_format", ["auto", *LAYOUTS]),
         (DataOptions, "data_format", ["auto", *INTERACTIONS]),

@@ -15,8 +15,7 @@ import torch
 import yaml
 from conftest import tiny_overrides, write_tiny
 
-import building
-import methods
+from compose import build, configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 
@@ -53,8 +52,8 @@ def ground(tmp_path_factory):
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"epochs": 3, "save_steps": 4, "uncertainty": "frqud_sdud", "lr_id": 1e-3}
     (root / "tiny.yaml").write_text(yaml.safe_dump(options))
-    cfg = methods.build(options)
-    path = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    cfg = configure.build(options)
+    path = build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     return root, [f"--config={root / 'tiny.yaml'}", f"--rqvae_path={path}"], {}
 
 

@@ -11,10 +11,9 @@ import torch
 from conftest import HEADER, tiny_overrides, write_tiny
 from helpers import fails, fit_of, one_line, write_file
 
-import building
 import main
-import methods
 import utils
+from compose import build, configure, restore
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from readers.tables import read_rows
@@ -65,7 +64,7 @@ def test_a_severed_road_is_refused_whatever_the_batch_and_a_handful_of_samples_o
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warm", [0, 1, 7, 500])
 def test_the_schedules_sum_in_closed_form(kind, warm):
-    t = methods.build({"warmup_steps": warm, "lr_scheduler_type": kind})[TrainOptions]
+    t = configure.build({"warmup_steps": warm, "lr_scheduler_type": kind})[TrainOptions]
     for steps in (1, 2, 7, 8, 100, 700):
         for first, end in ((0, steps), (0, steps + 9), (3, 6), (5, 5), (6, 3), (steps, steps), (steps - 1, steps)):
             want = sum(map(learning_rate(t, steps, first, end), range(steps)))
@@ -84,8 +83,8 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("misleading")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"run_name": "r", "epochs": 1}
-    cfg = methods.build(options)
-    building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    cfg = configure.build(options)
+    build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     return main.train(cfg)
 
 
@@ -113,7 +112,7 @@ def test_nothing_is_left(trained, capsys, tmp_path):
 def test_how_many_interactions_a_user_needs(tmp_path, rows, enough):
     lines = [f"u{u}\ti{t}\t{t}" for u, n in enumerate(rows) for t in range(n)]
     (tmp_path / "t.inter").write_text("\n".join([HEADER, *lines]) + "\n")
-    cfg = methods.build({"data_path": str(tmp_path), "dataset": "t", "method": "sasrec"})[DataOptions]
+    cfg = configure.build({"data_path": str(tmp_path), "dataset": "t", "method": "sasrec"})[DataOptions]
     if enough:
         assert len(read_dataset(cfg).train) == 1
     else:
@@ -139,16 +138,16 @@ def test_a_look_that_cannot_be_counted_is_a_look(trained, capsys, monkeypatch, n
 
 LONG = "x" * 2_000_000
 QUOTES = [
-    lambda d: methods.parse_overrides([LONG]),
-    lambda d: methods.parse_overrides([f"--epochs=[{LONG}"]),
-    lambda d: methods.build({"epochs": LONG}),
-    lambda d: methods.build({LONG: 1}),
-    lambda d: methods.build({"metrics": [LONG]}),
-    lambda d: methods.build({"metrics": LONG}),
-    lambda d: methods.build({"valid_metric": LONG}),
-    lambda d: methods.build({"run_name": LONG}),
-    lambda d: methods.build({"method": LONG}),
-    lambda d: methods.build({"data_path": LONG}),
+    lambda d: configure.parse_overrides([LONG]),
+    lambda d: configure.parse_overrides([f"--epochs=[{LONG}"]),
+    lambda d: configure.build({"epochs": LONG}),
+    lambda d: configure.build({LONG: 1}),
+    lambda d: configure.build({"metrics": [LONG]}),
+    lambda d: configure.build({"metrics": LONG}),
+    lambda d: configure.build({"valid_metric": LONG}),
+    lambda d: configure.build({"run_name": LONG}),
+    lambda d: configure.build({"method": LONG}),
+    lambda d: configure.build({"data_path": LONG}),
     lambda d: main.numbers([LONG], {"a": 1}, "--history"),
     lambda d: main.read_lines(LONG),
     lambda d: read_checkpoint(LONG),
@@ -163,13 +162,13 @@ QUOTES = [
 def _inter(folder, rows):
     (folder / "t.inter").write_text(f"{HEADER}\n{rows}")
     (folder / "t.items.jsonl").write_text('{"item_id": "a"}\n')
-    return read_dataset(methods.build({"data_path": str(folder), "dataset": "t"})[DataOptions])
+    return read_dataset(configure.build({"data_path": str(folder), "dataset": "t"})[DataOptions])
 
 
 def _items(folder, lines):
     (folder / "t.inter").write_text(f"{HEADER}\nu\ta\t1\n")
     (folder / "t.items.jsonl").write_text(lines)
-    return read_dataset(methods.build({"data_path": str(folder), "dataset": "t"})[DataOptions])
+    return read_dataset(configure.build({"data_path": str(folder), "dataset": "t"})[DataOptions])
 
 
 @pytest.mark.parametrize("work", QUOTES, ids=range(len(QUOTES)))
@@ -195,8 +194,8 @@ VALUES = [
 @pytest.mark.parametrize("key", ["epochs", "num_emb_list", "lr_rec", "mask_seen", "uncertainty"])
 def test_a_value_of_the_wrong_kind_is_one_line(tmp_path, key, value):
     for work in (
-        lambda: methods.build({}, methods.parse_overrides([f"--{key}={value}"])),
-        lambda: methods.load(write_file(tmp_path, f"{key}: {value}\n")),
+        lambda: configure.build({}, configure.parse_overrides([f"--{key}={value}"])),
+        lambda: configure.load(write_file(tmp_path, f"{key}: {value}\n")),
     ):
         with pytest.raises(Problem) as problem:
             work()
@@ -206,7 +205,7 @@ def test_a_value_of_the_wrong_kind_is_one_line(tmp_path, key, value):
 @pytest.mark.parametrize("word", [f"recall@{HUGE}", "recall@" + "9" * 16, "recall@²"])
 def test_a_cut_off_of_thousands_of_digits(word):
     with pytest.raises(Problem):
-        methods.build({"metrics": [word]})
+        configure.build({"metrics": [word]})
 
 
 @pytest.mark.parametrize("text", [f"[{HUGE}]", f'{{"a": -{HUGE}}}', "[" * 100000, "\0", "{"])
@@ -224,7 +223,7 @@ BAD = ["a" * 300, f"x/{'b' * 256}/c", "é" * 128, "a/" * 3000, "a\0b", "\ud800"]
 def test_what_cannot_be_a_path(bad):
     for key in PATHS:
         with pytest.raises(Problem, match=f"{key}: .*not a path"):
-            methods.build({key: bad})
+            configure.build({key: bad})
     for work in (read_checkpoint, regular_file, main.read_lines, lambda p: main.settings.read_yaml(Path(p))):
         with pytest.raises(Problem, match="not a path"):
             work(bad)
@@ -280,14 +279,14 @@ SIZES = [
 def test_what_exceeds_the_catalogue_or_every_use_is_refused_before_anything_is_made(ground, changes):
     options, _ = ground
     with pytest.raises(Problem) as problem:
-        main.check_data(methods.build({**options, **changes}))
+        main.check_data(configure.build({**options, **changes}))
     assert any(key in one_line(problem) for key in changes)
 
 
 def test_what_is_only_large_is_not(ground):
     options, _ = ground
     for changes in ({"num_beams": 40}, {"eval_batch_size": 10**9}, {"batch_size": 10**9}, {"max_his_len": 10**6}):
-        main.check_data(methods.build({**options, **changes}))
+        main.check_data(configure.build({**options, **changes}))
 
 
 # ---------------------------------------------------------------- damaged by hand
@@ -380,7 +379,7 @@ def test_a_configuration_that_its_own_tensors_contradict(trained, tmp_path, clai
     state["config"] |= claims
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(Problem, match=r"x\.pth|num_beams") as problem:
-        building.restore(tmp_path / "x.pth")
+        restore.restore(tmp_path / "x.pth")
     one_line(problem)
 
 

@@ -1,16 +1,17 @@
-"""The joint model: the three roads to the codebooks, one-hot forward, what trains and what rests."""
+"""The joint model: the three gradient paths to the codebooks, one-hot forward, what trains and what rests."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import TINY, D, N, joint, some_batch
 
-import building
-import methods
+from compose import build, configure
 from data import make_batch
-from model import ROADS
+from joint.gradient import idle_paths
+from model import PATHS
 from readers.splits import Split
 from utils import Problem
 
@@ -18,7 +19,7 @@ KINDS = ["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annea
 
 
 def options(**changes):
-    return methods.build({**TINY, **changes})
+    return configure.build({**TINY, **changes})
 
 
 def codebook_grads(model, loss):
@@ -30,51 +31,51 @@ def codebook_grads(model, loss):
 # ---------------------------------------------------------------- the gradient
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("forward", ["sampled", "cached", "soft", "history"])
 @pytest.mark.parametrize("network", ["t5", "rq_transformer", "decoder"])
-def test_the_recommendation_gradient_reaches_every_codebook_on_each_road(road, forward, network):
+def test_the_recommendation_gradient_reaches_every_codebook_on_each_path(path, forward, network):
     model, batch = joint(assignment_forward=forward, recommender=network), some_batch()
-    loss = model.recommendation_loss(batch, model.quantize(batch), (road,)).loss
+    loss = model.sid_loss(batch, model.quantize(batch), (path,)).loss
     assert all(norm > 0 for norm in codebook_grads(model, loss))
 
 
-def test_the_roads_add_up_to_the_whole_gradient():
+def test_the_paths_add_up_to_the_whole_gradient():
     model, batch = joint(), some_batch()
     books = model.tokenizer.rq.codebooks()
 
-    def gradient(roads):
-        return torch.autograd.grad(model.recommendation_loss(batch, model.quantize(batch), roads).loss, books)
+    def gradient(paths):
+        return torch.autograd.grad(model.sid_loss(batch, model.quantize(batch), paths).loss, books)
 
-    whole, parts = gradient(ROADS), [gradient((road,)) for road in ROADS]
+    whole, parts = gradient(PATHS), [gradient((path,)) for path in PATHS]
     for level in range(3):
         assert torch.allclose(whole[level], sum(p[level] for p in parts), atol=1e-6)
 
 
-def test_detached_cuts_every_road_and_changes_no_loss():
+def test_detached_cuts_every_path_and_changes_no_loss():
     live, dead, batch = joint(), joint(gradient="detached"), some_batch()
-    losses = [m.recommendation_loss(batch, m.quantize(batch), m.roads).loss for m in (live, dead)]
+    losses = [m.sid_loss(batch, m.quantize(batch), m.paths).loss for m in (live, dead)]
     assert torch.equal(*losses)
     assert codebook_grads(dead, losses[1]) == [0.0, 0.0, 0.0]
-    assert set(dead.probe(batch).values()) == {0.0}
+    assert set(dead.check_gradient(batch).values()) == {0.0}
 
 
 def test_the_probe_agrees_with_autograd_and_leaves_no_gradient_behind():
     model, batch = joint(), some_batch()
-    figures = model.probe(batch)
-    loss = model.recommendation_loss(batch, model.quantize(batch), ("target",)).loss
+    figures = model.check_gradient(batch)
+    loss = model.sid_loss(batch, model.quantize(batch), ("target",)).loss
     assert [figures[f"grad/level_{i}/target"] for i in (1, 2, 3)] == pytest.approx(codebook_grads(model, loss))
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_severed_road_stops_the_run():
+def test_a_severed_path_stops_the_run():
     model, batch = joint(), some_batch()
     model.tokenizer.scale_L.fill_(1e30)  # a saturated softmax has no gradient
     with pytest.raises(Problem, match=r"grad/level_1/\w+ is (0.0|nan)"):
-        model.probe(batch)
+        model.check_gradient(batch)
 
 
-def test_a_teacher_without_a_choice_behind_it_is_no_cut_road():
+def test_a_teacher_without_a_choice_behind_it_is_no_cut_path():
     """Decoder: a history's own tokens spell all but the last target; only items 3 and 4 share their codes here."""
     model = joint(recommender="decoder", legal_softmax=True, assignment_forward="history", collision="suffix")
     codes = torch.cartesian_prod(*[torch.arange(4)] * 3)[:N].clone()
@@ -82,9 +83,11 @@ def test_a_teacher_without_a_choice_behind_it_is_no_cut_road():
     model.set_codes(codes)
     split = Split(np.array([1, 3, 5, 7], np.int32), np.array([0, 4]), np.array([3]))
     batch = make_batch(split, np.array([0]), 50)
-    assert model._idle_roads(batch) == {"grad/level_3/teacher"} and model.probe(batch)["grad/level_3/teacher"] == 0
+    assert idle_paths(model, batch) == {"grad/level_3/teacher"}
+    assert model.check_gradient(batch)["grad/level_3/teacher"] == 0
     last = make_batch(Split(np.array([1, 5, 7, 3], np.int32), split.offsets, split.position), np.array([0]), 50)
-    assert "grad/level_3/teacher" not in model._idle_roads(last) and model.probe(last)["grad/level_3/teacher"] > 0
+    assert "grad/level_3/teacher" not in idle_paths(model, last)
+    assert model.check_gradient(last)["grad/level_3/teacher"] > 0
 
 
 def test_codebooks_move_in_one_step_on_the_recommendation_loss_alone():
@@ -97,18 +100,18 @@ def test_codebooks_move_in_one_step_on_the_recommendation_loss_alone():
         assert not torch.equal(old, new)
 
 
-def test_target_gradient_weighs_that_road_only():
+def test_target_gradient_weighs_that_path_only():
     whole, half, batch = joint(), joint(target_gradient=0.5), some_batch()
-    for road, factor in (("target", 0.5), ("history", 1.0), ("teacher", 1.0)):
-        want = codebook_grads(whole, whole.recommendation_loss(batch, whole.quantize(batch), (road,)).loss)
-        got = codebook_grads(half, half.recommendation_loss(batch, half.quantize(batch), (road,)).loss)
+    for path, factor in (("target", 0.5), ("history", 1.0), ("teacher", 1.0)):
+        want = codebook_grads(whole, whole.sid_loss(batch, whole.quantize(batch), (path,)).loss)
+        got = codebook_grads(half, half.sid_loss(batch, half.quantize(batch), (path,)).loss)
         assert got == pytest.approx([factor * w for w in want], rel=1e-5)
 
 
 def test_hard_update_moves_only_selected_codes():
     model, batch = joint(codebook_update="hard", uncertainty="none"), some_batch()
     q = model.quantize(batch)
-    loss = model.recommendation_loss(batch, q, ("target",)).loss
+    loss = model.sid_loss(batch, q, ("target",)).loss
     first = torch.autograd.grad(loss, model.tokenizer.rq.codebooks())[0]
     moved = set(first.abs().sum(1).nonzero().flatten().tolist())
     assert moved and moved <= set(q.index[0].tolist())
@@ -205,9 +208,9 @@ def test_every_trainable_parameter_is_in_one_group_and_gets_a_gradient(kind, fro
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize(("frozen", "layers", "learning"), [(True, 0, []), (False, 0, [1, 4]), (False, 1, [4])])
-def test_the_encoder_rests_as_told(frozen, layers, learning):
-    model = joint(freeze_id_encoder=frozen, freeze_id_encoder_layers=layers)
+@pytest.mark.parametrize(("frozen", "learning"), [(True, []), (False, [1, 4])])
+def test_the_encoder_is_frozen_or_learns(frozen, learning):
+    model = joint(freeze_id_encoder=frozen)
     names = {n for n, p in model.tokenizer.encoder.named_parameters() if p.requires_grad}
     assert names == {f"mlp_layers.{i}.{w}" for i in learning for w in ("weight", "bias")}
     assert torch.allclose(
@@ -235,7 +238,7 @@ def test_refresh_follows_the_codebooks_and_reports_the_change():
 
 
 def test_too_many_items_in_one_group_are_refused():
-    model = building.empty_model(options(method="two_stage"), N)
+    model = build.empty_model(options(method="two_stage"), N)
     with pytest.raises(Problem, match="30 items share one code, the suffix can number 8"):
         model.set_codes(torch.zeros(N, 3, dtype=torch.long))
 
@@ -289,11 +292,11 @@ def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, uneven, kind):
     """
     torch.manual_seed(0)
     chosen = {"recommender": kind, "item_loss": 1.0, "item_embedding": True, "legal_softmax": legal}
-    cfg = options(training="frozen", **chosen, **({"target_length": 2.0} if uneven else {}))
+    cfg = options(method="two_stage", **chosen, **({"target_length": 2.0} if uneven else {}))
     code_NT = torch.randint(0, 8, (N, 3)).int()
     if uneven:
         code_NT[::2, 2] = -1
-    model = building.empty_model(cfg, N, code_NT=code_NT).eval()
+    model = build.empty_model(cfg, N, code_NT=code_NT).eval()
     model.set_codes(code_NT)
     with torch.no_grad():  # scores that differ
         for p in model.parameters():
@@ -326,12 +329,11 @@ def test_the_item_loss_is_the_cross_entropy_of_the_next_item(kind, own):
     model, batch = joint(recommender=kind, item_loss=2.0, item_embedding=own).eval(), some_batch()
     batch = batch._replace(history_BS=batch.history_BS[:, -1:], history_row_BS=batch.history_row_BS[:, -1:])
     with torch.no_grad():
-        with_it = model.recommendation_loss(batch, model.quantize(batch))
+        got = model.item_loss(batch, model.sid_loss(batch, model.quantize(batch)))
+        logged = model(batch)[1]["loss/item"]
         score = model.recommender.scorer(lambda item: model.sids.tokens(item).token, batch.history_BS)
-        model.recommender.item_loss = 0.0
-        without = model.recommendation_loss(batch, model.quantize(batch)).loss
     want = -score(4, None, None).gather(1, batch.target_B[:, None] - 1).mean()
-    assert with_it.loss == without and float(with_it.item_loss) == pytest.approx(2 * float(want), rel=1e-4)
+    assert float(got) == float(logged) == pytest.approx(float(want), rel=1e-4) and model.weights["item"] == 2.0
 
 
 def test_a_decay_scales_the_loss_of_sids_and_follows_it_alone():
@@ -340,7 +342,8 @@ def test_a_decay_scales_the_loss_of_sids_and_follows_it_alone():
     loss, logs = model(batch)
     t = torch.tensor(model.decay.scales()).mean() + model.decay.cfg.sigma_lambda
     assert float(logs["loss/item"]) > 0
-    assert float(loss) == pytest.approx(float(logs["loss/rec"] / (2 * t**2) + t.log() + logs["loss/item"]), rel=1e-5)
+    want = logs["loss/rec"] / (2 * t**2) + t.log() + 2 * logs["loss/item"]
+    assert float(loss) == pytest.approx(float(want), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["rq_transformer", "t5"])
@@ -371,7 +374,7 @@ def test_a_state_restores_the_same_recommendations():
             p.add_(torch.randn_like(p) * 0.1)
     model.refresh()
     want = model.recommend(batch.history_BS, 10)
-    other = building.empty_model(model.cfg, N, D).eval()
+    other = build.empty_model(model.cfg, N, D).eval()
     other.load_state_dict(model.state_dict(), strict=True)
     got = other.recommend(batch.history_BS, 10)
     assert torch.equal(got.item_BW, want.item_BW) and torch.equal(got.score_BW, want.score_BW)
@@ -383,7 +386,7 @@ def test_offsets_move_items_not_their_content():
     before = model.quantize(batch).recon
     groups = {group["name"]: group for group in model.param_groups()}
     assert groups["offset"]["lr"] == 0.1 and not any(p is model.tokenizer.offset_Nd for p in groups["id"]["params"])
-    loss = model.recommendation_loss(batch, model.quantize(batch)).loss
+    loss = model.sid_loss(batch, model.quantize(batch)).loss
     grad_Nd = torch.autograd.grad(loss, model.tokenizer.offset_Nd)[0]
     touched = set((grad_Nd.abs().sum(1) > 0).nonzero()[:, 0].add(1).tolist())
     assert touched and touched <= set(batch.item_U.tolist())
@@ -391,7 +394,7 @@ def test_offsets_move_items_not_their_content():
         model.tokenizer.offset_Nd += 1e-4  # too little for another code
     torch.testing.assert_close(model.quantize(batch).recon, before)
     model.refresh()
-    other = building.empty_model(model.cfg, N, D)
+    other = build.empty_model(model.cfg, N, D)
     other.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(other.tokenizer.offset_Nd, model.tokenizer.offset_Nd)
 
@@ -420,7 +423,7 @@ def test_the_prior_of_offsets_is_that_of_a_gaussian():
 
 
 def test_prefix_groups_are_items_with_equal_codes():
-    model = building.empty_model(options(method="two_stage"), 4)
+    model = build.empty_model(options(method="two_stage"), 4)
     model.set_codes(torch.tensor([[0, 1, 2], [3, 3, 3], [0, 1, 2], [0, 1, 3]]))
     groups = model.groups()["prefix"].tolist()
     assert groups[0] == -1 and groups[1] == groups[3] and len(set(groups)) == 4
@@ -447,7 +450,7 @@ def test_golden_loss():
 
 @pytest.mark.parametrize("kind", ["rq_transformer", "t5", "decoder"])
 def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind):
-    """Written out from its definition; it moves every item's latent, and by the history's road the codebooks."""
+    """Written out from its definition; it moves every item's latent, and by the history's path the codebooks."""
     model, batch = joint(recommender=kind, latent_loss=2.0, lr_offset=0.1).eval(), some_batch()
     t, head = model.tokenizer, model.latent_head
     with torch.no_grad():
@@ -455,9 +458,10 @@ def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind
     start_Nd = t.latents() - t.offset_Nd.detach()
     centred_Nd = start_Nd - start_Nd.mean(0)
     z_Nd = (centred_Nd + t.offset_Nd) / (centred_Nd**2).mean().sqrt()
-    state_Rh = model.recommendation_loss(batch, model.quantize(batch)).state_Rh
+    rec = model.sid_loss(batch, model.quantize(batch))
     item_R = batch.item_U[batch.goals(model.targets)]
-    want = -(head(state_Rh) @ z_Nd.T).log_softmax(1).gather(1, item_R[:, None] - 1).mean()
+    score_RN = F.linear(rec.state_Rh, head.weight, head.bias) @ z_Nd.T
+    want = -score_RN.log_softmax(1).gather(1, item_R[:, None] - 1).mean()
     _, logs = model(batch)
     assert float(logs["loss/latent"]) == pytest.approx(float(want.detach()), rel=1e-5)
     assert float(logs["loss"] - logs["loss/rec"] - logs["loss/recon"] - logs["loss/vq"]) == pytest.approx(
@@ -465,14 +469,13 @@ def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind
     )
     asked = [t.offset_Nd, *head.parameters(), *t.rq.codebooks()]
     found = torch.autograd.grad(want, asked, retain_graph=True)
-    got = torch.autograd.grad(model.latent_loss(head(state_Rh), item_R), asked)
+    got = torch.autograd.grad(head(model, batch, rec), asked)
     for mine, theirs in zip(got, found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
         assert mine.abs().sum() > 0
     assert (got[0].abs().sum(1) > 0).all()
     dead = joint(recommender=kind, latent_loss=2.0, lr_offset=0.1, gradient="detached")
-    state_Rh = dead.recommendation_loss(batch, dead.quantize(batch), dead.roads).state_Rh
-    loss = dead.latent_loss(dead.latent_head(state_Rh), item_R)
+    loss = dead.latent_head(dead, batch, dead.sid_loss(batch, dead.quantize(batch), dead.paths))
     assert codebook_grads(dead, loss) == [0.0, 0.0, 0.0]
 
 

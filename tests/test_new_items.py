@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-import building
-import methods
-from model import load
+from compose import build, configure
 from readers.dataset import read_embeddings
 from scripts import add_items, cold_items
+from serve.loaded import load
 from sids.table import SidTable, free_end
 from sids.tokenizer import CodeOptions
 from utils import Problem
@@ -49,8 +48,8 @@ def test_new_items_are_coded_and_old_ones_stay(runs, arrivals, tmp_path, ground,
     assert int(new.end_N[40]) == (41 if name == "own_tokens" else int(old.end_N[group].max()) + 1)
     assert len(new.token_NP.unique(dim=0)) == 42
     if name == "two_stage":  # by the tokenizer's own file
-        cfg = methods.build(ground[0] | {"method": "two_stage"})
-        own = building.tokenizer_of(cfg, ground[1]).eval()
+        cfg = configure.build(ground[0] | {"method": "two_stage"})
+        own = build.tokenizer_of(cfg, ground[1]).eval()
         wanted = own.encode(np.load(tmp_path / "new.npy"))
         assert cfg[CodeOptions].rqvae_path and new.code_NT[40:].tolist() == wanted.tolist()
     index = json.loads((tmp_path / "x.index.json").read_text())
@@ -131,7 +130,7 @@ def test_the_newest_items_and_the_questions_about_them(ground):
 )
 def test_what_knows_new_items_or_can_take_none_is_refused(ground, change, said):
     with pytest.raises(Problem, match=said):
-        cold_items.check_able(methods.build(ground[0] | {"method": "two_stage"} | change))
+        cold_items.check_able(configure.build(ground[0] | {"method": "two_stage"} | change))
 
 
 @pytest.mark.slow

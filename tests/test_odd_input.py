@@ -12,9 +12,8 @@ import pytest
 import torch
 from conftest import tiny_overrides, words, write_tiny
 
-import building
 import main
-import methods
+from compose import build, configure, restore
 from main import ids_of
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
@@ -32,8 +31,8 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("odd")
     write_tiny(root / "dataset" / "tiny")
     main.main(words(tiny_overrides(root) | {"run_name": "r", "epochs": 1, "method": "sasrec", "hidden_units": 8}))
-    cfg = methods.build(tiny_overrides(root))
-    building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    cfg = configure.build(tiny_overrides(root))
+    build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     main.main(words(tiny_overrides(root) | {"run_name": "s", "epochs": 1, "method": "two_stage"}))
     return root / "out" / "tiny" / "s" / "best_model.pth", root / "out" / "tiny" / "r" / "best_model.pth"
 
@@ -245,7 +244,7 @@ def test_embeddings_that_are_no_file(tiny_data, tiny_options, make, named):
         Problem,
         match=r"tiny\.emb-test\.npy: (is not a file|no such file|not readable, it is)|no content embeddings beside",
     ):
-        read_embeddings(read_dataset(methods.build(given)[DataOptions]))
+        read_embeddings(read_dataset(configure.build(given)[DataOptions]))
 
 
 @pytest.mark.parametrize("value", [1e300, -1e300, 1e39, 1e25, -1e16, np.inf, np.nan])
@@ -257,16 +256,16 @@ def test_values_that_float32_cannot_square(tiny_data, tiny_options, value, dtype
         x[7, 3] = value
     np.save(folder / "tiny.emb-test.npy", x)
     with pytest.raises(Problem, match=r"row 7 \(item 'i7'\) holds"):
-        read_embeddings(read_dataset(methods.build(tiny_options)[DataOptions]))
+        read_embeddings(read_dataset(configure.build(tiny_options)[DataOptions]))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e14])
 def test_embeddings_that_are_all_alike(tiny_data, tiny_options, value):
     folder = tiny_data()
     np.save(folder / "tiny.emb-test.npy", np.full((40, 12), value, np.float32))
-    cfg = methods.build(tiny_options | {"standardize_embeddings": True})
+    cfg = configure.build(tiny_options | {"standardize_embeddings": True})
     with pytest.raises(Problem, match="standardize_embeddings: the embeddings are all alike"):
-        building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+        build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -327,7 +326,7 @@ def test_a_checkpoint_that_is_odd_is_refused_in_one_line(trained, tmp_path, kind
     change(state)
     torch.save(state, tmp_path / "odd.pth")
     with pytest.raises(Problem, match=message) as problem:
-        building.restore(tmp_path / "odd.pth")
+        restore.restore(tmp_path / "odd.pth")
     assert "odd.pth" in str(problem.value) and "\n" not in str(problem.value)
 
 
@@ -341,4 +340,4 @@ def test_a_checkpoint_that_is_odd_is_refused_in_one_line(trained, tmp_path, kind
 )
 def test_semantic_ids_of_more_than_63_bits_are_refused_before_anything_is_trained(trained, change):
     with pytest.raises(Problem, match="do not fit into 63 bits"):
-        main.check_data(methods.build(tiny_overrides(trained[0].parents[3]) | {"method": "two_stage"} | change))
+        main.check_data(configure.build(tiny_overrides(trained[0].parents[3]) | {"method": "two_stage"} | change))

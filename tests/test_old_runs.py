@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import building
 import main
-import methods
 import settings
+from compose import build, configure, restore
+from compose.retired import upgraded
 from data import make_batch
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from retired import upgraded
 from runs.folder import RunFolder
 from sids.kept import checkpoint_path
 from utils import Problem, read_json
@@ -45,7 +44,7 @@ def places(old):
 def test_a_checkpoint_gives_the_ranks_it_gave(old, name):
     """Near ties may fall otherwise on another processor, hence nearly all users."""
     run = old / "out" / "tiny" / name
-    cfg, model, _ = building.restore(run / "best_model.pth", places(old))
+    cfg, model, _ = restore.restore(run / "best_model.pth", places(old))
     data = read_dataset(cfg[DataOptions])
     user, rank = np.load(run / "ranks-test.npy")
     batch = make_batch(data.test, np.arange(len(data.test)), cfg[DataOptions].max_his_len)
@@ -62,7 +61,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(old, name):
     """The old configuration names every option; none that came since is a difference."""
     stopped, whole = (old / "out" / "tiny" / n for n in (f"{name}-stopped", name))
     saved = settings.read_yaml(stopped / "config.yaml")
-    own = settings.flat(methods.build({k: v for k, v in saved.items() if k not in ("reference", "resume")}))
+    own = settings.flat(configure.build({k: v for k, v in saved.items() if k not in ("reference", "resume")}))
     given = [f"--{k}={v}" for k, v in saved.items() if k in own and v is not None and not k.endswith(("_dir", "_path"))]
     given = [w for w in given if not w.startswith(("--resume=", "--data_path="))]
     main.main([*given, *places(old), "--resume=auto"])
@@ -78,7 +77,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(old, name):
 
 def test_another_option_is_still_a_difference(old):
     run = RunFolder(old / "out" / "tiny" / "frqud-stopped")
-    cfg = methods.build({**upgraded_of(run), "lr_id": 0.5, "run_name": "frqud-stopped", "resume": "auto"})
+    cfg = configure.build({**upgraded_of(run), "lr_id": 0.5, "run_name": "frqud-stopped", "resume": "auto"})
     with pytest.raises(Problem, match=r"begun with other options \(lr_id: 0.001 -> 0.5\)"):
         run.check_free_or_same(cfg)
 
@@ -88,10 +87,10 @@ def upgraded_of(run):
 
 
 def test_a_tokenizer_is_used_again(old, capsys):
-    cfg = methods.build(upgraded_of(RunFolder(old / "out" / "tiny" / "frqud")) | {
+    cfg = configure.build(upgraded_of(RunFolder(old / "out" / "tiny" / "frqud")) | {
         "data_path": str(old / "dataset"), "output_dir": str(old / "out")})  # fmt: skip
-    found = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    found = build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     assert found == next((old / "out" / "tiny").glob("rqvae-*")) / "best_collision_model.pth"
     for change in ({"e_dim": 4}, {"vq_form": "cumulative"}, {"dead_code_ratio": 0.3}):  # later ones as well
-        other = methods.change(cfg, **change)
+        other = configure.change(cfg, **change)
         assert checkpoint_path(other, "rqvae", read_dataset(cfg[DataOptions])) != found

@@ -9,15 +9,14 @@ import torch
 import yaml
 from conftest import tiny_overrides, words, write_tiny
 
-import building
 import main
-import methods
 import scripts.pretrain
 import settings
-from model import load
+from compose import build, cli, configure, parts, restore
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from serve.loaded import load
 from sids.fit import measure
 from sids.kept import checkpoint_path
 from sids.rq_kmeans import RQKMeans
@@ -52,9 +51,9 @@ def test_every_tokenizer_trains_a_recommender_and_travels_with_it(run):
     name, folder = run
     results = read_json(folder / "test.json")
     assert results["method"] == ("two_stage" if name == "rqvae" else f"two_stage[{name}]")
-    restored = building.restore(folder / "best_model.pth")
+    restored = restore.restore(folder / "best_model.pth")
     content = read_embeddings(read_dataset(restored.cfg[DataOptions]))
-    tokenizer = building.carried_tokenizer(folder, restored, content.shape[1])
+    tokenizer = restore.carried_tokenizer(folder, restored, content.shape[1])
     assert torch.equal(tokenizer.encode(content), restored.model.code_NT.long())
 
 
@@ -67,28 +66,28 @@ def test_a_second_pre_training_uses_the_first(run, place, capsys):
 
 
 def test_only_some_tokenizers_can_be_trained_jointly():
-    for name in set(methods.TOKENIZERS) - set(methods.JOINT):
+    for name in set(parts.TOKENIZERS) - set(parts.JOINT):
         with pytest.raises(Problem, match=f"tokenizer: {name} cannot be trained jointly with a recommender"):
-            methods.load(None, [f"--tokenizer={name}"])
-        assert methods.load(None, [f"--tokenizer={name}", "--method=two_stage"])
+            configure.load(None, [f"--tokenizer={name}"])
+        assert configure.load(None, [f"--tokenizer={name}", "--method=two_stage"])
 
 
 def test_a_file_of_another_tokenizer_is_refused(run, place):
     name, _ = run
     _, options = place
     other = "rq_kmeans" if name != "rq_kmeans" else "random_codes"
-    cfg = methods.build(options | {"tokenizer": name})
-    path = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
-    wrong = methods.build(options | {"tokenizer": other, "rqvae_path": str(path)})
+    cfg = configure.build(options | {"tokenizer": name})
+    path = build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    wrong = configure.build(options | {"tokenizer": other, "rqvae_path": str(path)})
     with pytest.raises(Problem, match=f"holds a tokenizer of the kind '{name}', this run has '{other}'"):
-        building.build_model(wrong, read_dataset(cfg[DataOptions]))
+        build.build_model(wrong, read_dataset(cfg[DataOptions]))
 
 
 @pytest.mark.parametrize("weights", ["uniform", "counts"])
 def test_residual_k_means_on_six_points_by_hand(weights):
     """Golden example: two levels of two centres; the squared error is 8/3 after the first and 1 after the second."""
     x = np.array([(0, 0), (0, 1), (1, 0), (10, 10), (10, 11), (11, 10)], np.float32)
-    cfg = methods.build({"tokenizer": "rq_kmeans", "method": "two_stage", "num_emb_list": [2, 2], "weights": weights})
+    cfg = configure.build({"tokenizer": "rq_kmeans", "method": "two_stage", "num_emb_list": [2, 2], "weights": weights})
     model = RQKMeans(cfg[RQKMeans.Options], 2)
     count = np.array([3, 1, 1, 1, 1, 1]) if weights == "counts" else np.ones(6, np.int64)
     source = Source(x, count, None)
@@ -105,9 +104,9 @@ def test_residual_k_means_on_six_points_by_hand(weights):
 
 def test_random_codes_know_the_row_alone(place):
     _, options = place
-    cfg = methods.build(options | {"tokenizer": "random_codes", "num_emb_list": [16, 16, 16]})
+    cfg = configure.build(options | {"tokenizer": "random_codes", "num_emb_list": [16, 16, 16]})
     data = read_dataset(cfg[DataOptions])
-    model = building.empty_tokenizer(cfg, 12)
+    model = build.empty_tokenizer(cfg, 12)
     model.fit(Source.of(data), 3)
     x = read_embeddings(data)
     assert torch.equal(model.encode(x), model.encode(np.array(x)[::-1])) and model.encode(x).max() < 16
@@ -119,38 +118,37 @@ def test_random_codes_know_the_row_alone(place):
 
 def test_an_option_of_another_part_is_refused_on_the_command_line_and_left_aside_in_a_file(place):
     with pytest.raises(Problem, match=r"--encoder_layers belongs to recommender t5, which this run does not have"):
-        methods.load(None, ["--method=sasrec", "--encoder_layers=3"])
+        configure.load(None, ["--method=sasrec", "--encoder_layers=3"])
     with pytest.raises(Problem, match=r"--weights belongs to tokenizer rq_kmeans"):
-        methods.load(None, ["--method=two_stage", "--weights=counts"])
+        configure.load(None, ["--method=two_stage", "--weights=counts"])
     with pytest.raises(Problem, match=r"--uncertainty belongs to uncertainty"):
-        methods.load(None, ["--method=two_stage", "--uncertainty=none"])
-    cfg = methods.build({"method": "sasrec", "encoder_layers": 3, "weights": "counts"})
+        configure.load(None, ["--method=two_stage", "--uncertainty=none"])
+    cfg = configure.build({"method": "sasrec", "encoder_layers": 3, "weights": "counts"})
     assert "encoder_layers" not in settings.flat(cfg) and cfg.aside["encoder_layers"] == 3
-    assert methods.change(cfg, method="two_stage")  # what was left aside is there again
-    assert settings.flat(methods.change(cfg, method="two_stage"))["encoder_layers"] == 3
+    assert configure.change(cfg, method="two_stage")  # what was left aside is there again
+    assert settings.flat(configure.change(cfg, method="two_stage"))["encoder_layers"] == 3
 
 
 def test_a_wrong_value_is_refused_wherever_it_is_for():
     with pytest.raises(Problem, match="encoder_layers: must be at least 1"):
-        methods.build({"method": "sasrec", "encoder_layers": 0})
+        configure.build({"method": "sasrec", "encoder_layers": 0})
 
 
 @pytest.mark.parametrize(
     ("preset", "given", "want"),
     [
-        ({}, {}, ("diger", "rqvae", "t5", "joint")),
-        ({}, {"training": "frozen"}, ("two_stage", "rqvae", "t5", "frozen")),
-        ({"method": "diger"}, {"training": "frozen"}, ("two_stage", "rqvae", "t5", "frozen")),
-        ({"training": "joint"}, {"method": "two_stage"}, ("two_stage", "rqvae", "t5", "frozen")),
-        ({"recommender": "rq_transformer"}, {"method": "sasrec"}, ("sasrec", None, None, None)),
-        ({}, {"recommender": "sasrec"}, ("sasrec", None, None, None)),
-        ({"method": "sasrec"}, {"method": "two_stage"}, ("two_stage", "rqvae", "t5", "frozen")),
-        ({"recommender": "rq_transformer"}, {}, ("diger", "rqvae", "rq_transformer", "joint")),
+        ({}, {}, ("diger", "rqvae", "t5")),
+        ({}, {"method": "two_stage"}, ("two_stage", "rqvae", "t5")),
+        ({"method": "diger"}, {"method": "two_stage"}, ("two_stage", "rqvae", "t5")),
+        ({"recommender": "rq_transformer"}, {"method": "sasrec"}, ("sasrec", None, None)),
+        ({}, {"recommender": "sasrec"}, ("sasrec", None, None)),
+        ({"method": "sasrec"}, {"method": "two_stage"}, ("two_stage", "rqvae", "t5")),
+        ({"recommender": "rq_transformer"}, {}, ("diger", "rqvae", "rq_transformer")),
     ],
 )
 def test_a_composition_is_what_its_names_say(preset, given, want):
-    m = methods.build(preset, given)[methods.MethodOptions]
-    assert (m.method, m.tokenizer, m.recommender, m.training) == want
+    m = configure.build(preset, given)[parts.MethodOptions]
+    assert (m.method, m.tokenizer, m.recommender) == want
 
 
 @pytest.mark.parametrize(
@@ -158,27 +156,26 @@ def test_a_composition_is_what_its_names_say(preset, given, want):
     [
         ({"tokenizer": "rqvea"}, r"tokenizer: 'rqvea' is not one of .*; did you mean 'rqvae'\?"),
         ({"recommender": "t4"}, r"recommender: 't4' is not one of t5"),
-        ({"method": "diger", "training": "frozen"}, "training: frozen contradicts method: diger, which is joint"),
         ({"method": "sasrec", "tokenizer": "rqvae"}, "--tokenizer: sasrec recommends by items"),
     ],
 )
 def test_names_that_contradict_or_do_not_exist(given, message):
     with pytest.raises(Problem, match=message):
-        methods.build({}, given)
+        configure.build({}, given)
 
 
 def test_help_shows_the_chosen_parts_first():
-    text = methods.help_text({}, {"method": "sasrec"})
+    text = cli.help_text({}, {"method": "sasrec"})
     assert text.index("--hidden_units") < text.index("(not in this run)") < text.index("--encoder_layers")
 
 
 def test_only_what_differs_from_the_default_counts(place, monkeypatch):
     """An option that is added later moves no tokenizer and is no difference to an old run."""
     _, options = place
-    cfg = methods.build(options)
+    cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
     before = checkpoint_path(cfg, "rqvae", data), settings.counting(cfg)
-    spelled = methods.build(options | {"beta": 0.25, "sk_iters": 50, "lr_rec": 1e-3})
+    spelled = configure.build(options | {"beta": 0.25, "sk_iters": 50, "lr_rec": 1e-3})
     assert (checkpoint_path(spelled, "rqvae", data), settings.counting(spelled)) == before
     assert settings.differences({k: v for k, v in settings.flat(cfg).items() if k != "beta"}, cfg) == []
     assert settings.differences({**settings.flat(cfg), "beta": 0.5}, cfg) == ["beta: 0.5 -> 0.25"]
@@ -215,7 +212,7 @@ def test_what_is_denied_takes_no_place_of_a_list(run, monkeypatch):
     found = loaded.recommend([["i3"]], k=10, deny=best)[0]
     assert [h.item for h in found] == [h.item for h in whole[20:]]
     assert [h.score for h in found] == pytest.approx([h.score for h in whole[20:]], abs=1e-5)
-    monkeypatch.setattr("model.STRUCK", 19)  # more than that are left out of the tree
+    monkeypatch.setattr("serve.loaded.STRUCK", 19)  # more than that are left out of the tree
     left = [i for i in loaded.items if i not in best]
     found = loaded.recommend([["i3"]], k=10, deny=best)[0]
     assert len(found) == 10 and found == loaded.recommend([["i3"]], k=10, allow=left)[0]
@@ -275,23 +272,23 @@ def test_the_second_network_from_the_command_line(place, capsys):
     assert f"test/ndcg@10 {results['ndcg@10']:.6g}\n" in capsys.readouterr().out
     assert "decay.usage_0" in read_checkpoint(folder / "best_model.pth")["model"]
     with pytest.raises(Problem, match="legal_softmax: a target drawn anew"):
-        methods.load(None, ["--legal_softmax=true"])
+        configure.load(None, ["--legal_softmax=true"])
     with pytest.raises(Problem, match=r"collision: item has as many end tokens .* needs legal_softmax: true"):
-        methods.load(None, ["--collision=item"])
+        configure.load(None, ["--collision=item"])
     with pytest.raises(Problem, match="it cannot go with constrained: false"):
-        methods.load(None, ["--method=two_stage", "--legal_softmax=true", "--constrained=false"])
+        configure.load(None, ["--method=two_stage", "--legal_softmax=true", "--constrained=false"])
     made_up = {"method": "two_stage", "item_loss": 1.0, "constrained": False}
     with pytest.raises(Problem, match="constrained: false lists SIDs that are no items"):
-        methods.build(made_up)
-    methods.build(made_up | {"item_rank": 0.0})
+        configure.build(made_up)
+    configure.build(made_up | {"item_rank": 0.0})
     for wrong in ({"gradient": "detached"}, {"assignment_forward": "soft"}):
         with pytest.raises(Problem, match="label_prior: is a gradient of hard labels"):
-            methods.build({"label_prior": "usage"} | wrong)
+            configure.build({"label_prior": "usage"} | wrong)
     with pytest.raises(Problem, match="code_loss_weight: 0 leaves nothing of the recommendation loss"):
-        methods.build({"code_loss_weight": 0})
-    methods.build({"code_loss_weight": 0, "gradient": "detached"})
+        configure.build({"code_loss_weight": 0})
+    configure.build({"code_loss_weight": 0, "gradient": "detached"})
     with pytest.raises(Problem, match="id_last_epoch: 2 comes before id_first_epoch 3"):
-        methods.build({"id_first_epoch": 3, "id_last_epoch": 2})
+        configure.build({"id_first_epoch": 3, "id_last_epoch": 2})
     with pytest.raises(Problem, match=r"legal_softmax: .* was trained with True, which cannot be changed now"):
         load(folder / "best_model.pth", ["--legal_softmax=false", "--collision=suffix"])
 
@@ -299,7 +296,7 @@ def test_the_second_network_from_the_command_line(place, capsys):
 def test_another_tokenizer_is_another_run(place):
     """What rqvae_path names decides the results, and makes no tokenizer."""
     _, options = place
-    ours, other = (methods.build(options | {"rqvae_path": path}) for path in ("a.pth", "b.pth"))
+    ours, other = (configure.build(options | {"rqvae_path": path}) for path in ("a.pth", "b.pth"))
     assert settings.counting(ours) != settings.counting(other)
     data = read_dataset(ours[DataOptions])
     assert checkpoint_path(ours, "rqvae", data) == checkpoint_path(other, "rqvae", data)
@@ -309,7 +306,6 @@ def test_another_tokenizer_is_another_run(place):
     ("words", "needs"),
     [
         ({"item_rank": 3.0}, "item_loss"),
-        ({"freeze_id_encoder_layers": 1}, "freeze_id_encoder: false"),
         ({"uncertainty": "frqud", "initial_std": 1.0}, "uncertainty: sdud frqud_sdud"),
         ({"uncertainty": "none", "hot_threshold_ratio": 2.0}, "uncertainty: frqud frqud_sdud"),
         ({"tau_anneal_rate": 1e-4}, "use_tau_annealing or uncertainty: tau_annealing"),
@@ -322,18 +318,18 @@ def test_another_tokenizer_is_another_run(place):
 def test_an_option_that_nothing_would_read_is_refused_on_the_command_line(words, needs):
     (*_, key) = words
     with pytest.raises(Problem, match=re.escape(f"--{key}: is read with {needs} only; set that too, or drop it")):
-        methods.build({}, words)
-    assert settings.flat(methods.build(words))[key] == words[key]  # a file may keep it for another run
+        configure.build({}, words)
+    assert settings.flat(configure.build(words))[key] == words[key]  # a file may keep it for another run
 
 
 def test_what_an_option_needs_is_an_option_beside_it():
-    for kind in methods.all_sections().values():
+    for kind in parts.all_sections().values():
         for key, field in settings.fields_of(kind).items():
             for need in field.metadata["needs"]:
                 name, _, values = need.partition(": ")
-                assert name in methods.owners(), key
+                assert name in parts.owners(), key
                 for value in values.split():
-                    settings.check_value(next(iter(methods.owners()[name].values())), name, yaml.safe_load(value))
+                    settings.check_value(next(iter(parts.owners()[name].values())), name, yaml.safe_load(value))
     used = {
         "item_rank": 3.0,
         "item_loss": 0.5,
@@ -341,4 +337,4 @@ def test_what_an_option_needs_is_an_option_beside_it():
         "tau_anneal_rate": 1e-4,
         "item_embedding": True,
     }
-    methods.build({}, used | {"freeze_id_encoder": False, "freeze_id_encoder_layers": 1, "offset_prior": 0.0})
+    configure.build({}, used | {"offset_prior": 0.0})

@@ -1,16 +1,14 @@
 """The completed loss: its limits, its average, and the toy in which merging pays only without it."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
 from helpers import TINY, D, N, joint, some_batch
 
-import building
-import methods
+from compose import build, configure
+from joint.prior import PRIORS, PrefixPrior, PriorOptions, UsagePrior
 from layers import soft_label_loss
-from prior import PRIORS, PrefixPrior, PriorOptions, UsagePrior
 
 ITEM_R = torch.tensor([1, 1, 1])  # targets; the shares of whole levels do not ask for them
 NO_CODES = torch.zeros(0, 2)
@@ -65,7 +63,7 @@ def test_items_alone_behind_their_prefixes_move_as_under_the_published_loss():
 
 def gradients(model, batch):
     """Of the recommendation loss alone, as a training step has them."""
-    model.joint = dataclasses.replace(model.joint, recon_loss_weight=0.0, vq_loss_weight=0.0)
+    model.weights |= {"recon": 0.0, "vq": 0.0}
     loss = model(batch)[0]
     return [g.clone() for g in torch.autograd.grad(loss, model.tokenizer.rq.codebooks())]
 
@@ -90,10 +88,10 @@ def test_weights_and_prefixes_are_taken_with_the_catalogues_codes():
     batch, model = some_batch(), joint(label_prior="prefix").train()
     target_R = batch.item_U[batch.goals(model.targets)]
     want = 1 + (target_R - 1).bincount(minlength=N)
-    before = model.log_shares(batch.item_U)
+    before = model.log_usage(batch.item_U)
     model(batch)
     model.after_step(lambda t: t)
-    assert all(torch.equal(*pair) for pair in zip(model.log_shares(batch.item_U), before, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(model.log_usage(batch.item_U), before, strict=True))
     with torch.no_grad():
         model.tokenizer.rq.codebooks()[0].mul_(-1)
     model.refresh()
@@ -101,11 +99,11 @@ def test_weights_and_prefixes_are_taken_with_the_catalogues_codes():
     fresh = PrefixPrior(model.prior.cfg, [8, 8, 8], N)
     fresh.get_buffer("weight_N").copy_(want)
     again = joint(label_prior="prefix")
-    again.log_shares(batch.item_U)
+    again.log_usage(batch.item_U)
     again.load_state_dict(model.state_dict())
-    for level, share in enumerate(model.log_shares(batch.item_U)):
+    for level, share in enumerate(model.log_usage(batch.item_U)):
         assert torch.equal(share, fresh.log_share(level, batch.item_U, model.code_NT))
-        assert torch.equal(share, again.log_shares(batch.item_U)[level])
+        assert torch.equal(share, again.log_usage(batch.item_U)[level])
 
 
 def test_an_uneven_prefix_changes_what_a_step_does():
@@ -120,7 +118,7 @@ def test_an_item_is_pushed_from_the_codes_of_others():
     assert float(model(batch)[0].detach()) == pytest.approx(float(plain(batch)[0].detach()))
     model.code_NT[:2] = model.code_NT[0]
     model.prior.renew()
-    share = model.log_shares(torch.tensor([1, 2]))[2]
+    share = model.log_usage(torch.tensor([1, 2]))[2]
     own = int(model.code_NT[0, 2])
     assert (share[:, own] == share.max(1).values).all() and (share[:, own] > share.min(1).values).all()
     assert model(batch)[1]["loss/label_prior"] < 0
@@ -131,10 +129,10 @@ def test_a_resting_tokenizer_trains_like_two_stage():
     batch = some_batch()
     model = joint(label_prior="usage", uncertainty="none", assignment_forward="cached")
     model.prior.get_buffer("share_0").copy_(torch.tensor([0.93, *[0.01] * 7]))
-    frozen = building.empty_model(methods.build({**TINY, "method": "two_stage"}), N, D)
+    frozen = build.empty_model(configure.build({**TINY, "method": "two_stage"}), N, D)
     frozen.set_codes(model.code_NT.long())
     frozen.recommender.load_state_dict(model.recommender.state_dict())
-    losses = [m.recommendation_loss(batch, m.quantize(batch)).loss for m in (model, frozen)]
+    losses = [m.sid_loss(batch, m.quantize(batch)).loss for m in (model, frozen)]
     assert torch.equal(*losses)
     ours, theirs = (
         torch.autograd.grad(loss, list(m.recommender.parameters()))

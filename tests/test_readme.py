@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import methods
 import settings
+from compose import configure, parts
 from readers.encoders import EmbedOptions
 from readers.prepare import PrepareOptions
 from readers.raw.scan import SourceOptions
@@ -27,14 +27,14 @@ def test_every_file_that_is_named_exists(path):
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"--(\w+)=", TEXT))))
 def test_every_option_that_is_shown_exists(option):
-    assert option in methods.owners() or any(option in settings.fields_of(kind) for kind in OF_COMMANDS)
+    assert option in parts.owners() or any(option in settings.fields_of(kind) for kind in OF_COMMANDS)
 
 
 def test_every_setting_that_is_quoted_has_a_legal_value():
     """`key: value` in backticks, where key is an option."""
     quoted = re.findall(r"`(\w+): ([\w.-]+)`", TEXT)
-    shown = [(k, v) for k, v in quoted if k in methods.owners()]
+    shown = [(k, v) for k, v in quoted if k in parts.owners()]
     assert len(shown) >= 8
     needs = {"collision": ["--legal_softmax=true", "--assignment_forward=history"]}
     for key, value in shown:
-        assert methods.build(methods.parse_overrides([f"--{key}={value}", *needs.get(key, [])]))
+        assert configure.build(configure.parse_overrides([f"--{key}={value}", *needs.get(key, [])]))

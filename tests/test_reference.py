@@ -7,17 +7,16 @@ import torch
 from helpers import SHARED
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-import building
 import layers
-import methods
+from compose import build, configure
 from data import make_batch
+from joint.uncertainty import UncertaintyOptions
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from recommenders.t5 import T5Options
 from scripts.bench.plain import copy_stacks
 from scripts.make_demo import build_demo
-from uncertainty import UncertaintyOptions
 from vq import RQVAEOptions
 
 SMALL = {
@@ -35,11 +34,11 @@ def pair(request, tmp_path, monkeypatch):
         pytest.skip("needs ../shared/datasets")
     monkeypatch.setattr(T5LayerNorm, "forward", reference.exact_norm)
     folder = tmp_path if request.param == "demo" else SHARED
-    cfg = methods.build({**SMALL, "dataset": request.param, "data_path": str(folder)})
+    cfg = configure.build({**SMALL, "dataset": request.param, "data_path": str(folder)})
     data = read_dataset(cfg[DataOptions])
     content = np.array(read_embeddings(data), np.float32)
     torch.manual_seed(0)
-    ours = building.empty_model(methods.change(cfg, uncertainty="gumbel"), data.n_items, content.shape[1])
+    ours = build.empty_model(configure.change(cfg, uncertainty="gumbel"), data.n_items, content.shape[1])
     ours.tokenizer.init_codebooks(torch.from_numpy(content[:2000]), 10, 0)
     ours.attach(content)
     ours = ours.double().train()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import main
-import methods
+from compose import configure
 from runs import charts, page
 from runs.folder import RunFolder
 from scripts import report
@@ -53,7 +53,7 @@ class Elements(HTMLParser):
 def run(ground):
     """A finished joint run whose first title is an attack."""
     options, _ = ground
-    folder = main.train(methods.build(options | {"run_name": "first", "resume": "auto"}))
+    folder = main.train(configure.build(options | {"run_name": "first", "resume": "auto"}))
     state = torch.load(folder.best, weights_only=True)
     write_checkpoint(folder.best, state | {"titles": [BAD, *state["titles"][1:]]})
     return folder

@@ -12,12 +12,11 @@ import yaml
 from conftest import tiny_overrides, write_tiny
 from helpers import assert_same_state, contents, fails, fit_of
 
-import building
 import main
-import methods
 import scripts.run
 import settings
 import utils
+from compose import build, configure
 from evaluation import Evaluation
 from main import finish
 from readers.dataset import read_embeddings
@@ -143,7 +142,7 @@ def test_the_end_of_a_run_uses_the_embeddings_that_its_start_hashed(ground, tmp_
     change, same = CHANGES[kind]
     write_tiny(tmp_path / "dataset" / "tiny")
     options = ground[0] | {"data_path": str(tmp_path / "dataset")}
-    data = read_dataset(methods.build(options)[DataOptions])
+    data = read_dataset(configure.build(options)[DataOptions])
     fit = fit_of((options, data), tmp_path, method="sasrec", hidden_units=4, epochs=1)
     fit.train()
     change(data.embedding_path)
@@ -507,7 +506,7 @@ def test_an_end_that_failed_is_repeated_without_a_second_look(ground, tmp_path, 
 def test_a_floor_that_runs_out_of_memory_costs_its_own_row(ground, tmp_path, monkeypatch):
     fit = fit_of(ground, tmp_path, method="two_stage", epochs=1)
     fit.train()
-    breaking("recommenders.floors.Content.__init__", RuntimeError("DefaultCPUAllocator: can't allocate memory"))(
+    breaking("recommenders.baselines.Content.__init__", RuntimeError("DefaultCPUAllocator: can't allocate memory"))(
         monkeypatch
     )
     inner, lost = main.evaluate, Problem("out of memory on a single user")
@@ -519,7 +518,7 @@ def test_a_floor_that_runs_out_of_memory_costs_its_own_row(ground, tmp_path, mon
 
 def test_runs_of_unlike_precision_in_one_process(ground):
     for precision in ("no", "bf16", "no"):
-        acc = main.accelerator(methods.build({**ground[0], "mixed_precision": precision}))
+        acc = main.accelerator(configure.build({**ground[0], "mixed_precision": precision}))
         assert acc.mixed_precision == precision
 
 
@@ -537,10 +536,10 @@ def test_levels_have_names_however_many():
 
 @pytest.mark.parametrize("levels", [25, 26, 27, 40])
 def test_the_index_of_many_levels(tmp_path, levels):
-    cfg = methods.build({"num_emb_list": [2] * levels, "sk_epsilons": [0.0] * levels, "d_model": 4, "num_heads": 1,
+    cfg = configure.build({"num_emb_list": [2] * levels, "sk_epsilons": [0.0] * levels, "d_model": 4, "num_heads": 1,
                           "d_kv": 4, "d_ff": 4, "encoder_layers": 1, "decoder_layers": 1, "dataset": "deep",
                           "method": "two_stage"})  # fmt: skip
-    model = building.empty_model(cfg, 3)
+    model = build.empty_model(cfg, 3)
     model.set_codes(torch.arange(3)[:, None] >> torch.arange(levels) & 1)
     main.write_index(RunFolder(tmp_path), cfg, model)
     sids = read_json(tmp_path / "deep.index.json")
@@ -567,7 +566,7 @@ def emptied(folder):
 
 def another_run_instead(folder):
     """Removed, and begun again by somebody who knows nothing of this process."""
-    options = methods.load(folder / "config.yaml")
+    options = configure.load(folder / "config.yaml")
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "config.yaml").write_text(settings.dump(options))

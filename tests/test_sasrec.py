@@ -10,9 +10,8 @@ from conftest import ring, tiny_overrides, words, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-import building
 import main
-import methods
+from compose import build, configure
 from data import make_batch
 from evaluation import evaluate
 from recommenders import items
@@ -24,7 +23,7 @@ from utils import Problem, read_json
 def sasrec(n_items=30, **options):
     torch.manual_seed(0)
     small = {"method": "sasrec", "hidden_units": 16, "num_heads": 2, "max_his_len": 12, **options}
-    return building.empty_model(methods.build(small), n_items).double()
+    return build.empty_model(configure.build(small), n_items).double()
 
 
 HISTORY = torch.tensor([[0, 0, 3, 9, 4, 9, 21], [5, 6, 7, 8, 1, 2, 30]])

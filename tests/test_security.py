@@ -11,10 +11,9 @@ import torch
 import yaml
 from conftest import load_rqvae, tiny_overrides, write_tiny
 
-import building
 import main
-import methods
 import scripts.pretrain
+from compose import build, configure, restore
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -63,14 +62,14 @@ def bombs(folder, marker):
 
 
 def test_no_reader_runs_what_is_in_a_checkpoint(tmp_path, marker):
-    shape = methods.build(tiny_overrides(tmp_path))[RQVAEOptions]
+    shape = configure.build(tiny_overrides(tmp_path))[RQVAEOptions]
     for path in bombs(tmp_path, marker):
         for read in (
             read_checkpoint,
             read_json,
-            methods.load,
+            configure.load,
             lambda p: load_rqvae(p, shape, 12),
-            building.restore,
+            restore.restore,
         ):
             with pytest.raises(Problem, match=re.escape(path.name)):
                 read(path)
@@ -83,12 +82,12 @@ def test_no_run_executes_a_state_or_a_tokenizer(tmp_path, marker):
         (folder.states / f"step-{i:08d}.pth").write_bytes(path.read_bytes())
     assert folder.load_state() is None
     write_tiny(tmp_path / "dataset" / "tiny")
-    cfg = methods.build(tiny_overrides(tmp_path))
+    cfg = configure.build(tiny_overrides(tmp_path))
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump(tiny_overrides(tmp_path)))
     with pytest.raises(Problem, match="not a readable checkpoint"):
         main.main([f"--config={config}", "--run_name=x", f"--rqvae_path={tmp_path / 'zip.pth'}"])
-    tokenizer = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    tokenizer = build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     tokenizer.with_name("report.json").unlink()
     tokenizer.with_name("last.pth").write_bytes((tmp_path / "zip.pth").read_bytes())
     with pytest.raises(Problem, match=r"last\.pth: not a readable checkpoint"):
@@ -98,7 +97,7 @@ def test_no_run_executes_a_state_or_a_tokenizer(tmp_path, marker):
 def test_no_reader_runs_what_is_in_the_data(tmp_path, marker):
     write_tiny(tmp_path / "dataset" / "tiny")
     bomb = bombs(tmp_path, marker)
-    data = read_dataset(methods.build(tiny_overrides(tmp_path))[DataOptions])
+    data = read_dataset(configure.build(tiny_overrides(tmp_path))[DataOptions])
     for path in bomb:
         Path(data.embedding_path).write_bytes(path.read_bytes())
         with pytest.raises(Problem, match=r"not readable as \.npy"):
@@ -106,7 +105,7 @@ def test_no_reader_runs_what_is_in_the_data(tmp_path, marker):
     for ending in (".items.jsonl", ".inter"):  # the second stands before the first when they are read
         (tmp_path / "dataset" / "tiny" / f"tiny{ending}").write_bytes(bomb[2].read_bytes())
         with pytest.raises(Problem, match=re.escape(f"tiny{ending}")):
-            read_dataset(methods.build(tiny_overrides(tmp_path))[DataOptions])
+            read_dataset(configure.build(tiny_overrides(tmp_path))[DataOptions])
     report = tmp_path / "out.json"
     report.write_bytes(bomb[2].read_bytes())
     with pytest.raises(Problem):
@@ -127,12 +126,12 @@ def test_yaml_tags_build_nothing(tmp_path, marker, tag):
     text = tag.format(marker)
     (tmp_path / "c.yaml").write_text(f"epochs: {text}\n")
     with pytest.raises(Problem, match="not readable as YAML"):
-        methods.load(tmp_path / "c.yaml")
+        configure.load(tmp_path / "c.yaml")
     for value in (text, f"[{text}]", f"__import__('pathlib').Path('{marker}').touch()"):
         with pytest.raises(Problem):
-            methods.load(None, [f"--epochs={value}"])
+            configure.load(None, [f"--epochs={value}"])
         with pytest.raises(Problem):
-            methods.load(None, [f"--num_emb_list={value}"])
+            configure.load(None, [f"--num_emb_list={value}"])
 
 
 OUTSIDE = ["../x", "/x/y", "a/b", "..", ".", "", ".hidden", "a\0b", "x" * 300, "a\nb", "~/x/y"]
@@ -142,7 +141,7 @@ OUTSIDE = ["../x", "/x/y", "a/b", "..", ".", "", ".hidden", "a\0b", "x" * 300, "
 @pytest.mark.parametrize("key", ["run_name", "dataset"])
 def test_a_name_is_no_path(key, name):
     with pytest.raises(Problem, match=key):
-        methods.build({key: name})
+        configure.build({key: name})
 
 
 @pytest.mark.parametrize("key", ["run_name", "dataset"])

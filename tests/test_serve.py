@@ -18,9 +18,9 @@ import httpx
 import torch
 from starlette.testclient import TestClient
 
-from model import load
 from scripts import serve
 from serve.app import PAUSE, Limits, create_app
+from serve.loaded import load
 from utils import Problem
 
 LIMITS = Limits(k=20, history=8, body=2000, seconds=5)

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-import methods
 import settings
-from methods import MethodOptions
+from compose import cli, configure, parts
+from compose.parts import MethodOptions
+from compose.retired import RETIRED
 from readers.splits import DataOptions
-from retired import RETIRED
 from runs.folder import RunOptions
 from trainer import TrainOptions
 from utils import Problem
@@ -33,19 +33,19 @@ eval_batch_size num_workers eval_step learner data_path lr_scheduler_type gradie
 early_stop metrics valid_metric encoder_layers decoder_layers d_model d_ff num_heads d_kv dropout_rate num_beams
 rqvae_path num_emb_list beta e_dim layers dist sk_epsilons sk_iters kmeans_init kmeans_iters dropout_prob
 hot_threshold_ratio usage_momentum initial_std sigma_lambda auto_lambda_mode freeze_id_encoder
-freeze_id_encoder_layers use_tau_annealing tau_anneal_init tau_anneal_min tau_anneal_rate""")
+use_tau_annealing tau_anneal_init tau_anneal_min tau_anneal_rate""")
 # ... or refused, because they did nothing there ...
 IDLE = words("""sim alpha tau loss_type vq_type max_length feed_forward_proj reproducibility joint_optimization
 freeze_semantic_embedding freeze_id_decoder use_gate_network use_soft_frequency balance_loss_weight
 gumbel_hard_switch_epoch stop_gumbel_sampling_epoch bn""")
 # ... or spelled otherwise here.
-RENAMED = ["use_adaptive_selection", "use_learnable_sigma_gumbel", "noise_type", "use_pure_ste"]
+RENAMED = words("use_adaptive_selection use_learnable_sigma_gumbel noise_type use_pure_ste freeze_id_encoder_layers")
 
 
 def load_text(tmp_path, text, *overrides):
     path = tmp_path / "c.yaml"
     path.write_text(text)
-    return methods.load(path, overrides)
+    return configure.load(path, overrides)
 
 
 # ---------------------------------------------------------------- wrong values
@@ -112,7 +112,7 @@ WRONG = {
 @pytest.mark.parametrize("given_", WRONG)
 def test_a_wrong_option_is_refused_by_name_and_value(given_):
     with pytest.raises(Problem, match=WRONG[given_]):
-        methods.load(None, [f"--{given_}"])
+        configure.load(None, [f"--{given_}"])
 
 
 @pytest.mark.parametrize("text", ["num_beam: 10", "epochs: ten", "epochs: true", "lr_rec: 0", "code_length: 3"])
@@ -124,12 +124,12 @@ def test_the_file_is_held_to_the_same_rules(tmp_path, text):
 @pytest.mark.parametrize("words", [["--epochs", "3"], ["epochs=3"], ["-epochs=3"], ["--mask_seen"]])
 def test_options_are_written_with_an_equals_sign(words):
     with pytest.raises(Problem, match=rf"{re.escape(repr(words[0]))}: write options as --key=value"):
-        methods.load(None, words)
+        configure.load(None, words)
 
 
 def test_given_twice_on_the_command_line():
     with pytest.raises(Problem, match="--epochs: given twice"):
-        methods.load(None, ["--epochs=3", "--seed=1", "--epochs=3"])
+        configure.load(None, ["--epochs=3", "--seed=1", "--epochs=3"])
 
 
 @pytest.mark.parametrize("text", ["epochs: 3\nseed: 1\nepochs: 3\n", "{seed: 1, epochs: 3, epochs: 4}"])
@@ -145,7 +145,7 @@ def test_yaml_never_builds_python_objects(tmp_path, tag):
     with pytest.raises(Problem, match=r"c\.yaml: not readable as YAML"):
         load_text(tmp_path, f"run_name: {value}")
     with pytest.raises(Problem, match=r"--run_name: .* is not readable"):
-        methods.load(None, [f"--run_name={value}"])
+        configure.load(None, [f"--run_name={value}"])
     assert not marker.exists()
 
 
@@ -158,11 +158,11 @@ def test_a_file_that_is_no_list_of_options(tmp_path, text):
 def test_a_file_that_is_not_text_or_not_there(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"run_name: \xff\xfe")
     with pytest.raises(Problem, match=r"c\.yaml: not readable"):
-        methods.load(tmp_path / "c.yaml")
+        configure.load(tmp_path / "c.yaml")
     with pytest.raises(Problem, match=r"gone\.yaml: no such configuration file"):
-        methods.load(tmp_path / "gone.yaml")
+        configure.load(tmp_path / "gone.yaml")
     with pytest.raises(Problem, match="not readable"):
-        methods.load(tmp_path)
+        configure.load(tmp_path)
 
 
 # ---------------------------------------------------------------- right values
@@ -199,7 +199,7 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_default(t
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path):
-    assert load_text(tmp_path, "# nothing\n") == methods.load(None)
+    assert load_text(tmp_path, "# nothing\n") == configure.load(None)
 
 
 names = st.from_regex(r"[A-Za-z0-9_~+-][A-Za-z0-9_.~+: é-]{0,12}", fullmatch=True)
@@ -235,23 +235,23 @@ def options(draw):
 @effort(max_examples=30)
 @given(raw=options())
 def test_a_saved_configuration_loads_equal(tmp_path_factory, raw):
-    cfg = methods.build(raw)
+    cfg = configure.build(raw)
     path = tmp_path_factory.getbasetemp() / "saved.yaml"
     path.write_text(settings.dump(cfg), encoding="utf-8")
-    assert methods.load(path) == cfg
+    assert configure.load(path) == cfg
     assert {k: v for k, v in settings.flat(cfg).items() if k in raw} == raw
 
 
 def test_resuming_needs_a_name():
     with pytest.raises(Problem, match="resume: auto needs the run_name"):
-        methods.load(None, ["--resume=auto"])
+        configure.load(None, ["--resume=auto"])
 
 
 def test_replace_checks_what_it_changes():
-    cfg = methods.load(None)
-    assert methods.change(cfg, run_name="x")[RunOptions].run_name == "x"
+    cfg = configure.load(None)
+    assert configure.change(cfg, run_name="x")[RunOptions].run_name == "x"
     with pytest.raises(Problem, match="num_beams: 5"):
-        methods.change(cfg, num_beams=5)
+        configure.change(cfg, num_beams=5)
 
 
 # ---------------------------------------------------------------- the list of options
@@ -259,7 +259,7 @@ def test_replace_checks_what_it_changes():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_configuration_loads(path):
-    assert methods.load(path)[MethodOptions].method in methods.METHODS
+    assert configure.load(path)[MethodOptions].method in parts.METHODS
 
 
 def holders(text):
@@ -281,25 +281,25 @@ def test_every_option_is_read_somewhere():
             re.search(rf"{held[text]}\.{name}\b(?!\()|get\(\"{name}\"", text) for text in texts
         )
 
-    assert [name for name, parts in methods.owners().items() if not is_read(name, parts.values())] == []
+    assert [name for name, parts in parts.owners().items() if not is_read(name, parts.values())] == []
 
 
 @pytest.mark.parametrize("name", KEPT)
 def test_a_published_key_is_kept(name):
-    default = settings.flat(methods.load(None))[name]
-    assert settings.flat(methods.build({name: default}))[name] == default
+    default = settings.flat(configure.load(None))[name]
+    assert settings.flat(configure.build({name: default}))[name] == default
 
 
 @pytest.mark.parametrize("name", IDLE)
 def test_an_idle_published_key_is_refused_with_that_sentence(name):
     with pytest.raises(Problem, match=f"option '{name}' had no effect in the published program"):
-        methods.build({name: 1})
+        configure.build({name: 1})
 
 
 @pytest.mark.parametrize("name", RENAMED)
 def test_an_old_spelling_is_answered_with_the_new_one(name):
     with pytest.raises(Problem, match=f"option '{name}' .*uncertainty="):
-        methods.build({name: True})
+        configure.build({name: True})
 
 
 ANSWERED = [
@@ -320,13 +320,13 @@ def test_what_replaces_an_old_key_exists(name):
     }
     assert advice
     for key, value in advice:
-        known = settings.flat(methods.load(None, [f"--{key}={value}"] if value else []))
+        known = settings.flat(configure.load(None, [f"--{key}={value}"] if value else []))
         assert value in (None, known[key])
 
 
 def test_help_shows_every_option_with_its_default():
-    text = methods.help_text()
-    for name, value in settings.flat(methods.load(None)).items():
+    text = cli.help_text()
+    for name, value in settings.flat(configure.load(None)).items():
         assert f"--{name}={'-' if value is None else value}\n" in text
 
 
@@ -357,4 +357,4 @@ def test_a_wrong_command_is_one_line(argv, message):
 
 def test_no_option_has_the_name_of_a_retired_one():
     """Its sentence would never be said, and an old file would be read with another meaning."""
-    assert not RETIRED.keys() & methods.owners().keys()
+    assert not RETIRED.keys() & parts.owners().keys()

@@ -11,8 +11,7 @@ from accelerate import PartialState
 from conftest import tiny_overrides, write_tiny
 from killed import free_port, join_group, server
 
-import building
-import methods
+from compose import build, configure, parts
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard
@@ -53,10 +52,10 @@ def three_epochs(root, rank, processes, port):
     if processes > 1:
         PartialState(cpu=True)
     for case, changes in CASES.items():
-        cfg = methods.build(options_of(root, **changes))
+        cfg = configure.build(options_of(root, **changes))
         source = Source.of(read_dataset(cfg[DataOptions]))
         torch.manual_seed(0)
-        model = methods.part(methods.TOKENIZERS[changes["tokenizer"]])(cfg[CodeOptions], source.content_ND.shape[1])
+        model = parts.part(parts.TOKENIZERS[changes["tokenizer"]])(cfg[CodeOptions], source.content_ND.shape[1])
         loop = _Loop(cfg, changes["tokenizer"], model, source, root / "never.pth")
         model.begin(source, cfg[FitOptions].rqvae_batch_size, 0, fresh=True)
         shares.agree(model.double())
@@ -106,7 +105,7 @@ def test_the_command_with_two_processes(tmp_path):
     end = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment)
     assert end.returncode == 0, end.stderr[-2000:]
     assert end.stdout.count("tokenizer epoch 2 ") == 1 and end.stdout.count("\ntokenizer: /") == 1
-    cfg = methods.build(options)
+    cfg = configure.build(options)
     path = checkpoint_path(cfg, "contrastive", read_dataset(cfg[DataOptions]))
     assert read_checkpoint(path)["epoch"] == read_json(path.with_name("report.json"))["epoch"]
     assert path.with_name("sids.json").is_file() and not path.with_name("last.pth").exists()
@@ -122,9 +121,9 @@ def trained(options, rank, port, fault, said):
     if fault == "stop" and rank == 1:  # the launcher's signal has reached this one alone so far
         calls = iter([0, 15])
         guard.asked = lambda: next(calls)
-    cfg = methods.build(options)
+    cfg = configure.build(options)
     try:
-        building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+        build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
         end = "done"
     except (Problem, Stopped, SystemExit) as e:
         end = repr(e)
@@ -152,7 +151,7 @@ def test_stopped_and_resumed_by_two_processes(tmp_path):
     """
     write_tiny(tmp_path / "dataset" / "tiny")
     options = options_of(tmp_path, tokenizer="contrastive", rqvae_epochs=4, rqvae_eval_step=3)
-    cfg = methods.build(options)
+    cfg = configure.build(options)
     path = checkpoint_path(cfg, "contrastive", read_dataset(cfg[DataOptions]))
     assert both(tmp_path, options) == ["done", "done"]
     whole = read_checkpoint(path)["state_dict"]
@@ -168,7 +167,7 @@ def test_stopped_and_resumed_by_two_processes(tmp_path):
 
 def test_what_is_fitted_at_once_is_not_shared_out(tmp_path, monkeypatch):
     write_tiny(tmp_path / "dataset" / "tiny")
-    cfg = methods.build(options_of(tmp_path, tokenizer="rq_kmeans"))
+    cfg = configure.build(options_of(tmp_path, tokenizer="rq_kmeans"))
     monkeypatch.setattr(shares, "processes", lambda: 2)
     with pytest.raises(Problem, match="rq_kmeans is fitted by one process; start the command without a launcher"):
-        building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+        build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))

@@ -8,9 +8,8 @@ import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
 
-import building
 import main
-import methods
+from compose import build, configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from scripts import sid_quality
@@ -26,8 +25,8 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("quality")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"method": "two_stage", "recommender": "rq_transformer", "epochs": 1}
-    cfg = methods.build(options | {"run_name": "r"})
-    path = building.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+    cfg = configure.build(options | {"run_name": "r"})
+    path = build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     return main.train(cfg).path, path, ["--dataset=tiny", f"--data_path={root / 'dataset'}"]
 
 

@@ -11,7 +11,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 import main
-import methods
+from compose import configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions, Log, by_time, by_time_as_published
 from readers.tables import Columns, core, read_rows
@@ -119,10 +119,10 @@ def test_the_published_split_in_two_groups(rows, seed):
 def test_what_is_left_of_ml_100k(q, rows, users, tested, cold):
     """cold: targets that occur between the two cuts only, hence were not trained on."""
     options = {"dataset": "ml-100k", "data_path": str(SHARED), "split": "time", "time_quantile": q}
-    data = read_dataset(methods.build(options)[DataOptions])
+    data = read_dataset(configure.build(options)[DataOptions])
     assert (data.facts["rows_before_cut"], data.facts["users_before_cut"], len(data.test)) == (rows, users, tested)
     assert len(data.valid) >= 25 and data.facts["cold_test_targets"] == cold
-    assert data.hash != read_dataset(methods.build(options | {"time_quantile": 0.9})[DataOptions]).hash
+    assert data.hash != read_dataset(configure.build(options | {"time_quantile": 0.9})[DataOptions]).hash
 
 
 def test_places_in_a_sequence_are_no_times(tmp_path):
@@ -161,8 +161,8 @@ def test_a_csv_gives_the_samples_of_the_same_inter(tmp_path, split):
     (tmp_path / "my.data.csv").write_text(csv_of(SIXTEEN))
     folder = write(tmp_path / "d", inter=table(SIXTEEN))
     options = {"split": split, "time_quantile": 0.7}
-    found = read_dataset(methods.build({"data_path": str(tmp_path / "my.data.csv"), **options})[DataOptions])
-    want = read_dataset(methods.build({"dataset": "toy", "data_path": str(folder), **options})[DataOptions])
+    found = read_dataset(configure.build({"data_path": str(tmp_path / "my.data.csv"), **options})[DataOptions])
+    want = read_dataset(configure.build({"dataset": "toy", "data_path": str(folder), **options})[DataOptions])
     for part in ("train", "valid", "test"):
         assert samples(found, part) == samples(want, part)
     assert found.name == "my.data" and found.n_items == 6  # z, met by nobody in training, has its number too
@@ -173,7 +173,7 @@ def test_columns_have_the_names_of_the_options(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("the time,who,rating,what\n" + "".join(f"{t}.5,007,5,{i}\n" for t, i in enumerate("4321")))
     options = {"data_path": str(path), "users_col": "who", "items_col": "what", "time_col": "the time"}
-    assert samples(read_dataset(methods.build(options)[DataOptions]), "test") == [(("4", "3", "2"), "1")]
+    assert samples(read_dataset(configure.build(options)[DataOptions]), "test") == [(("4", "3", "2"), "1")]
 
 
 BAD = {
@@ -190,7 +190,7 @@ def test_a_bad_csv_is_named_with_its_line(tmp_path, case):
     text, message = BAD[case]
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(Problem, match=message):
-        read_dataset(methods.build({"data_path": str(tmp_path / "x.csv")})[DataOptions])
+        read_dataset(configure.build({"data_path": str(tmp_path / "x.csv")})[DataOptions])
 
 
 @given(some_rows, st.integers(1, 4))
@@ -213,25 +213,26 @@ def test_columns_that_are_one(tmp_path):
     (tmp_path / "x.csv").write_text(csv_of(SIXTEEN))
     options = {"data_path": str(tmp_path / "x.csv"), "users_col": "ProductId"}
     with pytest.raises(Problem, match="ProductId, ProductId, Timestamp are not three different columns"):
-        read_dataset(methods.build(options)[DataOptions])
+        read_dataset(configure.build(options)[DataOptions])
 
 
 def test_rows_that_no_core_leaves(tmp_path):
     (tmp_path / "x.csv").write_text(csv_of(SIXTEEN))
     with pytest.raises(Problem, match=r"x\.csv: k_core 50 leaves no interactions"):
-        read_dataset(methods.build({"data_path": str(tmp_path / "x.csv"), "k_core": 50, "split": "time"})[DataOptions])
+        asked = {"data_path": str(tmp_path / "x.csv"), "k_core": 50, "split": "time"}
+        read_dataset(configure.build(asked)[DataOptions])
 
 
 def test_one_moment_cannot_be_cut(tmp_path):
     (tmp_path / "x.csv").write_text(csv_of([(f"u{i % 4}", f"i{i}", 7) for i in range(20)]))
     with pytest.raises(Problem, match="all timestamps are equal"):
-        read_dataset(methods.build({"data_path": str(tmp_path / "x.csv"), "split": "time"})[DataOptions])
+        read_dataset(configure.build({"data_path": str(tmp_path / "x.csv"), "split": "time"})[DataOptions])
 
 
 def test_a_core_of_data_that_come_split(tmp_path):
     (tmp_path / "x.inter.json").write_text(json.dumps({"0": [0, 1, 2], "1": [1, 2, 0]}))
     with pytest.raises(Problem, match="k_core: works on one"):
-        read_dataset(methods.build({"data_path": str(tmp_path), "dataset": "x", "k_core": 2})[DataOptions])
+        read_dataset(configure.build({"data_path": str(tmp_path), "dataset": "x", "k_core": 2})[DataOptions])
 
 
 def test_from_a_csv_to_figures(tmp_path, capsys):

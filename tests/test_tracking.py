@@ -9,7 +9,7 @@ import pytest
 from accelerate.tracking import GeneralTracker
 
 import main
-import methods
+from compose import configure
 from runs import tracking
 from utils import Problem
 
@@ -39,15 +39,15 @@ def only(monkeypatch):
 )
 def test_which_trackers_a_run_has(only, installed, asked, want):
     only(*installed)
-    assert tracking.wanted(methods.load(None, [f"--trackers={asked}"])) == want
+    assert tracking.wanted(configure.load(None, [f"--trackers={asked}"])) == want
 
 
 def test_what_is_named_must_be_there(only):
     only("tensorboard")
     with pytest.raises(Problem, match="trackers: wandb is not installed; pip install wandb"):
-        tracking.wanted(methods.load(None, ["--trackers=wandb"]))
+        tracking.wanted(configure.load(None, ["--trackers=wandb"]))
     with pytest.raises(Problem, match="trackers: 'tensorbord' is not one of auto, none, tensorboard"):
-        methods.load(None, ["--trackers=tensorbord"])
+        configure.load(None, ["--trackers=tensorbord"])
 
 
 def test_scalars_of_a_row():
@@ -66,7 +66,7 @@ def test_nothing_happens_where_nothing_is_installed(trained, only, tmp_path, cap
     options, _, runs = trained
     before = {m for m in sys.modules if "tensorboard" in m}
     place = {"output_dir": str(tmp_path / "out"), "log_dir": str(tmp_path / "logs"), "run_name": "bare"}
-    run = main.train(methods.build(options | place | {"method": "sasrec", "hidden_units": 8}))
+    run = main.train(configure.build(options | place | {"method": "sasrec", "hidden_units": 8}))
     assert {m for m in sys.modules if "tensorboard" in m} == before
     assert [p.suffix for p in (tmp_path / "logs").rglob("*") if p.is_file()] == [".log"]
     assert "track" not in capsys.readouterr().out.lower()
@@ -84,7 +84,7 @@ def events_of(folder):
 def test_tensorboards_reader_finds_the_figures(trained, tmp_path):
     pytest.importorskip("tensorboard")
     options = trained[0] | {"output_dir": str(tmp_path / "out"), "log_dir": str(tmp_path / "logs"), "epochs": 2}
-    run = main.train(methods.build(options | {"run_name": "seen"}))
+    run = main.train(configure.build(options | {"run_name": "seen"}))
     events = events_of(tmp_path / "logs" / "tiny" / "seen" / tracking.PROJECT)
     rows = run.rows()
     tags = set(events.Tags()["scalars"])
@@ -127,7 +127,7 @@ def test_a_tracker_that_fails_costs_neither_the_training_nor_the_others(trained,
         patch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", Full)
         patch.setattr("runs.tracking.importlib.util.find_spec", lambda name, *more: name)
         patch.setattr("accelerate.accelerator.filter_trackers", lambda names, *more: names)
-        run = main.train(methods.build(options))
+        run = main.train(configure.build(options))
     said = capsys.readouterr().out
     assert said.count("trackers: wandb: no space left; the run goes on without it") == 1
     assert run.finished and Path(run.metrics).is_file()
@@ -150,7 +150,7 @@ def test_what_others_write_is_what_metrics_jsonl_has(trained, tmp_path, monkeypa
         )
     options = trained[0] | {"output_dir": str(tmp_path / "out"), "log_dir": str(tmp_path / "logs"), "epochs": 2}
     run = main.train(
-        methods.build(options | {"run_name": "seen", "method": "sasrec", "hidden_units": 8, "trackers": [name]})
+        configure.build(options | {"run_name": "seen", "method": "sasrec", "hidden_units": 8, "trackers": [name]})
     )
     rows = run.rows()
     if name == "mlflow":

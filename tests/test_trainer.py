@@ -10,8 +10,7 @@ from accelerate import Accelerator
 from conftest import tiny_overrides
 from helpers import Fixed, assert_same_state, fit_of, rows
 
-import building
-import methods
+from compose import build, configure, parts
 from evaluation import evaluate, save_ranks
 from main import finish
 from metrics import ndcg, recall
@@ -126,8 +125,8 @@ def test_learns_a_chain(tmp_path, method):
         "dataset": "chain", "method": method, "epochs": 40, "lr_rec": 5e-3, "lr_id": 1e-4, "eval_step": 40,
         "dropout_rate": 0, "d_model": 32, "rqvae_epochs": 20, "hidden_dropout": 0,
     }  # fmt: skip
-    cfg = methods.build(options)
-    fit = fit_of((options | {"rqvae_path": str(building.train_tokenizer(cfg, data))}, data), tmp_path / "out")
+    cfg = configure.build(options)
+    fit = fit_of((options | {"rqvae_path": str(build.train_tokenizer(cfg, data))}, data), tmp_path / "out")
     fit.train()
     assert evaluate(fit.raw, data.test, fit.cfg, fit.acc, "test").figures["recall@1"] > 0.85
 
@@ -138,7 +137,7 @@ def test_learns_a_chain(tmp_path, method):
 @pytest.mark.parametrize("size", [1, 7, 60, 1000])
 def test_every_user_is_counted_once_whatever_the_batch(ground, tmp_path, size):
     options, data = ground
-    cfg = methods.build(options | {"eval_batch_size": size, "metrics": ["recall@10", "ndcg@10", "coverage@10"]})
+    cfg = configure.build(options | {"eval_batch_size": size, "metrics": ["recall@10", "ndcg@10", "coverage@10"]})
     found = evaluate(Fixed(), data.test, cfg, Accelerator(cpu=True), "test")
     target = data.test.items[data.test.position]
     assert found.rank.tolist() == np.where(target <= 10, target - 1, 10).tolist()
@@ -151,7 +150,7 @@ def test_every_user_is_counted_once_whatever_the_batch(ground, tmp_path, size):
 def test_a_miss_stays_a_miss_at_any_cut_off(ground, tmp_path, k):
     """Ranks keep their value in memory and on disk, whatever the length of the list."""
     options, data = ground
-    cfg = methods.build(options | {"num_beams": k, "metrics": [f"recall@{k}"], "valid_metric": f"recall@{k}"})
+    cfg = configure.build(options | {"num_beams": k, "metrics": [f"recall@{k}"], "valid_metric": f"recall@{k}"})
 
     class Ten(Fixed):
         def recommend(self, history, k, banned=None, among=None):
@@ -169,7 +168,7 @@ def test_a_miss_stays_a_miss_at_any_cut_off(ground, tmp_path, k):
 def test_floors_recommend_what_they_say(ground):
     _, data = ground
     history = torch.tensor([[0, 0, 3, 7], [1, 2, 3, 4]])
-    popular = methods.FLOORS["popularity"](data).recommend(history, 40).item_BW[0]
+    popular = parts.BASELINES["popularity"](data).recommend(history, 40).item_BW[0]
     counts = np.zeros(41)
     for u in range(len(data.test.offsets) - 1):  # all but a user's last two
         np.add.at(counts, data.test.items[data.test.offsets[u] : data.test.offsets[u + 1] - 2], 1)
@@ -178,7 +177,7 @@ def test_floors_recommend_what_they_say(ground):
     x = np.load(data.embedding_path)
     query = x[[2, 6]].mean(0)
     cosine = x @ query / np.linalg.norm(x, axis=1)
-    content = methods.FLOORS["content"](data)
+    content = parts.BASELINES["content"](data)
     assert content.recommend(history, 5).item_BW[0].tolist() == (np.argsort(-cosine)[:5] + 1).tolist()
     banned = torch.tensor([[3, 7], [1, 2]])
     assert not set(content.recommend(history, 38, banned).item_BW[0].tolist()) & {3, 7}
@@ -199,7 +198,7 @@ def test_the_test_set_is_looked_at_once_and_ranks_give_the_figures_again(ground,
 
 
 def test_learning_rate_by_hand():
-    t = methods.build({"warmup_steps": 4})[TrainOptions]
+    t = configure.build({"warmup_steps": 4})[TrainOptions]
     factor = learning_rate(t, 24, 0, 24)
     assert [factor(s) for s in (0, 1, 3)] == pytest.approx([0.2, 0.4, 0.8])
     assert factor(14) == pytest.approx(0.5)  # half way down the cosine
@@ -256,7 +255,7 @@ def test_the_proof_is_said_at_the_start_and_when_it_changes(caplog):
 def test_a_miss_stays_a_miss_when_the_list_is_short(ground, tmp_path):
     """Fewer candidates than the cut-off: the rest of the list is empty, not a hit."""
     options, data = ground
-    cfg = methods.build(options | {"num_beams": 10})
+    cfg = configure.build(options | {"num_beams": 10})
 
     class Three(Fixed):
         def recommend(self, history, k, banned=None, among=None):

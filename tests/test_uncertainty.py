@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import layers
-from uncertainty import SDUD, STRATEGIES, FrqUD, UncertaintyOptions
+from joint.uncertainty import DECAYS, SDUD, FrqUD, UncertaintyOptions
 from utils import Problem
 
 
@@ -89,7 +89,7 @@ def test_adaptive_lambda_follows_the_loss_and_learnable_is_clamped():
 
 
 def test_both_is_the_product_of_mask_and_scale():
-    decay = STRATEGIES["frqud_sdud"](options(initial_std=0.5), [4])
+    decay = DECAYS["frqud_sdud"](options(initial_std=0.5), [4])
     decay.frequency.usage(0)[2] = 0.9
     scale = decay.noise_scale([torch.tensor([1, 2])])
     assert scale.flatten().tolist() == [0, 0.5]
@@ -100,7 +100,7 @@ def test_both_is_the_product_of_mask_and_scale():
 def test_share_of_drawn_codes_that_are_the_nearest(name, scale):
     """What a strategy says of its noise against the noise itself, drawn 400 times."""
     torch.manual_seed(0)
-    logits, decay = torch.randn(50, 16), STRATEGIES[name](options(), [16])
+    logits, decay = torch.randn(50, 16), DECAYS[name](options(), [16])
     want = decay.keep_probability(logits, scale).mean().item()
     items, same_code = torch.arange(1, 51), []
     for step in range(400):
@@ -111,7 +111,7 @@ def test_share_of_drawn_codes_that_are_the_nearest(name, scale):
 
 def test_temperature_falls_only_when_asked():
     step = torch.tensor(1000)
-    assert STRATEGIES["frqud"](options(gumbel_tau=1.5), [4]).tau(step) == 1.5
+    assert DECAYS["frqud"](options(gumbel_tau=1.5), [4]).tau(step) == 1.5
     falling = options(uncertainty="tau_annealing", tau_anneal_init=2.0, tau_anneal_rate=1e-3, tau_anneal_min=0.5)
-    assert float(STRATEGIES["tau_annealing"](falling, [4]).tau(step)) == pytest.approx(2 * math.exp(-1))
-    assert float(STRATEGIES["tau_annealing"](falling, [4]).tau(step * 10)) == 0.5
+    assert float(DECAYS["tau_annealing"](falling, [4]).tau(step)) == pytest.approx(2 * math.exp(-1))
+    assert float(DECAYS["tau_annealing"](falling, [4]).tau(step * 10)) == 0.5

@@ -6,8 +6,7 @@ import torch
 from conftest import tiny_overrides, write_tiny
 from helpers import SHARED
 
-import building
-import methods
+from compose import build, configure
 from data import Shape, Steps, epoch_plan, histories, make_batch, recent, seen_items, sequences, within
 from layers import are_real
 from readers.layouts import read_dataset
@@ -27,16 +26,16 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("uneven")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"method": "two_stage", "tokenizer": "rq_kmeans", "max_shared": 1.0}
-    cfg = methods.build(options)
+    cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
-    building.train_tokenizer(cfg, data)
+    build.train_tokenizer(cfg, data)
     return options, data
 
 
 def model_of(place, **more):
     options, data = place
     torch.manual_seed(1)
-    return building.build_model(methods.build(options | more), data).model.eval()
+    return build.build_model(configure.build(options | more), data).model.eval()
 
 
 def batch_of(data, rows):
@@ -143,8 +142,8 @@ def test_equal_lengths_are_bit_for_bit_what_they_were(place, network, legal):
     options, data = place
     plain = model_of(place, recommender=network, legal_softmax=legal)
     torch.manual_seed(1)
-    cfg = methods.build(options | {"recommender": network, "legal_softmax": legal, "target_length": 3.0})
-    model = building.empty_model(cfg, data.n_items, code_NT=plain.code_NT).eval()
+    cfg = configure.build(options | {"recommender": network, "legal_softmax": legal, "target_length": 3.0})
+    model = build.empty_model(cfg, data.n_items, code_NT=plain.code_NT).eval()
     model.set_codes(plain.code_NT)
     model.load_state_dict(plain.state_dict())
     batch = batch_of(data, range(20))
@@ -155,10 +154,10 @@ def test_equal_lengths_are_bit_for_bit_what_they_were(place, network, legal):
 
 def test_codes_of_one_shorter_length_are_those_of_a_tokenizer_with_fewer_levels(place):
     options, data = place
-    cfg = methods.build(options | {"target_length": 2.0})
+    cfg = configure.build(options | {"target_length": 2.0})
     code_NT = torch.tensor([[1, 2, -1]]).expand(data.n_items, -1)
-    assert building.spelling_of(cfg, 40, code_NT) == building.spelling_of(
-        methods.build(options | {"num_emb_list": [8, 8]}), 40
+    assert build.spelling_of(cfg, 40, code_NT) == build.spelling_of(
+        configure.build(options | {"num_emb_list": [8, 8]}), 40
     )
 
 
@@ -177,8 +176,8 @@ def test_the_end_of_a_popular_item_is_the_first_and_sids_travel_as_shorter_lists
 
 def test_lengths_cost_what_was_asked_for(place):
     options, data = place
-    cfg = methods.build(options | {"target_length": 1.7})
-    tokenizer = building.tokenizer_of(cfg, data)
+    cfg = configure.build(options | {"target_length": 1.7})
+    tokenizer = build.tokenizer_of(cfg, data)
     code_NT, _ = codes_of(tokenizer, np.load(data.embedding_path), data.popularity[1:])
     share_N = data.popularity[1:] / data.popularity[1:].sum()
     assert 1.5 < float(share_N @ (code_NT >= 0).sum(1).numpy()) <= 1.7
@@ -193,7 +192,7 @@ def test_what_cannot_go_with_unlike_lengths_is_refused(place):
         ({"target_length": 0.5}, "target_length"),
     ):
         with pytest.raises(Problem, match=match):
-            methods.build(options | {"target_length": 2.0} | more)
+            configure.build(options | {"target_length": 2.0} | more)
     with pytest.raises(Problem, match="allow it with --max_shared="):
         model_of(place, target_length=1.0, max_shared=0.2)
 
@@ -215,11 +214,11 @@ def test_on_real_data_as_many_beams_as_items_are_brute_force_and_few_give_ten_ot
                "recommender": network, "legal_softmax": True, "d_model": 32, "d_ff": 64, "num_heads": 2,
                "max_his_len": 20}  # fmt: skip
     options |= {"encoder_layers": 1, "decoder_layers": 1, "d_kv": 16} if network == "t5" else {}
-    cfg = methods.build(options)
+    cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
-    building.train_tokenizer(cfg, data)
+    build.train_tokenizer(cfg, data)
     torch.manual_seed(3)
-    model = building.build_model(cfg, data).model.eval()
+    model = build.build_model(cfg, data).model.eval()
     token_NP, real_NP = model.sids.tokens(torch.arange(1, data.n_items + 1))
     history_BS = make_batch(data.test, np.arange(50), 20).history_BS
     for some_BS in history_BS.split(5):
@@ -305,7 +304,7 @@ def test_a_budget_reaches_evaluation_and_python(place):
     history, _ = histories(data.test, np.array([3]), 50)
     assert recent(history[0].tolist(), 50, 6, model.item_tokens) == histories(split, np.array([3]), 50)[0][0].tolist()
     with pytest.raises(Problem, match="history_tokens: counts tokens of semantic IDs"):
-        methods.build({"method": "sasrec", "history_tokens": 9})
+        configure.build({"method": "sasrec", "history_tokens": 9})
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -8,13 +8,16 @@ import pytest
 import torch
 from conftest import load_rqvae
 
-import methods
+from compose import configure
+from joint.quantizer import measure_scales
+from joint.uncertainty import DECAYS, UncertaintyOptions
 from sids.tokenizer import Source, through
-from uncertainty import STRATEGIES, UncertaintyOptions
 from utils import Problem
-from vq import RQVAE, RQVAEOptions, measure_scales
+from vq import RQVAE, RQVAEOptions
 
-CFG = methods.build({"num_emb_list": [6, 5, 4], "layers": [12, 9], "e_dim": 3, "sk_epsilons": [0.01] * 3})[RQVAEOptions]
+CFG = configure.build(
+    {"num_emb_list": [6, 5, 4], "layers": [12, 9], "e_dim": 3, "sk_epsilons": [0.01] * 3}
+)[RQVAEOptions]
 
 
 def released(path, width=7, **changes):
@@ -149,19 +152,19 @@ def test_gap_is_the_median_distance_between_the_two_nearest_codes():
     z = torch.randn(101, 3)
     first = model.rq.codebooks()[0]
     d = np.sort(((z[:, None] - first[None]) ** 2).sum(2).detach().numpy(), 1)
-    scales = measure_scales(model.rq, z, "auto", STRATEGIES["gumbel"](UncertaintyOptions(), [4] * 3))
+    scales = measure_scales(model.rq, z, "auto", DECAYS["gumbel"](UncertaintyOptions(), [4] * 3))
     assert scales[0].gap == pytest.approx(float(np.median(d[:, 1] - d[:, 0])), rel=1e-4)
     assert scales[0].scale == pytest.approx(3 / scales[0].gap)
 
 
 @pytest.mark.parametrize("dist", ["l2", "dot"])
 def test_equal_codes_give_no_unit(dist):
-    cfg = methods.build({"num_emb_list": [4], "layers": [5], "sk_epsilons": [0.01], "e_dim": 3, "dist": dist})
+    cfg = configure.build({"num_emb_list": [4], "layers": [5], "sk_epsilons": [0.01], "e_dim": 3, "dist": dist})
     model = RQVAE(cfg[RQVAEOptions], 7)
     with torch.no_grad():
         model.rq.codebooks()[0][:] = 1.0
     with pytest.raises(Problem, match="level 1: most items have two nearest codes at one distance"):
-        measure_scales(model.rq, torch.rand(50, 3), "auto", STRATEGIES["none"](UncertaintyOptions(), [4]))
+        measure_scales(model.rq, torch.rand(50, 3), "auto", DECAYS["none"](UncertaintyOptions(), [4]))
 
 
 def test_looking_through_a_network_leaves_its_modes(tmp_path):
@@ -172,7 +175,7 @@ def test_looking_through_a_network_leaves_its_modes(tmp_path):
 
 
 def test_standardized_embeddings_are_centred(tmp_path):
-    cfg = methods.build({"num_emb_list": [4], "sk_epsilons": [0.01], "layers": [5], "standardize_embeddings": True})[
+    cfg = configure.build({"num_emb_list": [4], "sk_epsilons": [0.01], "layers": [5], "standardize_embeddings": True})[
         RQVAEOptions
     ]
     model = RQVAE(cfg, 3)
@@ -187,7 +190,7 @@ def test_standardized_embeddings_are_centred(tmp_path):
 
 @pytest.mark.parametrize("dist", ["l2", "cos", "dot"])
 def test_the_distances_that_settle_collisions_are_those_that_assign(dist):
-    cfg = methods.build({"num_emb_list": [8, 8], "sk_epsilons": [0, 0], "layers": [5], "e_dim": 4, "dist": dist})
+    cfg = configure.build({"num_emb_list": [8, 8], "sk_epsilons": [0, 0], "layers": [5], "e_dim": 4, "dist": dist})
     model = RQVAE(cfg[RQVAEOptions], 6).eval()
     for codebook in model.rq.codebooks():
         torch.nn.init.normal_(codebook)

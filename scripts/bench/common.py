@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-import building
-import methods
+from compose import build, configure
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -40,18 +39,18 @@ class Job:
     def model(self, method: str, data: Dataset) -> Any:
         """A fresh model of some method over this job's data, seeded."""
         torch.manual_seed(self.cfg[DataOptions].seed)
-        cfg = methods.change(self.cfg, method=method)
-        return building.build_model(cfg, data).model.to(device())
+        cfg = configure.change(self.cfg, method=method)
+        return build.build_model(cfg, data).model.to(device())
 
 
 def job(cfg: Config, folder: Path, quick: bool, beams: tuple[int, ...]) -> Job:
     """The job, with a tokenizer of few epochs unless one is named or none can be: its codes are real, not good."""
     if cfg[CodeOptions].rqvae_path is None and read_dataset(cfg[DataOptions]).embedding_path is not None:
         epochs = 5 if quick else 20
-        short = methods.change(
+        short = configure.change(
             cfg, output_dir=str(folder), rqvae_epochs=epochs, rqvae_eval_step=epochs, rqvae_warmup_epochs=0
         )
-        cfg = methods.change(cfg, rqvae_path=str(building.train_tokenizer(short, read_dataset(cfg[DataOptions]))))
+        cfg = configure.change(cfg, rqvae_path=str(build.train_tokenizer(short, read_dataset(cfg[DataOptions]))))
     return Job(cfg, quick, beams)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-import methods
+from compose import configure
 from readers.dataset import Dataset
 from scripts.bench.common import Figures, Job, figure, interleave, peak_memory_of
 from scripts.bench.search import OurSearch
@@ -15,7 +15,7 @@ from scripts.bench.train import OurSteps, PlainSteps
 
 
 def changed(job: Job, **changes: Any) -> Job:
-    return dataclasses.replace(job, cfg=methods.change(job.cfg, **changes))
+    return dataclasses.replace(job, cfg=configure.change(job.cfg, **changes))
 
 
 def sides(job: Job) -> dict[str, Job]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import methods
+from compose import configure
 from data import Shape, Steps, epoch_plan, sequences
 from readers.splits import DataOptions, Split
 from recommenders.items import ItemOptions
@@ -84,7 +84,7 @@ def our_step(cfg: Config, job: Job, split: Split, batch: int) -> Callable[[int],
 
 def measure(job: Job) -> Figures:
     """users/s of both, in turns of the same number of steps."""
-    cfg, data = methods.change(job.cfg, method="sasrec"), job.data()
+    cfg, data = configure.change(job.cfg, method="sasrec"), job.data()
     split = sequences(data.train, cfg[DataOptions].max_his_len)
     batch = max(1, round(cfg[TrainOptions].batch_size * len(split) / len(data.train)))
     ours, plain = our_step(cfg, job, split, batch), plain_step(cfg, split, data.n_items, batch)

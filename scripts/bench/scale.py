@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import building
-import methods
 import settings
+from compose import build, configure
 from data import Batch
 from model import GenerativeModel
 from readers.layouts import read_dataset
@@ -45,7 +44,7 @@ def measure(job: Job) -> Figures:
 def random_model(job: Job, n_items: int) -> GenerativeModel:
     """The configured recommender over distinct random codes."""
     torch.manual_seed(0)
-    model: Any = building.empty_model(job.cfg, n_items)
+    model: Any = build.empty_model(job.cfg, n_items)
     sizes = torch.tensor(job.cfg[CodeOptions].num_emb_list)
     model.set_codes((torch.rand(n_items, len(sizes)) * sizes).long())
     return model.to(device())
@@ -90,11 +89,11 @@ def _processes() -> Figures:
     gpus = torch.cuda.device_count()
     wanted = [1, 2] if gpus < 2 else [n for n in (1, 2, 4, 8) if n <= gpus]
     with TemporaryDirectory() as folder:
-        demo = methods.build(settings.read_yaml(run.ROOT / "config" / "demo.yaml") | {"data_path": folder})
+        demo = configure.build(settings.read_yaml(run.ROOT / "config" / "demo.yaml") | {"data_path": folder})
         build_demo(Path(folder) / "demo")
         tokenizer = common.job(demo, Path(folder), True, ()).cfg[CodeOptions].rqvae_path
         for n in wanted:
-            cfg = methods.change(
+            cfg = configure.change(
                 demo, method="two_stage", rqvae_path=tokenizer, epochs=1, eval_step=1, output_dir=folder,
                 log_dir=folder,
                 run_name=f"p{n}", batch_size=max(1, demo[TrainOptions].batch_size // n), resume="no",
@@ -117,7 +116,7 @@ def _interactions(n: int) -> Figures:
     exponent = len(str(n)) - 1
     with TemporaryDirectory() as folder:
         write_log(Path(folder) / "big.inter", n)
-        cfg = methods.build({"dataset": "big", "data_path": folder, "short_users": "drop"})[DataOptions]
+        cfg = configure.build({"dataset": "big", "data_path": folder, "short_users": "drop"})[DataOptions]
         begin = time.perf_counter()
         data = read_dataset(cfg)
         took = time.perf_counter() - begin

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-import methods
+from compose import configure
 from data import Steps, padding_factor
 from readers.dataset import Dataset
 from readers.splits import DataOptions
-from recommenders.protocol import Recommender
+from recommenders.base import Model
 from runs.folder import RunFolder
 from scripts.bench import plain
 from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
@@ -51,7 +51,7 @@ class OurSteps:
     """The trainer's own optimizer step, on batches spread evenly over the lengths of an epoch."""
 
     def __init__(self, job: Job, data: Dataset, method: str = "two_stage") -> None:
-        cfg = methods.change(job.cfg, method=method, run_name="benchmark")
+        cfg = configure.change(job.cfg, method=method, run_name="benchmark")
         self.fit = trainer_of(cfg, job.model(method, data), data)
         plan = self.fit.plan(0)
         self.padding = padding_factor(data.train, plan, cfg[DataOptions].max_his_len)
@@ -85,7 +85,7 @@ class OurSteps:
         self.step(len(self.steps) - 1)
 
 
-def trainer_of(cfg: Config, model: Recommender, data: Dataset) -> Fit:
+def trainer_of(cfg: Config, model: Model, data: Dataset) -> Fit:
     """The product's trainer over a model; nothing is written."""
     acc = Accelerator(mixed_precision=cfg[TrainOptions].mixed_precision, cpu=not torch.cuda.is_available())
     with TemporaryDirectory() as folder:

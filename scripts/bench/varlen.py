@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import building
-import methods
+from compose import build, configure
 from data import Shape, Steps, epoch_plan, evaluation_plan, make_batch, within
 from readers.dataset import Dataset
 from readers.splits import DataOptions
@@ -33,10 +32,10 @@ class Side:
             length_N = torch.arange(data.n_items) % 4
             length_N = torch.where(length_N < 2, len(sizes), (len(sizes) + 1 - length_N).clamp(min=1))
             code_NT = code_NT.masked_fill(torch.arange(len(sizes)) >= length_N[:, None], -1)
-        cfg = methods.change(job.cfg, method="two_stage", target_length=float(len(sizes)))
+        cfg = configure.change(job.cfg, method="two_stage", target_length=float(len(sizes)))
         self.cfg, self.data = cfg, data
-        self.model: Any = building.empty_model(cfg, data.n_items, code_NT=code_NT).to(device())
-        self.model.set_codes(code_NT.to(device()), data.popularity[1:])
+        self.model: Any = build.empty_model(cfg, data.n_items, code_NT=code_NT).to(device())
+        self.model.set_codes(code_NT.to(device()), data.popularity[1:])  # type: ignore[operator]
         self.longest = cfg[DataOptions].max_his_len
         t = cfg[TrainOptions]
         split = within(data.train, None, self.model.item_tokens)

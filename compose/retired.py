@@ -26,6 +26,7 @@ RETIRED = {
     "use_learnable_sigma_gumbel": f"{_DECAY} (use_learnable_sigma_gumbel=true is uncertainty=sdud)",
     "use_pure_ste": f"{_DECAY} (use_pure_ste=true is uncertainty=none)",
     "noise_type": f"{_DECAY} (noise_type=gaussian is uncertainty=gaussian)",
+    "freeze_id_encoder_layers": "is now one key: freeze_id_encoder=true freezes the whole encoder, false none of it",
     # of the published DiffSASRec
     "model_type": "is now method=sasrec or method=diffsasrec",
     "diffusion_type": "is now decoding=single or decoding=multi",

@@ -1,4 +1,4 @@
-"""The two floors that need no training: popularity and content neighbours.
+"""The two baselines that need no training: popularity and content neighbours.
 
 Shape letters: B users, S history length, N items, D embedding width.
 """
@@ -14,7 +14,7 @@ from recommenders.protocol import Found
 RECENT = 5  # items of the history that make up the content query
 
 
-class Floor(nn.Module):
+class Baseline(nn.Module):
     """A fixed score for every item; subclasses say which."""
 
     free_length = 100
@@ -25,7 +25,7 @@ class Floor(nn.Module):
         self.n_items = n_items
 
     def scores(self, history_BS: Tensor) -> Tensor:
-        raise AssertionError("a floor says how it scores")
+        raise AssertionError("a baseline says how it scores")
 
     def groups(self) -> dict[str, Tensor]:
         return {}
@@ -44,7 +44,7 @@ class Floor(nn.Module):
         return Found(item_BK[:, :k], score_BK[:, :k])
 
 
-class Popularity(Floor):
+class Popularity(Baseline):
     """How often an item occurs in the training part."""
 
     def __init__(self, count_N1: np.ndarray) -> None:
@@ -55,7 +55,7 @@ class Popularity(Floor):
         return self.get_buffer("count_N").expand(len(history_BS), -1)
 
 
-class Content(Floor):
+class Content(Baseline):
     """Cosine with the mean embedding of the last five items.
 
     In float64, then rounded: items with equal embeddings tie exactly, whatever the batch.

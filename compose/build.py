@@ -1,7 +1,6 @@
-"""The model of a configuration: from data and a pre-trained tokenizer, or from a checkpoint as it was trained."""
+"""The model of a configuration, from data and a pre-trained tokenizer."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,36 +8,30 @@ from typing import Any, NamedTuple
 import torch
 
 import settings
-from methods import (
-    FLOORS,
-    ITEM_MODELS,
-    JOINT,
-    MODELS,
-    NETWORKS,
-    TOKENIZERS,
-    MethodOptions,
-    build,
-    parse_overrides,
-    part,
-)
+from compose.configure import build
+from compose.parts import BASELINES, FROZEN, ITEM_MODELS, JOINT, NETWORKS, TOKENIZERS, MethodOptions
+from compose.retired import upgraded
+from joint.moving import JointMethod
 from metrics import EvalOptions, cutoff
+from model import GenerativeModel, SidParts
 from readers.dataset import Dataset, read_embeddings
 from readers.splits import DataOptions
-from recommenders.protocol import Recommender, TokenNetwork
-from retired import upgraded
-from runs.exported import check_checkpoint, earlier, read_state
+from recommenders.base import Model
+from recommenders.diffusion import FineTuningOptions
+from recommenders.protocol import TokenNetwork
+from runs.exported import earlier
 from runs.folder import RunOptions
 from settings import Config
 from sids import collisions, lengths
-from sids.behaviour import side_width
 from sids.cut import check_usable, codes_of
 from sids.fit import pretrain
+from sids.given import GivenOptions
 from sids.kept import checkpoint_path, load_state
 from sids.search import SearchOptions
 from sids.table import SidOptions, SidTable, Spelling, by_count, end_tokens
 from sids.tokenizer import CodeOptions
-from utils import Problem, check_weights, digest, is_file, load_weights, log, one_line, shortened, shown
-from vq import QuantizerOptions
+from utils import Problem, digest, is_file, load_weights, log, one_line, shown
+from vq import RQVAEOptions
 
 # ---------------------------------------------------------------- models from data
 
@@ -50,7 +43,7 @@ def reads_content(cfg: Config) -> bool:
 
 def given_sids(cfg: Config, data: Dataset) -> SidTable:
     """The semantic IDs of a run whose options name a file of them."""
-    found: SidTable = part(TOKENIZERS[str(cfg[MethodOptions].tokenizer)]).sids(cfg[CodeOptions], data)
+    found: SidTable = TOKENIZERS[str(cfg[MethodOptions].tokenizer)].sids(cfg[CodeOptions], data)
     return found
 
 
@@ -99,14 +92,14 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
         try:
             read_embeddings(data)
         except Problem as e:
-            log.warning(f"{e}; {cfg[MethodOptions].method} needs no embeddings and goes on without the content floor")
+            log.warning(f"{e}; {cfg[MethodOptions].method} needs no embeddings and goes on without content baseline")
             return replace(data, embedding_path=None)
     return data
 
 
-def floors_of(data: Dataset) -> list[str]:
-    """The floors that the data allow: content neighbours need embeddings."""
-    return [name for name in FLOORS if name != "content" or data.embedding_path is not None]
+def baselines_of(data: Dataset) -> list[str]:
+    """The baselines without training that the data allow: content neighbours need embeddings."""
+    return [name for name in BASELINES if name != "content" or data.embedding_path is not None]
 
 
 def train_tokenizer(cfg: Config, data: Dataset) -> Path:
@@ -114,7 +107,7 @@ def train_tokenizer(cfg: Config, data: Dataset) -> Path:
     if cfg[CodeOptions].given:
         return Path(str(cfg[CodeOptions].sid_path))  # type: ignore[attr-defined]
     name = str(cfg[MethodOptions].tokenizer)
-    return pretrain(cfg, name, part(TOKENIZERS[name]), data)
+    return pretrain(cfg, name, TOKENIZERS[name], data)
 
 
 def length_file(cfg: Config, path: Path) -> Path:
@@ -154,10 +147,15 @@ def tokenizer_of(cfg: Config, data: Dataset, path: Path | None = None) -> Any:
 
 def empty_tokenizer(cfg: Config, n_input: int) -> Any:
     """The tokenizer of a run before it has learned anything, in the form that the training needs."""
-    name, c = str(cfg[MethodOptions].tokenizer), cfg[CodeOptions]
-    if cfg[MethodOptions].training == "joint":
-        return part(JOINT[name])(c, cfg[QuantizerOptions], n_input, cfg[DataOptions].seed)
-    return part(TOKENIZERS[name])(c, n_input)
+    m = cfg[MethodOptions]
+    if m.joint:
+        return JOINT[m.method].tokenizer_of(cfg[RQVAEOptions], n_input, cfg[DataOptions].seed, *own_groups(cfg))
+    return TOKENIZERS[str(m.tokenizer)](cfg[CodeOptions], n_input)
+
+
+def own_groups(cfg: Config) -> list[Any]:
+    """The options of a joint method, group by group."""
+    return [cfg[kind] for kind in JOINT[cfg[MethodOptions].method].option_groups.values()]
 
 
 def spelling_of(cfg: Config, n_items: int, code_NT: torch.Tensor | None = None) -> Spelling:
@@ -177,42 +175,46 @@ def spelling_of(cfg: Config, n_items: int, code_NT: torch.Tensor | None = None) 
 
 def network_of(cfg: Config, n_items: int, spelling: Spelling) -> TokenNetwork:
     """The network over semantic IDs, untrained."""
-    kind = part(NETWORKS[str(cfg[MethodOptions].recommender)])
+    kind = NETWORKS[str(cfg[MethodOptions].recommender)]
     made: TokenNetwork = kind(
         cfg[kind.Options], spelling.vocabulary, cfg[DataOptions].max_his_len, n_items, not spelling.even
     )
     return made
 
 
+def generative(cfg: Config, n_items: int, vocabulary: Spelling, tokenizer: Any = None) -> GenerativeModel:
+    """The untrained model of a method over semantic IDs; tokenizer: of a joint method."""
+    m, network = cfg[MethodOptions], network_of(cfg, n_items, vocabulary)
+    made = SidParts(network, n_items, vocabulary, cfg[SidOptions], cfg[SearchOptions])
+    return JOINT[m.method](made, tokenizer, *own_groups(cfg)) if m.joint else FROZEN[m.method](made)
+
+
 class Built(NamedTuple):
     """A model to train, and the tokenizer behind its fixed SIDs where it has one."""
 
-    model: Recommender
+    model: Model
     tokenizer: Any = None
 
 
 def build_model(cfg: Config, data: Dataset) -> Built:
     """The untrained model of a run, with the SIDs of its pre-trained tokenizer where it has one."""
     m = cfg[MethodOptions]
-    if "sft_from" in settings.flat(cfg):
-        return Built(finetuned(cfg, data))
     if m.method in ITEM_MODELS:
-        return Built(empty_model(cfg, data.n_items))
-    if m.training == "joint":
+        return Built(finetuned(cfg, data) if FineTuningOptions in cfg else empty_model(cfg, data.n_items))
+    if m.joint:
         tokenizer = tokenizer_of(cfg, data)
-        spelling = spelling_of(cfg, data.n_items)
-        joint = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, data.n_items, spelling), data.n_items, spelling)
+        joint = generative(cfg, data.n_items, spelling_of(cfg, data.n_items), tokenizer)
+        assert isinstance(joint, JointMethod)
         joint.attach(read_embeddings(data))
         return Built(joint)
     tokenizer, sids = catalogue_sids(cfg, data)
-    model = empty_model(cfg, data.n_items, code_NT=sids.code_NT)
-    check_ends(sids, model.ends)  # type: ignore[attr-defined]
-    model.set_codes(sids.code_NT, data.popularity[1:] if cfg[CodeOptions].uneven else None, sids.end_N)  # type: ignore[attr-defined]
-    if (start := settings.flat(cfg).get("start_from")) is not None:
+    model = generative(cfg, data.n_items, spelling_of(cfg, data.n_items, sids.code_NT))
+    check_ends(sids, model.ends)
+    model.set_codes(sids.code_NT, data.popularity[1:] if cfg[CodeOptions].uneven else None, sids.end_N)
+    if GivenOptions in cfg and (start := cfg[GivenOptions].start_from) is not None:
         warm_start(start, model, data)
-    if cfg[SidOptions].shared and cfg[SidOptions].group_order == "popularity":
-        order_N = by_count(data.popularity[1:]) + 1
-        model.order_N.copy_(torch.from_numpy(order_N))  # type: ignore[attr-defined]
+    if model.order_N is not None and cfg[SidOptions].group_order == "popularity":
+        model.order_N.copy_(torch.from_numpy(by_count(data.popularity[1:]) + 1))
     return Built(model, tokenizer)
 
 
@@ -246,41 +248,36 @@ def check_ends(sids: SidTable, ends: int) -> None:
         )
 
 
-def empty_model(cfg: Config, n_items: int, n_input: int = 0, code_NT: torch.Tensor | None = None) -> Recommender:
+def empty_model(cfg: Config, n_items: int, n_input: int = 0, code_NT: torch.Tensor | None = None) -> Model:
     """A model that only waits for a state; n_input: width of the content embeddings, for joint models; code_NT: the
     catalogue's codes, which tell the sizes where they may differ in length.
     """
     m = cfg[MethodOptions]
     if m.method in ITEM_MODELS:
-        kind = part(ITEM_MODELS[m.method])
-        made: Recommender = kind(cfg[kind.Options], n_items, cfg[DataOptions].max_his_len, cfg[DataOptions].seed)
+        kind = ITEM_MODELS[m.method]
+        made: Model = kind(cfg[kind.Options], n_items, cfg[DataOptions].max_his_len, cfg[DataOptions].seed)
         return made
-    spelling = spelling_of(cfg, n_items, code_NT)
-    if m.training == "joint":
-        tokenizer = empty_tokenizer(cfg, n_input)
-        made = part(MODELS["joint"])(cfg, tokenizer, network_of(cfg, n_items, spelling), n_items, spelling)
-    else:
-        made = part(MODELS["frozen"])(cfg, network_of(cfg, n_items, spelling), n_items, spelling)
-    return made
+    tokenizer = empty_tokenizer(cfg, n_input) if m.joint else None
+    return generative(cfg, n_items, spelling_of(cfg, n_items, code_NT), tokenizer)
 
 
-def warm_start(path: str, model: Recommender, data: Dataset) -> None:
+def warm_start(path: str, model: GenerativeModel, data: Dataset) -> None:
     """Give a network over SIDs the weights of an earlier one, whose codes' names its SIDs have."""
     held = earlier("start_from", path, data)["model"]
     try:
-        load_weights(model.recommender, {  # type: ignore[attr-defined]
+        load_weights(model.recommender, {
             k.removeprefix("recommender."): v for k, v in held.items() if k.startswith("recommender.")
         })  # fmt: skip
     except RuntimeError as e:
         raise Problem(
             f"start_from: {path} has other sizes; use its recommender, num_emb_list and widths ({one_line(e)})"
         ) from None
-    model.pretrained = True  # type: ignore[misc]
+    model.pretrained = True
 
 
-def finetuned(cfg: Config, data: Dataset) -> Recommender:
+def finetuned(cfg: Config, data: Dataset) -> Model:
     """The second stage's model with the weights of the first; Problem when that is none of these."""
-    path = settings.flat(cfg)["sft_from"]
+    path = cfg[FineTuningOptions].sft_from
     if path is None:
         raise Problem("sft_from: name the best_model.pth of a diffsasrec run to fine-tune")
     state = earlier("sft_from", path, data)
@@ -300,74 +297,6 @@ def finetuned(cfg: Config, data: Dataset) -> Recommender:
             f"sft_from: {path} has other sizes; use its hidden_units, num_blocks, max_his_len ({one_line(e)})"
         ) from None
     return model
-
-
-# ---------------------------------------------------------------- models from checkpoints
-
-
-class Restored(NamedTuple):
-    cfg: Config
-    model: Recommender
-    state: dict[str, Any]  # the whole checkpoint
-
-
-def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
-    """The model of a `best_model.pth`, or of an exported folder, as it was trained; overrides: options that may differ
-    from then.
-    """
-    state = read_state(path)
-    check_checkpoint(path, state)
-    saved = upgraded(state["config"])
-    try:
-        trained = build(saved)
-    except Problem as e:
-        raise Problem(f"{path}: holds a wrong configuration: {e}") from None
-    given = parse_overrides(overrides)
-    cfg = build({**trained.aside, **settings.flat(trained)}, given)
-    for key, before in settings.sizeless(trained).items():
-        if settings.sizeless(cfg).get(key) != before:
-            raise Problem(f"{key}: {path} was trained with {before!r}, which cannot be changed now")
-    try:
-        n_items, n_input = sizes_of(cfg, state["model"])
-        if n_items != len(state["items"]):
-            raise Problem(f"{path}: its model knows {n_items} items, its list {len(state['items'])}")
-        check_lists(cfg, n_items)
-        model = empty_model(cfg, n_items, n_input, state["model"].get("code_NT"))
-        load_weights(model, state["model"])
-    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as e:
-        raise Problem(f"{path}: does not fit its configuration ({one_line(e)}); use another checkpoint") from None
-    check_weights(path, model.state_dict())
-    return Restored(cfg, model.eval(), state)
-
-
-def carried_tokenizer(path: str | Path, restored: Restored, width: int, source: str = "content embeddings") -> Any:
-    """The tokenizer that a checkpoint carries, a joint model's own or the one behind its SIDs, or None.
-
-    Problem where it was made for embeddings of another width than those of the source.
-    """
-    cfg, model, state = restored
-    if (own := getattr(model, "tokenizer", None)) is not None:
-        if (was := sizes_of(cfg, state["model"])[1]) != width:
-            raise Problem(f"{source}: are of width {width}, the tokenizer's were of width {was}; use that encoder")
-        return own
-    if not isinstance(state.get("tokenizer"), dict):
-        return None
-    tokenizer = empty_tokenizer(cfg, width)
-    try:
-        tokenizer.load_state_dict(state["tokenizer"])
-    except (RuntimeError, KeyError, TypeError) as e:
-        reason = shortened(" ".join(str(e).split()))
-        raise Problem(f"{path}: its tokenizer does not take embeddings of width {width} ({reason})") from None
-    return tokenizer.eval()
-
-
-def sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
-    """(items, width of the content embeddings) of a saved model; 0 where it holds none."""
-    if cfg[MethodOptions].method in ITEM_MODELS:
-        return len(model["encoder.items.weight"]) - part(ITEM_MODELS[cfg[MethodOptions].method]).extra_rows, 0
-    first = model.get("tokenizer.encoder.mlp_layers.1.weight")
-    width = 0 if first is None else first.shape[1] - side_width(cfg[CodeOptions])
-    return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), width
 
 
 # ---------------------------------------------------------------- sizes

@@ -6,7 +6,7 @@ Every variant of DIGER (arXiv:2601.19711, section 3) is one number `s` per item 
 
 A decay answers: which noise (`noise`, `keep_probability`), how much of it (`noise_scale`; `scales` for the log), what
 happens to the recommendation loss (`task_loss`), what to remember after a step (`observe`, `after_step`). A new one is
-a class here, a line in `STRATEGIES` and its name in `DecayName`. docs/method.md has the formulas in one place.
+a class here, a line in `DECAYS` and its name in `DecayName`. docs/method.md has the formulas in one place.
 """
 
 import math
@@ -80,7 +80,7 @@ def move_shares(module: nn.Module, name: str, codes: Sequence[int], momentum: fl
         module.get_buffer(f"pending_{level}").zero_()
 
 
-class Uncertainty(nn.Module):
+class Decay(nn.Module):
     """Full Gumbel noise that never fades, s = 1; the others override what differs."""
 
     def __init__(self, cfg: UncertaintyOptions, codes: list[int]) -> None:
@@ -136,7 +136,7 @@ class Uncertainty(nn.Module):
         return (logits_UK / scale).softmax(1).amax(1)
 
 
-class NoNoise(Uncertainty):
+class NoNoise(Decay):
     """The deterministic straight-through estimator."""
 
     def noise_scale(self, nearest: list[Tensor]) -> Tensor:
@@ -146,7 +146,7 @@ class NoNoise(Uncertainty):
         return [0.0] * len(self.codes)
 
 
-class Gaussian(Uncertainty):
+class Gaussian(Decay):
     def noise(self, u: Tensor) -> Tensor:
         return gaussian(u)
 
@@ -161,12 +161,12 @@ class Gaussian(Uncertainty):
         return kept_U
 
 
-class TauAnnealing(Uncertainty):
+class TauAnnealing(Decay):
     def anneals(self) -> bool:
         return True
 
 
-class FrqUD(Uncertainty):
+class FrqUD(Decay):
     """Frequency-based decay: only items whose deterministic code is over-used keep their noise.
 
     With u <- mu u + (1 - mu) counts / sum(counts), u_0 = 1 / K, once per optimizer step from the distinct
@@ -197,7 +197,7 @@ class FrqUD(Uncertainty):
         move_shares(self, "usage", self.codes, self.cfg.usage_momentum, all_reduce)
 
 
-class SDUD(Uncertainty):
+class SDUD(Decay):
     """Standard-deviation-based decay: a learned noise scale per level, s = |sigma|, that weighs the task loss too.
 
     L / (2 (|sigma| + lambda)^2) + log(|sigma| + lambda), |sigma| averaged over levels, so that for a constant
@@ -265,9 +265,9 @@ class FrqSDUD(SDUD):
         self.frequency.after_step(all_reduce)
 
 
-STRATEGIES: dict[str, type[Uncertainty]] = {
+DECAYS: dict[str, type[Decay]] = {
     "none": NoNoise,
-    "gumbel": Uncertainty,
+    "gumbel": Decay,
     "gaussian": Gaussian,
     "tau_annealing": TauAnnealing,
     "frqud": FrqUD,

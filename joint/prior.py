@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from joint.uncertainty import move_shares
 from recommenders.protocol import AllReduce
 from settings import option
-from uncertainty import move_shares
 
 
 @dataclass(frozen=True, kw_only=True)

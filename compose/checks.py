@@ -1,0 +1,102 @@
+"""What contradicts between the parts of a run."""
+
+import settings
+from compose.parts import MethodOptions
+from joint.diger import JointOptions
+from joint.prior import PriorOptions
+from joint.quantizer import QuantizerOptions
+from metrics import EvalOptions, cutoff
+from readers.splits import DataOptions
+from recommenders.items import ItemOptions
+from recommenders.tokens import WholeItemOptions
+from runs.folder import RunOptions
+from settings import Config
+from sids.search import SearchOptions
+from sids.table import SidOptions
+from sids.tokenizer import CodeOptions
+from utils import Problem, quoted
+
+
+def check_together(cfg: Config) -> None:
+    """Problem when options of different parts contradict each other."""
+    check_lists(cfg)
+    check_joint(cfg)
+    if SidOptions in cfg and cfg[SidOptions].collision == "item" and not cfg[SearchOptions].legal_softmax:
+        raise Problem(
+            "collision: item has as many end tokens as there are items, of which a few may follow a prefix; it needs "
+            "legal_softmax: true"
+        )
+    check_uneven(cfg)
+    ranks_items = WholeItemOptions in cfg and cfg[WholeItemOptions].item_loss and cfg[WholeItemOptions].item_rank
+    if ranks_items and not cfg[SearchOptions].constrained:
+        raise Problem("constrained: false lists SIDs that are no items, which item_rank cannot rank; set item_rank: 0")
+    if CodeOptions in cfg and cfg[CodeOptions].given and cfg[SidOptions].collision in ("knn", "random"):
+        raise Problem(
+            f"collision: {cfg[SidOptions].collision} moves items by a tokenizer's distances; SIDs of sid_path are "
+            "taken as they are: use suffix, item or none"
+        )
+    if cfg[MethodOptions].joint and cfg[SidOptions].shared:
+        raise Problem(
+            f"collision: {cfg[SidOptions].collision} resolves the codes of a tokenizer at rest; joint training moves "
+            "them: use suffix or item, or method: two_stage"
+        )
+    if cfg[DataOptions].history_tokens is not None and CodeOptions not in cfg:
+        raise Problem("history_tokens: counts tokens of semantic IDs, this run recommends by items; use max_his_len")
+    run, data = cfg[RunOptions], cfg[DataOptions]
+    if run.resume == "auto" and run.run_name is None:
+        raise Problem("resume: auto needs the run_name to go on with")
+    for key, name in (("run_name", run.run_name), ("dataset", data.dataset)):
+        if name is not None and not settings.plain_name(name):
+            raise Problem(f"{key}: {quoted(name)} is not a plain name; folders go to output_dir and data_path")
+
+
+def check_uneven(cfg: Config) -> None:
+    """Problem when SIDs of unlike length cannot be had with the other parts."""
+    if CodeOptions not in cfg or not cfg[CodeOptions].uneven:
+        return
+    if cfg[MethodOptions].joint:
+        raise Problem(
+            "target_length: a tokenizer that learns with the recommender has SIDs of one length; use method: two_stage"
+        )
+    if cfg[SidOptions].collision != "suffix":
+        raise Problem("target_length: SIDs of unlike length end in a number within their group; use collision: suffix")
+    if not cfg[SearchOptions].constrained:
+        raise Problem("target_length: SIDs of unlike length are searched in the tree of those that exist; "
+                      "it cannot go with constrained: false")  # fmt: skip
+
+
+def check_lists(cfg: Config) -> None:
+    """Problem when the lists that metrics ask for are longer than what a method can make."""
+    longest = max(cutoff(name) for name in cfg[EvalOptions].metrics)
+    if SearchOptions in cfg and longest > cfg[SearchOptions].num_beams:
+        raise Problem(
+            f"num_beams: {cfg[SearchOptions].num_beams} is below the largest cut-off of metrics, {longest}; raise it"
+        )
+    places = cfg[DataOptions].max_his_len
+    multi = ItemOptions in cfg and cfg[ItemOptions].decoding == "multi"
+    if multi and longest > places:
+        raise Problem(
+            f"max_his_len: {places} places cannot hold lists of {longest}, which metrics asks of decoding: multi"
+        )
+
+
+def check_joint(cfg: Config) -> None:
+    """Problem when joint training cannot be had as asked."""
+    if QuantizerOptions not in cfg:
+        return
+    q, joint = cfg[QuantizerOptions], cfg[JointOptions]
+    if cfg[PriorOptions].label_prior != "none" and (q.assignment_forward == "soft" or joint.gradient == "detached"):
+        raise Problem(
+            "label_prior: is a gradient of hard labels that reaches the codebooks; it cannot go with gradient: "
+            "detached or assignment_forward: soft"
+        )
+    if joint.gradient == "end_to_end" and joint.code_loss_weight == 0:
+        raise Problem(
+            "code_loss_weight: 0 leaves nothing of the recommendation loss to train on; raise it, or for a tokenizer "
+            "that does not learn from it set gradient: detached"
+        )
+    if cfg[SearchOptions].legal_softmax and q.assignment_forward not in ("history", "cached"):
+        raise Problem(
+            f"legal_softmax: a target drawn anew (assignment_forward: {q.assignment_forward}) may be a SID "
+            "that no item has; use assignment_forward: history or cached"
+        )

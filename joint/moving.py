@@ -1,0 +1,109 @@
+"""What every joint method shares: the tokenizer is part of the model, and the catalogue's SIDs move with it.
+
+Shape letters: N items of the catalogue, U distinct items of a batch, R rows that a step predicts, T code positions,
+P token positions, K codes of a level.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from joint.quantizer import JointRQVAE
+from model import GenerativeModel, SidParts
+from recommenders.protocol import AllReduce
+from settings import option
+from utils import Problem, log
+from vq import RQVAEOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingOptions:
+    """How fast and how long the tokenizer learns."""
+
+    lr_id: float = option(1e-5, "learning rate of the tokenizer", ge=0)
+    id_first_epoch: int = option(0, "epoch in which the tokenizer begins to move; it rests before", ge=0)
+    id_last_epoch: int | None = option(None, "epoch after which the tokenizer rests again", ge=0)
+    collapse_perplexity: float | None = option(
+        None, "a level below this perplexity is called collapsing; default K / 8", gt=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.id_last_epoch is not None and self.id_last_epoch < self.id_first_epoch:
+            raise Problem(
+                f"id_last_epoch: {self.id_last_epoch} comes before id_first_epoch {self.id_first_epoch}: the tokenizer "
+                "would never move; for that, method: two_stage"
+            )
+
+    @property
+    def epochs(self) -> tuple[int, int | None]:
+        """First and last epoch in which the tokenizer moves."""
+        return self.id_first_epoch, self.id_last_epoch
+
+
+class JointMethod(GenerativeModel):
+    """A generative model with a tokenizer that learns; a joint method extends it by its loss, `forward`.
+
+    It is made of (parts, tokenizer, one object of options for each of `option_groups`, in their order).
+    """
+
+    option_groups: ClassVar[Mapping[str, type]]  # title in --help -> options
+    tokenizers: ClassVar[tuple[str, ...]] = ("rqvae", "contrastive")  # names of those that can learn further
+    tokenizer: JointRQVAE
+    first_NP: Tensor
+    step: Tensor
+
+    def __init__(self, parts: SidParts, tokenizer: JointRQVAE, moving: MovingOptions) -> None:
+        super().__init__(parts)
+        self.tokenizer, self.moving = tokenizer, moving
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("first_NP", self.sids.token_NP.int())
+
+    @classmethod
+    def tokenizer_of(cls, codes: RQVAEOptions, n_input: int, seed: int, *groups: Any) -> JointRQVAE:
+        """The untrained tokenizer in the form that this method needs; groups: as for the model."""
+        raise AssertionError("a joint method makes its tokenizer")
+
+    def attach(self, content_ND: np.ndarray) -> None:
+        """Hand the catalogue's embeddings to the tokenizer and take its first SIDs; needed for training only."""
+        self.set_codes(self.tokenizer.codes())
+        self.first_NP.copy_(self.sids.token_NP)
+
+    def after_step(self, all_reduce: AllReduce) -> None:
+        self.step += 1
+
+    def refresh(self) -> dict[str, Any]:
+        """Take the tokenizer's SIDs as it is now; how far they moved, how they spread."""
+        code_NT, token_NP = self.code_NT.clone(), self.sids.token_NP
+        try:
+            self.set_codes(self.tokenizer.codes())
+        except Problem as e:  # a collapse; what has been trained so far is not lost with it
+            log.warning(f"{e}. The catalogue keeps the semantic IDs it had; no SID changes until its codes fit again")
+        figures: dict[str, Any] = self.figures()
+        changed_N = (self.code_NT != code_NT).any(1)
+        figures["codes_changed"] = float(changed_N.float().mean())  # without dedup tokens
+        figures["sid_changed"] = float((self.sids.token_NP != token_NP).any(1).float().mean())
+        figures["codes_changed_since_start"] = self._changed(len(self.sizes))
+        figures["sid_changed_since_start"] = self._changed(self.first_NP.shape[1])
+        self._warn_of_collapse(figures)
+        return figures | {f"code_count/level_{i}": counts for i, counts in enumerate(self.sids.counts(), 1)}
+
+    def _changed(self, positions: int) -> float:
+        """Share of items that differ from the start in one of the first positions of their SID."""
+        changed_NP = self.sids.token_NP != self.first_NP
+        return float(changed_NP[:, :positions].any(1).float().mean())
+
+    def _warn_of_collapse(self, figures: dict[str, float]) -> None:
+        for level, k in enumerate(self.sizes, 1):
+            limit, spread = self.moving.collapse_perplexity or k / 8, figures[f"perplexity/level_{level}"]
+            if spread < limit:
+                log.warning(
+                    f"level {level} is collapsing: perplexity {spread:.1f} is below collapse_perplexity {limit:g}"
+                )
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]

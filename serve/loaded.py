@@ -1,0 +1,140 @@
+"""A trained model of any kind in Python: `load` a checkpoint, `recommend` items by their ids."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from compose import restore
+from data import recent
+from metrics import EvalOptions
+from model import GenerativeModel
+from readers.splits import DataOptions
+from recommenders.base import Model
+from recommenders.protocol import Found, Hit, unsound
+from settings import Config
+from utils import Problem, nearest, quoted
+
+STRUCK = 100  # denied items that a wider search makes up for; more of them make a tree of the others
+
+
+class Offer(NamedTuple):
+    """Which items may come: how many they are; the only ones (None: the whole catalogue); those of the catalogue that
+    are struck out by a search so much wider, in which the others keep their scores.
+    """
+
+    size: int
+    among_M: Tensor | None
+    struck: list[int]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model of any kind, ready to recommend; holds no state of its callers, so threads may share it."""
+
+    cfg: Config
+    model: Model
+    number: dict[str, int]  # item number of an id, from 1
+    items: list[str]  # ids in catalogue order
+    titles: list[str]
+    split_hash: str | None  # of the data it was trained on
+    source: str  # the file it came from
+
+    def recommend(
+        self, histories: Sequence[Sequence[str]], k: int = 10, *, allow: Iterable[str] | None = None,
+        deny: Iterable[str] = (),
+    ) -> list[list[Hit]]:  # fmt: skip
+        """The best k items for each history of item ids, oldest first, of any length; best first.
+
+        allow: the only items that may come, None for all; deny: items that may not. With `mask_seen` those of
+        the history may not either. Fewer than k come where fewer are left. Problem names an id that is not in
+        the catalogue.
+        """
+        if k < 1:
+            raise Problem(f"k: expected a whole number from 1, got {k!r}")
+        wanted = [numbers(history, self.number, f"history {i}") for i, history in enumerate(histories)]
+        if empty := [i for i, history in enumerate(wanted) if not history]:
+            raise Problem(f"history {empty[0]}: needs at least one item")
+        offer = self.offer(
+            None if allow is None else numbers(allow, self.number, "allow"), numbers(deny, self.number, "deny")
+        )
+        found: list[list[Hit]] = []
+        size = self.cfg[EvalOptions].eval_batch_size
+        for begin in range(0, len(wanted), size):
+            found += self.hits(self.rank(wanted[begin : begin + size], k, offer))
+        return found
+
+    def offer(self, allow: Iterable[int] | None, deny: Iterable[int]) -> Offer:
+        """What may come of the items allowed (None: all) less those denied, by their numbers."""
+        refused, device = set(deny), next(self.model.parameters()).device
+        if allow is None and len(refused) <= STRUCK:
+            return Offer(len(self.items) - len(refused), None, sorted(refused))
+        left = sorted(set(range(1, 1 + len(self.items)) if allow is None else allow) - refused)
+        return Offer(len(left), torch.tensor(left, dtype=torch.long, device=device), [])
+
+    def rank(self, histories: Sequence[Sequence[int]], k: int, offer: Offer | None = None) -> Found:
+        """Lists of at most k item numbers for some histories of item numbers, one batch; offer: what may come, None for
+        the whole catalogue. Problem when a score is not finite.
+        """
+        size, among_M, struck = offer or self.offer(None, ())
+        if (k := min(k, size)) == 0:
+            return Found(torch.zeros(len(histories), 0, dtype=torch.long), torch.zeros(len(histories), 0))
+        longest, seen = self.cfg[DataOptions].max_his_len, self.cfg[EvalOptions].mask_seen
+        budget = self.cfg[DataOptions].history_tokens
+        history_BS = left_padded([recent(history, longest, budget, self.model.item_tokens) for history in histories])
+        banned_BS = left_padded([[*struck, *(history if seen else ())] for history in histories])
+        device = next(self.model.parameters()).device
+        # a search looks as much further as is struck out; the others leave out before they choose
+        wider = {"wider": len(struck)} if isinstance(self.model, GenerativeModel) else {}
+        found = self.model.recommend(history_BS.to(device), k, banned_BS.to(device), among_M, **wider)
+        if bool(unsound(found.score_BW, banned=bool(banned_BS.any()) or among_M is not None).any()):
+            raise Problem(
+                f"{self.source}: its scores are not finite, its training diverged; use another checkpoint, or train it "
+                "again with lower learning rates"
+            )
+        return Found(found.item_BW[:, :k], found.score_BW[:, :k])
+
+    def hits(self, found: Found) -> list[list[Hit]]:
+        """Lists as people read them."""
+        rows = zip(found.item_BW.tolist(), found.score_BW.tolist(), strict=True)
+        return [
+            [Hit(self.items[i - 1], self.titles[i - 1], s) for i, s in zip(*row, strict=True) if i > 0] for row in rows
+        ]
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -> Loaded:
+    """A trained model from its `best_model.pth`, or the folder that scripts/export.py made of it; overrides: options
+    that may differ from its training, as `--key=value` (`--num_beams=50`). Nothing in a file is executed; Problem when
+    it is damaged.
+    """
+    return loaded_of(restore.restore(path, overrides), path, device)
+
+
+def loaded_of(restored: restore.Restored, path: str | Path, device: str = "cpu") -> Loaded:
+    cfg, model, state = restored
+    number = {token: i for i, token in enumerate(state["items"], 1)}
+    return Loaded(cfg, model.to(device), number, state["items"], state["titles"], state.get("split"), str(path))
+
+
+def numbers(ids: Iterable[str], number: dict[str, int], source: str) -> list[int]:
+    """Item numbers of some ids; Problem names the first that is not in the catalogue, and how many more are not."""
+    found = list(ids)
+    if lost := [token for token in found if token not in number]:
+        more = f", nor are {len(lost) - 1} more; leave them out" if len(lost) > 1 else ""
+        raise Problem(f"{source}: item {quoted(lost[0])} is not in the catalogue{more}; {hint(lost[0], number)}")
+    return [number[token] for token in found]
+
+
+def hint(token: str, number: dict[str, int]) -> str:
+    """What to do about an id that the catalogue does not have."""
+    near = nearest(token, number)
+    return f"did you mean {quoted(near)}?" if near else "ids are those of the interaction log"
+
+
+def left_padded(rows: list[list[int]]) -> Tensor:
+    """Item numbers [B, S] of lists of unlike length, 0 in front."""
+    width = max(1, *map(len, rows))
+    return torch.tensor([[0] * (width - len(row)) + row for row in rows])
