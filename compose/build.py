@@ -10,7 +10,6 @@ import torch
 import settings
 from compose.configure import build
 from compose.parts import BASELINES, FROZEN, ITEM_MODELS, JOINT, NETWORKS, TOKENIZERS, MethodOptions
-from compose.retired import upgraded
 from joint.moving import JointMethod
 from metrics import EvalOptions, cutoff
 from model import GenerativeModel, SidParts
@@ -281,7 +280,7 @@ def finetuned(cfg: Config, data: Dataset) -> Model:
     if path is None:
         raise Problem("sft_from: name the best_model.pth of a diffsasrec run to fine-tune")
     state = earlier("sft_from", path, data)
-    saved = upgraded(state["config"])
+    saved = state["config"]
     if saved.get("method") not in ("diffsasrec", "diffsasrec_sft"):
         kind = saved.get("method")
         raise Problem(f"sft_from: {path} is of {shown(kind)}; only a diffusion model (diffsasrec) can be fine-tuned")

@@ -8,7 +8,6 @@ import settings
 from compose.build import check_lists, empty_model, empty_tokenizer
 from compose.configure import build, parse_overrides
 from compose.parts import ITEM_MODELS, MethodOptions
-from compose.retired import upgraded
 from recommenders.base import Model
 from runs.exported import check_checkpoint, read_state
 from settings import Config
@@ -29,7 +28,7 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
     """
     state = read_state(path)
     check_checkpoint(path, state)
-    saved = upgraded(state["config"])
+    saved = state["config"]
     try:
         trained = build(saved)
     except Problem as e:

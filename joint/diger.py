@@ -80,7 +80,7 @@ class Diger(JointMethod):
         self, parts: SidParts, tokenizer: JointRQVAE, decay: UncertaintyOptions, quantizer: QuantizerOptions,
         prior: PriorOptions, options: JointOptions,
     ) -> None:  # fmt: skip
-        super().__init__(parts, tokenizer, options)
+        super().__init__(parts, tokenizer)
         self.options, self.target_gradient = options, options.target_gradient
         self.paths = PATHS if options.gradient == "end_to_end" else ()
         self.prior = PRIORS[prior.label_prior](prior, list(self.sizes), self.n_items)

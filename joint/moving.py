@@ -20,6 +20,9 @@ from utils import Problem, log
 from vq import RQVAEOptions
 
 
+COLLAPSED = 8  # a level whose perplexity is below K / 8 is called collapsing
+
+
 @dataclass(frozen=True, kw_only=True)
 class MovingOptions:
     """How fast and how long the tokenizer learns."""
@@ -27,9 +30,6 @@ class MovingOptions:
     lr_id: float = option(1e-5, "learning rate of the tokenizer", ge=0)
     id_first_epoch: int = option(0, "epoch in which the tokenizer begins to move; it rests before", ge=0)
     id_last_epoch: int | None = option(None, "epoch after which the tokenizer rests again", ge=0)
-    collapse_perplexity: float | None = option(
-        None, "a level below this perplexity is called collapsing; default K / 8", gt=0
-    )
 
     def __post_init__(self) -> None:
         if self.id_last_epoch is not None and self.id_last_epoch < self.id_first_epoch:
@@ -56,9 +56,9 @@ class JointMethod(GenerativeModel):
     first_NP: Tensor
     step: Tensor
 
-    def __init__(self, parts: SidParts, tokenizer: JointRQVAE, moving: MovingOptions) -> None:
+    def __init__(self, parts: SidParts, tokenizer: JointRQVAE) -> None:
         super().__init__(parts)
-        self.tokenizer, self.moving = tokenizer, moving
+        self.tokenizer = tokenizer
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("first_NP", self.sids.token_NP.int())
 
@@ -98,11 +98,8 @@ class JointMethod(GenerativeModel):
 
     def _warn_of_collapse(self, figures: dict[str, float]) -> None:
         for level, k in enumerate(self.sizes, 1):
-            limit, spread = self.moving.collapse_perplexity or k / 8, figures[f"perplexity/level_{level}"]
-            if spread < limit:
-                log.warning(
-                    f"level {level} is collapsing: perplexity {spread:.1f} is below collapse_perplexity {limit:g}"
-                )
+            if (spread := figures[f"perplexity/level_{level}"]) < k / COLLAPSED:
+                log.warning(f"level {level} is collapsing: perplexity {spread:.1f} of {k} codes")
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -374,7 +374,7 @@ def test_a_state_restores_the_same_recommendations():
             p.add_(torch.randn_like(p) * 0.1)
     model.refresh()
     want = model.recommend(batch.history_BS, 10)
-    other = build.empty_model(model.cfg, N, D).eval()
+    other = build.empty_model(options(), N, D).eval()
     other.load_state_dict(model.state_dict(), strict=True)
     got = other.recommend(batch.history_BS, 10)
     assert torch.equal(got.item_BW, want.item_BW) and torch.equal(got.score_BW, want.score_BW)
@@ -394,7 +394,7 @@ def test_offsets_move_items_not_their_content():
         model.tokenizer.offset_Nd += 1e-4  # too little for another code
     torch.testing.assert_close(model.quantize(batch).recon, before)
     model.refresh()
-    other = build.empty_model(model.cfg, N, D)
+    other = build.empty_model(options(lr_offset=0.1, uncertainty="none", assignment_forward="history"), N, D)
     other.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(other.tokenizer.offset_Nd, model.tokenizer.offset_Nd)
 

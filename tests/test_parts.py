@@ -66,7 +66,7 @@ def test_a_second_pre_training_uses_the_first(run, place, capsys):
 
 
 def test_only_some_tokenizers_can_be_trained_jointly():
-    for name in set(parts.TOKENIZERS) - set(parts.JOINT):
+    for name in set(parts.TOKENIZERS) - set(parts.JOINT["diger"].tokenizers):
         with pytest.raises(Problem, match=f"tokenizer: {name} cannot be trained jointly with a recommender"):
             configure.load(None, [f"--tokenizer={name}"])
         assert configure.load(None, [f"--tokenizer={name}", "--method=two_stage"])

@@ -10,14 +10,12 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 import layers
 from compose import build, configure
 from data import make_batch
-from joint.uncertainty import UncertaintyOptions
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from recommenders.t5 import T5Options
 from scripts.bench.plain import copy_stacks
 from scripts.make_demo import build_demo
-from vq import RQVAEOptions
 
 SMALL = {
     "num_emb_list": [64, 64, 64],    "layers": [24], "e_dim": 12, "encoder_layers": 2, "decoder_layers": 2,
@@ -64,7 +62,7 @@ def test_loss_and_gradients_equal_the_padded_reference(pair):
 
     def noise(item):
         number = torch.tensor([item])
-        return [layers.gumbel(layers.counter_uniform(ours.cfg[DataOptions].seed, ours.step, number, i,
+        return [layers.gumbel(layers.counter_uniform(ours.tokenizer.seed, ours.step, number, i,
         k))[0].double() for i, k in enumerate(sizes)]  # fmt: skip
 
     samples = [
@@ -75,7 +73,7 @@ def test_loss_and_gradients_equal_the_padded_reference(pair):
     want = reference.joint_loss(
         theirs, start, tables, codebooks, ours.tokenizer.input_Nd, ours.end_N.tolist(),
         ours.tokenizer.scale_L.tolist(), noise,
-        ours.cfg[UncertaintyOptions].gumbel_tau, ours.cfg[RQVAEOptions].beta, samples,
+        ours.decay.cfg.gumbel_tau, ours.tokenizer.cfg.beta, samples,
     )  # fmt: skip
     want.backward()
     assert loss.item() == pytest.approx(want.item(), rel=1e-9)
