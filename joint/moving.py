@@ -19,7 +19,6 @@ from settings import option
 from utils import Problem, log
 from vq import RQVAEOptions
 
-
 COLLAPSED = 8  # a level whose perplexity is below K / 8 is called collapsing
 
 
