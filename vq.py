@@ -24,6 +24,8 @@ from sids.codebooks import Upkeep, UpkeepOptions
 from sids.tokenizer import ROWS, Source, in_pieces, through
 from utils import Problem
 
+SINKHORN_ITERATIONS = 50
+
 
 @dataclass(frozen=True, kw_only=True)
 class RQVAEOptions(BehaviourOptions, UpkeepOptions):
@@ -33,7 +35,6 @@ class RQVAEOptions(BehaviourOptions, UpkeepOptions):
     dist: Distance = option("l2", "distance between residual and code")
     dropout_prob: float = option(0.0, "dropout in the tokenizer's MLPs", ge=0, le=0.9)
     sk_epsilons: list[float] = option([0.003, 0.003, 0.003], "entropy weight of Sinkhorn per level; 0 = arg-min", ge=0)
-    sk_iters: int = option(50, "Sinkhorn iterations", ge=1)
     standardize_embeddings: bool = option(False, "centre the embeddings and divide by their standard deviation")
     catalogue_assignment: Literal["argmin", "sinkhorn"] = option("argmin", "SIDs of the whole catalogue")
     rqvae_assignment: Literal["sinkhorn", "argmin"] = option("sinkhorn", "how pre-training assigns codes")
@@ -77,7 +78,7 @@ class ResidualQuantizer(nn.Module):
         d = distance(residual, self.codebooks()[level], self.cfg.dist)
         epsilon = self.cfg.sk_epsilons[level]
         if rule == "sinkhorn" and epsilon > 0:
-            return sinkhorn(d, epsilon, self.cfg.sk_iters)
+            return sinkhorn(d, epsilon, SINKHORN_ITERATIONS)
         return d.argmin(1)
 
     @torch.no_grad()

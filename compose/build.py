@@ -80,12 +80,7 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
     if reads_content(cfg):
         if not cfg[CodeOptions].uneven:  # how long unlike ones become is not known yet
             check_bits(spelling_of(cfg, data.n_items))
-        width, content_ND = cfg[CodeOptions].semantic_hidden_size, read_embeddings(data)
-        if width is not None and width != content_ND.shape[1]:
-            raise Problem(
-                f"semantic_hidden_size: {width}, but {data.embedding_path} has width {content_ND.shape[1]}; drop the "
-                "option"
-            )
+        read_embeddings(data)
         return data
     if data.embedding_path is not None:
         try:

@@ -12,7 +12,7 @@ from utils import Problem, quoted, read_json
 
 def read_jsonl(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
     """The released layout: a row a sample, item tokens, ids in .emb_map.json (1..N, [PAD] is 0)."""
-    map_path = Path(cfg.map_path) if cfg.map_path else need_file(folder, stem, ".emb_map.json")
+    map_path = need_file(folder, stem, ".emb_map.json")
     catalogue = _map_file(map_path)
     number = catalogue.numbers()
     paths = [need_file(folder, stem, f".{part}.jsonl") for part in SPLITS]

@@ -40,9 +40,6 @@ class DataOptions:
     semantic_emb_path: str | None = option(
         None, "content embeddings, .npy [items, D]; default: the only *.emb*.npy beside the data", path=True
     )
-    map_path: str | None = option(
-        None, "item token -> id map of the .jsonl layout; default <dataset>.emb_map.json", path=True
-    )
     max_his_len: int = option(50, "longest history, in items", ge=1, le=10**6, judges=True)
     history_tokens: int | None = option(
         None,

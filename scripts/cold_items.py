@@ -191,7 +191,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     write_old(data, set(fresh), place / "data" / name)
     method = parts.folder_name(cfg)
     old = configure.change(
-        cfg, dataset=name, data_path=str(place / "data"), data_format="auto", semantic_emb_path=None, map_path=None,
+        cfg, dataset=name, data_path=str(place / "data"), data_format="auto", semantic_emb_path=None,
         short_users="drop", run_name=f"cold-{method}", resume="auto",
     )  # fmt: skip
     build.train_tokenizer(old, read_dataset(old[DataOptions]))

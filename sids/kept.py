@@ -55,25 +55,7 @@ def checkpoint_path(cfg: Config, name: str, data: Dataset) -> Path:
     if vectors := parts[0].pop("vectors_from", None):  # what it holds counts, not where it lies
         parts.append({"vectors": digest(Path(vectors))})
     folder = Path(cfg[RunOptions].output_dir) / data.name
-    new = folder / f"{name}-{digest(*parts, cfg[DataOptions].seed, data.hash)}" / "best_collision_model.pth"
-    if name == "rqvae" and not new.is_file() and all(part.keys() <= OLD for part in parts):
-        old = folder / f"rqvae-{_all_options_hash(cfg, data)}" / new.name
-        return old if old.is_file() else new
-    return new
-
-
-OLD_TOKENIZER = ("num_emb_list code_num code_length semantic_hidden_size e_dim layers beta dist dropout_prob "
-                 "sk_epsilons sk_iters standardize_embeddings")  # fmt: skip
-OLD_TRAINING = ("rqvae_epochs rqvae_patience rqvae_eval_step rqvae_batch_size rqvae_lr rqvae_weight_decay "
-                "rqvae_warmup_epochs rqvae_assignment quant_loss_weight kmeans_init kmeans_iters")  # fmt: skip
-OLD = set(f"{OLD_TOKENIZER} {OLD_TRAINING} catalogue_assignment".split())  # such a folder says nothing of later ones
-
-
-def _all_options_hash(cfg: Config, data: Dataset) -> str:
-    """The name that folders had when every option of tokenizer and pre-training counted."""
-    values = settings.flat(cfg)
-    parts = [{k: values[k] for k in names.split()} for names in (OLD_TOKENIZER, OLD_TRAINING)]
-    return digest(*parts, values["seed"], values["catalogue_assignment"], data.hash)
+    return folder / f"{name}-{digest(*parts, cfg[DataOptions].seed, data.hash)}" / "best_collision_model.pth"
 
 
 def claim(folder: Path) -> None:

@@ -30,9 +30,6 @@ class CodeOptions:
     """What every tokenizer is asked: how many codes, from which embeddings, made already or not."""
 
     num_emb_list: list[int] = option([256, 256, 256], "codes per level (K), one number a level (L)", ge=2)
-    code_num: int | None = option(None, "K, where all levels are alike; must agree with num_emb_list", ge=2)
-    code_length: int | None = option(None, "L + 1: learned levels and the suffix; must agree with num_emb_list", ge=2)
-    semantic_hidden_size: int | None = option(None, "width D of the content embeddings; must agree with the file", ge=1)
     rqvae_path: str | None = option(
         None,
         "checkpoint of the pre-trained tokenizer (ours or a released best_collision_model.pth)",
@@ -69,16 +66,8 @@ class CodeOptions:
                 f"target_length: {self.target_length} codes of {len(self.num_emb_list)} levels; lower it, or give "
                 "num_emb_list more levels"
             )
-        k, n = self.num_emb_list, len(self.num_emb_list)
-        if not n:
+        if not self.num_emb_list:
             raise Problem("num_emb_list: needs at least one level")
-        if self.code_num is not None and set(k) != {self.code_num}:
-            raise Problem(f"code_num: {self.code_num} disagrees with num_emb_list {k}; drop one of the two")
-        if self.code_length is not None and self.code_length != n + 1:
-            raise Problem(
-                f"code_length: {self.code_length} disagrees with num_emb_list {k} (levels + 1 suffix = {n + 1}); "
-                "drop one of the two"
-            )
 
 
 class Source(NamedTuple):

@@ -215,7 +215,7 @@ def test_json_that_python_cannot_hold(tmp_path, text):
     one_line(problem)
 
 
-PATHS = ["data_path", "output_dir", "log_dir", "semantic_emb_path", "map_path", "rqvae_path"]
+PATHS = ["data_path", "output_dir", "log_dir", "semantic_emb_path", "rqvae_path"]
 BAD = ["a" * 300, f"x/{'b' * 256}/c", "é" * 128, "a/" * 3000, "a\0b", "\ud800"]
 
 

@@ -175,7 +175,7 @@ def test_only_what_differs_from_the_default_counts(place, monkeypatch):
     cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
     before = checkpoint_path(cfg, "rqvae", data), settings.counting(cfg)
-    spelled = configure.build(options | {"beta": 0.25, "sk_iters": 50, "lr_rec": 1e-3})
+    spelled = configure.build(options | {"beta": 0.25, "kmeans_iters": 100, "lr_rec": 1e-3})
     assert (checkpoint_path(spelled, "rqvae", data), settings.counting(spelled)) == before
     assert settings.differences({k: v for k, v in settings.flat(cfg).items() if k != "beta"}, cfg) == []
     assert settings.differences({**settings.flat(cfg), "beta": 0.5}, cfg) == ["beta: 0.5 -> 0.25"]

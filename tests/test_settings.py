@@ -27,17 +27,19 @@ def words(text):
 
 
 # The published YAML files and command lines, kept under their names ...
-KEPT = words("""dataset seed log_dir map_path semantic_emb_path semantic_hidden_size code_num code_length epochs
+KEPT = words("""dataset seed log_dir semantic_emb_path epochs
 lr_rec lr_id weight_decay gumbel_tau code_loss_weight recon_loss_weight vq_loss_weight warmup_steps batch_size
 eval_batch_size num_workers eval_step learner data_path lr_scheduler_type gradient_accumulation_steps max_his_len
 early_stop metrics valid_metric encoder_layers decoder_layers d_model d_ff num_heads d_kv dropout_rate num_beams
-rqvae_path num_emb_list beta e_dim layers dist sk_epsilons sk_iters kmeans_init kmeans_iters dropout_prob
+rqvae_path num_emb_list beta e_dim layers dist sk_epsilons kmeans_init kmeans_iters dropout_prob
 hot_threshold_ratio usage_momentum initial_std sigma_lambda auto_lambda_mode freeze_id_encoder
 use_tau_annealing tau_anneal_init tau_anneal_min tau_anneal_rate""")
 # ... or refused, because they did nothing there ...
 IDLE = words("""sim alpha tau loss_type vq_type max_length feed_forward_proj reproducibility joint_optimization
 freeze_semantic_embedding freeze_id_decoder use_gate_network use_soft_frequency balance_loss_weight
 gumbel_hard_switch_epoch stop_gumbel_sampling_epoch bn""")
+# ... or because they have one value here ...
+SETTLED = words("code_num code_length semantic_hidden_size sk_iters freeze_id_encoder_layers map_path")
 # ... or spelled otherwise here.
 RENAMED = ["use_adaptive_selection", "use_learnable_sigma_gumbel", "noise_type", "use_pure_ste"]
 
@@ -92,8 +94,6 @@ WRONG = {
     "num_emb_list=[]": r"num_emb_list: needs at least one level",
     "sk_epsilons=[0.1, 0.001, 0.1]": r"sk_epsilons: 0\.001 overflows",
     "sk_epsilons=[0.1, 0.1]": r"sk_epsilons: .*3.*\[0\.1, 0\.1\]",
-    "code_num=128": r"code_num: 128 disagrees with num_emb_list",
-    "code_length=3": r"code_length: 3 disagrees with num_emb_list",
     "num_beams=9": r"num_beams: 9 is below .*10",
     "valid_metric=ndcg@20": r"valid_metric: 'ndcg@20' is not among metrics",
     "valid_metric=hits": r"metrics: 'hits' is not one of",
@@ -115,7 +115,7 @@ def test_a_wrong_option_is_refused_by_name_and_value(given_):
         configure.load(None, [f"--{given_}"])
 
 
-@pytest.mark.parametrize("text", ["num_beam: 10", "epochs: ten", "epochs: true", "lr_rec: 0", "code_length: 3"])
+@pytest.mark.parametrize("text", ["num_beam: 10", "epochs: ten", "epochs: true", "lr_rec: 0", "num_beams: 9"])
 def test_the_file_is_held_to_the_same_rules(tmp_path, text):
     with pytest.raises(Problem, match=WRONG[text.replace(": ", "=")]):
         load_text(tmp_path, text)
@@ -184,7 +184,6 @@ def test_a_file_that_is_not_text_or_not_there(tmp_path):
         ("logit_scale: 1", "logit_scale", 1.0),
         ("id_last_epoch: null", "id_last_epoch", None),
         ("metrics: recall@5,ndcg@10", "metrics", ["recall@5", "ndcg@10"]),  # as published
-        ("code_num: 256\ncode_length: 4", "code_length", 4),  # as published
     ],
 )
 def test_values_mean_what_they_say(tmp_path, text, name, want):
@@ -294,6 +293,12 @@ def test_a_published_key_is_kept(name):
 def test_an_idle_published_key_is_refused_with_that_sentence(name):
     with pytest.raises(Problem, match=f"option '{name}' had no effect in the published program"):
         configure.build({name: 1})
+
+
+@pytest.mark.parametrize("name", SETTLED)
+def test_a_published_key_of_one_value_is_refused_with_what_settles_it(name):
+    with pytest.raises(Problem, match=f"option '{name}' .*; delete it"):
+        methods.build({name: 1})
 
 
 @pytest.mark.parametrize("name", RENAMED)

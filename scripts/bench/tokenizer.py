@@ -15,7 +15,7 @@ from scripts.bench.common import Figures, Job, device, figure, interleave, secon
 from sids.fit import _Loop
 from sids.kept import FitOptions
 from sids.tokenizer import Source
-from vq import RQVAE, RQVAEOptions
+from vq import RQVAE, SINKHORN_ITERATIONS, RQVAEOptions
 
 
 def measure(job: Job) -> Figures:
@@ -92,15 +92,15 @@ class PlainLoop:
         d = (residual**2).sum(1, keepdim=True) + (book**2).sum(1) - 2 * residual @ book.T
         if self.t.rqvae_assignment != "sinkhorn" or epsilon <= 0:
             return d.argmin(1)
-        return plain_sinkhorn(d.detach(), epsilon, self.t)
+        return plain_sinkhorn(d.detach(), epsilon)
 
 
-def plain_sinkhorn(d: Tensor, epsilon: float, t: RQVAEOptions) -> Tensor:
+def plain_sinkhorn(d: Tensor, epsilon: float) -> Tensor:
     """The whole transport plan, rescaled by rows and columns in turn."""
     middle, half = (d.max() + d.min()) / 2, (d.max() - d.min()) / 2 + 1e-5
     plan = torch.exp(-((d - middle) / half).double() / epsilon)
     plan = plan / plan.sum()
-    for _ in range(t.sk_iters):
+    for _ in range(SINKHORN_ITERATIONS):
         plan = plan / plan.sum(0, keepdim=True) / plan.shape[1]
         plan = plan / plan.sum(1, keepdim=True) / plan.shape[0]
     return plan.argmax(1)
