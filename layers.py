@@ -15,20 +15,18 @@ from torch import Tensor, nn
 
 from utils import Problem
 
-Distance = Literal["l2", "cos", "dot"]
-
 
 class MLP(nn.Module):
-    """(Dropout, Linear, ReLU) blocks, no ReLU after the last; keys as in the released checkpoints."""
+    """Linear and ReLU in turn, no ReLU after the last; keys as in the released checkpoints, which count a dropout."""
 
-    def __init__(self, sizes: Sequence[int], dropout: float = 0.0) -> None:
+    def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         for n_in, n_out in pairwise(sizes):
             linear = nn.Linear(n_in, n_out)
             nn.init.xavier_normal_(linear.weight)
             nn.init.zeros_(linear.bias)
-            blocks += [nn.Dropout(dropout), linear, nn.ReLU()]
+            blocks += [nn.Identity(), linear, nn.ReLU()]
         self.mlp_layers = nn.Sequential(*blocks[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,14 +137,9 @@ def depth_attention(qkv_RPx: Tensor, heads: int) -> Tensor:
     return torch.einsum("rhij,rjhd->rihd", score.softmax(-1), v).flatten(2)
 
 
-def distance(x_Ud: Tensor, code_Kd: Tensor, kind: Distance = "l2") -> Tensor:
-    """[U, K]: squared Euclidean distance, or 1 - cosine, or minus the inner product."""
-    if kind == "l2":
-        return torch.addmm(code_Kd.square().sum(1), x_Ud, code_Kd.T, alpha=-2) + x_Ud.square().sum(1, keepdim=True)
-    if kind == "cos":
-        unit = nn.functional.normalize
-        return 1 - unit(x_Ud, dim=1) @ unit(code_Kd, dim=1).T
-    return -(x_Ud @ code_Kd.T)
+def distance(x_Ud: Tensor, code_Kd: Tensor) -> Tensor:
+    """Squared Euclidean distance, [U, K]."""
+    return torch.addmm(code_Kd.square().sum(1), x_Ud, code_Kd.T, alpha=-2) + x_Ud.square().sum(1, keepdim=True)
 
 
 # ---------------------------------------------------------------- noise

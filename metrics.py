@@ -17,12 +17,12 @@ from utils import Problem, quoted, whole_number
 class EvalOptions:
     metrics: list[str] = option(
         ["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10"],
-        "recall@k (or hr@k), ndcg@k, mrr@k, coverage@k",
+        "metrics to report: recall@k (or hr@k), ndcg@k, mrr@k and coverage@k",
     )
-    valid_metric: str = option("ndcg@10", "metric that chooses the checkpoint", judges=True)
-    eval_step: int = option(1, "epochs between two validations", ge=1)
-    eval_batch_size: int = option(256, "users per evaluation step and process", ge=1)
-    mask_seen: bool = option(False, "never recommend what is in the user's history", judges=True)
+    valid_metric: str = option("ndcg@10", "validation metric that selects the best checkpoint", judges=True)
+    eval_step: int = option(1, "number of epochs between two validations", ge=1)
+    eval_batch_size: int = option(256, "number of users per evaluation batch and process", ge=1)
+    mask_seen: bool = option(False, "whether items of the user's history are excluded from recommendation", judges=True)
 
     def __post_init__(self) -> None:
         for name in self.metrics:

@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import re
-import reprlib
 import shutil
 import signal
 import stat
@@ -82,19 +81,8 @@ def whole_text(text: str) -> str:
 
 
 def shown(value: Any, most: int = 200) -> str:
-    """A value for a message; nested and repeated ones, which may unfold without end, are cut."""
-    return _Shown(most).repr(value)
-
-
-class _Shown(reprlib.Repr):
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.maxlevel, self.maxlist, self.maxdict = 2, 6, 6
-        self.maxstring = self.maxother = most
-
-    def repr_int(self, x: int, level: int) -> str:
-        """Python refuses to write integers of thousands of digits."""
-        return repr(x) if abs(x) < 10**40 else f"a number of {x.bit_length()} bits"
+    """A value for a message."""
+    return shortened(repr(value), most)
 
 
 class Stopped(Exception):
@@ -185,24 +173,10 @@ def colored(text: str, color: str, stream: IO[str]) -> str:
 # ---------------------------------------------------------------- files
 
 
-NAME, PATH = 255, 4096  # bytes that the usual file systems allow a name and a whole path
 KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }  # fmt: skip
-
-
-def path_fault(path: str | Path) -> str | None:
-    """Why no file system can hold a path; None where one may."""
-    try:
-        raw = os.fsencode(path)
-    except UnicodeEncodeError:
-        return "holds what is no character"
-    if b"\0" in raw:
-        return "holds a null byte"
-    if max(map(len, raw.split(os.sep.encode()))) > NAME:
-        return f"a name in it is longer than {NAME} bytes"
-    return f"is longer than {PATH} bytes" if len(raw) >= PATH else None
 
 
 def regular_file(path: str | Path, missing: str = "no such file") -> Path:
@@ -211,23 +185,22 @@ def regular_file(path: str | Path, missing: str = "no such file") -> Path:
     A device or a pipe may deliver without end, or make its reader wait without end.
     """
     path = Path(path)
-    if fault := path_fault(path):
-        raise Problem(f"{shortened(path)}: not a path, {fault}; name a file")
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         raise Problem(f"{path}: {missing}") from None
     except OSError as e:
-        raise Problem(f"{path}: not readable ({e.strerror}); name another file or mend its permissions") from None
+        reason = f"not readable ({e.strerror}); name another file or mend its permissions"
+        raise Problem(f"{shortened(path)}: {reason}") from None
     if kind != stat.S_IFREG:
         raise Problem(f"{path}: not readable, it is {KINDS.get(kind, 'no file')}; name a regular file")
     return path
 
 
 def is_file(path: str | Path) -> bool:
-    """Is a regular file there? False also for what cannot be a path."""
+    """Is a regular file there? False also for a name that no file can have."""
     try:
-        return path_fault(path) is None and Path(path).is_file()
+        return Path(path).is_file()
     except OSError:
         return False
 

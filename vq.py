@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import MLP, Distance, distance, kmeans, sinkhorn
+from layers import MLP, distance, kmeans, sinkhorn
 from settings import option
 from sids import shares
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
@@ -32,18 +32,14 @@ class RQVAEOptions(BehaviourOptions, UpkeepOptions):
     e_dim: int = option(256, "width d of latents and codebooks", ge=1)
     layers: list[int] = option([2048, 1024, 512], "hidden widths of the encoder MLP (the decoder mirrors them)", ge=1)
     beta: float = option(0.25, "weight of the commitment term in the VQ loss", ge=0)
-    dist: Distance = option("l2", "distance between residual and code")
-    dropout_prob: float = option(0.0, "dropout in the tokenizer's MLPs", ge=0, le=0.9)
     sk_epsilons: list[float] = option([0.003, 0.003, 0.003], "entropy weight of Sinkhorn per level; 0 = arg-min", ge=0)
     standardize_embeddings: bool = option(False, "centre the embeddings and divide by their standard deviation")
     catalogue_assignment: Literal["argmin", "sinkhorn"] = option("argmin", "SIDs of the whole catalogue")
     rqvae_assignment: Literal["sinkhorn", "argmin"] = option("sinkhorn", "how pre-training assigns codes")
-    vq_form: Literal["residual", "cumulative"] = option(
-        "residual", "pre-training: VQ loss of each residual and code, or of the latent and all codes so far (FORGE)"
-    )
     quant_loss_weight: float = option(1.0, "weight w of the VQ loss beside the reconstruction", ge=0)
-    kmeans_init: bool = option(True, "codebooks start from k-means on the first batch's residuals")
-    kmeans_iters: int = option(100, "iterations of that k-means", ge=1, needs=("kmeans_init",))
+    kmeans_iters: int = option(
+        100, "iterations of the k-means on the first batch's residuals from which the codebooks start", ge=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +71,7 @@ class ResidualQuantizer(nn.Module):
 
     def nearest(self, residual: Tensor, level: int, rule: str) -> Tensor:
         """Deterministic codes on one level: plain arg-min, or Sinkhorn over all rows given."""
-        d = distance(residual, self.codebooks()[level], self.cfg.dist)
+        d = distance(residual, self.codebooks()[level])
         epsilon = self.cfg.sk_epsilons[level]
         if rule == "sinkhorn" and epsilon > 0:
             return sinkhorn(d, epsilon, SINKHORN_ITERATIONS)
@@ -103,15 +99,16 @@ class RQVAE(ContentTokenizer):
     Options: ClassVar[type[RQVAEOptions]] = RQVAEOptions
     cfg: RQVAEOptions
     keeps_last = False
+    cumulative: ClassVar[bool] = False  # VQ loss of the latent and all codes so far, not of each residual and its code
     only_pre_training: ClassVar[tuple[str, ...]] = ("upkeep.",)
 
     def __init__(self, cfg: RQVAEOptions, n_input: int) -> None:
         super().__init__(cfg, n_input)
         self.cfg = cfg
         sizes = [self.width, *cfg.layers, cfg.e_dim]
-        self.encoder = MLP(sizes, cfg.dropout_prob)
+        self.encoder = MLP(sizes)
         self.rq = ResidualQuantizer(cfg)
-        self.decoder = MLP(sizes[::-1], cfg.dropout_prob)
+        self.decoder = MLP(sizes[::-1])
         self.upkeep: Upkeep | None = None
         if cfg.codebook_learning == "ema" or cfg.dead_code_ratio:
             self.upkeep = Upkeep(cfg, cfg.num_emb_list, cfg.e_dim)
@@ -158,7 +155,7 @@ class RQVAE(ContentTokenizer):
     def distances_of(self, content_ND: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
         """Distances of a catalogue's residuals to the codes of any level, after any codes before it."""
         books = [c.detach().cpu() for c in self.rq.codebooks()]
-        return residual_distances(self.latent(content_ND).cpu(), books, self.cfg.dist)
+        return residual_distances(self.latent(content_ND).cpu(), books)
 
     # ---- pre-training
 
@@ -176,7 +173,7 @@ class RQVAE(ContentTokenizer):
                     "embed the items anew or leave the option out"
                 )
         self.register_buffer("x_ND", self.prepare(x_ND.to(self.rq.codebooks()[0].device)), persistent=False)
-        if fresh and self.cfg.kmeans_init:
+        if fresh:
             first = RQVAE.batches(self, source, size, seed, 0)[0]
             self.init_codebooks(self.get_buffer("x_ND")[first], self.cfg.kmeans_iters, seed)
         if fresh and self.upkeep is not None:
@@ -207,8 +204,7 @@ class RQVAE(ContentTokenizer):
                 self.upkeep.observe(level, r, code)
             q = F.embedding(code, codebook)
             total = total + q
-            whole = self.cfg.vq_form == "cumulative"
-            vq = vq + self.rq.vq_loss(z_Nd if whole else r, total if whole else q).mean()
+            vq = vq + self.rq.vq_loss(*((z_Nd, total) if self.cumulative else (r, q))).mean()
             q = r + (q - r).detach()  # straight-through
             out, r = out + q, r - q
             codes.append(code)
@@ -237,4 +233,4 @@ class RQVAE(ContentTokenizer):
         for codebook in self.rq.codebooks():
             centres = kmeans(r.cpu().numpy(), len(codebook), iterations, seed)
             codebook.copy_(torch.from_numpy(centres))
-            r = r - codebook[distance(r, codebook, self.cfg.dist).argmin(1)]
+            r = r - codebook[distance(r, codebook).argmin(1)]

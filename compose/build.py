@@ -207,7 +207,7 @@ def build_model(cfg: Config, data: Dataset) -> Built:
     model.set_codes(sids.code_NT, data.popularity[1:] if cfg[CodeOptions].uneven else None, sids.end_N)
     if GivenOptions in cfg and (start := cfg[GivenOptions].start_from) is not None:
         warm_start(start, model, data)
-    if model.order_N is not None and cfg[SidOptions].group_order == "popularity":
+    if model.order_N is not None:
         model.order_N.copy_(torch.from_numpy(by_count(data.popularity[1:]) + 1))
     return Built(model, tokenizer)
 

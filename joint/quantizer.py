@@ -158,7 +158,7 @@ class JointRQVAE(RQVAE):
         tau, blend = decay.tau(step), forward == "soft"
         soft, index, nearest, stochastic, sampled = [], [], [], [], []
         for level, codebook in enumerate(self.rq.codebooks()):
-            a = -self.scale_L[level] * distance(r, codebook, self.cfg.dist)
+            a = -self.scale_L[level] * distance(r, codebook)
             nearest.append(a.detach().argmax(1))
             s = decay.noise_scale(nearest)
             stochastic.append((s[:, 0] > 0).expand(len(z_Ud)))
@@ -192,7 +192,7 @@ def measure_scales(
     """Measure each level over the catalogue, under a decay's noise as it is now."""
     found, r, noise = [], z_Nd, decay.scales()
     for level, codebook in enumerate(rq.codebooks()):
-        pieces = [distance(piece, codebook, rq.cfg.dist) for piece in r.split(ROWS)]
+        pieces = [distance(piece, codebook) for piece in r.split(ROWS)]
         two = torch.cat([d.topk(2, dim=1, largest=False).values for d in pieces])
         gap = float((two[:, 1] - two[:, 0]).median())
         if logit_scale == "auto" and gap <= 1e-9 * float(two.abs().mean()):

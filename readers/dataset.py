@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from readers.files import find_embedding, find_file, json_lines
-from readers.splits import DataOptions, Parts, Split
+from readers.splits import TEST_SHARE, DataOptions, Parts, Split
 from utils import Problem, digest, is_file, log, quoted, regular_file, whole_text
 
 SPLITS = ("train", "valid", "test")
@@ -123,7 +123,7 @@ def assemble(
     popularity = np.bincount(parts.training, minlength=len(catalogue) + 1)
     others = [*([items] if items else []), *([embedding] if embedding else [])]
     rules: list[object] = ["time", cfg.time_quantile] if cfg.split != "leave_one_out" else []
-    rules += [True, cfg.test_size, cfg.seed] if cfg.split == "time_groups" else []
+    rules += [True, TEST_SHARE, cfg.seed] if cfg.split == "time_groups" else []
     rules += [cfg.k_core] if cfg.k_core else []
     rules += [cfg.users_col, cfg.items_col, cfg.time_col] if paths[0].suffix.lower() == ".csv" else []
     split_hash = digest(cfg.short_users, *rules, *paths)

@@ -17,41 +17,45 @@ from utils import Problem, log, quoted
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    dataset: str = option("demo", "name of the data set")
+    dataset: str = option("demo", "name of the data set, also the name of its folder")
     data_path: str = option(
         "./dataset", "folder that holds <dataset>/ or the data files themselves, or a .csv file", free=True, path=True
     )
     data_format: Literal["auto", "inter", "inter_splits", "jsonl", "json", "csv"] = option(
-        "auto", "layout of the interactions: one .inter, three .inter, .jsonl + .emb_map.json, .inter.json, .csv"
+        "auto",
+        "layout of the interactions: one .inter file, three .inter files, .jsonl, .inter.json or .csv; auto detects it",
     )
-    users_col: str = option("UserId", "column of the users in a .csv file")
-    items_col: str = option("ProductId", "column of the items in a .csv file")
-    time_col: str = option("Timestamp", "column of the times in a .csv file, numbers")
-    k_core: int = option(0, "leave out users and items with fewer interactions, until none is left; 0 = keep all", ge=0)
+    users_col: str = option("UserId", "column of user ids in a .csv file")
+    items_col: str = option("ProductId", "column of item ids in a .csv file")
+    time_col: str = option("Timestamp", "column of timestamps (numbers) in a .csv file")
+    k_core: int = option(
+        0, "minimum number of interactions per user and per item, applied until nothing changes; 0 = no filter", ge=0
+    )
     split: Literal["leave_one_out", "time", "time_groups"] = option(
         "leave_one_out",
-        "test on each user's last item, or on their first known item after a point in time; time_groups: as "
-        "DiffSASRec's program, a point for each of two groups of users",
+        "how the data are split: leave_one_out = each user's last item for testing, time = the first item after a "
+        "point in time, time_groups = one such point for each of two groups of users, as in DiffSASRec's program",
     )
     time_quantile: float = option(
-        0.95, "share of all interactions before that point", gt=0, le=1, needs=("split: time time_groups",)
+        0.95, "share of interactions before the test period, above 0", gt=0, le=1, needs=("split: time time_groups",)
     )
-    test_size: float = option(0.2, "share of the users that are tested", gt=0, le=0.9, needs=("split: time_groups",))
     semantic_emb_path: str | None = option(
-        None, "content embeddings, .npy [items, D]; default: the only *.emb*.npy beside the data", path=True
+        None, "content embeddings, a .npy file [items, D]; default: the only *.emb*.npy beside the data", path=True
     )
-    max_his_len: int = option(50, "longest history, in items", ge=1, le=10**6, judges=True)
+    max_his_len: int = option(50, "maximum length of a history, in items", ge=1, le=10**6, judges=True)
     history_tokens: int | None = option(
         None,
-        "longest history, in tokens of semantic IDs: whole items, the newest first; null: max_his_len alone",
-        ge=1,
-        judges=True,
+        "maximum length of a history, in tokens of semantic IDs (whole items, newest first); null = no limit",
+        ge=1, judges=True,
     )
-    short_users: Literal["refuse", "drop"] = option("refuse", "users with fewer than 3 interactions")
-    seed: int = option(2020, "seed of everything random", ge=0, le=2**31 - 1)
+    short_users: Literal["refuse", "drop"] = option(
+        "refuse", "whether users with fewer than 3 interactions are an error (refuse) or left out (drop)"
+    )
+    seed: int = option(2020, "seed of all random numbers", ge=0, le=2**31 - 1)
 
 
 Facts = dict[str, float]
+TEST_SHARE = 0.2  # of the users, with split: time_groups
 SHORTEST = 3  # one item each to know, validate and test; a training sample needs a user with one more
 
 
@@ -307,7 +311,7 @@ def _only(split: Split, kept: np.ndarray) -> Split:
 def divide(rows: Log, names: Sequence[str], cfg: DataOptions, source: Path) -> Parts:
     """The parts that `split` and its options ask for."""
     if cfg.split == "time_groups":
-        return by_time_as_published(rows, cfg.time_quantile, cfg.test_size, cfg.seed)
+        return by_time_as_published(rows, cfg.time_quantile, TEST_SHARE, cfg.seed)
     if cfg.split == "time":
         return by_time(rows, cfg.time_quantile, source)
     offsets = np.searchsorted(rows.user, np.arange(rows.users + 1))

@@ -20,22 +20,14 @@ from data import Batch
 from layers import rows_of
 from recommenders.blocks import Stack, begin, causal_attention
 from recommenders.protocol import Said, Scorer
-from recommenders.tokens import TokenTables
+from recommenders.tokens import StackOptions, TokenTables
 from settings import option
-from utils import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderOptions:
-    decoder_layers: int = option(4, "layers of the decoder", ge=1, le=200)
-    d_model: int = option(128, "width h", ge=1)
-    d_ff: int = option(512, "width of the feed-forward layers", ge=1)
-    num_heads: int = option(4, "attention heads", ge=1, sizeless=True)
-    dropout_rate: float = option(0.2, "dropout", ge=0, le=0.9)
-
-    def __post_init__(self) -> None:
-        if self.d_model % self.num_heads:
-            raise Problem(f"d_model: {self.d_model} is not divisible by num_heads {self.num_heads}")
+class DecoderOptions(StackOptions):
+    decoder_layers: int = option(4, "number of decoder layers", ge=1, le=200)
+    dropout_rate: float = option(0.2, "dropout rate of the recommender, 0 to 0.9", ge=0, le=0.9)
 
 
 class Decoder(TokenTables):

@@ -8,7 +8,6 @@ Shape letters: B users, S positions, N items, d width, K masks to fill, R hidden
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -32,47 +31,30 @@ from utils import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionOptions(ItemOptions):
-    time_weight: bool = option(
-        True, "weigh the loss by 1 / t; false: all hidden items alike (BERT4Rec with a random rate)"
-    )
     decode_threshold: float = option(
-        0.9, "probability from which a place is filled", ge=0, le=1, judges=True, needs=("decoding: multi",)
-    )
-    decode_decay: float = option(
         0.9,
-        "factor on that threshold until a place reaches it",
-        ge=0,
-        le=1,
-        judges=True,
-        needs=("decoding: multi",),
+        "probability at which a masked position is filled in multi-step decoding, 0 to 1",
+        ge=0, le=1, judges=True, needs=("decoding: multi",),
     )
     decode_order: Literal["position", "confidence", "single_then_multi"] = option(
         "position",
-        "order of the list; the last: the best next item, then masks after it",
-        judges=True,
-        needs=("decoding: multi",),
+        "order of a multi-step list: by position, by confidence, or the best next item first and then masked positions",
+        judges=True, needs=("decoding: multi",),
     )
     decode_rounds: int | None = option(
         None,
-        "fill an equal share of the places in each of so many rounds, instead of by threshold",
-        ge=1,
-        judges=True,
-        needs=("decoding: multi",),
-    )
-    remasking: Literal["low_confidence", "random"] = option(
-        "low_confidence", "which places are filled first", judges=True, needs=("decoding: multi",)
+        "number of rounds in which equal shares of the masked positions are filled; null = by decode_threshold",
+        ge=1, judges=True, needs=("decoding: multi",),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningOptions(DiffusionOptions):
-    sft_from: str | None = option(
-        None, "best_model.pth of the diffsasrec run that diffsasrec_sft fine-tunes", path=True
-    )
-    sft_masks: int = option(1, "fine-tuning: how many of the last items may be hidden", ge=1)
+    sft_from: str | None = option(None, "best_model.pth of the diffsasrec run to fine-tune", path=True)
 
 
 EPSILON = 1e-3  # smallest probability of a mask
+DECAY = 0.9  # factor on the threshold of multi-step decoding until a place reaches it
 
 
 class DiffSASRec(SequenceModel):
@@ -97,8 +79,8 @@ class DiffSASRec(SequenceModel):
         if self.targets == "all":  # as published, the last item of a history is left to fine-tuning
             item_BS = torch.cat([item_BS, batch.target_B[:, None]], 1)
         hidden_BS, t_B1 = self.noise(batch, item_BS)
-        weight_BS = (1 / t_B1).expand_as(item_BS) if self.cfg.time_weight else torch.ones_like(item_BS)
-        loss = self.masked_loss(item_BS, hidden_BS, weight_BS / (item_BS > 0).sum())
+        weight_BS = (1 / t_B1).expand_as(item_BS) / (item_BS > 0).sum()
+        loss = self.masked_loss(item_BS, hidden_BS, weight_BS)
         return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
 
     def noise(self, batch: Batch, item_BS: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,18 +150,13 @@ class DiffSASRec(SequenceModel):
             taken.scatter_(1, first_B1, True)
         done = fill(
             lambda filled: self.masked_scores(history_BS, filled), taken[:, 1:], k - first_B1.shape[1], s,
-            renormalise=not self.cfg.as_published, random=partial(self._keys, history_BS, k - first_B1.shape[1]),
+            renormalise=not self.cfg.as_published,
         )  # fmt: skip
         item_BK, score_BK = done.item_BK, done.confidence_BK
         if s.decode_order == "confidence":
             score_BK, order = score_BK.sort(dim=1, descending=True, stable=True)
             item_BK = item_BK.gather(1, order)
         return Found(torch.cat([first_B1, item_BK], 1), torch.cat([first_score_B1, score_BK.log()], 1))
-
-    def _keys(self, history_BS: Tensor, k: int, rounds: int) -> Tensor:
-        """Uniform numbers [B, K] of a round, a function of seed and history alone."""
-        odd_S = 2 * torch.arange(history_BS.shape[1], device=history_BS.device).flip(0) + 1  # counted from the newest
-        return counter_uniform(self.seed, torch.tensor(rounds), (history_BS * odd_S).sum(1), 3, k)
 
 
 # ---------------------------------------------------------------- multi-step decoding
@@ -192,16 +169,15 @@ class Filled(NamedTuple):
 
 
 def fill(
-    score: Callable[[Tensor], Tensor], taken_BN: Tensor, k: int, s: DiffusionOptions, *, renormalise: bool = True,
-    random: Callable[[int], Tensor] | None = None,
-) -> Filled:  # fmt: skip
+    score: Callable[[Tensor], Tensor], taken_BN: Tensor, k: int, s: DiffusionOptions, *, renormalise: bool = True
+) -> Filled:
     """Fill k places in at most k rounds, each user on their own: nobody's list depends on the batch.
 
     score: items so far [B, K] (0: open) -> scores [B, K, N]; taken_BN: items that may not be used,
     changed in place. Each round fills the open places whose best item is at least as probable as the
     user's threshold, the most probable first; two places never get the same item. A threshold that
-    nothing reaches falls by `decode_decay` until something does. With `decode_rounds`, every round
-    fills its share of the places instead. random: round -> uniform numbers [B, K], for `remasking: random`.
+    nothing reaches falls by `DECAY` until something does. With `decode_rounds`, every round fills its
+    share of the places instead.
     """
     users, device = len(taken_BN), taken_BN.device
     item_BK = torch.zeros(users, k, dtype=torch.long, device=device)
@@ -214,15 +190,12 @@ def fill(
         if not p_BK.isfinite().all():
             raise Problem("the model's scores are not finite; its training has diverged")
         if s.decode_rounds is None:
-            threshold_B = lowered(threshold_B, p_BK.amax(1), s.decode_decay)
+            threshold_B = lowered(threshold_B, p_BK.amax(1))
             least_B1, share = threshold_B[:, None], k
         else:
             least_B1, share = torch.zeros_like(p_BK[:, :1]), _share(k, s.decode_rounds, rounds)
-        key_BK = p_BK
-        if s.remasking == "random":
-            key_BK = (random(rounds) if random else torch.rand_like(p_BK)).masked_fill(item_BK > 0, -1.0)
         left_B = torch.full((users,), share, device=device)
-        for place_B1 in key_BK.argsort(dim=1, descending=True, stable=True).split(1, 1):
+        for place_B1 in p_BK.argsort(dim=1, descending=True, stable=True).split(1, 1):
             best_B1, p_B1 = best_BK.gather(1, place_B1), p_BK.gather(1, place_B1)
             ok_B1 = (p_B1 >= least_B1.clamp(min=0)) & ~taken_BN.gather(1, best_B1) & (left_B > 0)[:, None]
             item_BK.scatter_add_(1, place_B1, (best_B1 + 1) * ok_B1)
@@ -244,11 +217,10 @@ def _best(score_BKN: Tensor, taken_BN: Tensor, renormalise: bool) -> tuple[Tenso
     return (top_BK - whole_BK).exp().masked_fill(none_B1, 0.0), best_BK
 
 
-def lowered(threshold_B: Tensor, top_B: Tensor, decay: float) -> Tensor:
-    """threshold * decay^n with the least n that lets `top` pass; `top` itself where no n does."""
-    if 0 < decay < 1:
-        n_B = ((top_B.clamp(min=0) / threshold_B).log() / torch.tensor(decay).log()).ceil().clamp(min=0)
-        threshold_B = torch.where(n_B > 0, threshold_B * decay**n_B, threshold_B)
+def lowered(threshold_B: Tensor, top_B: Tensor) -> Tensor:
+    """threshold * DECAY^n with the least n that lets `top` pass; `top` itself where no n does."""
+    n_B = ((top_B.clamp(min=0) / threshold_B).log() / torch.tensor(DECAY).log()).ceil().clamp(min=0)
+    threshold_B = torch.where(n_B > 0, threshold_B * DECAY**n_B, threshold_B)
     return torch.minimum(threshold_B, top_B)
 
 
@@ -263,10 +235,8 @@ def _share(k: int, rounds: int, number: int) -> int:
 
 
 class FineTuned(DiffSASRec):
-    """Second stage: history and MASKs at the end -> the items there, from a trained `sft_from`.
-
-    One MASK (`sft_masks` 1) is trained as single-step decoding asks; more are hidden with probability
-    t and weighed by 1 / t, as LLaDA fine-tunes.
+    """Second stage: history and one MASK at the end -> the item there, as single-step decoding asks, from a trained
+    `sft_from`.
     """
 
     Options: ClassVar[type[FineTuningOptions]] = FineTuningOptions
@@ -274,20 +244,15 @@ class FineTuned(DiffSASRec):
 
     def __init__(self, cfg: FineTuningOptions, n_items: int, longest: int, seed: int) -> None:
         super().__init__(cfg, n_items, longest, seed)
-        self.sft_masks = cfg.sft_masks
         self.targets = "one"
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over sequences of the loss of their last items, each sequence cut at random every other time."""
+        """Mean over sequences of the loss of their last item, each sequence cut at random every other time."""
         item_BS = self.cut(torch.cat([batch.history_BS, batch.target_B[:, None]], 1), batch)
-        count = self.sft_masks
-        hidden_BS, t_B1 = self.noise(batch, item_BS)
-        last_S = torch.arange(item_BS.shape[1], device=item_BS.device) >= item_BS.shape[1] - count
-        possible_B1 = (last_S & (item_BS > 0)).sum(1, keepdim=True)
-        weight_BS = 1 / (t_B1 * possible_B1).expand_as(item_BS)
-        if count == 1:
-            hidden_BS, weight_BS = last_S.expand_as(item_BS), torch.ones_like(weight_BS)
-        loss = self.masked_loss(item_BS, hidden_BS & last_S, weight_BS / len(item_BS))
+        last_BS = torch.zeros_like(item_BS, dtype=torch.bool)
+        last_BS[:, -1] = True
+        weight_BS = torch.ones_like(item_BS, dtype=torch.float32) / len(item_BS)
+        loss = self.masked_loss(item_BS, last_BS, weight_BS)
         return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
 
     def cut(self, item_BS: Tensor, batch: Batch) -> Tensor:

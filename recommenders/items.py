@@ -24,17 +24,21 @@ class ItemOptions:
     """What every network over items is asked."""
 
     hidden_units: int = option(128, "width d of the item embeddings", ge=1)
-    num_blocks: int = option(2, "transformer blocks", ge=1, le=200)
-    num_heads: int = option(4, "attention heads", ge=1, sizeless=True)
-    hidden_dropout: float = option(0.5, "dropout of embeddings, attention and feed-forward", ge=0, le=0.9)
+    num_blocks: int = option(2, "number of transformer blocks", ge=1, le=200)
+    num_heads: int = option(4, "number of attention heads", ge=1, sizeless=True)
+    hidden_dropout: float = option(
+        0.5, "dropout rate of embeddings, attention and feed-forward layers, 0 to 0.9", ge=0, le=0.9
+    )
     decoding: Literal["single", "multi", "autoregressive"] = option(
         "single",
-        "rank the next item; fill as many masks as there are places in the list (diffusion); add the best next "
-        "item again and again",
+        "how a list is made: single = rank the next item, multi = fill one masked position per list entry (diffusion "
+        "only), autoregressive = append the best next item again and again",
         judges=True,
     )
     as_published: bool = option(
-        False, "as DiffSASRec's program: its transformer block, its targets, its multi-step decoder", sizeless=True
+        False,
+        "whether transformer block, targets and multi-step decoder are those of DiffSASRec's program",
+        sizeless=True,
     )
 
     def __post_init__(self) -> None:

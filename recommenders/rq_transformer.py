@@ -19,24 +19,16 @@ from data import Batch
 from layers import depth_attention, rows_of
 from recommenders.blocks import Stack, begin, causal_attention
 from recommenders.protocol import Said, Scorer
-from recommenders.tokens import TokenTables, WholeItemOptions
+from recommenders.tokens import StackOptions, TokenTables, WholeItemOptions
 from settings import option
-from utils import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
-class RQTransformerOptions(WholeItemOptions):
-    item_blocks: int = option(2, "blocks over the items of a history", ge=1, le=200)
-    depth_blocks: int = option(2, "blocks over the tokens of a SID", ge=1, le=200)
-    d_model: int = option(128, "width h", ge=1)
-    d_ff: int = option(512, "width of the feed-forward layers", ge=1)
-    num_heads: int = option(4, "attention heads", ge=1, sizeless=True)
-    item_dropout: float = option(0.3, "dropout over the items of a history", ge=0, le=0.9)
-    depth_dropout: float = option(0.2, "dropout over the tokens of a SID", ge=0, le=0.9)
-
-    def __post_init__(self) -> None:
-        if self.d_model % self.num_heads:
-            raise Problem(f"d_model: {self.d_model} is not divisible by num_heads {self.num_heads}")
+class RQTransformerOptions(WholeItemOptions, StackOptions):
+    item_blocks: int = option(2, "number of transformer blocks over the items of a history", ge=1, le=200)
+    depth_blocks: int = option(2, "number of transformer blocks over the tokens of a semantic ID", ge=1, le=200)
+    item_dropout: float = option(0.3, "dropout rate over the items of a history, 0 to 0.9", ge=0, le=0.9)
+    depth_dropout: float = option(0.2, "dropout rate over the tokens of a semantic ID, 0 to 0.9", ge=0, le=0.9)
 
 
 class RQTransformer(TokenTables):

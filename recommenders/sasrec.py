@@ -21,8 +21,8 @@ from utils import Problem
 class SASRecOptions(ItemOptions):
     sasrec_loss: Literal["ce_all", "bce", "ce_last"] = option(
         "ce_all",
-        "softmax over the catalogue at every position; one random negative at every position; softmax at the last "
-        "position",
+        "training loss: ce_all = softmax over all items at every position, bce = one random negative per position, "
+        "ce_last = softmax at the last position",
     )
 
     def __post_init__(self) -> None:

@@ -20,23 +20,19 @@ from torch import Tensor, nn
 from data import Batch
 from layers import Dropout, attention, rows_of
 from recommenders.protocol import Said, Scorer
-from recommenders.tokens import TokenTables, WholeItemOptions
+from recommenders.tokens import TokenTables, WholeItemOptions, WidthOptions
 from settings import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class T5Options(WholeItemOptions):
-    encoder_layers: int = option(6, "layers of the encoder", ge=1, le=200)
-    decoder_layers: int = option(6, "layers of the decoder", ge=1, le=200)
-    d_model: int = option(128, "width h", ge=1)
-    d_ff: int = option(512, "width of the feed-forward layers", ge=1)
-    num_heads: int = option(4, "attention heads", ge=1, sizeless=True)
-    d_kv: int = option(64, "width of one head", ge=1, sizeless=True)
-    dropout_rate: float = option(0.1, "dropout of the recommender", ge=0, le=0.9)
+class T5Options(WholeItemOptions, WidthOptions):
+    encoder_layers: int = option(6, "number of encoder layers", ge=1, le=200)
+    decoder_layers: int = option(6, "number of decoder layers", ge=1, le=200)
+    d_kv: int = option(64, "width of one attention head", ge=1, sizeless=True)
+    dropout_rate: float = option(0.1, "dropout rate of the recommender, 0 to 0.9", ge=0, le=0.9)
     recency_embedding: bool = option(
         False,
-        "add a learned vector for an item's place counted from the newest (not in the paper: T5 sees relative "
-        "places only)",
+        "whether each item of a history gets a learned vector for its age, counted from the newest (not in the paper)",
     )
 
 

@@ -14,6 +14,25 @@ from torch import Tensor, nn
 from layers import are_real, some_logits
 from recommenders.protocol import Codes
 from settings import option
+from utils import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthOptions:
+    """The sizes that every network over tokens has."""
+
+    d_model: int = option(128, "width h of the hidden states", ge=1)
+    d_ff: int = option(512, "width of the feed-forward layers", ge=1)
+    num_heads: int = option(4, "number of attention heads", ge=1, sizeless=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions(WidthOptions):
+    """The sizes of the blocks in recommenders/blocks.py, whose heads share the width."""
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.num_heads:
+            raise Problem(f"d_model: {self.d_model} is not divisible by num_heads {self.num_heads}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +40,19 @@ class WholeItemOptions:
     """Items beside their SIDs (LIGER, arXiv:2411.18814)."""
 
     item_embedding: bool = option(
-        False, "add a learned vector of its own to each item of a history (then not all of an item is in its SID)"
+        False,
+        "whether each item of a history gets a learned vector of its own beside its semantic ID (not in the paper)",
     )
     item_loss: float = option(
-        0.0, "weight of a second loss: the next item itself among all items; the beams are then ranked by both", ge=0
+        0.0,
+        "weight of an extra softmax loss over whole items, which also ranks the beams (hybrid ranking, as in LIGER; 0 "
+        "= off)",
+        ge=0,
     )
     item_rank: float = option(
         1.0,
-        "weight of the item's log-probability beside its SID's when beams are ranked",
-        ge=0,
-        judges=True,
-        needs=("item_loss",),
+        "weight of the item's log-probability in hybrid ranking, at least 0",
+        ge=0, judges=True, needs=("item_loss",),
     )
 
 

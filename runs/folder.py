@@ -37,25 +37,27 @@ TRACKERS = ("auto", "none", "tensorboard", "wandb", "mlflow")
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     run_name: str | None = option(None, "name of the run folder; default: method and time", free=True)
-    output_dir: str = option("./myckpt", "run folders go to <output_dir>/<dataset>/<run_name>", free=True, path=True)
-    log_dir: str = option("./logs", "logs go to <log_dir>/<dataset>", free=True, path=True)
+    output_dir: str = option("./myckpt", "folder of all runs: <output_dir>/<dataset>/<run_name>", free=True, path=True)
+    log_dir: str = option("./logs", "folder of the log files: <log_dir>/<dataset>", free=True, path=True)
     resume: Literal["no", "auto"] = option(
-        "no", "auto: go on with the run of this name, or reprint it when it is finished", free=True
+        "no", "auto = continue the run of this name, or print its results if it is finished", free=True
     )
     resume_with_changes: bool = option(
-        False, "resume although options differ from those the run was begun with; the log lists them", free=True
+        False, "whether a run may be resumed with other options than it was started with; the log lists them", free=True
     )
     trackers: list[str] = option(
         ["auto"],
-        "where an epoch's figures go beside metrics.jsonl: tensorboard, wandb, mlflow, none; auto: TensorBoard, into "
-        "log_dir, where it is installed",
+        "experiment trackers besides metrics.jsonl: tensorboard, wandb, mlflow or none; auto = TensorBoard in log_dir "
+        "if it is installed",
         free=True,
     )
     save_steps: int = option(
-        0, "checkpoint every so many steps besides each epoch; 0 = at epochs only", ge=0, free=True
+        0, "number of steps between two checkpoints within an epoch; 0 = only at the end of an epoch", ge=0, free=True
     )
     with_two_stage: bool = option(
-        False, "run scripts: train the two-stage baseline of the same tokenizer beside", free=True
+        False,
+        "whether run_FrqUD.sh and run_SDUD.sh also train the two-stage baseline with the same tokenizer",
+        free=True,
     )
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from utils import Problem, log, printable
 
 SCREEN = 120  # characters of an epoch's line
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
-PROTOCOL = ("dataset", "split", "time_quantile", "test_size", "k_core", "short_users", "max_his_len",
+PROTOCOL = ("dataset", "split", "time_quantile", "k_core", "short_users", "max_his_len",
             "mask_seen", "metrics", "data_path")  # fmt: skip
 
 

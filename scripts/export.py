@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import settings
 from serve.hub import HubModel
-from utils import Problem, as_command, log, log_to, one_line, path_fault, quoted, whole_folder
+from utils import Problem, as_command, log, log_to, one_line, quoted, whole_folder
 
 
 def run(argv: list[str]) -> Path:
@@ -25,8 +25,6 @@ def run(argv: list[str]) -> Path:
     if len(words) != 1 or "out" not in given:
         raise Problem("export: name one checkpoint and --out DIR, as in myckpt/.../best_model.pth --out DIR")
     out = Path(given["out"])
-    if fault := path_fault(out):
-        raise Problem(f"--out: {quoted(str(out))} is not a path, {fault}")
     if out.exists():
         raise Problem(f"--out: {out} is there already; choose another name")
     if not out.parent.is_dir():

@@ -26,7 +26,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import Problem, Unwritable, path_fault, problems_exit_2, quoted, shown, whole_folder
+from utils import Problem, Unwritable, problems_exit_2, shown, whole_folder
 
 FILES = INTERACTIONS, ITEMS, EMBEDDINGS = "demo.inter", "demo.items.jsonl", "demo.emb-text.npy"
 EMBEDDING_SIZE = 64
@@ -277,8 +277,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("dataset/demo"))
     parser.add_argument("--seed", type=int, default=2020)
     args = parser.parse_args()
-    if fault := path_fault(args.folder):
-        raise Problem(f"--folder: {quoted(str(args.folder))} is not a path, {fault}")
     if not 0 <= args.seed < 2**63:
         raise Problem(f"--seed: must be from 0 to 2^63 - 1, got {shown(args.seed)}")
     if is_complete(args.folder):

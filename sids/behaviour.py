@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layers import Distance, distance
+from layers import distance
 from readers.dataset import Dataset
 from runs.exported import earlier
 from settings import option
@@ -32,17 +32,17 @@ BESIDE = ("behaviour: pairs vectors",)
 class BehaviourOptions(CodeOptions, PairOptions):
     behaviour: Literal["none", "pairs", "vectors"] = option(
         "none",
-        "what stands beside the content: nothing, the spectrum of the training part's pairs, or item vectors of a "
-        "trained SASRec",
+        "behaviour vectors joined to the content embeddings: none, from co-occurrence pairs of the training part, or "
+        "the item vectors of a trained SASRec",
     )
     vectors_from: str | None = option(
-        None, "behaviour: vectors: best_model.pth of a sasrec run on the same data and split", path=True
+        None, "best_model.pth of the sasrec run (same data and split) whose item vectors are used", path=True
     )
     behaviour_weight: float = option(
-        1.0, "length of the behaviour beside the content's, which is 1", gt=0, needs=BESIDE
+        1.0, "length of the behaviour vectors relative to the content embeddings, above 0", gt=0, needs=BESIDE
     )
     behaviour_width: int = option(
-        128, "width of the behaviour: so many principal components are kept", ge=1, needs=BESIDE
+        128, "number of principal components of the behaviour vectors that are kept", ge=1, needs=BESIDE
     )
 
     def __post_init__(self) -> None:
@@ -118,14 +118,14 @@ class ContentTokenizer(nn.Module):
         return content_ND if self.side is None else self.side.join(content_ND)
 
 
-def residual_distances(z_Nd: Tensor, books: list[Tensor], kind: Distance = "l2") -> Callable[[Tensor, Tensor], Tensor]:
+def residual_distances(z_Nd: Tensor, books: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """(rows [n], their codes on the first l levels [n, l]) -> distances of what is left to level l, [n, K]."""
 
     def of(rows: Tensor, prefix_nl: Tensor) -> Tensor:
         left = z_Nd[rows]
         for book, code in zip(books, prefix_nl.unbind(1), strict=False):
             left = left - book[code]
-        return distance(left, books[prefix_nl.shape[1]], kind)
+        return distance(left, books[prefix_nl.shape[1]])
 
     return of
 

@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from settings import option
 
+DECAY = 0.99  # g, share of the past in the moving averages of sums and counts
 LAPLACE, JITTER = 1e-5, 1e-2  # smoothing of counts; noise of a restarted code, in units of the rows' own spread
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpkeepOptions:
     codebook_learning: Literal["gradient", "ema"] = option(
-        "gradient", "codes of pre-training move by the gradient of the VQ loss, or are moving averages of their rows"
+        "gradient",
+        "how codebooks learn in pre-training: by the gradient of the VQ loss or as exponential moving averages (ema)",
     )
-    ema_decay: float = option(
-        0.99, "share of the past in the moving averages of sums and counts", gt=0, le=0.9999,
-        needs=("codebook_learning: ema", "dead_code_ratio"),
-    )  # fmt: skip
     dead_code_ratio: float = option(
-        0.0, "a code used less than this share of the mean moves to a random row of the batch; 0: never", ge=0, le=0.9
+        0.0,
+        "share of the mean usage below which a code is reset to a random latent of the batch; 0 = never",
+        ge=0, le=0.9,
     )
 
 
@@ -70,11 +70,10 @@ class Upkeep(nn.Module):
                 count_K.fill_(len(row_Bd) / len(codebook))
                 if self.cfg.codebook_learning == "ema":
                     self.get_buffer(f"sum_{level}").copy_(codebook * count_K[:, None])
-            g = self.cfg.ema_decay
-            count_K.mul_(g).add_(code_B.bincount(minlength=len(count_K)), alpha=1 - g)
+            count_K.mul_(DECAY).add_(code_B.bincount(minlength=len(count_K)), alpha=1 - DECAY)
             if self.cfg.codebook_learning == "ema":
                 sum_Kd = self.get_buffer(f"sum_{level}")
-                sum_Kd.mul_(g).add_(torch.zeros_like(sum_Kd).index_add_(0, code_B, row_Bd), alpha=1 - g)
+                sum_Kd.mul_(DECAY).add_(torch.zeros_like(sum_Kd).index_add_(0, code_B, row_Bd), alpha=1 - DECAY)
                 total = count_K.sum()
                 smooth_K = (count_K + LAPLACE) / (total + len(count_K) * LAPLACE) * total
                 codebook.copy_(sum_Kd / smooth_K[:, None])

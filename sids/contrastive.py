@@ -23,49 +23,33 @@ from utils import Problem
 from vq import RQVAE, RQVAEOptions
 
 TERMS = ("self", "ori", "cl")  # output to output, output to the partner's input, output to its own input
-
-
-CONTRAST = ("task: both contrastive",)
+TEMPERATURE, MAX_SCALE = 0.07, 100.0  # of each term at the start; the bound of 1 / temperature, which is learned
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveOptions(RQVAEOptions):
-    task: Literal["both", "reconstruction", "contrastive"] = option("both", "what pre-training learns")
+    task: Literal["both", "reconstruction", "contrastive"] = option(
+        "both", "pre-training task: reconstruction, contrast of co-occurring items, or both"
+    )
     mixing: Literal["alternate", "sum"] = option(
-        "alternate", "a step a task in random order, or both losses in every step", needs=("task: both",)
+        "alternate",
+        "how two tasks are combined: alternate = one task per step in random order, sum = both losses in every step",
+        needs=("task: both",),
     )
-    contrastive_weight: float = option(1.0, "weight of the contrastive loss", gt=0, needs=CONTRAST)
-    contrastive_terms: list[str] = option(list(TERMS), f"terms of the contrastive loss, of {', '.join(TERMS)}")
-    contrastive_at: Literal["decoded", "latent"] = option(
-        "decoded", "contrast of the decoder's outputs, or of the latents (then self is the only term)"
+    quant_loss_weight: float = option(
+        0.5, "weight of the VQ loss relative to the reconstruction loss, at least 0", ge=0
     )
-    temperature_init: float = option(0.07, "temperature of each term at the start; it is learned", gt=0)
-    max_scale: float = option(100.0, "bound of 1 / temperature", ge=1)
-    mask_known_positives: bool = option(True, "known partners and repeated items are no negatives")
-    pair_weighting: Literal["uniform", "count"] = option(
-        "uniform", "a pair comes once an epoch, or is drawn as often as it was seen", needs=CONTRAST
-    )
-    vq_form: Literal["residual", "cumulative"] = option(
-        "cumulative", "VQ loss of the latent and the sum of codes so far (FORGE), or of each level's residual and code"
-    )
-    quant_loss_weight: float = option(0.5, "weight w of the VQ loss", ge=0)
-    beta: float = option(1.0, "weight of the commitment term in the VQ loss", ge=0)
+    beta: float = option(1.0, "weight of the commitment term in the VQ loss, at least 0", ge=0)
     dead_code_ratio: float = option(
-        0.1, "a code used less than this share of the mean moves to a random row of the batch; 0: never", ge=0, le=0.9
+        0.1,
+        "share of the mean usage below which a code is reset to a random latent of the batch; 0 = never",
+        ge=0, le=0.9,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if bad := [t for t in self.contrastive_terms if t not in TERMS]:
-            raise Problem(f"contrastive_terms: {bad[0]!r} is not one of {', '.join(TERMS)}")
-        if not self.contrastive_terms or len(set(self.contrastive_terms)) < len(self.contrastive_terms):
-            raise Problem("contrastive_terms: name each term that is wanted once, at least one")
-        if self.contrastive_at == "latent" and self.contrastive_terms != ["self"]:
-            raise Problem("contrastive_at: latents cannot be held against inputs; set contrastive_terms: self")
         if self.mixing == "sum" and self.task != "both":
             raise Problem(f"mixing: sum needs task: both, not {self.task}")
-        if self.temperature_init < 1 / self.max_scale:
-            raise Problem(f"temperature_init: {self.temperature_init} is beyond max_scale {self.max_scale}")
 
 
 class Step(NamedTuple):
@@ -148,9 +132,9 @@ class Contrast(NamedTuple):
 
 
 def contrastive_loss(
-    output: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor], scale: dict[str, Tensor], no: Excluded | None
+    output: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor], scale_3: Tensor, no: Excluded | None
 ) -> Contrast:
-    """The mean of the terms that `scale` names, each over both directions.
+    """The mean of the three terms, each over both directions.
 
     With a, b the outputs of the pairs' items, X, Y their inputs, all at length 1 (the program left X and Y as they
     came): self = [CE(s a B') + CE(s b A')] / 2, ori = [CE(s a Y') + CE(s b X')] / 2, cl = [CE(s a X') + CE(s b Y')] /
@@ -164,12 +148,11 @@ def contrastive_loss(
         "cl": ((a, x, no.left_left), (b, y, no.right_right)),
     }
     terms, found = {}, []
-    for name, s in scale.items():
+    for name, s in zip(TERMS, scale_3, strict=True):
         both = [contrast(query, candidate, s, mask) for query, candidate, mask in sides[name]]
         terms[name] = (both[0][0] + both[1][0]) / 2
         found += [share for _, share in both if name != "cl"]
-    zero = a.new_zeros(())
-    return Contrast(torch.stack(list(terms.values())).mean(), terms, torch.stack(found or [zero]).mean())
+    return Contrast(torch.stack(list(terms.values())).mean(), terms, torch.stack(found).mean())
 
 
 class ContrastiveRQVAE(RQVAE):
@@ -177,12 +160,13 @@ class ContrastiveRQVAE(RQVAE):
 
     Options: ClassVar[type[ContrastiveOptions]] = ContrastiveOptions
     cfg: ContrastiveOptions
+    cumulative = True
 
     def __init__(self, cfg: ContrastiveOptions, n_input: int) -> None:
         super().__init__(cfg, n_input)
         for linear in (m for m in self.modules() if isinstance(m, nn.Linear)):
             linear.reset_parameters()  # smaller than the RQ-VAE's start, which leaves twice the collisions here
-        self.theta = nn.Parameter(torch.full((len(cfg.contrastive_terms),), -math.log(cfg.temperature_init)))
+        self.theta = nn.Parameter(torch.full((len(TERMS),), -math.log(TEMPERATURE)))
         self.keeps_last = cfg.task != "reconstruction"  # an output's length means nothing, so that its error may rise
         self._pairs: Pairs | None = None
         self._adjacency: Adjacency | None = None
@@ -195,8 +179,7 @@ class ContrastiveRQVAE(RQVAE):
                 raise Problem(
                     "task: the training part holds no pair of items; lower pair_min_count, or set task: reconstruction"
                 )
-            if self.cfg.mask_known_positives:
-                self._adjacency = Adjacency(self._pairs, len(source.content_ND))
+            self._adjacency = Adjacency(self._pairs, len(source.content_ND))
         return self._pairs
 
     def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Step]:  # type: ignore[override]
@@ -207,10 +190,7 @@ class ContrastiveRQVAE(RQVAE):
             return [Step(rows, None) for rows in whole]
         random = np.random.default_rng([seed, epoch, 12])
         pairs = self.pairs(source)
-        share_P = pairs.count_P / pairs.count_P.sum() if self.cfg.pair_weighting == "count" else None
         drawn = random.permutation(len(pairs))
-        if share_P is not None:
-            drawn = random.choice(len(pairs), len(pairs), p=share_P)
         turned = random.random(len(drawn)) < 0.5
         pair_P2 = np.where(turned[:, None], pairs.item_P2[drawn][:, ::-1], pairs.item_P2[drawn])
         halves = torch.from_numpy(pair_P2).split(size)
@@ -227,24 +207,22 @@ class ContrastiveRQVAE(RQVAE):
             total, parts = super().loss(batch.rows, step)
         if batch.pair_B2 is not None:
             found, vq = self.contrast(batch.pair_B2)
-            total = total + self.cfg.contrastive_weight * found.loss + self.cfg.quant_loss_weight * vq
+            total = total + found.loss + self.cfg.quant_loss_weight * vq
             parts |= {"contrast": found.loss, "contrast_vq": vq, "accuracy": found.accuracy}
         return total, parts
 
     def contrast(self, pair_B2: Tensor) -> tuple[Contrast, Tensor]:
         """(contrastive loss, VQ loss) of some pairs; both sides pass the network together."""
         x_ND = self.get_buffer("x_ND")[pair_B2.T.reshape(-1)]
-        z_Nd = shares.spread(self.encoder, x_ND)
-        out_Nd, vq, _ = self.straight_through(z_Nd, self.cfg.rqvae_assignment)
-        output = shares.spread(self.decoder, out_Nd) if self.cfg.contrastive_at == "decoded" else z_Nd
-        scale = dict(zip(self.cfg.contrastive_terms, self.theta.exp(), strict=True))
-        no = excluded(pair_B2.cpu(), self._adjacency, x_ND.device) if self.cfg.mask_known_positives else None
+        out_Nd, vq, _ = self.straight_through(shares.spread(self.encoder, x_ND), self.cfg.rqvae_assignment)
+        output = shares.spread(self.decoder, out_Nd)
+        no = excluded(pair_B2.cpu(), self._adjacency, x_ND.device)
         left_right, inputs = output.chunk(2), x_ND.chunk(2)
-        return contrastive_loss((left_right[0], left_right[1]), (inputs[0], inputs[1]), scale, no), vq
+        return contrastive_loss((left_right[0], left_right[1]), (inputs[0], inputs[1]), self.theta.exp(), no), vq
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """The codebooks' upkeep, and temperatures within their bound."""
         figures = super().after_step(optimizer)
         with torch.no_grad():
-            self.theta.clamp_(0, math.log(self.cfg.max_scale))
+            self.theta.clamp_(0, math.log(MAX_SCALE))
         return figures if self.cfg.task == "reconstruction" else figures | {"scale": self.theta.exp().max()}

@@ -32,9 +32,12 @@ from sids.rq_kmeans import RQKMeans, RQKMeansOptions
 from sids.tokenizer import ROWS, CodeOptions, Source, UnitRows, in_pieces
 from utils import Problem, log
 
-RAMP = (
-    0.3  # of all steps: temperature and KL weight come to their ends, and so does the price of a token after its start
-)
+DROPOUT = 0.1  # of input, blocks and the residual before its logits
+LOGIT_SCALE = 15.0  # of the cosine logits at the start; learned
+TAU, BETA = (1.0, 0.6), (0.0, 0.002)  # temperature of the soft tokens and weight of the KL terms, first and last
+FREE_BITS = 2.0  # information of a token that costs nothing, nats
+FLOOR = 0.1  # eps, weight that all prefixes share, whatever the lengths
+RAMP = 0.3  # of all steps: TAU and BETA come to their ends, and so does the price of a token after its start
 LOOK = 100  # steps between two looks at the lengths
 ETA = 0.02  # how fast the price of a token follows the mean length
 
@@ -43,17 +46,14 @@ ETA = 0.02  # how fast the price of a token follows the mean length
 class DiscreteOptions(CodeOptions):
     """The networks of a discrete autoencoder, and what it is trained on."""
 
-    num_emb_list: list[int] = option([256] * 4, "symbols (V) of each place (T), all alike", ge=2)
+    num_emb_list: list[int] = option([256] * 4, "number of symbols per position, the same for all positions", ge=2)
     weights: Literal["uniform", "counts"] = option(
-        "counts", "weight of an item: all alike, or how often the training part holds it"
+        "counts", "weight of an item in training: all alike (uniform) or its training count (counts)"
     )
-    dvae_width: int = option(128, "width H of the encoder", ge=1)
-    dvae_decoder_width: int = option(128, "width of the decoder", ge=4)
-    dvae_layers: int = option(1, "layers of the decoder", ge=1, le=100)
-    dvae_dropout: float = option(0.1, "dropout of input, blocks and the residual before its logits", ge=0, le=0.9)
-    shared_codebook: bool = option(True, "one table of symbols for all places")
-    logit_scale_start: float = option(15.0, "first scale of the cosine logits; learned", gt=0)
-    dvae_steps: int = option(6000, "steps that all schedules are laid out for", ge=1)
+    dvae_width: int = option(128, "width of the encoder", ge=1)
+    dvae_decoder_width: int = option(128, "width of the decoder, at least 4", ge=4)
+    shared_codebook: bool = option(True, "whether all positions share one codebook")
+    dvae_steps: int = option(6000, "number of training steps over which the schedules run", ge=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,26 +68,19 @@ LEARNED = ("length: learned",)
 class DVAEOptions(DiscreteOptions):
     length: Literal["fixed", "cut", "learned"] = option(
         "cut",
-        "fixed: only whole codes are trained; cut: every prefix alike, so that codes can be cut to target_length; "
-        "learned: their ends too, the price of a token follows target_length",
+        "SID length: fixed = only whole codes are trained, cut = every prefix is trained, so that codes can be cut to "
+        "target_length, learned = a stop head decides, and the price of a token follows target_length",
     )
-    tau_end: float = option(0.6, "temperature of the soft tokens from 30 % of dvae_steps on; it starts at 1", gt=0)
-    kl_weight: float = option(0.002, "beta, from 30 % of dvae_steps on; it starts at 0", ge=0)
-    free_bits: float = option(2.0, "information of a token that costs nothing, nats", ge=0)
-    length_cost: float = option(20.0, "price lambda of a token, nats, or its first value", ge=0, needs=LEARNED)
+    length_cost: float = option(
+        20.0, "price of a token in nats; with target_length its initial value", ge=0, needs=LEARNED
+    )
     length_warmup: float = option(
-        0.4,
-        "share of dvae_steps in which length costs nothing; 0: it costs from the start",
-        ge=0,
-        le=0.7,
-        needs=LEARNED,
+        0.4, "share of dvae_steps during which length costs nothing, 0 to 0.7", ge=0, le=0.7, needs=LEARNED
     )
-    prefix_floor: float = option(
-        0.1, "eps, weight that all prefixes share, whatever the lengths", ge=0, le=1, needs=LEARNED
-    )
-    length_mode: Literal["argmax", "median", "mean"] = option("argmax", "the length of a code", needs=LEARNED)
     taught_share: float = option(
-        0.0, "share of dvae_steps at the start in which the codes of residual k-means are learned", ge=0, le=0.7
+        0.0,
+        "share of dvae_steps, from the start, in which the codes of residual k-means are imitated, 0 to 0.7",
+        ge=0, le=0.7,
     )
 
     @property
@@ -148,14 +141,9 @@ def terms(d_BT: Tensor, kl_BT: Tensor, logq_BT: Tensor, *, floor: float, free_bi
     )
 
 
-def lengths_of(logq_BT: Tensor, mode: str = "argmax") -> Tensor:
-    """The length [B] of each code; of equal probabilities the shorter."""
+def lengths_of(logq_BT: Tensor) -> Tensor:
+    """The likeliest length [B] of each code; of equal probabilities the shorter."""
     q_BT = logq_BT.exp()
-    if mode == "median":
-        return (q_BT.cumsum(1) < 0.5 - 1e-6).sum(1).clamp(max=q_BT.shape[1] - 1) + 1
-    if mode == "mean":
-        mean_B = (q_BT * torch.arange(1, q_BT.shape[1] + 1, device=q_BT.device)).sum(1)
-        return mean_B.round().long().clamp(1, q_BT.shape[1])
     best = q_BT >= q_BT.max(1, keepdim=True).values
     return best.long().argmax(1) + 1
 
@@ -172,8 +160,8 @@ class Sent(NamedTuple):
     logq_BT: Tensor | None  # length posterior, where there is a stop head
 
 
-def backbone(n_input: int, width: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(Dropout(dropout), nn.Linear(n_input, width), nn.LayerNorm(width), nn.GELU())
+def backbone(n_input: int, width: int) -> nn.Sequential:
+    return nn.Sequential(Dropout(DROPOUT), nn.Linear(n_input, width), nn.LayerNorm(width), nn.GELU())
 
 
 class Sender(nn.Module):
@@ -184,19 +172,19 @@ class Sender(nn.Module):
     def __init__(self, cfg: DiscreteOptions, n_input: int, *, stops: bool) -> None:
         super().__init__()
         places, symbols, width = len(cfg.num_emb_list), cfg.num_emb_list[0], cfg.dvae_width
-        self.f = backbone(n_input, width, cfg.dvae_dropout)
+        self.f = backbone(n_input, width)
         tables = 1 if cfg.shared_codebook else places
         self.code = nn.Parameter(torch.randn(tables, symbols, width) * 0.02)
-        self.scale_T = nn.Parameter(torch.full((places,), math.log(cfg.logit_scale_start)))
+        self.scale_T = nn.Parameter(torch.full((places,), math.log(LOGIT_SCALE)))
         self.gamma_T = nn.Parameter(torch.full((places,), math.log(0.2)))
-        self.norm, self.dropout, self.places = nn.RMSNorm(width), Dropout(cfg.dvae_dropout), places
+        self.norm, self.dropout, self.places = nn.RMSNorm(width), Dropout(DROPOUT), places
         self.stop: nn.ModuleDict | None = None
         if stops and places > 1:
             self.stop = nn.ModuleDict({
-                "backbone": backbone(n_input, width, cfg.dvae_dropout),
-                "stack": Stack(width, 4 * width, 1, cfg.dvae_dropout),
+                "backbone": backbone(n_input, width),
+                "stack": Stack(width, 4 * width, 1, DROPOUT),
                 "place": nn.Embedding(places, width),
-                "out": nn.Sequential(Dropout(cfg.dvae_dropout), nn.Linear(width, 1)),
+                "out": nn.Sequential(Dropout(DROPOUT), nn.Linear(width, 1)),
             })  # fmt: skip
             self.register_buffer("place_T", torch.arange(places), persistent=False)
             self.bias_S = nn.Parameter(torch.full((places - 1,), -2.0))
@@ -257,12 +245,10 @@ class Receiver(nn.Module):
         self.table = nn.Parameter(torch.randn(tables, symbols, width) * width**-0.5)
         self.place, self.heads = nn.Embedding(places, width), max(1, width // 64)
         nn.init.normal_(self.place.weight, std=0.1 * width**-0.5)  # a place must not drown what the tokens say
-        self.stack = Stack(width, 4 * width, cfg.dvae_layers, cfg.dvae_dropout)
+        self.stack = Stack(width, 4 * width, 1, DROPOUT)
         self.out, self.sum_TVD = nn.Linear(width, n_output), None
         if sums:
-            self.sum_TVD = nn.Parameter(
-                torch.zeros(places, symbols, n_output)
-            )  # times D^-1/2: Adam's steps fit it then
+            self.sum_TVD = nn.Parameter(torch.zeros(places, symbols, n_output))  # times D^-1/2: Adam's steps fit it
             for p in self.out.parameters():
                 nn.init.zeros_(p)
 
@@ -374,25 +360,25 @@ class DVAE(Discrete):
         if sent.logq_BT is None:
             return code_BT
         place_T = torch.arange(code_BT.shape[1], device=code_BT.device)
-        return code_BT.masked_fill(place_T >= lengths_of(sent.logq_BT, self.cfg.length_mode)[:, None], -1)
+        return code_BT.masked_fill(place_T >= lengths_of(sent.logq_BT)[:, None], -1)
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch of item rows at a step of the schedules."""
         cfg, x_BD = self.cfg, self.x_ND[batch]
         if step < cfg.taught_share * cfg.dvae_steps:
             return self._lesson(x_BD, batch)
-        tau = cosine(1.0, cfg.tau_end, step, RAMP * cfg.dvae_steps)
-        beta = cosine(0.0, cfg.kl_weight, step, RAMP * cfg.dvae_steps)
+        tau = cosine(*TAU, step, RAMP * cfg.dvae_steps)
+        beta = cosine(*BETA, step, RAMP * cfg.dvae_steps)
         sent = self.sender(x_BD, tau)
         d_BT = (self.receiver(sent.message_BTV) - x_BD[:, None]).square().sum(-1)
         kl_BT = kl_to_uniform(sent.logits_BTV)
         if sent.logq_BT is None:
             rec = d_BT[:, -1].mean() if cfg.length == "fixed" else d_BT.mean()
-            voc = (kl_BT - cfg.free_bits).relu().sum(1).mean()
+            voc = (kl_BT - FREE_BITS).relu().sum(1).mean()
             return rec + beta * voc, {"recon": rec, "tokens": voc, "last": d_BT[:, -1].mean()}
         share = self._length_share(step)
-        floor = 1 + share * (cfg.prefix_floor - 1)
-        t = terms(d_BT, kl_BT, sent.logq_BT, floor=floor, free_bits=cfg.free_bits, price=share * float(self.price))
+        floor = 1 + share * (FLOOR - 1)
+        t = terms(d_BT, kl_BT, sent.logq_BT, floor=floor, free_bits=FREE_BITS, price=share * float(self.price))
         self._watch(x_BD, step, share)
         expected = (sent.logq_BT.exp() * torch.arange(1, d_BT.shape[1] + 1, device=d_BT.device)).sum(1).mean()
         parts = {"recon": t.rec, "exact": t.exact, "tokens": t.voc, "E[L]": expected, "price": self.price.clone()}
@@ -424,7 +410,7 @@ class DVAE(Discrete):
         if (share < 0.5 and step % LOOK) or not self.training:
             return
         self.eval()
-        length_B = lengths_of(self.sender(x_BD).logq_BT, self.cfg.length_mode)  # type: ignore[arg-type]
+        length_B = lengths_of(self.sender(x_BD).logq_BT)  # type: ignore[arg-type]
         self.train()
         if share >= 0.5 and self.cfg.target_length is not None:
             self.price += ETA * (length_B.double().mean() - self.cfg.target_length).float()

@@ -17,17 +17,19 @@ from utils import Problem, log, shortened
 
 @dataclass(frozen=True, kw_only=True)
 class GivenOptions(CodeOptions):
-    sid_path: str | None = option(None, "<Name>.index.json with the semantic IDs of all items", path=True)
+    sid_path: str | None = option(None, "<name>.index.json file with the semantic IDs of all items", path=True)
     sid_keys: Literal["auto", "ids", "numbers"] = option(
-        "auto", "keys of sid_path: item ids, or numbers from 0 of the items in catalogue order; auto tells by the keys"
+        "auto", "keys of sid_path: item ids, or item numbers from 0 in catalogue order; auto detects which"
     )
     start_from: str | None = option(
         None,
-        "best_model.pth whose recommender goes on with the SIDs of sid_path, which must have its codes' names "
-        "(scripts/sid_align.py gives them)",
+        "best_model.pth that initialises the recommender; its codes must be named as in sid_path "
+        "(scripts/sid_align.py)",
         path=True,
     )
-    sid_lengths: Literal["equal", "unlike"] = option("equal", "may the SIDs of sid_path differ in length?")
+    sid_lengths: Literal["equal", "unlike"] = option(
+        "equal", "whether the semantic IDs of sid_path all have the same length (equal) or may differ (unlike)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

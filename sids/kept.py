@@ -28,17 +28,17 @@ LENGTH = ("target_length", "max_group", "max_shared")  # what becomes of codes, 
 class FitOptions:
     """Of the loop in sids/fit.py; here, because a folder's name depends on them."""
 
-    rqvae_epochs: int = option(10000, "most epochs of pre-training", ge=1)
+    rqvae_epochs: int = option(10000, "maximum number of pre-training epochs", ge=1)
     rqvae_patience: int = option(
-        500, "stop after so many epochs without a better checkpoint (docs/method.md, 2.3)", ge=1
+        500, "number of epochs without a better checkpoint after which pre-training stops", ge=1
     )
-    rqvae_eval_step: int = option(50, "epochs between two looks at the collision rate", ge=1)
+    rqvae_eval_step: int = option(50, "number of epochs between two evaluations of the tokenizer", ge=1)
     rqvae_batch_size: int = option(
-        1024, "rows a step: items, pairs (contrastive), interactions (dvae, reinforce)", ge=1
+        1024, "rows per pre-training step: items, pairs (contrastive) or interactions (dvae, reinforce)", ge=1
     )
-    rqvae_lr: float = option(1e-3, "learning rate of pre-training", gt=0)
+    rqvae_lr: float = option(1e-3, "peak learning rate of pre-training", gt=0)
     rqvae_weight_decay: float = option(1e-4, "weight decay of pre-training", ge=0)
-    rqvae_warmup_epochs: int = option(50, "epochs of linear warm-up", ge=0)
+    rqvae_warmup_epochs: int = option(50, "number of epochs of linear learning-rate warm-up in pre-training", ge=0)
 
 
 # ---------------------------------------------------------------- where it lies

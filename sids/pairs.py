@@ -19,11 +19,10 @@ WHERE = ("behaviour: pairs", "task: both contrastive")  # pairs are looked for
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions:
-    pair_window: int = option(1, "items of a history at most so far apart are a pair", ge=1, needs=WHERE)
-    pair_min_count: int = option(1, "pairs seen less often are left out", ge=1, needs=WHERE)
-    pair_top_n: int | None = option(
-        None, "an item keeps its most frequent partners only; default all", ge=1, needs=WHERE
+    pair_window: int = option(
+        1, "maximum distance, in positions, of two items of a history that count as a pair", ge=1, needs=WHERE
     )
+    pair_min_count: int = option(1, "minimum number of occurrences of a pair", ge=1, needs=WHERE)
 
 
 class Pairs(NamedTuple):
@@ -55,15 +54,4 @@ def pairs_of(train: Split, n_items: int, options: PairOptions) -> Pairs:
             count = np.zeros(len(key), np.int64)
             np.add.at(count, where, seen)
     kept = count >= options.pair_min_count
-    found = Pairs(np.stack(np.divmod(key[kept], n_items), 1), count[kept])
-    return found if options.pair_top_n is None else most_frequent(found, options.pair_top_n)
-
-
-def most_frequent(pairs: Pairs, top_n: int) -> Pairs:
-    """The pairs that are among the `top_n` most frequent of at least one of their two items; equal ones in order."""
-    item = pairs.item_P2.T.reshape(-1)
-    pair = np.tile(np.arange(len(pairs)), 2)
-    order = np.lexsort((pair, -pairs.count_P[pair], item))
-    begins = np.searchsorted(item[order], item[order])
-    kept = np.unique(pair[order][np.arange(len(order)) - begins < top_n])
-    return Pairs(pairs.item_P2[kept], pairs.count_P[kept])
+    return Pairs(np.stack(np.divmod(key[kept], n_items), 1), count[kept])

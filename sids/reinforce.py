@@ -29,9 +29,11 @@ ENTROPY = (0.03, 0.001)  # first and last weight c_H
 
 @dataclass(frozen=True, kw_only=True)
 class ReinforceOptions(DiscreteOptions):
-    length: Literal["fixed", "learned"] = option("fixed", "learned: symbol 0 ends a code")
+    length: Literal["fixed", "learned"] = option("fixed", "SID length: fixed, or learned, where symbol 0 ends a code")
     token_cost: float = option(
-        0.005, "price of a token, from the last of dvae_steps on", ge=0, needs=("length: learned",)
+        0.005,
+        "price of a token, in units of the cosine error, reached at the end of dvae_steps",
+        ge=0, needs=("length: learned",),
     )
 
     @property

@@ -23,11 +23,12 @@ from sids.tokenizer import Source, in_pieces
 @dataclass(frozen=True, kw_only=True)
 class RQKMeansOptions(BehaviourOptions):
     weights: Literal["uniform", "counts"] = option(
-        "uniform", "weight of an item: all alike, or how often the training part holds it"
+        "uniform", "weight of an item in training: all alike (uniform) or its training count (counts)"
     )
-    kmeans_iters: int = option(100, "iterations of the k-means of a level", ge=1)
+    kmeans_iters: int = option(100, "number of k-means iterations per level", ge=1)
     kmeans_start: Literal["random", "kmeans++", "greedy"] = option(
-        "random", "first centres of a level: items at random, by k-means++, by the best of several of its draws"
+        "random",
+        "initial centroids of a level: random items, k-means++, or the best of several k-means++ draws (greedy)",
     )
 
 

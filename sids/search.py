@@ -18,15 +18,17 @@ from utils import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    num_beams: int = option(20, "beams of the search", ge=1, judges=True)
+    num_beams: int = option(20, "number of beams in the search", ge=1, judges=True)
     legal_softmax: bool = option(
         False,
-        "softmax over the tokens that may follow a prefix, in training and search, instead of all tokens of a place "
-        "(not in the paper)",
+        "whether softmaxes run only over tokens that continue an existing semantic ID, in training and search (not in "
+        "the paper)",
         sizeless=True,
     )
     constrained: bool = option(
-        True, "search only SIDs that exist; false: all, and the share of invalid ones is reported", judges=True
+        True,
+        "whether the search is restricted to existing semantic IDs; false also reports the share of invalid ones",
+        judges=True,
     )
 
     def __post_init__(self) -> None:

@@ -35,8 +35,7 @@ def own(rows: int) -> slice:
 def spread(network: Callable[[Tensor], Tensor], x_BD: Tensor) -> Tensor:
     """network(x) for a network that treats each row alone, every process doing its share of the rows.
 
-    Shares are filled up to one size, so that all processes draw as many random numbers (and the same ones: the masks of
-    dropout are alike in each share, which is where the step differs from that of one process).
+    Shares are filled up to one size.
     """
     if processes() == 1:
         return network(x_BD)

@@ -24,20 +24,17 @@ from utils import Problem
 class SidOptions:
     collision: Literal["suffix", "item", "knn", "random", "none"] = option(
         "suffix",
-        "what tells items of equal codes apart: their number within the group, or a token of their own, which never "
-        "changes hands (not in the paper); or nothing: at most collision_cap share a SID, the others move to the "
-        "nearest free last code (knn) or to any (random), or all share (none)",
+        "how items with equal codes are told apart: suffix = their number in the group, item = a token of their own "
+        "(not in the paper), knn and random = at most collision_cap items per SID, the others get the nearest or a "
+        "random free last code, none = they share one SID",
     )
-    collision_cap: int | None = option(None, "collision: knn or random: most items of a SID; default 5", ge=1)
-    group_order: Literal["popularity", "catalogue"] = option(
-        "popularity", "order in a list of items that share a SID, where they may", sizeless=True
+    collision_cap: int | None = option(
+        None, "maximum number of items per SID with collision: knn or random; default 5", ge=1
     )
 
     def __post_init__(self) -> None:
         if self.collision_cap is not None and self.collision not in ("knn", "random"):
             raise Problem(f"collision_cap: is read by collision: knn and random, not by {self.collision}; drop it")
-        if self.group_order != "popularity" and not self.shared:
-            raise Problem(f"group_order: with collision: {self.collision} no items share a SID; drop it")
 
     @property
     def shared(self) -> bool:

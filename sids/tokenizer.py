@@ -29,20 +29,25 @@ UNEVEN = ("target_length", "length: learned", "sid_lengths: unlike")
 class CodeOptions:
     """What every tokenizer is asked: how many codes, from which embeddings, made already or not."""
 
-    num_emb_list: list[int] = option([256, 256, 256], "codes per level (K), one number a level (L)", ge=2)
+    num_emb_list: list[int] = option([256, 256, 256], "number of codes per level, one number for each level", ge=2)
     rqvae_path: str | None = option(
-        None,
-        "checkpoint of the pre-trained tokenizer (ours or a released best_collision_model.pth)",
-        path=True,
+        None, "checkpoint of a pre-trained tokenizer to use, such as a released best_collision_model.pth", path=True
     )
     target_length: float | None = option(
         None,
-        "codes of an item, averaged over interactions: SIDs of unlike length (method: two_stage); null: all of them",
+        "average number of codes per item, weighted by interactions (variable-length SIDs, two_stage only); null = "
+        "all levels",
         ge=1,
     )
-    max_group: int = option(64, "items that may share a code; rarer ones get a code more", ge=1, needs=UNEVEN)
+    max_group: int = option(
+        64,
+        "maximum number of items that share a variable-length code; the rarest get one code more",
+        ge=1, needs=UNEVEN,
+    )
     max_shared: float = option(
-        0.75, "refuse SIDs whose collision rate, 1 - distinct codes / items, is above this", ge=0, le=1, needs=UNEVEN
+        0.75,
+        "maximum collision rate of variable-length SIDs (1 - distinct codes / items), above which is an error",
+        ge=0, le=1, needs=UNEVEN,
     )
 
     @property

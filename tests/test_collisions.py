@@ -155,7 +155,6 @@ def test_a_run_whose_items_share_sids(place, changes, largest):
     ("changes", "message"),
     [
         ({"collision_cap": 3}, "collision_cap: is read by collision: knn and random"),
-        ({"group_order": "catalogue"}, "group_order: with collision: suffix no items share"),
         ({"collision": "none", "num_beams": 5}, "num_beams: 5 is below the largest cut-off"),
     ],
 )

@@ -139,24 +139,6 @@ def test_many_damaged_files(good, kind, wound):
     check(good, kind, wound)
 
 
-def test_a_value_that_unfolds_without_end_is_cut_short(tmp_path):
-    """Ten lines of YAML that mean a list of 9 ** 9 items."""
-    names = list(parts.owners())[:10]
-    lines = [f"{names[0]}: &a0 [x, x]"]
-    lines += [f"{name}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i, name in enumerate(names[1:], 1)]
-    (tmp_path / "c.yaml").write_text("\n".join([*lines, f"epochs: *a{len(lines) - 1}"]))
-    with pytest.raises(Problem) as problem:
-        configure.load(tmp_path / "c.yaml")
-    assert len(str(problem.value)) < 5000
-    for key in parts.owners():  # the last value, alone
-        value = ["x"]
-        for _ in range(30):
-            value = [value] * 9
-        with pytest.raises(Problem) as problem:
-            configure.build({key: value})
-        assert len(str(problem.value)) < 5000
-
-
 ODD = [
     None,
     True,

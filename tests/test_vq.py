@@ -157,9 +157,8 @@ def test_gap_is_the_median_distance_between_the_two_nearest_codes():
     assert scales[0].scale == pytest.approx(3 / scales[0].gap)
 
 
-@pytest.mark.parametrize("dist", ["l2", "dot"])
-def test_equal_codes_give_no_unit(dist):
-    cfg = configure.build({"num_emb_list": [4], "layers": [5], "sk_epsilons": [0.01], "e_dim": 3, "dist": dist})
+def test_equal_codes_give_no_unit():
+    cfg = configure.build({"num_emb_list": [4], "layers": [5], "sk_epsilons": [0.01], "e_dim": 3})
     model = RQVAE(cfg[RQVAEOptions], 7)
     with torch.no_grad():
         model.rq.codebooks()[0][:] = 1.0
@@ -188,9 +187,8 @@ def test_standardized_embeddings_are_centred(tmp_path):
     assert torch.equal(again.prepare(x), y)
 
 
-@pytest.mark.parametrize("dist", ["l2", "cos", "dot"])
-def test_the_distances_that_settle_collisions_are_those_that_assign(dist):
-    cfg = configure.build({"num_emb_list": [8, 8], "sk_epsilons": [0, 0], "layers": [5], "e_dim": 4, "dist": dist})
+def test_the_distances_that_settle_collisions_are_those_that_assign():
+    cfg = configure.build({"num_emb_list": [8, 8], "sk_epsilons": [0, 0], "layers": [5], "e_dim": 4})
     model = RQVAE(cfg[RQVAEOptions], 6).eval()
     for codebook in model.rq.codebooks():
         torch.nn.init.normal_(codebook)

@@ -41,7 +41,7 @@ def contrast(n_items: int) -> float:
     found = source(n_items)
     torch.manual_seed(0)
     options = ContrastiveOptions(
-        num_emb_list=[256] * 3, layers=[256], e_dim=64, rqvae_assignment="argmin", kmeans_init=False
+        num_emb_list=[256] * 3, layers=[256], e_dim=64, rqvae_assignment="argmin", kmeans_iters=1
     )
     model = ContrastiveRQVAE(options, WIDTH)
     model.begin(found, 1024, 0, fresh=True)
