@@ -22,6 +22,8 @@ RETIRED = {
     "code_length": "follows from num_emb_list; delete it",
     "semantic_hidden_size": "is the width of the embedding file; delete it",
     "sk_iters": "is always 50 here; delete it",
+    "use_tau_annealing": f"{_DECAY} (use_tau_annealing=true is uncertainty=tau_annealing)",
+    "tau_anneal_init": "is gumbel_tau here, where annealing starts; delete it",
     "dist": "is always l2 here, the squared Euclidean distance; delete it",
     "dropout_prob": "is always 0 here; delete it",
     "kmeans_init": "is always on here; delete it",

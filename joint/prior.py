@@ -31,7 +31,6 @@ class PriorOptions:
         "completes the loss by -log of a code's share of the targets, in the gradient of the soft label: usage = a "
         "moving average per level, prefix = among the items that share the codes before it (not in the paper)",
     )
-    prior_momentum: float = option(0.99, "momentum of that average", ge=0, le=1, needs=("label_prior: usage",))
 
 
 class NoPrior(nn.Module):
@@ -66,6 +65,7 @@ class UsagePrior(NoPrior):
     A uniform qbar adds the same to every code's cost and is the published loss.
     """
 
+    MOMENTUM = 0.99  # mu
     FLOOR = 1e-4  # of a code's even share: an empty code is cheap, not free
 
     def __init__(self, cfg: PriorOptions, codes: list[int], n_items: int) -> None:
@@ -84,7 +84,7 @@ class UsagePrior(NoPrior):
             pending += code_R.bincount(minlength=len(pending)) * (weight > 0)
 
     def after_step(self, all_reduce: AllReduce) -> None:
-        move_shares(self, "share", self.codes, self.cfg.prior_momentum, all_reduce)
+        move_shares(self, "share", self.codes, self.MOMENTUM, all_reduce)
 
 
 class Prefixes(NamedTuple):

@@ -30,7 +30,7 @@ NODES = 24  # of a sum in the place of an integral over one code's noise
 BIAS = (0.5, 3.0)  # where a learned lambda of SDUD is kept
 
 
-ANNEALED = ("use_tau_annealing", "uncertainty: tau_annealing")
+ANNEALED = ("uncertainty: tau_annealing",)
 BY_USAGE, BY_SIGMA = ("uncertainty: frqud frqud_sdud",), ("uncertainty: sdud frqud_sdud",)
 
 
@@ -38,8 +38,6 @@ BY_USAGE, BY_SIGMA = ("uncertainty: frqud frqud_sdud",), ("uncertainty: sdud frq
 class UncertaintyOptions:
     uncertainty: DecayName = option("frqud", "noise on the code assignment and how it fades")
     gumbel_tau: float = option(2.0, "temperature tau of the soft assignment", gt=0)
-    use_tau_annealing: bool = option(False, "let tau fall exponentially, with any kind of noise")
-    tau_anneal_init: float = option(2.0, "tau at the first step of annealing", gt=0, needs=ANNEALED)
     tau_anneal_min: float = option(0.5, "lowest tau of annealing", gt=0, needs=ANNEALED)
     tau_anneal_rate: float = option(3e-5, "rate of annealing per step", ge=0, needs=ANNEALED)
     hot_threshold_ratio: float = option(1.5, "FrqUD: a code is hot above ratio / K (rho)", gt=0, needs=BY_USAGE)
@@ -58,8 +56,8 @@ class UncertaintyOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.tau_anneal_min > self.tau_anneal_init:
-            raise Problem(f"tau_anneal_min: {self.tau_anneal_min} exceeds tau_anneal_init {self.tau_anneal_init}")
+        if self.uncertainty == "tau_annealing" and self.tau_anneal_min > self.gumbel_tau:
+            raise Problem(f"tau_anneal_min: {self.tau_anneal_min} exceeds gumbel_tau {self.gumbel_tau}, the first tau")
         if self.auto_lambda_mode == "learnable" and not BIAS[0] <= self.sigma_lambda <= BIAS[1]:
             raise Problem(
                 f"sigma_lambda: {self.sigma_lambda} lies outside {BIAS[0]} to {BIAS[1]}, where auto_lambda_mode: "
@@ -111,16 +109,9 @@ class Decay(nn.Module):
     def after_step(self, all_reduce: AllReduce) -> None:
         """Once per optimizer step, on every process alike."""
 
-    def anneals(self) -> bool:
-        """Does tau fall?"""
-        return self.cfg.use_tau_annealing
-
     def tau(self, step: Tensor) -> Tensor | float:
-        """Temperature at an optimizer step; falls only where the decay anneals."""
-        c = self.cfg
-        if not self.anneals():
-            return c.gumbel_tau
-        return (c.tau_anneal_init * torch.exp(-c.tau_anneal_rate * step)).clamp(min=c.tau_anneal_min)
+        """Temperature at an optimizer step."""
+        return self.cfg.gumbel_tau
 
     def scales(self) -> list[float]:
         """Noise scale per level where noise is applied, for the log."""
@@ -162,8 +153,11 @@ class Gaussian(Decay):
 
 
 class TauAnnealing(Decay):
-    def anneals(self) -> bool:
-        return True
+    """Gumbel noise whose temperature falls: max(tau_anneal_min, gumbel_tau exp(-tau_anneal_rate step))."""
+
+    def tau(self, step: Tensor) -> Tensor:
+        c = self.cfg
+        return (c.gumbel_tau * torch.exp(-c.tau_anneal_rate * step)).clamp(min=c.tau_anneal_min)
 
 
 class FrqUD(Decay):

@@ -308,8 +308,8 @@ def test_another_tokenizer_is_another_run(place):
         ({"item_rank": 3.0}, "item_loss"),
         ({"uncertainty": "frqud", "initial_std": 1.0}, "uncertainty: sdud frqud_sdud"),
         ({"uncertainty": "none", "hot_threshold_ratio": 2.0}, "uncertainty: frqud frqud_sdud"),
-        ({"tau_anneal_rate": 1e-4}, "use_tau_annealing or uncertainty: tau_annealing"),
-        ({"label_prior": "prefix", "prior_momentum": 0.5}, "label_prior: usage"),
+        ({"tau_anneal_rate": 1e-4}, "uncertainty: tau_annealing"),
+        ({"method": "two_stage", "max_group": 3}, "target_length or length: learned or sid_lengths: unlike"),
         ({"gradient": "detached", "label_prior": "none", "target_gradient": 0.5}, "gradient: end_to_end"),
         ({"offset_prior": 0.1}, "lr_offset"),
         ({"method": "diffsasrec", "decode_rounds": 2}, "decoding: multi"),
@@ -333,7 +333,7 @@ def test_what_an_option_needs_is_an_option_beside_it():
     used = {
         "item_rank": 3.0,
         "item_loss": 0.5,
-        "use_tau_annealing": True,
+        "uncertainty": "tau_annealing",
         "tau_anneal_rate": 1e-4,
         "item_embedding": True,
     }

@@ -14,8 +14,9 @@ ITEM_R = torch.tensor([1, 1, 1])  # targets; the shares of whole levels do not a
 NO_CODES = torch.zeros(0, 2)
 
 
-def test_shares_follow_the_moving_average_of_the_targets():
-    prior = UsagePrior(PriorOptions(label_prior="usage", prior_momentum=0.9), [4, 4], 5)
+def test_shares_follow_the_moving_average_of_the_targets(monkeypatch):
+    monkeypatch.setattr(UsagePrior, "MOMENTUM", 0.9)
+    prior = UsagePrior(PriorOptions(label_prior="usage"), [4, 4], 5)
     prior.observe(ITEM_R, [torch.tensor([0, 0, 1]), torch.tensor([2, 2, 2])], torch.tensor(0.75))
     prior.observe(ITEM_R, [torch.tensor([3]), torch.tensor([0])], torch.tensor(0.25))  # another part of the same step
     prior.observe(ITEM_R, [torch.tensor([2]), torch.tensor([1])], torch.tensor(0.0))  # of a process without samples

@@ -33,16 +33,16 @@ eval_batch_size num_workers eval_step learner data_path lr_scheduler_type gradie
 early_stop metrics valid_metric encoder_layers decoder_layers d_model d_ff num_heads d_kv dropout_rate num_beams
 rqvae_path num_emb_list beta e_dim layers sk_epsilons kmeans_iters
 hot_threshold_ratio usage_momentum initial_std sigma_lambda auto_lambda_mode freeze_id_encoder
-use_tau_annealing tau_anneal_init tau_anneal_min tau_anneal_rate""")
+tau_anneal_min tau_anneal_rate""")
 # ... or refused, because they did nothing there ...
 IDLE = words("""sim alpha tau loss_type vq_type max_length feed_forward_proj reproducibility joint_optimization
 freeze_semantic_embedding freeze_id_decoder use_gate_network use_soft_frequency balance_loss_weight
 gumbel_hard_switch_epoch stop_gumbel_sampling_epoch bn""")
 # ... or because they have one value here ...
 SETTLED = words("""code_num code_length semantic_hidden_size sk_iters map_path dist
-dropout_prob kmeans_init""")
+dropout_prob kmeans_init tau_anneal_init""")
 # ... or spelled otherwise here.
-RENAMED = ["use_adaptive_selection", "use_learnable_sigma_gumbel", "noise_type", "use_pure_ste"]
+RENAMED = words("""use_adaptive_selection use_learnable_sigma_gumbel noise_type use_pure_ste use_tau_annealing""")
 
 
 def load_text(tmp_path, text, *overrides):
@@ -102,7 +102,7 @@ WRONG = {
     "metrics=[ndcg@10, precision@10]": r"metrics: 'precision@10' is not one of",
     "metrics=[ndcg@10, recall@0]": r"metrics: 'recall@0'",
     "metrics=[ndcg@10, recall@²]": r"metrics: 'recall@²'",
-    "tau_anneal_min=3": r"tau_anneal_min: 3\.0 exceeds tau_anneal_init 2",
+    "tau_anneal_min=3": r"tau_anneal_min: is read with uncertainty: tau_annealing only",
     "run_name=a/b": r"run_name: 'a/b' is not a plain name",
     "run_name=..": r"run_name: '\.\.' is not a plain name",
     "run_name=''": r"run_name: '' is not a plain name",

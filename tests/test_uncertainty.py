@@ -112,6 +112,8 @@ def test_share_of_drawn_codes_that_are_the_nearest(name, scale):
 def test_temperature_falls_only_when_asked():
     step = torch.tensor(1000)
     assert DECAYS["frqud"](options(gumbel_tau=1.5), [4]).tau(step) == 1.5
-    falling = options(uncertainty="tau_annealing", tau_anneal_init=2.0, tau_anneal_rate=1e-3, tau_anneal_min=0.5)
+    falling = options(uncertainty="tau_annealing", gumbel_tau=2.0, tau_anneal_rate=1e-3, tau_anneal_min=0.5)
     assert float(DECAYS["tau_annealing"](falling, [4]).tau(step)) == pytest.approx(2 * math.exp(-1))
     assert float(DECAYS["tau_annealing"](falling, [4]).tau(step * 10)) == 0.5
+    with pytest.raises(Problem, match=r"tau_anneal_min: 3\.0 exceeds gumbel_tau 2\.0"):
+        options(uncertainty="tau_annealing", tau_anneal_min=3.0)
