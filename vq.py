@@ -29,17 +29,25 @@ SINKHORN_ITERATIONS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class RQVAEOptions(BehaviourOptions, UpkeepOptions):
-    e_dim: int = option(256, "width d of latents and codebooks", ge=1)
-    layers: list[int] = option([2048, 1024, 512], "hidden widths of the encoder MLP (the decoder mirrors them)", ge=1)
-    beta: float = option(0.25, "weight of the commitment term in the VQ loss", ge=0)
-    sk_epsilons: list[float] = option([0.003, 0.003, 0.003], "entropy weight of Sinkhorn per level; 0 = arg-min", ge=0)
-    standardize_embeddings: bool = option(False, "centre the embeddings and divide by their standard deviation")
-    catalogue_assignment: Literal["argmin", "sinkhorn"] = option("argmin", "SIDs of the whole catalogue")
-    rqvae_assignment: Literal["sinkhorn", "argmin"] = option("sinkhorn", "how pre-training assigns codes")
-    quant_loss_weight: float = option(1.0, "weight w of the VQ loss beside the reconstruction", ge=0)
-    kmeans_iters: int = option(
-        100, "iterations of the k-means on the first batch's residuals from which the codebooks start", ge=1
+    e_dim: int = option(256, "width d of latents and code vectors", ge=1)
+    layers: list[int] = option([2048, 1024, 512], "hidden widths of the encoder MLP; the decoder mirrors them", ge=1)
+    beta: float = option(0.25, "weight of the commitment term in the VQ loss, at least 0", ge=0)
+    sk_epsilons: list[float] = option(
+        [0.003, 0.003, 0.003], "Sinkhorn entropy weight per level, at least 0.0015; 0 = nearest code", ge=0
     )
+    standardize_embeddings: bool = option(
+        False, "whether embeddings are centred and divided by their standard deviation"
+    )
+    catalogue_assignment: Literal["argmin", "sinkhorn"] = option(
+        "argmin", "how the codes of the whole catalogue are assigned: nearest code or Sinkhorn"
+    )
+    rqvae_assignment: Literal["sinkhorn", "argmin"] = option(
+        "sinkhorn", "how codes are assigned in pre-training: Sinkhorn or nearest code"
+    )
+    quant_loss_weight: float = option(
+        1.0, "weight of the VQ loss relative to the reconstruction loss, at least 0", ge=0
+    )
+    kmeans_iters: int = option(100, "number of k-means iterations that initialise each codebook", ge=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

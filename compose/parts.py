@@ -63,8 +63,13 @@ BASELINES: dict[str, Callable[[Dataset], Ranker]] = {  # need no training
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
-    method: str = option("diger", f"{', '.join(METHODS)}; the first two recommend by semantic IDs, the others by items")
-    tokenizer: str | None = option("rqvae", f"what makes the semantic IDs: {', '.join(TOKENIZERS)}")
+    method: str = option(
+        "diger",
+        f"what to train: {', '.join(METHODS)}; the first two recommend by semantic IDs, the others by item embeddings",
+    )
+    tokenizer: str | None = option(
+        "rqvae", f"model that turns content embeddings into semantic IDs: {', '.join(TOKENIZERS)}"
+    )
     recommender: str | None = option("t5", f"network over semantic IDs: {', '.join(NETWORKS)}")
 
     @property

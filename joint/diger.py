@@ -37,30 +37,33 @@ KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0  # outside of these the log warns
 @dataclass(frozen=True, kw_only=True)
 class JointOptions(MovingOptions):
     gradient: Literal["end_to_end", "detached"] = option(
-        "end_to_end", "detached: the recommendation loss never reaches the codebooks (what the published program does)"
+        "end_to_end",
+        "whether the recommendation loss reaches the codebooks (end_to_end) or not (detached, as in the published "
+        "program)",
     )
-    code_loss_weight: float = option(1.0, "weight of the recommendation loss", ge=0)
-    recon_loss_weight: float = option(1.0, "weight of |q - z|^2", ge=0)
-    vq_loss_weight: float = option(1.0, "weight of the VQ loss", ge=0)
+    code_loss_weight: float = option(1.0, "weight of the recommendation loss in the joint loss, at least 0", ge=0)
+    recon_loss_weight: float = option(
+        1.0, "weight of the reconstruction loss, the mean squared distance of latent and quantized latent", ge=0
+    )
+    vq_loss_weight: float = option(1.0, "weight of the vector-quantization loss (codebook and commitment terms)", ge=0)
     target_gradient: float = option(
         1.0,
-        "weight of the gradient that reaches the codebooks through the target's soft label",
-        gt=0,
-        needs=("gradient: end_to_end",),
+        "factor on the gradient that reaches the codebooks through the soft target label, above 0",
+        gt=0, needs=("gradient: end_to_end",),
     )
     latent_loss: float = option(
         0.0,
-        "weight of a loss of the next item's latent among those of all items; with lr_offset it moves the latents",
+        "weight of an extra loss that predicts the next item's latent among those of all items (not in the paper; 0 = "
+        "off)",
         ge=0,
     )
     lr_offset: float = option(
-        0.0, "learning rate of an offset of each item's own to its latent; 0: items stay where their content is", ge=0
+        0.0, "learning rate of a learned offset of each item's latent; 0 = no offsets (not in the paper)", ge=0
     )
     offset_prior: float = option(
         0.0,
-        "weight of a Gaussian prior on the items' offsets, which holds rare items where their content is",
-        ge=0,
-        needs=("lr_offset",),
+        "weight of a Gaussian prior that keeps the item offsets of lr_offset small (not in the paper; 0 = off)",
+        ge=0, needs=("lr_offset",),
     )
 
 

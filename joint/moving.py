@@ -26,9 +26,11 @@ COLLAPSED = 8  # a level whose perplexity is below K / 8 is called collapsing
 class MovingOptions:
     """How fast and how long the tokenizer learns."""
 
-    lr_id: float = option(1e-5, "learning rate of the tokenizer", ge=0)
-    id_first_epoch: int = option(0, "epoch in which the tokenizer begins to move; it rests before", ge=0)
-    id_last_epoch: int | None = option(None, "epoch after which the tokenizer rests again", ge=0)
+    lr_id: float = option(1e-5, "peak learning rate of the tokenizer in joint training", ge=0)
+    id_first_epoch: int = option(0, "first epoch, counted from 0, in which the tokenizer is trained", ge=0)
+    id_last_epoch: int | None = option(
+        None, "last epoch, counted from 0, in which the tokenizer is trained; null = the last of all", ge=0
+    )
 
     def __post_init__(self) -> None:
         if self.id_last_epoch is not None and self.id_last_epoch < self.id_first_epoch:

@@ -28,8 +28,8 @@ from settings import option
 class PriorOptions:
     label_prior: Literal["none", "usage", "prefix"] = option(
         "none",
-        "completes the loss by -log of a code's share of the targets, in the gradient of the soft label: usage = a "
-        "moving average per level, prefix = among the items that share the codes before it (not in the paper)",
+        "usage correction of the recommendation loss by -log of a code's share of the targets: usage = moving average "
+        "per level, prefix = among items with the same preceding codes (not in the paper)",
     )
 
 

@@ -28,17 +28,18 @@ class QuantizerOptions:
 
     assignment_forward: Literal["sampled", "cached", "soft", "history"] = option(
         "sampled",
-        "code of the forward pass: sampled under noise, the catalogue's (cached), the soft mixture, or sampled in "
-        "histories and the catalogue's as target (history)",
+        "codes of the forward pass: sampled, the catalogue's (cached), a soft mixture, or sampled in the history and "
+        "the catalogue's as target (history)",
     )
-    codebook_update: Literal["soft", "hard"] = option("soft", "hard: gradient to the selected code only (ablation)")
+    codebook_update: Literal["soft", "hard"] = option(
+        "soft", "whether the gradient reaches all codes (soft) or the selected one only (hard)"
+    )
     logit_scale: float | Literal["auto"] = option(
         "auto",
-        "logits = -scale * distance; auto: 3 / median gap between the two nearest codes",
-        gt=0,
-        sizeless=True,
+        "scale of the logits, which are -scale * squared distance; auto = 3 / median gap between the two nearest codes",
+        gt=0, sizeless=True,
     )
-    freeze_id_encoder: bool = option(True, "train only the codebooks of the tokenizer")
+    freeze_id_encoder: bool = option(True, "whether only the codebooks of the tokenizer are trained, not its encoder")
 
 
 @dataclass(frozen=True)

@@ -36,23 +36,33 @@ BY_USAGE, BY_SIGMA = ("uncertainty: frqud frqud_sdud",), ("uncertainty: sdud frq
 
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyOptions:
-    uncertainty: DecayName = option("frqud", "noise on the code assignment and how it fades")
-    gumbel_tau: float = option(2.0, "temperature tau of the soft assignment", gt=0)
-    tau_anneal_min: float = option(0.5, "lowest tau of annealing", gt=0, needs=ANNEALED)
-    tau_anneal_rate: float = option(3e-5, "rate of annealing per step", ge=0, needs=ANNEALED)
-    hot_threshold_ratio: float = option(1.5, "FrqUD: a code is hot above ratio / K (rho)", gt=0, needs=BY_USAGE)
-    usage_momentum: float = option(0.99, "FrqUD: momentum of the usage average (mu)", ge=0, le=1, needs=BY_USAGE)
-    hot_granularity: Literal["item", "level"] = option(
-        "item", "FrqUD decides on level 1 for all levels, or on each level", needs=BY_USAGE
+    uncertainty: DecayName = option("frqud", "noise on the code assignment and how it decays")
+    gumbel_tau: float = option(2.0, "temperature of the soft code assignment, above 0", gt=0)
+    tau_anneal_min: float = option(0.5, "lowest temperature of the annealing, at most gumbel_tau", gt=0, needs=ANNEALED)
+    tau_anneal_rate: float = option(3e-5, "exponential decay rate of the temperature, per step", ge=0, needs=ANNEALED)
+    hot_threshold_ratio: float = option(
+        1.5, "FrqUD: a code keeps its noise while its usage is above this ratio / K", gt=0, needs=BY_USAGE
     )
-    initial_std: float = option(2.0, "SDUD: noise scale sigma at the start", gt=0, needs=BY_SIGMA)
-    lr_sigma: float = option(1e-3, "SDUD: learning rate of sigma", ge=0, needs=BY_SIGMA)
-    sigma_lambda: float = option(1.7, "SDUD: lambda in L / 2(sigma + lambda)^2", gt=0, needs=BY_SIGMA)
+    usage_momentum: float = option(
+        0.99, "FrqUD: momentum of the moving average of code usage, 0 to 1", ge=0, le=1, needs=BY_USAGE
+    )
+    hot_granularity: Literal["item", "level"] = option(
+        "item", "FrqUD: whether level 1 decides for the whole item, or each level for itself", needs=BY_USAGE
+    )
+    initial_std: float = option(2.0, "SDUD: initial noise scale sigma, above 0", gt=0, needs=BY_SIGMA)
+    lr_sigma: float = option(1e-3, "SDUD: learning rate of the noise scale sigma", ge=0, needs=BY_SIGMA)
+    sigma_lambda: float = option(
+        1.7,
+        "SDUD: lambda in the weighted loss L / (2 (sigma + lambda)^2) + log(sigma + lambda), above 0",
+        gt=0, needs=BY_SIGMA,
+    )
     auto_lambda_mode: Literal["fixed", "learnable", "adaptive"] = option(
-        "fixed", "SDUD: how lambda is set", needs=BY_SIGMA
+        "fixed", "SDUD: whether lambda is fixed, learned, or follows a moving average of the loss", needs=BY_SIGMA
     )
     sdud_loss: Literal["uncertainty", "raw"] = option(
-        "uncertainty", "raw leaves the recommendation loss unscaled", needs=BY_SIGMA
+        "uncertainty",
+        "SDUD: whether the recommendation loss is weighted by the uncertainty or left as it is (raw)",
+        needs=BY_SIGMA,
     )
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ gumbel_hard_switch_epoch stop_gumbel_sampling_epoch bn""")
 SETTLED = words("""code_num code_length semantic_hidden_size sk_iters map_path dist
 dropout_prob kmeans_init tau_anneal_init""")
 # ... or spelled otherwise here.
-RENAMED = words("""use_adaptive_selection use_learnable_sigma_gumbel noise_type use_pure_ste use_tau_annealing""")
+RENAMED = words("use_adaptive_selection use_learnable_sigma_gumbel noise_type use_pure_ste use_tau_annealing")
 
 
 def load_text(tmp_path, text, *overrides):
