@@ -10,7 +10,7 @@ import settings
 from metrics import cutoff, is_per_user, per_user
 from recommenders.protocol import Hit
 from runs.folder import RunFolder
-from utils import Problem, log, printable
+from utils import Problem, log, printable, read_json
 
 SCREEN = 120  # characters of an epoch's line
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
@@ -123,11 +123,15 @@ def check_protocol(options: Mapping[str, Mapping[str, Any]], leave: tuple[str, .
 def read_ranks(run: RunFolder, wanted: Iterable[str] = (), split: str = "test") -> np.ndarray:
     """Users and ranks [2, users] of a finished run; Problem where they are not those that its test.json was made of, or
     its lists were too short for one of the wanted metrics: a target that is missing has their length for a rank.
+
+    split: test, valid, or what was measured later and has its figures in <split>.json.
     """
     path, told = run.path / f"ranks-{split}.npy", run.results()
-    figures = told if split == "test" else told.get("valid")
+    figures: Any = told.get("valid") if split == "valid" else told
+    if split not in ("test", "valid"):
+        figures = read_json(run.path / f"{split}.json")
     if not isinstance(figures, dict):
-        raise Problem(f"{run.test}: holds no figures of the validation; put the old file back")
+        raise Problem(f"{run.test}: holds no figures of the {"validation" if split == "valid" else split}; put the old file back")
     known = [m for m in figures if "@" in m and "/" not in m and is_per_user(m)]
     longest = told.get("list_length", max(map(cutoff, known), default=0))
     if short := [m for m in wanted if cutoff(m) > longest]:

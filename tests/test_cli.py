@@ -16,9 +16,9 @@ from conftest import load_rqvae, tiny_overrides, write_tiny
 from helpers import contents, fails
 
 import main
-import scripts.compare
 import scripts.pretrain
 import scripts.run
+import scripts.study
 import settings
 from compose import cli, configure, parts, restore
 from joint.uncertainty import UncertaintyOptions
@@ -475,7 +475,7 @@ def test_the_data_set_that_was_named_is_the_one_that_is_used(monkeypatch, tmp_pa
     configures = {
         "run": lambda: scripts.run.configuration("frqud", [*([typed] if typed else []), *words]),
         "main": lambda: main.configuration(words, None, lambda cfg: None),
-        "compare": lambda: scripts.compare.recipe("sasrec", typed, configure.parse_overrides(words)),
+        "compare": lambda: scripts.study.recipe("sasrec", typed, configure.parse_overrides(words)),
     }
     if (command == "main" and typed) or (command == "compare" and (not typed or any("--config" in w for w in words))):
         pytest.skip("cannot be said to this command")

@@ -33,6 +33,8 @@ ROWS = [
         "runs.report",
         "runs.charts",
         "runs.page",
+        "runs.paired",
+        "runs.table",
         "runs.tracking",
     ],
     ["sids", "vq"],

@@ -1,41 +1,45 @@
-"""The table of reproduce.py: its rows, its verdicts against scipy, what a second call trains."""
+"""The table of reproduce.py: its rows, how they are composed, what a second call trains."""
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from conftest import tiny_overrides, write_tiny
-from scipy import stats
 
 import main
 import settings
-from metrics import per_user
-from readers.splits import DataOptions
-from scripts import reproduce
-from scripts.compare import Row
-from scripts.reproduce import Outcome, Spec
+from scripts import reproduce, study
 from utils import Problem, read_json
 
+KNOWN = study.read_table(study.TABLES / "rows.yaml")
 
-@pytest.mark.parametrize("name", reproduce.read_rows([]))
+
+def chosen(*names):
+    return study.chosen_arms(KNOWN, names, {})
+
+
+def plan(names, dataset, seeds, overrides, preset=None):
+    return study.plan(chosen(*names), study.Asked(dataset, seeds, overrides, preset), reproduce.METRICS)
+
+
+@pytest.mark.parametrize("name", chosen())
 @pytest.mark.parametrize("dataset", ["demo", "scientific", "beauty"])
 def test_every_row_is_a_run_that_can_be_composed(name, dataset):
-    spec = reproduce.read_rows([name])[name]
-    jobs = reproduce.plan({name: spec}, dataset, [1, 2], {"lr_rec": 2e-3})
-    assert len(jobs) == (2 if jobs[0].trains else 1)
+    ask = study.Asked(dataset, [1, 2], {"lr_rec": 2e-3}, None)
+    jobs = study.plan({name: KNOWN[name]}, ask, reproduce.METRICS)
+    assert len(jobs) == (2 if jobs[0].arm.trains else 1)
 
 
 def test_a_row_reads_the_vectors_of_the_run_with_its_seed():
-    jobs = reproduce.plan(reproduce.read_rows(["two_stage_vectors"]), "scientific", [1, 2], {})
-    sources = [(j.cfg[DataOptions].seed, j.source[DataOptions].seed) for j in jobs if j.row == "two_stage_vectors"]
+    jobs = plan(["two_stage_vectors"], "scientific", [1, 2], {})
+    sources = [(j.seed, settings.flat(j.source)["seed"]) for j in jobs if j.arm.name == "two_stage_vectors"]
     assert sources == [(1, 1), (2, 2)]
 
 
 def test_a_preset_by_name():
     """--config stands in for the data set's preset; a method that has a preset of its own keeps it."""
     preset = main.CONFIG / "beauty_rq_transformer.yaml"
-    jobs = reproduce.plan(reproduce.read_rows(["sasrec", "frqud"]), "beauty", [1], {}, preset)
-    epochs = {j.row: settings.flat(j.cfg)["epochs"] for j in jobs}
+    jobs = plan(["sasrec", "frqud"], "beauty", [1], {}, preset)
+    epochs = {j.arm.name: settings.flat(j.cfg)["epochs"] for j in jobs}
     assert epochs["two_stage"] == epochs["frqud"] == settings.read_yaml(preset)["epochs"]
     assert epochs["sasrec"] == settings.read_yaml(main.CONFIG / "beauty_sasrec.yaml")["epochs"]
 
@@ -49,39 +53,47 @@ def test_a_preset_by_name():
     ],
 )
 def test_options_of_a_part_that_the_command_line_chooses(asked):
-    flat = settings.flat(reproduce.plan(reproduce.read_rows(["two_stage"]), "scientific", [1], asked)[0].cfg)
+    flat = settings.flat(plan(["two_stage"], "scientific", [1], asked)[0].cfg)
     assert {key: flat[key] for key in asked} == asked
+
+
+def test_an_option_is_read_by_the_rows_that_have_a_use_for_it():
+    """The weight of behaviour by the row whose SIDs hold it; without such a row the option is refused."""
+    weight = {"behaviour_weight": 0.5}
+    jobs = plan(["two_stage", "two_stage_behaviour"], "scientific", [1], weight)
+    read = {j.arm.name: settings.flat(j.cfg)["behaviour_weight"] for j in jobs}
+    assert read == {"two_stage": 1.0, "two_stage_behaviour": 0.5}
+    with pytest.raises(Problem, match="--behaviour_weight: none of the rows has this option, or none reads it"):
+        plan(["two_stage"], "scientific", [1], weight)
 
 
 def test_a_preset_beside_the_data(tmp_path):
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "shop.yaml").write_text("dataset: shop\nepochs: 3\n")
-    (job,) = reproduce.plan(reproduce.read_rows(["two_stage"]), "shop", [1], {"data_path": str(tmp_path)})
+    (job,) = plan(["two_stage"], "shop", [1], {"data_path": str(tmp_path)})
     assert settings.flat(job.cfg)["epochs"] == 3
 
 
-def test_a_row_brings_its_twin():
-    assert list(reproduce.read_rows(["frqud"])) == ["two_stage", "frqud"]
-    assert list(reproduce.read_rows(["frqud_vectors"])) == ["sasrec", "two_stage_vectors", "frqud_vectors"]
-    needs = ["two_stage_sids_alone", "frqud_prefix_alone", "restart_alone"]
-    assert list(reproduce.read_rows(["restart_alone"])) == needs
-    jobs = reproduce.plan(reproduce.read_rows(["restart_alone"]), "scientific", [1, 2], {"rqvae_path": "x.pth"})
-    assert [(j.row, j.source[DataOptions].seed) for j in jobs if j.source] == [
-        ("restart_alone", 1),
-        ("restart_alone", 2),
-    ]
+def test_a_row_brings_its_control():
+    assert list(chosen("frqud")) == ["two_stage", "frqud"]
+    assert list(chosen("frqud_vectors")) == ["sasrec", "two_stage_vectors", "frqud_vectors"]
+    assert list(chosen("restart_alone")) == ["two_stage_sids_alone", "frqud_prefix_alone", "restart_alone"]
+    jobs = plan(["restart_alone"], "scientific", [1, 2], {"rqvae_path": "x.pth"})
+    sources = [(j.arm.name, settings.flat(j.source)["seed"]) for j in jobs if j.source]
+    assert sources == [("restart_alone", 1), ("restart_alone", 2)]
     with pytest.raises(Problem, match="did you mean 'two_stage'"):
-        reproduce.read_rows(["two_stages"])
+        chosen("two_stages")
 
 
 def test_a_row_about_an_option_needs_a_preset_that_has_it():
     """Of its own accord no table has such rows; their rates are the preset's."""
-    rows = reproduce.read_rows(["restart_latent_alone"])
-    assert not rows.keys() - {"two_stage_sids_alone"} & reproduce.read_rows([]).keys()
-    with pytest.raises(Problem, match="at_rest_latent_alone is about latent_loss, which the preset leaves at 0"):
-        reproduce.plan(rows, "scientific", [1], {})
-    preset = reproduce.ROOT / "config" / "scientific_sids_alone.yaml"
-    jobs = {job.row: settings.flat(job.cfg) for job in reproduce.plan(rows, "scientific", [1], {}, preset)}
+    rows = chosen("restart_latent_alone")
+    assert not rows.keys() - {"two_stage_sids_alone"} & chosen().keys()
+    assert rows.keys() < study.chosen_arms(KNOWN, [], {"latent_loss": 1}).keys()
+    with pytest.raises(Problem, match="--latent_loss: row at_rest_latent_alone needs it, and the preset leaves it"):
+        plan(["restart_latent_alone"], "scientific", [1], {})
+    preset = main.CONFIG / "scientific_sids_alone.yaml"
+    jobs = {j.arm.name: settings.flat(j.cfg) for j in plan(["restart_latent_alone"], "scientific", [1], {}, preset)}
     given = settings.read_yaml(preset)
     moving, resting = jobs["frqud_latent_alone"], jobs["at_rest_latent_alone"]
     assert moving["label_prior"] == given["label_prior"] == "prefix"
@@ -89,121 +101,139 @@ def test_a_row_about_an_option_needs_a_preset_that_has_it():
     assert resting["latent_loss"] == given["latent_loss"] and resting["lr_id"] == resting["lr_offset"] == 0
 
 
-@pytest.fixture
-def ranks():
-    draw = np.random.default_rng(0)
-    return {name: {seed: draw.integers(0, 30, 500) for seed in (1, 2, 3)} for name in ("ours", "twin")}
+def test_every_row_to_be_compared_with_is_a_row():
+    assert all(other in KNOWN for arm in KNOWN.values() for other in arm.beside)
+    assert len({arm.label for arm in KNOWN.values()}) == len(KNOWN)
 
 
-def test_verdict_against_scipy(ranks):
-    """z and p over users and the interval over seeds, as scipy's paired and one-sample tests have them."""
-    ours = Row("ours", ranks["ours"])
-    twin = Row("twin", {s: ranks["twin"][s] for s in (3, 2, 1)})  # in another order
-    found = reproduce.against(ours, twin, "ndcg@10")
-    value = {k: {s: per_user("ndcg@10", torch.from_numpy(r)).numpy() for s, r in v.items()} for k, v in ranks.items()}
-    mean = {k: np.mean(list(v.values()), 0) for k, v in value.items()}
-    assert found["z"] == pytest.approx(stats.ttest_rel(mean["ours"], mean["twin"]).statistic)
-    for seed, p in zip((1, 2, 3), found["p"], strict=True):
-        assert p == pytest.approx(stats.ttest_rel(value["ours"][seed], value["twin"][seed]).pvalue, rel=0.02)
-    each = [value["ours"][s].mean() - value["twin"][s].mean() for s in (1, 2, 3)]
-    low, high = stats.ttest_1samp(each, 0).confidence_interval(0.95)
-    assert found["interval"] == pytest.approx((high - low) / 2)
+def test_a_row_like_another(tmp_path):
+    """It has what the other says, and its own options over those; options of the file are under both."""
+    text = {"a": {"method": "sasrec", "options": {"epochs": 3, "lr_rec": 0.1}, "label": "first"},
+            "b": {"like": "a", "options": {"lr_rec": 0.2}, "beside": ["a"]}}  # fmt: skip
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump({"options": {"epochs": 9, "seed": 5}, "rows": text}))
+    a, b = study.read_table(tmp_path / "t.yaml").values()
+    assert a.options == {"epochs": 3, "seed": 5, "lr_rec": 0.1} and a.label == "first"
+    assert b.options == {"epochs": 3, "seed": 5, "lr_rec": 0.2} and (b.method, b.label) == ("sasrec", "b")
 
 
-def test_verdicts_in_words():
-    hit, miss = np.zeros(100, int), np.full(100, 99)
-    good, bad = Row("good", {1: hit}), Row("bad", {1: np.where(np.arange(100) < 50, hit, miss)})
-    assert reproduce.against(good, bad, "recall@10")["verdict"] == "above"
-    assert reproduce.against(bad, good, "recall@10")["verdict"] == "below"
-    assert reproduce.against(good, good, "recall@10")["verdict"] == "no difference shown"
-    assert reproduce.against(good, bad, "recall@10")["interval"] is None
-    words = [reproduce.verdict(0.01, z, half) for z in (3, -3, 1) for half in (None, 0.009, 0.011)]
-    unsure = " for these users, not over seeds"
-    assert words == [
-        "above",
-        "above",
-        f"above{unsure}",
-        "below",
-        "below",
-        f"below{unsure}",
-        *["no difference shown"] * 3,
-    ]
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ({"a": {"method": "sasrec"}}, "expected rows:"),
+        ({"rows": {"a": {"methd": "sasrec"}}}, "row 'a': 'methd' is not one of .*; did you mean 'method'"),
+        ({"rows": {"a": "sasrec"}}, "row 'a': expected what it is made of"),
+        ({"rows": {"a": {"options": {}}}}, "row 'a': names no method"),
+        ({"rows": {"a": {"like": "b"}, "b": {"method": "sasrec"}}}, "row 'a': 'b' is none of the rows above it"),
+        ({"rows": {"a": {"method": "two_stage", "after": "c"}}}, "row 'a': 'c' is none of the rows above it"),
+        ({"rows": {"a": {"method": "sasrec", "control": "c"}}}, "row 'a': 'c' is none of the rows"),
+    ],
+)
+def test_a_file_of_rows_that_cannot_be_read(tmp_path, table, line):
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+    with pytest.raises(Problem, match=line):
+        study.read_table(tmp_path / "t.yaml")
+
+
+def test_beside_a_published_figure():
     verdicts = [reproduce.against_published(x, 0.04)["verdict"] for x in (0.0381, 0.0379, 0.0419, 0.0421)]
     assert verdicts == ["reproduced", "below", "reproduced", "above"]
 
 
-def test_only_seeds_that_both_have_are_compared(ranks):
-    ours, twin = Row("ours", ranks["ours"]), Row("twin", {2: ranks["twin"][2]})
-    found = reproduce.against(ours, twin, "recall@10")
-    assert len(found["p"]) == 1
-    alone = reproduce.against(ours.on([2]), twin, "recall@10")
-    assert found == alone
-    apart = {"a": Outcome(ours), "b": Outcome(Row("b", {9: ranks["twin"][1]}))}
-    table = reproduce.judged({"a": Spec("frqud", twin="b")}, apart, {})
-    assert "twin" not in table["a"]["ndcg@10"]
-
-
-def test_further_rows_are_compared_where_the_table_has_them(ranks):
-    spec, ours, twin = Spec("frqud", beside=["b", "elsewhere"]), Row("a", ranks["ours"]), Row("b", ranks["twin"])
-    table = reproduce.judged({"a": spec}, {"a": Outcome(ours), "b": Outcome(twin)}, {})
-    found = table["a"]["ndcg@10"]["beside"]
-    assert found == {"b": reproduce.against(ours, twin, "ndcg@10")}
-    assert f"| b {found['b']['difference']:+.4f} (" in reproduce.markdown(table, {})
-
-
-def test_seeds_that_failed_are_told_beside_the_others(ranks):
-    part = Outcome(Row("a", ranks["ours"]), failure="step 7: not finite")
-    text = reproduce.markdown(reproduce.judged({"a": Spec("frqud")}, {"a": part}, {}), {})
-    head, _, row, *_ = text.splitlines()
-    assert row.startswith("| a | 3, failed for the others: step 7: not finite | ") and row.count("|") == head.count("|")
-
-
-def test_every_row_to_be_compared_with_is_a_row():
-    rows = reproduce.read_rows(list(settings.read_yaml(reproduce.ROOT / "config" / "tables" / "rows.yaml")))
-    assert all(other in rows for spec in rows.values() for other in spec.beside)
-
-
-def test_from_nothing_and_again(tmp_path, monkeypatch):
-    """A failed row is told and leaves the others whole; the second call finds every run."""
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """A tiny data set, its preset and an empty config/tables; the options of the preset."""
     write_tiny(tmp_path / "dataset" / "tiny")
     options = tiny_overrides(tmp_path) | {"epochs": 1}
     (tmp_path / "config" / "tables").mkdir(parents=True)
     (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
-    rows = {"floor": {"method": "popularity"}, "two_stage": {"method": "two_stage"}}
-    rows |= {"moved": {"method": "none", "twin": "two_stage"}}
-    vectors = {"behaviour": "vectors", "behaviour_width": 4}
-    rows |= {"items": {"method": "sasrec"}, "lost": {"method": "sasrec", "options": {"lr_rec": 1e30}}}
-    rows |= {"vectors": {"method": "two_stage", "options": vectors, "vectors_of": "items"}}
-    rows |= {"vain": {"method": "two_stage", "options": vectors, "vectors_of": "lost"}}
-    rows |= {"again": {"method": "two_stage[given]", "twin": "two_stage", "sids_of": "moved"}}
-    rows |= {"broken": {"method": "two_stage", "options": {"rqvae_path": str(tmp_path / "nothing.pth")}}}
-    (tmp_path / "config" / "tables" / "rows.yaml").write_text(yaml.safe_dump(rows, sort_keys=False))
     (tmp_path / "config" / "tables" / "published.yaml").write_text("tiny: {moved: {ndcg@10: 0.5}}")
     monkeypatch.setattr(main, "CONFIG", tmp_path / "config")
-    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
-    words = ["tiny", "--seeds=1", f"--results={tmp_path / 'results'}"]
-    table = reproduce.reproduce(words)
-    assert "no pre-trained tokenizer" in table["broken"]["failure"]
-    assert len(table["vectors"]["ndcg@10"]["seeds"]) == 1
-    assert "needs row lost, which did not finish" in table["vain"]["failure"]
-    assert len(table["again"]["ndcg@10"]["twin"]["seeds"]) == 1
-    assert len(table["moved"]["ndcg@10"]["twin"]["seeds"]) == 1
-    assert table["moved"]["ndcg@10"]["published"]["verdict"] == "below"
-    runs = sorted((tmp_path / "out" / "tiny").iterdir())
-    assert reproduce.reproduce(words) == table
-    assert sorted((tmp_path / "out" / "tiny").iterdir()) == runs
-    card = read_json(next((tmp_path / "results" / "tiny").glob("*.json")))["card"]
-    assert all(found.startswith("found, ") for found in card["runs made at commits"].split("; "))
-    written = {p.suffix: p for p in (tmp_path / "results" / "tiny").iterdir()}
-    assert read_json(written[".json"])["rows"]["moved"]["method"] == "none"
-    assert "| floor | 1 |" in written[".md"].read_text()
-    assert "failed: " in written[".md"].read_text()
-    assert written[".svg"].read_text().count("<line") == 6
+    monkeypatch.setattr(study, "TABLES", tmp_path / "config" / "tables")
+    return tmp_path
+
+
+def test_from_nothing_and_again(shop):
+    """A failed row is named and leaves the others whole; the second call finds every run."""
+    vectors = {"behaviour": "vectors", "behaviour_width": 4}
+    rows = {
+        "floor": {"method": "popularity"},
+        "two_stage": {"method": "two_stage", "label": "two-stage"},
+        "moved": {"method": "none", "control": "two_stage"},
+        "items": {"method": "sasrec"},
+        "lost": {"method": "sasrec", "options": {"lr_rec": 1e30}},
+        "vectors": {"method": "two_stage", "options": vectors, "vectors_of": "items"},
+        "vain": {"method": "two_stage", "options": vectors, "vectors_of": "lost"},
+        "again": {"method": "two_stage[given]", "control": "two_stage", "after": "moved"},
+        "broken": {"method": "two_stage", "options": {"rqvae_path": str(shop / "nothing.pth")}},
+    }
+    (shop / "config" / "tables" / "rows.yaml").write_text(yaml.safe_dump({"rows": rows}, sort_keys=False))
+    words = ["tiny", "--seeds=1", f"--results={shop / 'results'}"]
+    found = reproduce.reproduce(words)
+    table, stem = found.tables(reproduce.METRICS)["test"], shop / "results" / "tiny" / "rows-1"
+    failures = {name: r.failure for name, r in found.results.items() if r.failure}
+    assert failures.keys() == {"lost", "vain", "broken"} == found.results.keys() - table.keys()
+    assert "no pre-trained tokenizer" in failures["broken"]
+    assert "needs row lost, which did not finish" in failures["vain"]
+    assert table["again"]["ndcg@10"]["less"].keys() == table["moved"]["ndcg@10"]["less"].keys() == {"two_stage"}
+    runs = sorted((shop / "out" / "tiny").iterdir())
+    written = read_json(stem.with_suffix(".json"))
+    assert reproduce.reproduce(words).tables(reproduce.METRICS)["test"] == table
+    assert sorted((shop / "out" / "tiny").iterdir()) == runs
+    assert written["rows"]["moved"]["method"] == "none" and written["rows"]["broken"]["failure"] == failures["broken"]
+    assert written["tables"]["test"]["moved"]["ndcg@10"]["published"]["verdict"] == "below"
+    text = stem.with_suffix(".md").read_text()
+    assert "| floor " in text and "failed: " in text and "- command: python scripts/reproduce.py tiny --seeds=1" in text
+    assert stem.with_name("rows-1-test.svg").read_text().count("<circle") == 2 * len(table)
+    curves = stem.with_name("rows-1-validation.svg").read_text()
+    assert all(f">{name}<" in curves for name in ("two-stage", "moved", "items", "vectors", "again"))
+    assert "minutes of training" in curves and "validation ndcg@10" in curves and ">floor<" not in curves
+    with pytest.raises(Problem, match="lost did not run to the end"):
+        found.fail_if_any()
+    with pytest.raises(Problem, match=r"rows-1\.json: holds the table of other rows, options or data; choose another"):
+        reproduce.reproduce([*words, "--rows=items"])
+    assert reproduce.reproduce([*words, "--rows=items", "--name=items"]).data.name == "tiny"
+
+
+def test_both_protocols_of_one_training(shop, capsys):
+    """The second table is what main.py evaluate measures with seen items masked; the test set was looked at once."""
+    rows = {"floor": {"method": "popularity"}, "items": {"method": "sasrec"}}
+    (shop / "config" / "tables" / "rows.yaml").write_text(yaml.safe_dump({"rows": rows}))
+    words = ["tiny", "--seeds=1", f"--results={shop / 'results'}", "--protocol=both"]
+    tables = reproduce.reproduce(words).tables(reproduce.METRICS)
+    left, masked = (tables[f"test, seen items {how}"] for how in ("left in", "masked"))
+    (run,) = (shop / "out" / "tiny").glob("compare-*")
+    assert read_json(run / "test_looks.json") == 1
+    assert read_json(run / "test.json")["ndcg@10"] == pytest.approx(left["items"]["ndcg@10"]["mean"])
+    assert masked["items"]["ndcg@10"]["mean"] != left["items"]["ndcg@10"]["mean"]
+    ranks = {how: np.load(run / f"ranks-{what}.npy")[1] for how, what in
+             (("left", "test"), ("masked", "test-mask_seen-true"))}  # fmt: skip
+    assert masked["floor"]["recall@10"]["mean"] > left["floor"]["recall@10"]["mean"]
+    capsys.readouterr()
+    main.command_evaluate([f"--checkpoint={run / 'best_model.pth'}", "--mask_seen=true"])
+    out = capsys.readouterr().out
+    assert f"{masked['items']['ndcg@10']['mean']:.4f}" in out
+    assert len(ranks["left"]) == len(ranks["masked"]) and (ranks["left"] != ranks["masked"]).any()
+    names = {p.name for p in (shop / "results" / "tiny").iterdir()}
+    assert names >= {"rows-1-test-seen_items_left_in.svg", "rows-1-test-seen_items_masked.svg"}
+
+
+def test_how_long_rows_train(shop):
+    """The file's options are those of every row: here until three validations bring nothing better."""
+    rows = {"a": {"method": "sasrec"}, "b": {"method": "sasrec", "options": {"hidden_units": 8, "epochs": 2}}}
+    text = {"options": {"epochs": 40, "early_stop": 3}, "rows": rows}
+    (shop / "config" / "tables" / "long.yaml").write_text(yaml.safe_dump(text))
+    words = [f"--table={shop / 'config' / 'tables' / 'long.yaml'}", "--lr_rec=0.05"]
+    reproduce.reproduce(["tiny", "--seeds=1", f"--results={shop / 'results'}", *words])
+    found = read_json(shop / "results" / "tiny" / "long-1.json")["rows"]
+    (a,), (best,) = found["a"]["epochs_trained"], found["a"]["best_epoch"]
+    assert a < 40 and a - 1 - best == 3 and found["b"]["epochs_trained"] == [2]
+    assert f"{a} ({best})" in (shop / "results" / "tiny" / "long-1.md").read_text()
 
 
 def test_the_command_is_told_without_places_of_the_machine():
     words = ["tiny", "--rows", "a,b", "--data_path", "/x", "--results=/y", "--output_dir=/z", "--epochs=3"]
-    assert reproduce.as_typed(words) == "python scripts/reproduce.py tiny --rows a,b --epochs=3 --data_path=DIR"
+    told = "python scripts/reproduce.py tiny --rows a,b --epochs=3 --data_path=DIR"
+    assert study.as_typed("reproduce", words) == told
 
 
 @pytest.mark.parametrize(
@@ -219,7 +249,7 @@ def test_the_command_is_told_without_places_of_the_machine():
         (["scientific", "--rows=sasrec", "--seeds=1,2", "--split=time_groups"], "make the table with one seed"),
         (
             ["scientific", "--metrics=recall@5,ndcg@5", "--valid_metric=ndcg@5", "--num_beams=5"],
-            "looks at shorter lists only",
+            "has shorter lists only",
         ),
         (["beauty", "--config=nowhere.yaml"], "no such configuration"),
         (["scientific", "--rows=frqud", "--uncertainty=sdud"], "--uncertainty: is what the rows are"),

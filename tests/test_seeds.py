@@ -9,8 +9,9 @@ from utils import Problem, seeds_of
 COMMANDS = {  # module: (its function, words before the seeds)
     "compare": ("compare", ["demo", "sasrec"]),
     "reproduce": ("reproduce", ["demo"]),
-    "sid_study": ("study", ["demo", "kmeans"]),
-    "length_study": ("study", ["config/ml-100k_varlen.yaml", "fixed4"]),
+    "sid_study": ("run", ["demo", "kmeans"]),
+    "length_study": ("run", ["config/ml-100k_varlen.yaml", "fixed4"]),
+    "cut_study": ("run", ["demo", "--json", "x.json"]),
 }
 
 

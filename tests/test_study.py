@@ -5,7 +5,8 @@ import pytest
 import yaml
 from conftest import tiny_overrides, write_tiny
 
-from scripts import compare, sid_study
+import main
+from scripts import sid_study
 from utils import Problem, read_json
 
 
@@ -36,25 +37,29 @@ def shop(tmp_path, monkeypatch):
     }  # fmt: skip
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
-    monkeypatch.setattr(compare.main, "CONFIG", tmp_path / "config")
-    return lambda *words: sid_study.study(["tiny", *words])
+    monkeypatch.setattr(main, "CONFIG", tmp_path / "config")
+    return lambda *words: sid_study.run(["tiny", *words])
 
 
 def test_three_configurations_from_end_to_end(shop, tmp_path, monkeypatch):
     """Tables, correlations and plots are written; the second call trains nothing."""
     found = shop("rqvae,kmeans,random", "--seeds=1")
     assert list(found["mean"]) == ["rqvae", "kmeans", "random"]
-    folder = next((tmp_path / "out" / "tiny").glob("study-*"))
-    assert read_json(folder / "study.json")["seeds"] == ["1"]
-    assert {p.name for p in folder.glob("*.svg")} == {"decoded-hit@30.svg", "gini_sid.svg"}
-    assert "kmeans" in (folder / "gini_sid.svg").read_text()
-    for name, row in found["paired"].items():
+    (path,) = (tmp_path / "out" / "tiny").glob("sid_study-*.json")
+    assert read_json(path)["seeds"] == [1] and "| kmeans " in path.with_suffix(".md").read_text()
+    drawn = {p.name.removeprefix(path.stem) for p in path.parent.glob("sid_study-*.svg")}
+    assert drawn == {"-decoded-hit@30.svg", "-gini_sid.svg"}
+    assert "kmeans" in path.with_name(f"{path.stem}-gini_sid.svg").read_text()
+    test = found["tables"]["test"]
+    assert {n for n, row in test.items() if "less" in row["ndcg@10"]} == {"kmeans", "random"}
+    for name in ("kmeans", "random"):
         gap = found["mean"][name]["ndcg@10"] - found["mean"]["rqvae"]["ndcg@10"]
-        assert row["test ndcg@10"]["difference"] == pytest.approx(gap)
-    assert list(found["paired"]) == ["kmeans", "random"]
+        assert test[name]["ndcg@10"]["less"]["rqvae"]["difference"] == pytest.approx(gap)
+    valid = found["tables"]["validation"]["kmeans"]["ndcg@10"]["mean"]
+    assert valid == pytest.approx(found["mean"]["kmeans"]["valid ndcg@10"])
     which = {(c["which"], c["n"]) for c in found["correlations"]}
     assert which == {("all", 3), ("real", 2)}
-    monkeypatch.setattr(compare.main, "train", None)
+    monkeypatch.setattr(main, "train", None)
     assert shop("rqvae,kmeans,random", "--seeds=1")["mean"] == found["mean"]
 
 
@@ -70,10 +75,10 @@ def test_a_preset_may_take_the_place_of_the_data_sets(shop, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rqvae,kmean"], "configuration: 'kmean' is not one of .*; did you mean 'kmeans'"),
-        (["vectors"], "--vectors_from: vectors needs the best_model.pth"),
+        (["rqvae,kmean"], "--rows: 'kmean' is not one of .*; did you mean 'kmeans'"),
+        (["vectors"], "--vectors_from: row vectors needs it"),
         (["rqvae", "--seeds=x"], "--seeds: expected whole numbers"),
-        (["rqvae", "--metrics=recall@5,ndcg@5", "--valid_metric=ndcg@5"], "the study is about recall@10"),
+        (["rqvae", "--metrics=recall@5,ndcg@5", "--valid_metric=ndcg@5", "--num_beams=5"], "the table shows recall@10"),
     ],
 )
 def test_what_cannot_be_studied_is_refused(shop, words, message):
