@@ -131,7 +131,8 @@ def read_ranks(run: RunFolder, wanted: Iterable[str] = (), split: str = "test") 
     if split not in ("test", "valid"):
         figures = read_json(run.path / f"{split}.json")
     if not isinstance(figures, dict):
-        raise Problem(f"{run.test}: holds no figures of the {"validation" if split == "valid" else split}; put the old file back")
+        what = "the validation" if split == "valid" else split
+        raise Problem(f"{run.test}: holds no figures of {what}; put the old file back")
     known = [m for m in figures if "@" in m and "/" not in m and is_per_user(m)]
     longest = told.get("list_length", max(map(cutoff, known), default=0))
     if short := [m for m in wanted if cutoff(m) > longest]:
