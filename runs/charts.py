@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a7a00", "#000000")  # Okabe & Ito
+DASHES = ("", "6 3", "2 2")  # of curves beyond the last colour
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 210, 58, 10, 10, 26
 Points = Sequence[tuple[float, float]]
 
@@ -72,7 +73,8 @@ def lines(title: str, series: Mapping[str, Points], *, log: bool = False, x_labe
     if not kept:
         return None
     of = named_colors(kept)
-    return Figure(title, plot(kept, log=log) + caption(x_label), of if len(of) > 1 else {})
+    below = caption(f"{x_label}; log scale" if log else x_label)
+    return Figure(title, plot(kept, log=log) + below, of if len(of) > 1 else {})
 
 
 def bars(title: str, values: Mapping[str, float], x_label: str) -> Figure | None:
@@ -136,9 +138,13 @@ class Interval(NamedTuple):
 
 def intervals(title: str, rows: Mapping[str, Interval]) -> str:
     """A row a name, its mean with the interval, what it is the mean of in grey."""
-    left, width, step = 230, 420, 24
-    x = scale(0, max([row.mean + row.half for row in rows.values()], default=1.0) or 1.0, left, left + width)
-    drawn = [label(left, 16, title, "start")]
+    left, width, step = 24 + round(7.2 * max(map(len, rows), default=0)), 420, 24
+    top, foot = max([row.mean + row.half for row in rows.values()], default=1.0) or 1.0, step * (len(rows) + 1) + 6
+    x = scale(0, top, left, left + width)
+    drawn = [label(8, 16, f"{title}; bars: 95 % over users, grey: each seed", "start")]
+    for value in ticks(0, top):
+        drawn.append(f'<line x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{step}" y2="{foot - 6}" stroke="#ddd"/>')
+        drawn.append(label(x(value), foot + 8, f"{value:g}", "middle"))
     for i, (name, row) in enumerate(rows.items(), 1):
         y, ends = step * (i + 0.5), [x(max(0.0, row.mean - row.half)), x(row.mean + row.half)]
         line = f'x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y}" y2="{y}" stroke="{COLORS[0]}" stroke-width="2"'
@@ -146,40 +152,45 @@ def intervals(title: str, rows: Mapping[str, Interval]) -> str:
         drawn += [f'<circle cx="{x(part):.1f}" cy="{y}" r="2" fill="#888"/>' for part in row.parts]
         drawn.append(f'<circle cx="{x(row.mean):.1f}" cy="{y}" r="4" fill="{COLORS[0]}"/>')
         drawn.append(label(ends[1] + 8, y + 4, f"{row.mean:.4f}", "start"))
-    return document(left + width + 60, step * (len(rows) + 2), drawn, size=13, ground="none")
+    return document(left + width + 60, foot + 18, drawn, size=13)
 
 
 def curves(series: Mapping[str, Points], *, x_label: str, y_label: str) -> str:
     """A marked curve a name, the names beside them."""
     drawn = ["<style>.grid { stroke: #ddd }</style>", plot(series, radius=3)]
-    of = named_colors(series)
-    drawn += [entry(WIDTH + 4, TOP + 10 + 16 * i, name, color) for i, (name, color) in enumerate(of.items())]
+    for i, (name, color) in enumerate(named_colors(series).items()):
+        y = TOP + 6 + 16 * i
+        drawn.append(f'<line x1="{WIDTH + 4}" x2="{WIDTH + 26}" y1="{y}" y2="{y}" {stroke(i, color)}/>')
+        drawn.append(label(WIDTH + 32, y + 4, name, "start"))
     drawn.append(label((LEFT + WIDTH) / 2, HEIGHT + 12, x_label, "middle"))
     drawn.append(turned(12, (HEIGHT - BOTTOM + TOP) / 2, y_label))
-    return document(WIDTH + 180, HEIGHT + 20, drawn)
+    wide = WIDTH + 44 + round(6.2 * max(map(len, series), default=0))
+    return document(wide, max(HEIGHT, 16 * len(series)) + 20, drawn)
 
 
 def scatter(points: Mapping[str, tuple[float, float]], *, x_label: str, y_label: str) -> str:
-    """A dot a name; of the axes the ends are told."""
+    """A dot a name."""
     xs, ys = zip(*points.values(), strict=True)
     x_ends, y_ends = spread(min(xs), max(xs)), spread(min(ys), max(ys))
-    px, py = scale(*x_ends, 70, 490), scale(*y_ends, 290, 30)
-    drawn = ['<path d="M60 20V300H560" fill="none" stroke="black"/>', label(310, 335, x_label, "middle"),
+    px, py = scale(*x_ends, 90, 490), scale(*y_ends, 290, 30)
+    drawn = ['<path d="M80 20V300H560" fill="none" stroke="black"/>', label(310, 335, x_label, "middle"),
              turned(14, 160, y_label)]  # fmt: skip
-    drawn += [label(px(x), 315, f"{x:.4f}", "start") for x in x_ends]
-    drawn += [label(20, py(y) + 4, f"{y:.4f}", "start") for y in y_ends]
+    drawn += [f'<path d="M{px(x):.1f} 300v5" stroke="black"/>' + label(px(x), 317, f"{x:g}", "middle")
+              for x in ticks(*x_ends)]  # fmt: skip
+    drawn += [f'<path d="M80 {py(y):.1f}h-5" stroke="black"/>' + label(72, py(y) + 4, f"{y:g}", "end")
+              for y in ticks(*y_ends)]  # fmt: skip
     for name, (x, y) in points.items():
         drawn.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="steelblue"/>')
-        drawn.append(label(px(x) + 6, py(y) - 5, name, "start"))
+        side = -1 if px(x) > 330 else 1  # a long name must not leave the picture
+        drawn.append(label(px(x) + 6 * side, py(y) - 5, name, "start" if side > 0 else "end"))
     return document(620, 350, drawn)
 
 
-def document(width: int, height: int, drawn: Iterable[str], *, above: int = 0, size: int = 11,
-             ground: str = "white") -> str:  # fmt: skip
-    """An SVG file; above: of its height, what lies over the zero."""
+def document(width: int, height: int, drawn: Iterable[str], *, above: int = 0, size: int = 11) -> str:
+    """An SVG file on white, so that it can be read in a dark page; above: of its height, what lies over the zero."""
     box = f'viewBox="0 {-above} {width} {height}" width="{width}" height="{height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif" font-size="{size}">'
-    back = f'<rect y="{-above}" width="{width}" height="{height}" fill="{ground}"/>'
+    back = f'<rect y="{-above}" width="{width}" height="{height}" fill="white"/>'
     return "\n".join([head, back, *drawn, "</svg>"]) + "\n"
 
 
@@ -188,6 +199,12 @@ def document(width: int, height: int, drawn: Iterable[str], *, above: int = 0, s
 
 def named_colors(names: Iterable[str]) -> dict[str, str]:
     return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
+
+
+def stroke(index: int, color: str) -> str:
+    """How a curve of this place among the others is drawn: those of one colour by unlike dashes."""
+    dash = DASHES[index // len(COLORS) % len(DASHES)]
+    return f'stroke="{color}" stroke-width="1.8"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
 
 def sound(y: float, *, log: bool) -> bool:
@@ -206,7 +223,7 @@ def scale(low: float, high: float, first: float, last: float) -> Callable[[float
     return lambda value: first + (value - low) * (last - first) / (high - low)
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round numbers within a range."""
     step = 10 ** math.floor(math.log10((high - low) / most))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= most)
@@ -227,10 +244,10 @@ def plot(series: Mapping[str, Points], *, log: bool = False, radius: float = 2.2
     x_ends, y_ends = spread(min(xs), max(xs)), spread(*(math.log10(y) if log else y for y in (min(ys), max(ys))))
     px, py = scale(*x_ends, LEFT, WIDTH - RIGHT), scale(*y_ends, HEIGHT - BOTTOM, TOP)
     parts = [grid(px, py, x_ends, y_ends, log=log)]
-    for color, points in zip(named_colors(series).values(), series.values(), strict=True):
+    for i, (color, points) in enumerate(zip(named_colors(series).values(), series.values(), strict=True)):
         at = [(px(x), py(math.log10(y) if log else y)) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+        parts.append(f'<polyline points="{path}" fill="none" {stroke(i, color)}/>')
         dots = at if len(at) < 30 else at[-1:]
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{color}"/>' for x, y in dots]
     return "".join(parts)

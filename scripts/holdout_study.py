@@ -19,6 +19,7 @@ from compose import build, cli, configure
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from runs.table import markdown
 from sids.cut import codes_of, count_weights
 from sids.tokenizer import CodeOptions
 from utils import Problem, as_command, digest, log, log_to
@@ -56,7 +57,8 @@ def study(argv: list[str]) -> dict[str, dict[str, float]]:
         found[name] = {"items": int(group.sum()), "length": float(share @ length_N[group]),
                        "length uniform": float(length_N[group].mean()), "error": float(share @ own_N[group]),
                        "error uniform": float(own_N[group].mean())}  # fmt: skip
-        log.info(f"{name:<9}" + ", ".join(f"{k} {v:.4g}" for k, v in found[name].items()))
+    lines = [[name, *(f"{v:.4g}" for v in row.values())] for name, row in found.items()]
+    log.info(f"\n{markdown(['group', *found['fitted']], lines)}")
     return found
 
 

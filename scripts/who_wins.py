@@ -25,6 +25,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
 from runs.folder import RunFolder
 from runs.report import check_protocol, read_ranks
+from runs.table import markdown
 from utils import Problem, as_command, printable, quoted, write_json
 
 Groups = dict[str, np.ndarray]  # name -> which users [B]
@@ -105,10 +106,10 @@ def run(argv: list[str]) -> dict[str, dict[str, Any]]:
     if not is_per_user(metric):
         raise Problem(f"--metric: {quoted(metric)} is not a metric of each user, like ndcg@10 or recall@10")
     table = compared(paths, split, metric, given.get("data_path"))
-    print(f"{metric}, {split}: {printable(paths[0])} against {printable(paths[1])}")
-    for name, row in table.items():
-        figures = f"{row['run']:.4f}  {row['base']:.4f}  {row['difference']:+.4f}  z {row['z']:+.1f}"
-        print(f"{name:<32}{row['users']:>8} users  {figures}")
+    print(f"{metric}, {split}: run {printable(paths[0])}, base {printable(paths[1])}\n")
+    lines = [[name, str(row["users"]), f"{row['run']:.4f}", f"{row['base']:.4f}", f"{row['difference']:+.4f}",
+              f"{row['z']:+.1f}"] for name, row in table.items()]  # fmt: skip
+    print(markdown(["group", "users", "run", "base", "difference", "z"], lines))
     if "json" in given:
         write_json(Path(given["json"]), table)
     return table

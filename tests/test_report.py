@@ -194,6 +194,22 @@ def test_curves_leave_out_what_cannot_be_drawn():
     assert (low, high) == (charts.HEIGHT - charts.BOTTOM, charts.TOP)
 
 
+def test_no_two_curves_are_drawn_alike():
+    """Eleven of them, with their names beside them; on white, with figures on both axes."""
+    series = {f"row {i}": [(0, 0.1), (30, 0.2 + i)] for i in range(11)}
+    root = ElementTree.fromstring(charts.curves(series, x_label="minutes", y_label="validation"))
+    space = "{http://www.w3.org/2000/svg}"
+    drawn = [(e.get("stroke"), e.get("stroke-dasharray")) for e in root.iter(f"{space}polyline")]
+    named = [(e.get("stroke"), e.get("stroke-dasharray")) for e in root.iter(f"{space}line") if e.get("stroke")]
+    assert len(set(drawn)) == 11 and drawn == named
+    assert next(root.iter(f"{space}rect")).get("fill") == "white"
+    said = [e.text for e in root.iter(f"{space}text")]
+    assert {"minutes", "validation", *series, "10", "20", "30"} <= set(said)
+    wide, high = float(root.get("width")), float(root.get("height"))
+    texts = [(float(e.get("x")), float(e.get("y")), len(e.text)) for e in root.iter(f"{space}text")]
+    assert all(0 <= x and x + 5 * size * (x > charts.WIDTH) <= wide and 0 <= y <= high for x, y, size in texts)
+
+
 def test_names_are_text_wherever_they_are_drawn():
     """On a page and in each kind of file, which is sound as XML and says every name and title."""
     series = {BAD: [(0, 1.0), (1, 2.0)], "b": [(0, 2.0)]}

@@ -30,7 +30,7 @@ def test_groups_by_brute_force_and_figures_from_the_ranks(trained, tmp_path, cap
     _, data, runs = trained
     paths = [str(runs[name].path) for name in ("sasrec", "two_stage")]
     table = who_wins.run([*paths, "--metric=ndcg@5", f"--json={tmp_path / 't.json'}"])
-    assert read_json(tmp_path / "t.json") == table and f"{len(data.test)} users" in capsys.readouterr().out
+    assert read_json(tmp_path / "t.json") == table and f"| {len(data.test)} " in capsys.readouterr().out
     ranks = [torch.from_numpy(np.load(f"{p}/ranks-test.npy")[1]) for p in paths]
     items, offsets, train = data.test.items, data.test.offsets, data.train.alone()
     steps = set()
