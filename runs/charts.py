@@ -141,7 +141,7 @@ def intervals(title: str, rows: Mapping[str, Interval]) -> str:
     left, width, step = 24 + round(7.2 * max(map(len, rows), default=0)), 420, 24
     top, foot = max([row.mean + row.half for row in rows.values()], default=1.0) or 1.0, step * (len(rows) + 1) + 6
     x = scale(0, top, left, left + width)
-    drawn = [label(8, 16, f"{title}; bars: 95 % over users, grey: each seed", "start")]
+    drawn = [label(8, 16, title, "start"), label(left, foot + 26, "bars: 95 % over users; grey: each seed", "start")]
     for value in ticks(0, top):
         drawn.append(f'<line x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{step}" y2="{foot - 6}" stroke="#ddd"/>')
         drawn.append(label(x(value), foot + 8, f"{value:g}", "middle"))
@@ -152,7 +152,7 @@ def intervals(title: str, rows: Mapping[str, Interval]) -> str:
         drawn += [f'<circle cx="{x(part):.1f}" cy="{y}" r="2" fill="#888"/>' for part in row.parts]
         drawn.append(f'<circle cx="{x(row.mean):.1f}" cy="{y}" r="4" fill="{COLORS[0]}"/>')
         drawn.append(label(ends[1] + 8, y + 4, f"{row.mean:.4f}", "start"))
-    return document(left + width + 60, foot + 18, drawn, size=13)
+    return document(left + width + 60, foot + 36, drawn, size=13)
 
 
 def curves(series: Mapping[str, Points], *, x_label: str, y_label: str) -> str:
