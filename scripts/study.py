@@ -35,7 +35,6 @@ from tqdm import tqdm
 import main
 import settings
 from compose import build, cli, configure, parts, restore
-from compose.retired import upgraded
 from evaluation import evaluate, save_ranks
 from joint.uncertainty import DECAYS
 from metrics import EvalOptions, cutoff
@@ -419,7 +418,7 @@ def finished(cfg: Config, data: Dataset) -> RunFolder | None:
     """A finished run of the same options, from its first step, on the same data and files, whatever its name."""
     for path in sorted((Path(cfg[RunOptions].output_dir) / cfg[DataOptions].dataset).glob("*/config.yaml")):
         run = RunFolder(path.parent)
-        if not settings.differences(upgraded(settings.read_yaml(path)), cfg) and run.finished and not run.changed:
+        if not settings.differences(settings.read_yaml(path), cfg) and run.finished and not run.changed:
             told = run.results()
             files = told.get("files", {})
             if told.get("data") == data.hash and all(files.get(k) == v for k, v in build.named_files(cfg).items()):

@@ -18,7 +18,6 @@ import torch
 
 import settings
 from compose import configure, parts
-from compose.retired import upgraded
 from metrics import is_per_user, paired_difference, per_user
 from readers.dataset import Dataset
 from readers.layouts import read_dataset
@@ -75,7 +74,7 @@ def compared(paths: list[str], split: str, metric: str, data_path: str | None = 
     another protocol.
     """
     (ours, rank), (base, other) = (read(path, split, metric) for path in paths)
-    options = {str(run.path): upgraded(settings.read_yaml(run.config)) for run in (ours, base)}
+    options = {str(run.path): settings.read_yaml(run.config) for run in (ours, base)}
     check_protocol(options, leave=("data_path", "metrics"))  # the data's hash and the lists' length are looked at
     cfg = configure.build(options[str(ours.path)])
     data = read_dataset((configure.change(cfg, data_path=data_path) if data_path else cfg)[DataOptions])

@@ -207,7 +207,7 @@ def test_no_two_curves_are_drawn_alike():
     assert {"minutes", "validation", *series, "10", "20", "30"} <= set(said)
     wide, high = float(root.get("width")), float(root.get("height"))
     texts = [(float(e.get("x")), float(e.get("y")), len(e.text)) for e in root.iter(f"{space}text")]
-    assert all(0 <= x and x + 5 * size * (x > charts.WIDTH) <= wide and 0 <= y <= high for x, y, size in texts)
+    assert all(x >= 0 and x + 5 * size * (x > charts.WIDTH) <= wide and 0 <= y <= high for x, y, size in texts)
 
 
 def test_names_are_text_wherever_they_are_drawn():
