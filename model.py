@@ -16,7 +16,8 @@ from data import Batch
 from layers import soft_label_loss
 from recommenders.base import Model
 from recommenders.items import best_items
-from recommenders.protocol import Found, Logs, Scorer, TokenNetwork
+from recommenders.protocol import Found, Logs, Scorer
+from recommenders.tokens import TokenNetwork
 from sids.legal import Legal
 from sids.search import AllTokens, SearchOptions, Tree, Trie, beam_search, spell
 from sids.table import SidOptions, SidTable, Spelling, ended

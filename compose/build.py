@@ -17,7 +17,7 @@ from readers.dataset import Dataset, read_embeddings
 from readers.splits import DataOptions
 from recommenders.base import Model
 from recommenders.diffusion import FineTuningOptions
-from recommenders.protocol import TokenNetwork
+from recommenders.tokens import TokenNetwork
 from runs.exported import earlier
 from runs.folder import RunOptions
 from settings import Config

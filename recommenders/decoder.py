@@ -20,7 +20,7 @@ from data import Batch
 from layers import rows_of
 from recommenders.blocks import Stack, begin, causal_attention
 from recommenders.protocol import Said, Scorer
-from recommenders.tokens import StackOptions, TokenTables
+from recommenders.tokens import StackOptions, TokenNetwork
 from settings import option
 
 
@@ -30,7 +30,7 @@ class DecoderOptions(StackOptions):
     dropout_rate: float = option(0.2, "dropout rate of the recommender, 0 to 0.9", ge=0, le=0.9)
 
 
-class Decoder(TokenTables):
+class Decoder(TokenNetwork):
     """x = sqrt(h) E_p[token] + age of the item + place p; the state at an item's last token foretells the next item's
     first one, that at its place p the token at p + 1.
     """
@@ -42,9 +42,7 @@ class Decoder(TokenTables):
     def __init__(
         self, cfg: DecoderOptions, vocabulary: tuple[int, ...], longest: int, n_items: int, uneven: bool = False
     ) -> None:
-        """vocabulary: tokens of each place; longest: items of a history at most; uneven: of each place the last token
-        stands behind an item's end.
-        """
+        """vocabulary: tokens of each place; longest: items of a history at most."""
         super().__init__()
         self.cfg, self.vocabulary, self.uneven, self.tokens_per_item = cfg, vocabulary, uneven, len(vocabulary)
         width = cfg.d_model

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import Batch
-
 Logs = dict[str, Tensor]
 AllReduce = Callable[[Tensor], Tensor]  # sums a tensor over all processes
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -103,62 +101,3 @@ class Said(NamedTuple):
 
     state_Rh: Tensor
     logits: Iterator[Tensor]
-
-
-class TokenNetwork(Protocol):
-    """Reads the tokens of a history and spells those of an item; knows nothing of where tokens come from.
-
-    Made of (its Options, tokens of each place, longest history, items, uneven). uneven: SIDs have unlike lengths, and
-    the last token of every place stands behind an item's end; it is nothing to read, and never a target.
-    """
-
-    @property
-    def targets(self) -> Literal["one", "next"]: ...
-    @property
-    def taught(self) -> Literal["one", "next"]:
-        """The targets that are spelled with teacher_UPh; a history's own tokens spell the others."""
-
-    @property
-    def tokens_per_item(self) -> int: ...
-    @property
-    def width(self) -> int:
-        """h, of embedded tokens and states."""
-
-    @property
-    def item_loss(self) -> float:
-        """Weight of a second loss, of the whole item; above 0 it has `item_logits`, and the items are a further place
-        behind the last one in a scorer.
-        """
-
-    @property
-    def item_rank(self) -> float:
-        """Weight of that place where beams are ranked."""
-
-    def catalogue(self, token_NP: Tensor, item_U: Tensor, teacher_UPh: Tensor) -> Tensor:
-        """Embedded tokens of all items, [N, P, h]; those of U of them are teacher_UPh."""
-
-    def item_logits(self, state_Rh: Tensor, token_NPh: Tensor) -> Tensor:
-        """Scores [R, N] of whole items."""
-
-    def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
-        """Embedded tokens of U items, [U, P, h]: learned places from `codes`, the others from token_UP.
-
-        Zero behind an item's end.
-        """
-
-    def __call__(
-        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
-        real_UP: Tensor | None = None, /,
-    ) -> Said:  # fmt: skip
-        """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh.
-
-        open_UP: at which places an item's token is a choice; then only the rows whose target's is are wanted.
-        real_UP: which places an item has, where lengths differ; then open_UP is given, and says no more than that.
-        """
-
-    def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
-        """The scorer of a search; what does not depend on beams runs once per user. tokens: item numbers
-        [...] -> their tokens [..., P].
-        """
-
-    def parameters(self) -> Iterator[Any]: ...

@@ -19,7 +19,7 @@ from data import Batch
 from layers import depth_attention, rows_of
 from recommenders.blocks import Stack, begin, causal_attention
 from recommenders.protocol import Said, Scorer
-from recommenders.tokens import StackOptions, TokenTables, WholeItemOptions
+from recommenders.tokens import StackOptions, TokenNetwork, WholeItemOptions
 from settings import option
 
 
@@ -31,7 +31,7 @@ class RQTransformerOptions(WholeItemOptions, StackOptions):
     depth_dropout: float = option(0.2, "dropout rate over the tokens of a semantic ID, 0 to 0.9", ge=0, le=0.9)
 
 
-class RQTransformer(TokenTables):
+class RQTransformer(TokenNetwork):
     """Item vectors, item stack, depth stack; one token table per place, tied with the logits."""
 
     Options: ClassVar[type[RQTransformerOptions]] = RQTransformerOptions
@@ -42,9 +42,7 @@ class RQTransformer(TokenTables):
     def __init__(
         self, cfg: RQTransformerOptions, vocabulary: tuple[int, ...], longest: int, n_items: int, uneven: bool = False
     ) -> None:
-        """vocabulary: tokens of each place; longest: items of a history at most; uneven: of each place the last token
-        stands behind an item's end.
-        """
+        """vocabulary: tokens of each place; longest: items of a history at most."""
         super().__init__()
         self.uneven = uneven
         self.cfg, self.vocabulary, self.scale = cfg, vocabulary, cfg.d_model**0.5

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from data import Batch
 from layers import Dropout, attention, rows_of
 from recommenders.protocol import Said, Scorer
-from recommenders.tokens import TokenTables, WholeItemOptions, WidthOptions
+from recommenders.tokens import TokenNetwork, WholeItemOptions, WidthOptions
 from settings import option
 
 
@@ -242,7 +242,7 @@ def packed(x_BTh: Tensor, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
     return x_BTh.gather(1, order_BT[..., None].expand(-1, -1, x_BTh.shape[2])), keep_BT.gather(1, order_BT)
 
 
-class T5Network(TokenTables):
+class T5Network(TokenNetwork):
     """T5 over the tokens of semantic IDs; one token table per place, tied with the logits."""
 
     Options: ClassVar[type[T5Options]] = T5Options
@@ -252,9 +252,7 @@ class T5Network(TokenTables):
     def __init__(
         self, cfg: T5Options, vocabulary: tuple[int, ...], longest: int, n_items: int, uneven: bool = False
     ) -> None:
-        """vocabulary: tokens of each place; longest: items of a history at most; uneven: of each place the last token
-        stands behind an item's end.
-        """
+        """vocabulary: tokens of each place; longest: items of a history at most."""
         super().__init__()
         self.uneven = uneven
         self.cfg, self.vocabulary, self.tokens_per_item = cfg, vocabulary, len(vocabulary)

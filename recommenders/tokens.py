@@ -4,15 +4,18 @@ Shape letters: U items, N items of the catalogue, P places of a SID, V tokens of
 h width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data import Batch
 from layers import are_real, some_logits
-from recommenders.protocol import Codes
+from recommenders.protocol import Codes, Said, Scorer
 from settings import option
 from utils import Problem
 
@@ -56,25 +59,50 @@ class WholeItemOptions:
     )
 
 
-class TokenTables(nn.Module):
-    """tables: [V, h] of each place, drawn from N(0, 0.02^2) by whoever extends this; uneven: the last token of each
-    place stands behind an item's end and reads as zero.
+class TokenNetwork(nn.Module, ABC):
+    """Reads the tokens of a history and spells those of an item; knows nothing of where tokens come from.
+
+    Made of (its Options, tokens of each place, longest history, items, uneven). uneven: SIDs have unlike lengths, and
+    the last token of every place stands behind an item's end; it reads as zero, and is never a target.
     """
 
-    item_loss, item_rank = 0.0, 0.0  # whoever scores whole items as well has more
+    targets: Literal["one", "next"]
+    taught: Literal["one", "next"]  # the targets that are spelled with teacher_UPh; a history's own tokens spell others
+    tokens_per_item: int
+    item_loss, item_rank = 0.0, 0.0  # weights of the loss of whole items and of their rank
     own: nn.Embedding | None  # an item's own vector, of whoever has WholeItemOptions
     whole: nn.Linear | None  # from a hidden state to the item itself
     n_items: int
-    tables: nn.ParameterList
+    tables: nn.ParameterList  # [V, h] of each place, drawn from N(0, 0.02^2)
     vocabulary: tuple[int, ...]
     uneven: bool
 
+    @abstractmethod
+    def forward(
+        self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
+        real_UP: Tensor | None = None,
+    ) -> Said:  # fmt: skip
+        """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh.
+
+        open_UP: at which places an item's token is a choice; then only the rows whose target's is are wanted.
+        real_UP: which places an item has, where lengths differ; then open_UP is given, and says no more than that.
+        """
+
+    @abstractmethod
+    def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
+        """The scorer of a search; what does not depend on beams runs once per user. With `item_loss` whole items are a
+        further place behind the last one. tokens: item numbers [...] -> their tokens [..., P].
+        """
+
     @property
     def width(self) -> int:
+        """h, of embedded tokens and states."""
         return self.tables[0].shape[1]
 
     def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
-        """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others."""
+        """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others; zero
+        behind an item's end.
+        """
         learned = [codes.lookup(place, self.tables[place]) for place in range(len(codes.index))]
         plain = [F.embedding(token_UP[:, p], self.tables[p]) for p in range(len(learned), len(self.tables))]
         return self._without_ends(torch.stack([*learned, *plain], 1), token_UP)
