@@ -7,7 +7,6 @@ Shape letters: N items of the catalogue, U rows of a batch, D embedding width, d
 level.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,7 +20,7 @@ from settings import option
 from sids import shares
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.codebooks import Upkeep, UpkeepOptions
-from sids.tokenizer import ROWS, Source, in_pieces, through
+from sids.tokenizer import ROWS, Distances, Learned, Source, in_pieces, through
 from utils import Problem
 
 SINKHORN_ITERATIONS = 50
@@ -101,12 +100,11 @@ class ResidualQuantizer(nn.Module):
         return commitment if self.averaged else (q - residual.detach()).square().mean(1) + commitment
 
 
-class RQVAE(ContentTokenizer):
+class RQVAE(ContentTokenizer, Learned):
     """Encoder, residual quantizer and decoder; state keys as in the released checkpoints."""
 
     Options: ClassVar[type[RQVAEOptions]] = RQVAEOptions
     cfg: RQVAEOptions
-    keeps_last = False
     cumulative: ClassVar[bool] = False  # VQ loss of the latent and all codes so far, not of each residual and its code
     only_pre_training: ClassVar[tuple[str, ...]] = ("upkeep.",)
 
@@ -154,13 +152,13 @@ class RQVAE(ContentTokenizer):
         return through(self.encoder, (self.prepare(x.to(device)) for x in in_pieces(self.seen(content_ND))), device)
 
     @torch.no_grad()
-    def quantized(self, code_NL: Tensor) -> Tensor:
-        """Sum of the code vectors, [N, d]."""
-        chosen = [c[i] for c, i in zip(self.rq.codebooks(), code_NL.unbind(1), strict=True)]
-        return torch.stack(chosen).sum(0)
+    def vectors(self, content_ND: np.ndarray, code_NT: Tensor) -> dict[str, Tensor]:
+        """The latent, and the sum of the code vectors."""
+        chosen = [c[i] for c, i in zip(self.rq.codebooks(), code_NT.unbind(1), strict=True)]
+        return {"latent": self.latent(content_ND), "quantized": torch.stack(chosen).sum(0)}
 
     @torch.no_grad()
-    def distances_of(self, content_ND: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
+    def distances_of(self, content_ND: np.ndarray) -> Distances:
         """Distances of a catalogue's residuals to the codes of any level, after any codes before it."""
         books = [c.detach().cpu() for c in self.rq.codebooks()]
         return residual_distances(self.latent(content_ND).cpu(), books)

@@ -33,7 +33,7 @@ from sids.reinforce import Reinforce
 from sids.rq_kmeans import RQKMeans
 from sids.search import SearchOptions
 from sids.table import SidOptions
-from sids.tokenizer import is_learned
+from sids.tokenizer import Learned
 from trainer import TrainOptions
 from utils import Problem, nearest, shown
 from vq import RQVAE
@@ -125,7 +125,7 @@ def sections(m: MethodOptions) -> dict[str, type]:
 
 def tokenizer_sections(name: str) -> dict[str, type]:
     kind = TOKENIZERS[name]
-    learned = {"pre-training": FitOptions} if is_learned(kind) else {}
+    learned = {"pre-training": FitOptions} if issubclass(kind, Learned) else {}
     return {f"tokenizer {name}": kind.Options, **learned}
 
 

@@ -9,7 +9,6 @@ tokenizer, so that its checkpoint stands alone.
 Shape letters: N items, D content width, V behaviour width, P pairs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from readers.dataset import Dataset
 from runs.exported import earlier
 from settings import option
 from sids.pairs import PairOptions, Pairs, pairs_of
-from sids.tokenizer import CodeOptions, Joined, Source, in_pieces
+from sids.tokenizer import CodeOptions, Distances, Joined, Source, Tokenizer, in_pieces
 from utils import Problem, log, shown
 
 BESIDE = ("behaviour: pairs vectors",)
@@ -104,7 +103,7 @@ class Side(nn.Module):
         return Joined(content_ND, self.mean_D.cpu().numpy(), self.vector_NV.cpu().numpy())
 
 
-class ContentTokenizer(nn.Module):
+class ContentTokenizer(Tokenizer):
     """What tokenizers share that may have behaviour beside their content."""
 
     def __init__(self, cfg: BehaviourOptions, n_input: int) -> None:
@@ -118,7 +117,7 @@ class ContentTokenizer(nn.Module):
         return content_ND if self.side is None else self.side.join(content_ND)
 
 
-def residual_distances(z_Nd: Tensor, books: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def residual_distances(z_Nd: Tensor, books: list[Tensor]) -> Distances:
     """(rows [n], their codes on the first l levels [n, l]) -> distances of what is left to level l, [n, K]."""
 
     def of(rows: Tensor, prefix_nl: Tensor) -> Tensor:

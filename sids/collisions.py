@@ -9,8 +9,8 @@ Shape letters: N items, L levels, K codes of a level, U items without a place.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from sids.search import sid_key
 from sids.table import SidOptions
+from sids.tokenizer import Distances, Tokenizer
 from utils import Problem, log
-
-Distances = Callable[[Tensor, Tensor], Tensor]  # rows [n], codes before a level [n, l] -> squared distances [n, K]
 
 
 class Resolved(NamedTuple):
@@ -161,16 +160,15 @@ def _all_alike(sizes: Sequence[int], rows: Tensor, prefix: Tensor) -> Tensor:
     return torch.zeros(len(rows), sizes[prefix.shape[1]])
 
 
-def apply(cfg: SidOptions, tokenizer: Any, content_ND: np.ndarray, code_NL: Tensor, seed: int) -> Tensor:
+def apply(cfg: SidOptions, tokenizer: Tokenizer, content_ND: np.ndarray, code_NL: Tensor, seed: int) -> Tensor:
     """The codes of a catalogue after its collisions were resolved as the options say."""
     if cfg.collision not in ("knn", "random"):
         return code_NL
-    if hasattr(tokenizer, "distances_of"):
-        distances = tokenizer.distances_of(content_ND)
-    elif cfg.collision == "random":  # no code is nearer than another
+    distances = tokenizer.distances_of(content_ND)
+    if distances is None:  # no code is nearer than another
+        if cfg.collision == "knn":
+            raise Problem("collision: knn needs a tokenizer that knows distances; use random, suffix, item or none")
         distances = functools.partial(_all_alike, tokenizer.cfg.num_emb_list)
-    else:
-        raise Problem("collision: knn needs a tokenizer that knows distances; use random, suffix, item or none")
     with torch.no_grad():
         found = resolve(code_NL.cpu(), tokenizer.cfg.num_emb_list, cfg.cap, cfg.collision, distances, seed)
     log.info(found.line())

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sids.table import collision_rate, numbered
-from sids.tokenizer import ROWS, CodeOptions, Tokenizer, in_pieces, target_of
+from sids.tokenizer import ROWS, CodeOptions, Tokenizer, in_pieces
 from utils import Problem, log
 
 HALVINGS = 60  # of mu's interval: down to the last bit of a double
@@ -38,7 +38,7 @@ def prefix_errors(model: Tokenizer, code_NT: Tensor, content_ND: np.ndarray) -> 
     content, with the behaviour where the tokenizer has it.
     """
     found = []
-    for code, x_ND in zip(code_NT.clamp(min=0).split(ROWS), in_pieces(target_of(model, content_ND)), strict=True):
+    for code, x_ND in zip(code_NT.clamp(min=0).split(ROWS), in_pieces(model.seen(content_ND)), strict=True):
         y_NTD = F.normalize(model.decode(code).cpu(), dim=-1)
         found.append((y_NTD - F.normalize(x_ND, dim=-1)[:, None]).square().sum(-1))
     return torch.cat(found).double().numpy()

@@ -14,7 +14,7 @@ Shape letters: N items, B rows of a batch, T code places, V symbols, H encoder w
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +29,7 @@ from layers import Dropout, depth_attention, gumbel
 from recommenders.blocks import Stack
 from settings import option
 from sids.rq_kmeans import RQKMeans, RQKMeansOptions
-from sids.tokenizer import ROWS, CodeOptions, Source, UnitRows, in_pieces
+from sids.tokenizer import ROWS, CodeOptions, Learned, Source, UnitRows, in_pieces
 from utils import Problem, log
 
 DROPOUT = 0.1  # of input, blocks and the residual before its logits
@@ -269,7 +269,7 @@ class Receiver(nn.Module):
         return F.normalize(y_BTD, dim=-1)
 
 
-class Discrete(nn.Module, ABC):
+class Discrete(Learned):
     """What discrete autoencoders share: sender, receiver, and interactions as examples."""
 
     keeps_last = True  # the schedules end at the last step

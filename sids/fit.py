@@ -22,7 +22,7 @@ from sids import shares
 from sids.behaviour import vectors_of
 from sids.kept import FitOptions, checkpoint_path, claim, portable
 from sids.table import collision_rate, perplexity
-from sids.tokenizer import ROWS, CodeOptions, Source, in_pieces, is_learned, target_of
+from sids.tokenizer import ROWS, CodeOptions, Learned, Source, in_pieces
 from utils import (
     Problem,
     Stopped,
@@ -108,7 +108,7 @@ class Report:
 def measure(model: Any, content_ND: np.ndarray, epoch: int) -> Report:
     """Measure a tokenizer on a catalogue's embeddings, each item by its own code."""
     code_NT = model.encode(content_ND)
-    seen_ND = target_of(model, content_ND)
+    seen_ND = model.seen(content_ND)
     last_N = (code_NT >= 0).sum(1) - 1
     mean_D = torch.cat([x.double().sum(0, keepdim=True) for x in in_pieces(seen_ND)]).sum(0) / len(content_ND)
     error = spread = 0.0
@@ -138,10 +138,10 @@ def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
     torch.manual_seed(cfg[DataOptions].seed)
     source = Source.of(data, vectors_of(cfg[CodeOptions], data))
     model = kind(cfg[CodeOptions], source.content_ND.shape[1])
-    if shares.processes() > 1 and not is_learned(kind):
+    if shares.processes() > 1 and not issubclass(kind, Learned):
         raise Problem(f"tokenizer: {name} is fitted by one process; start the command without a launcher")
     shares.of_first(lambda: claim(path.parent))
-    if not is_learned(kind):
+    if not issubclass(kind, Learned):
         model.fit(source, cfg[DataOptions].seed)
         best = measure(model, source.content_ND, 0)
         write_checkpoint(path, portable(cfg, name, model, best.figures()))
@@ -221,15 +221,10 @@ class _Loop:
             loss.backward()
             shares.average_gradients(self.model)
             self.optimizer.step()
-            for key, value in {**parts, **self._after_step()}.items():
+            for key, value in {**parts, **self.model.after_step(self.optimizer)}.items():
                 sums[key], times[key] = sums.get(key, 0.0) + value.detach(), times.get(key, 0) + 1
         shares.average([*sums.values()])
         return {k: float(v) / times[k] for k, v in sums.items()}
-
-    def _after_step(self) -> dict[str, Tensor]:
-        """What a tokenizer may do after each step; few do."""
-        step = getattr(self.model, "after_step", None)
-        return {} if step is None else step(self.optimizer)
 
     def _factor(self, step: int) -> float:
         """Linear warm-up, then linear fall to zero."""
@@ -249,7 +244,7 @@ class _Loop:
                 "nothing of it was saved"
             )
         self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
-        if self.best is None or getattr(self.model, "keeps_last", False) or now.beats(self.best, self.lowest):
+        if self.best is None or self.model.keeps_last or now.beats(self.best, self.lowest):
             self.best = now
             state = portable(self.cfg, self.name, self.model, now.figures())
             state["optimizer"] = self.optimizer.state_dict()
@@ -257,8 +252,7 @@ class _Loop:
 
     def _measured(self, epoch: int) -> Report:
         found = measure(self.model, self.source.content_ND, epoch)
-        if hasattr(self.model, "disagreement"):
-            found.disagreement = self.model.disagreement(self.p.rqvae_batch_size, self.seed)
+        found.disagreement = self.model.disagreement(self.p.rqvae_batch_size, self.seed)
         return found
 
     def _save(self, epoch: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import settings
 from readers.dataset import Dataset
@@ -80,7 +80,7 @@ def portable(cfg: Config, name: str, model: Tokenizer, figures: dict[str, float]
     }  # fmt: skip
 
 
-def load_state(path: Path, model: nn.Module, name: str) -> None:
+def load_state(path: Path, model: Tokenizer, name: str) -> None:
     """Fill a tokenizer from a checkpoint, ours or a released `best_collision_model.pth`.
 
     Nothing in the file is executed. Problem when its shapes disagree with the configuration.
@@ -91,9 +91,9 @@ def load_state(path: Path, model: nn.Module, name: str) -> None:
         raise Problem(f"{path}: holds no 'state_dict'; expected a tokenizer's checkpoint")
     if kind != name:
         raise Problem(f"{path}: holds a tokenizer of the kind {kind!r}, this run has {name!r}; set --tokenizer={kind}")
-    own, passing = model.state_dict(), getattr(model, "only_pre_training", ())
+    own, passing = model.state_dict(), model.only_pre_training
     state = {k: v for k, v in state.items() if k in own or not str(k).startswith(passing)}
-    own = {k: v for k, v in own.items() if k in state or k not in getattr(model, "made_later", ())}
+    own = {k: v for k, v in own.items() if k in state or k not in model.made_later}
     check_state(path, state, own)
     model.load_state_dict({k: state[k] for k in own}, strict=False)
 

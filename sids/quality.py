@@ -123,9 +123,7 @@ def representations(tokenizer: Any, content_ND: np.ndarray, sids: SidTable) -> d
     if getattr(tokenizer, "side", None) is not None:
         found["joined"] = torch.cat(list(in_pieces(tokenizer.seen(content_ND))))
     code_NT = sids.code_NT.long()
-    for name in ("latent", "quantized"):
-        if hasattr(tokenizer, name):
-            found[name] = getattr(tokenizer, name)(content_ND if name == "latent" else code_NT).cpu()
+    found |= {name: vector_Nd.cpu() for name, vector_Nd in tokenizer.vectors(content_ND, code_NT).items()}
     whole_NTD = tokenizer.decode(code_NT.clamp(min=0))
     found["decoded"] = whole_NTD[torch.arange(len(code_NT)), sids.length_N - 1].cpu()
     return found

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layers import counter_uniform
-from sids.tokenizer import CodeOptions, Source, in_pieces
+from sids.tokenizer import CodeOptions, Source, Tokenizer, in_pieces
 
 
-class RandomCodes(nn.Module):
+class RandomCodes(Tokenizer):
     """The code of row i is drawn by (seed, i) alone, whatever its content."""
 
     Options: ClassVar[type[CodeOptions]] = CodeOptions

@@ -6,7 +6,6 @@ residuals of the catalogue.
 Shape letters: N items, D embedding width, L levels, K codes of a level.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from layers import distance, kmeans
 from settings import option
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
-from sids.tokenizer import Source, in_pieces
+from sids.tokenizer import Distances, Source, in_pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,7 @@ class RQKMeansOptions(BehaviourOptions):
 
 class RQKMeans(ContentTokenizer):
     Options: ClassVar[type[RQKMeansOptions]] = RQKMeansOptions
+    cfg: RQKMeansOptions
 
     def __init__(self, cfg: RQKMeansOptions, n_input: int) -> None:
         super().__init__(cfg, n_input)
@@ -66,7 +66,7 @@ class RQKMeans(ContentTokenizer):
             r_ND = r_ND.to(centre_KD) - centre_KD[codes[-1]]
         return torch.stack(codes, 1)
 
-    def distances_of(self, content_ND: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
+    def distances_of(self, content_ND: np.ndarray) -> Distances:
         """Distances of a catalogue's residuals to the centres of any level, after any codes before it."""
         return residual_distances(torch.cat(list(in_pieces(self.seen(content_ND)))), self.centres())
 

@@ -5,9 +5,10 @@ K codes of a place, h recommender width.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from settings import option
 from utils import Problem
 
 ROWS = 8192  # rows of a catalogue that go through a network at a time
+Distances = Callable[[Tensor, Tensor], Tensor]  # rows [n], codes before a level [n, l] -> squared distances [n, K]
 
 
 UNEVEN = ("target_length", "length: learned", "sid_lengths: unlike")
@@ -88,61 +90,62 @@ class Source(NamedTuple):
         return cls(read_embeddings(data), data.popularity[1:], data.train.alone(), vectors_NV)
 
 
-class Tokenizer(Protocol):
-    """Content to codes and back: an nn.Module made of (its Options, width of the content), whose state is all it has
-    learned.
+class Tokenizer(nn.Module, ABC):
+    """Content to codes and back, made of (its Options, width of the content); its state is all it has learned.
 
-    It may have `seen(content_ND)`, the rows that it codes in place of the content's own; `distances_of(content_ND)`,
-    what `collision: knn` goes by; `latent(content_ND)` and `quantized(code_NT)`, [N, d], for the hit rate of what an
-    item is represented by.
+    One that is made in one go has `fit(source, seed)`; the others are `Learned`.
     """
 
-    Options: type[CodeOptions]
+    Options: ClassVar[type[CodeOptions]]
+    cfg: CodeOptions
+    only_pre_training: ClassVar[tuple[str, ...]] = ()  # beginnings of names that a checkpoint may hold beyond its state
+    made_later: ClassVar[tuple[str, ...]] = ()  # names of its state that a checkpoint may lack
 
-    @property
-    def cfg(self) -> CodeOptions: ...
-
+    @abstractmethod
     def encode(self, content_ND: np.ndarray) -> Tensor:
         """Codes [N, T] of a whole catalogue, int64."""
 
+    @abstractmethod
     def decode(self, code_NT: Tensor) -> Tensor:
-        """Reconstruction of the content, or of what `seen` makes of it, from every prefix of the codes,
-        [N, T, width].
-        """
+        """Reconstruction of `seen` from every prefix of the codes, [N, T, width]."""
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> Any: ...
+    def seen(self, content_ND: np.ndarray) -> "Rows":
+        """The rows that are coded: the content, or what is made of it before."""
+        return content_ND
+
+    def distances_of(self, content_ND: np.ndarray) -> Distances | None:
+        """What `collision: knn` goes by, for tokenizers whose codes lie nearer to an item or further."""
+        return None
+
+    def vectors(self, content_ND: np.ndarray, code_NT: Tensor) -> dict[str, Tensor]:
+        """Name -> [N, d]: what an item is represented by inside, for its hit rate."""
+        return {}
 
 
-class Fitted(Tokenizer, Protocol):
-    """Made in one go."""
+class Learned(Tokenizer):
+    """Learned step by step, in the loop of sids/fit.py."""
 
-    def fit(self, source: Source, seed: int) -> None: ...
+    keeps_last = False  # true where no figure tells which state is better
 
-
-class Learned(Tokenizer, Protocol):
-    """Learned step by step, in the loop of sids/fit.py; what has `batches` is one.
-
-    It may have `after_step(optimizer)`, figures for the log; `disagreement(size, seed)`, the share of items per level
-    whose code in training is another than afterwards; `keeps_last`, true where no figure tells which state is better;
-    `only_pre_training`, beginnings of names that a checkpoint may hold beyond its state; `made_later`, names of its
-    state that a checkpoint may lack.
-    """
-
+    @abstractmethod
     def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
         """Hold the data; on a fresh start take from them what the first step needs (batches of `size`)."""
 
+    @abstractmethod
     def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Any]:
         """The batches of an epoch, a function of its arguments."""
 
+    @abstractmethod
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss to minimise, its parts for the log)."""
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def after_step(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """After each step; figures for the log."""
+        return {}
 
-
-def is_learned(kind: type) -> bool:
-    return hasattr(kind, "batches")
+    def disagreement(self, size: int, seed: int) -> list[float]:
+        """Share of items per level whose code in training is another than afterwards; [] where it cannot be."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -217,12 +220,6 @@ class UnitRows:
 
 
 Rows = np.ndarray | Joined | UnitRows
-
-
-def target_of(tokenizer: Any, content_ND: np.ndarray) -> Rows:
-    """What `decode` gives back, row by row: the content, or what the tokenizer makes of it before coding (`seen`)."""
-    seen: Rows = tokenizer.seen(content_ND) if hasattr(tokenizer, "seen") else content_ND
-    return seen
 
 
 def in_pieces(content_ND: Rows) -> Iterator[Tensor]:
