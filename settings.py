@@ -213,24 +213,13 @@ def command(
 
     An option's value stands behind `=` or is the next word. Text is taken as it stands, other values as YAML.
     """
-    text = {*names, *(k for kind in kinds.values() for k in takes_text(kind))}
     known = [*names, *(k for kind in kinds.values() for k in fields_of(kind))]
-    found: dict[str, Any] = {}
-    plain, words = [], iter(argv)
-    for word in words:
-        if not word.startswith("--"):
-            plain.append(word)
-            continue
-        key, sep, value = word.removeprefix("--").partition("=")
-        if key not in known:
-            raise unknown(key, known)
-        if key in found:
-            raise Problem(f"--{key}: given twice")
-        if not sep and (value := next(words, "")) == "":
-            raise Problem(f"--{key}: needs a value")
-        found[key] = (value or None) if key in text else parse_overrides([f"--{key}={value}"])[key]
-    named = {k: found[k] for k in names if found.get(k) is not None}
-    return plain, named, compose(kinds, {k: v for k, v in found.items() if k not in names})
+    found, plain = split_off(list(argv), known)
+    if wrong := [word for word in plain if word.startswith("--")]:
+        raise unknown(wrong[0].removeprefix("--").partition("=")[0], known)
+    text = {k for kind in kinds.values() for k in takes_text(kind)}
+    typed = {k: v if k in text else parse_overrides([f"--{k}={v}"])[k] for k, v in found.items() if k not in names}
+    return plain, {k: found[k] for k in names if k in found}, compose(kinds, typed)
 
 
 def takes_text(kind: type) -> list[str]:
