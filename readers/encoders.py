@@ -40,18 +40,20 @@ SHARD = 1024  # texts between two writes of the cache
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    model: str = option(
-        MINILM, "a folder, or a name on the hub: of sentence-transformers, or any other, whose last states are averaged"
+    model: str = option(MINILM, "text encoder: a local folder or a Hugging Face model name")
+    revision: str | None = option(None, "commit, tag or branch of a Hugging Face model")
+    fields: list[str] = option([], "item fields that are joined by '. ' into a text; default: all fields")
+    template: str | None = option(None, "pattern of a text, used instead of fields, such as '{title}, by {brand}'")
+    max_length: int = option(0, "maximum number of tokens per text; 0 = the model's own limit, at most 512", ge=0)
+    batch_size: int = option(64, "number of texts per batch", ge=1, free=True)
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "number format of the encoder; auto = bfloat16 on a GPU, else float32"
     )
-    revision: str | None = option(None, "commit, tag or branch of a model on the hub")
-    fields: list[str] = option([], "fields of an item that make its text, joined by '. '; default: all, as they come")
-    template: str | None = option(None, "the text in place of fields, as '{title}, by {brand}'")
-    max_length: int = option(0, "tokens of a text that are read; 0 = what the model takes, at most 512", ge=0)
-    batch_size: int = option(64, "texts at a time", ge=1, free=True)
-    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "numbers of the model; auto: bfloat16 on a GPU")
-    pca: int = option(0, "reduce to so many principal components; 0 = leave as it is", ge=0)
+    pca: int = option(0, "number of principal components to keep; 0 = no reduction", ge=0)
     pca_from: str | None = option(
-        None, "reduce along the axes of earlier embeddings, their .axes.npz: what a trained model knows", path=True
+        None,
+        "file .axes.npz of earlier embeddings whose principal axes are used again, as a trained model needs",
+        path=True,
     )
 
 

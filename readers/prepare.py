@@ -26,23 +26,28 @@ UNFIT = r"[\t\r\n]"  # what no id may hold: .inter files have no quotes
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    min_rating: float | None = option(None, "leave out interactions with a lower rating; before all else")
+    min_rating: float | None = option(None, "lowest rating that is kept; applied before all other filters")
     duplicates: Literal["all", "exact", "first", "last"] = option(
         "exact",
-        "repeated interactions: keep all; drop those of the same user, item and time; keep only the first or the last "
+        "which repeated interactions are kept: all, all but exact copies in user, item and time, or the first or last "
         "of a user and an item",
     )
-    k_core: int = option(5, "leave out users and items with fewer interactions, until none is left; 0 = keep all", ge=0)
+    k_core: int = option(
+        5, "minimum number of interactions per user and per item, applied until nothing changes; 0 = no filter", ge=0
+    )
     item_core: int = option(
-        0, "leave out items with fewer interactions (test_days: before these), after the k-core; 0 = keep all", ge=0
+        0,
+        "minimum number of interactions per item, applied once after k_core (with test_days: before the test period); "
+        "0 = no filter",
+        ge=0,
     )
-    max_history: int = option(0, "keep only each user's last interactions, so many, after the k-core; 0 = all", ge=0)
+    max_history: int = option(0, "number of most recent interactions kept per user, after k_core; 0 = all", ge=0)
     split: Literal["leave_one_out", "time"] = option(
-        "leave_one_out", "the split that the statistics count and the preset names; the data are the same"
+        "leave_one_out", "split that the statistics describe and the written preset names; the data are the same"
     )
-    time_quantile: float = option(0.95, "split: time: share of all interactions before that point", gt=0, le=1)
+    time_quantile: float = option(0.95, "share of interactions before the test period, for split: time", gt=0, le=1)
     test_days: float | None = option(
-        None, "split: time: test on the last so many days in place of a time_quantile; times are seconds", gt=0
+        None, "length of the test period in days, instead of time_quantile; timestamps must be in seconds", gt=0
     )
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from readers.dataset import Dataset
 from runs.exported import earlier
 from settings import option
 from sids.pairs import PairOptions, Pairs, pairs_of
-from sids.tokenizer import CodeOptions, Distances, Joined, Source, Tokenizer, in_pieces
+from sids.tokenizer import CodeOptions, Distances, Joined, Source, Tokenizer, mean_of
 from utils import Problem, log, shown
 
 BESIDE = ("behaviour: pairs vectors",)
@@ -75,8 +75,7 @@ class Side(nn.Module):
 
     def learn(self, source: Source, seed: int) -> None:
         """Take the means and the vectors; an item that the training part never shows has no behaviour, a zero row."""
-        total_D = torch.stack([piece.double().sum(0) for piece in in_pieces(source.content_ND)]).sum(0)
-        self.mean_D.copy_(total_D / len(source.content_ND))
+        self.mean_D.copy_(mean_of(source.content_ND))
         known_N = source.count_N > 0
         if not known_N.any():
             raise Problem("behaviour: the training part shows no item; set behaviour: none")

@@ -22,7 +22,7 @@ from sids import shares
 from sids.behaviour import vectors_of
 from sids.kept import FitOptions, checkpoint_path, claim, portable
 from sids.table import collision_rate, perplexity
-from sids.tokenizer import ROWS, CodeOptions, Learned, Source, in_pieces
+from sids.tokenizer import ROWS, CodeOptions, Learned, Source, in_pieces, mean_of
 from utils import (
     Problem,
     Stopped,
@@ -110,7 +110,7 @@ def measure(model: Any, content_ND: np.ndarray, epoch: int) -> Report:
     code_NT = model.encode(content_ND)
     seen_ND = model.seen(content_ND)
     last_N = (code_NT >= 0).sum(1) - 1
-    mean_D = torch.cat([x.double().sum(0, keepdim=True) for x in in_pieces(seen_ND)]).sum(0) / len(content_ND)
+    mean_D = mean_of(seen_ND)
     error = spread = 0.0
     for code, last, x in zip(code_NT.split(ROWS), last_N.split(ROWS), in_pieces(seen_ND), strict=True):
         y_ND = model.decode(code.clamp(min=0))[torch.arange(len(code), device=code.device), last]

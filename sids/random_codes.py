@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from layers import counter_uniform
-from sids.tokenizer import CodeOptions, Source, Tokenizer, in_pieces
+from sids.tokenizer import CodeOptions, Source, Tokenizer, mean_of
 
 
 class RandomCodes(Tokenizer):
@@ -28,8 +28,7 @@ class RandomCodes(Tokenizer):
 
     def fit(self, source: Source, seed: int) -> None:
         self.seed.fill_(seed)
-        total_D = torch.stack([piece.double().sum(0) for piece in in_pieces(source.content_ND)]).sum(0)
-        self.mean_D.copy_(total_D / len(source.content_ND))
+        self.mean_D.copy_(mean_of(source.content_ND))
 
     def encode(self, content_ND: np.ndarray) -> Tensor:
         """Codes [N, L], uniform and independent."""

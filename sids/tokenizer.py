@@ -222,6 +222,11 @@ class UnitRows:
 Rows = np.ndarray | Joined | UnitRows
 
 
+def mean_of(rows: Rows) -> Tensor:
+    """The mean row, float64 [D]."""
+    return torch.stack([piece.double().sum(0) for piece in in_pieces(rows)]).sum(0) / len(rows)
+
+
 def in_pieces(content_ND: Rows) -> Iterator[Tensor]:
     """A catalogue's embeddings in float32, some rows at a time."""
     for begin in range(0, len(content_ND), ROWS):

@@ -33,12 +33,14 @@ Vectors = Callable[[set[str]], tuple[list[str], np.ndarray]]  # ids that are wan
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     source: str = option("auto", "what the files are: auto or one of KINDS")
-    items: str | None = option(None, "file of the items' texts; default: the one that lies beside", path=True)
-    users_col: str | None = option(None, "column of the users; default: a usual name, as user_id")
-    items_col: str | None = option(None, "column of the items, in both files; default: a usual name, as item_id")
-    time_col: str | None = option(None, "column of the times, numbers or dates; default: a usual name, as timestamp")
-    rating_col: str | None = option(None, "column of the ratings; default: rating or stars where there is one")
-    text_cols: list[str] = option([], "columns of the items' texts; default: all but the id")
+    items: str | None = option(None, "file with the item texts; default: found beside the interactions", path=True)
+    users_col: str | None = option(None, "column of user ids; default: a common name such as user_id")
+    items_col: str | None = option(None, "column of item ids, in both files; default: a common name such as item_id")
+    time_col: str | None = option(
+        None, "column of timestamps (numbers or dates); default: a common name such as timestamp"
+    )
+    rating_col: str | None = option(None, "column of ratings; default: rating or stars, if there is one")
+    text_cols: list[str] = option([], "columns of the item texts; default: all but the id")
 
 
 @dataclass(frozen=True)
