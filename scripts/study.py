@@ -247,20 +247,16 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any], preset: Path | No
 
 
 def configured(arm: Arm, ask: Asked, seed: int) -> tuple[Config, frozenset[str]]:
-    """An arm's configuration, and which options of the command line it reads: those of its own parts, or of parts that
-    the options choose. What an arm does not read is none of its concern.
+    """An arm's configuration, and which options of the command line it reads. What an arm does not read is none of its
+    concern.
     """
     given = split_name(arm.method).parts.get("tokenizer") == "given"
     wanted = {**ask.overrides, **arm.options, "seed": seed} | ({"rqvae_path": None} if given else {})
-    chosen = {k: v for k, v in wanted.items() if k == "data_path" or (k == "rqvae_path" and v is None)}
-    for choice in (("tokenizer", "recommender"), wanted):
-        own = set(settings.flat(recipe(arm.method, ask.dataset, chosen, ask.preset)))
-        chosen |= {k: wanted[k] for k in choice if k in wanted and k in own}
-    cfg = recipe(arm.method, ask.dataset, chosen, ask.preset)
-    if idle := [k for k in ask.overrides if k in settings.flat(cfg) and settings.unread(cfg, k)]:
-        chosen = {k: v for k, v in chosen.items() if k not in idle or k in arm.options}
-        cfg = recipe(arm.method, ask.dataset, chosen, ask.preset)
-    return cfg, frozenset(ask.overrides.keys() & settings.flat(cfg).keys() - arm.options.keys() - set(idle))
+    cfg = recipe(arm.method, ask.dataset, wanted, ask.preset)
+    own = ask.overrides.keys() & settings.flat(cfg).keys() - arm.options.keys()
+    if idle := {key for key in own if settings.unread(cfg, key)}:
+        cfg = recipe(arm.method, ask.dataset, {k: v for k, v in wanted.items() if k not in idle}, ask.preset)
+    return cfg, frozenset(own - idle)
 
 
 def plan(arms: Mapping[str, Arm], ask: Asked, metrics: Iterable[str]) -> list[Job]:
@@ -278,12 +274,8 @@ def plan(arms: Mapping[str, Arm], ask: Asked, metrics: Iterable[str]) -> list[Jo
             jobs.append(Job(arm, cfg, read, sources[0] if sources else None))
     if short := [j.arm.name for j in jobs if build.list_length(j.cfg) < max(map(cutoff, metrics), default=0)]:
         raise Problem(f"--metrics: the table shows {', '.join(metrics)}; row {short[0]} has shorter lists only")
-    for key in ask.overrides:
-        if key in set().union(*(j.read for j in jobs)):
-            continue
-        if all(key in j.arm.options for j in jobs if key in settings.flat(j.cfg)) and any(
-            key in settings.flat(j.cfg) for j in jobs
-        ):
+    for key in ask.overrides.keys() - {key for job in jobs for key in job.read}:
+        if any(key in j.arm.options for j in jobs):
             raise Problem(f"--{key}: is what the rows are (config/tables); drop it, or choose other rows")
         raise Problem(f"--{key}: none of the rows has this option, or none reads it as it stands")
     check_protocol({j.arm.name: settings.flat(j.cfg) for j in jobs})

@@ -59,6 +59,15 @@ def test_arms_from_end_to_end(shop, monkeypatch):
     assert {n: e[0]["ndcg@10"] for n, e in again.items()} == {n: e[0]["ndcg@10"] for n, e in found.items()}
 
 
+@pytest.mark.parametrize("name", ["ml-100k", "scientific", "beauty"])
+def test_every_arm_is_a_run_that_can_be_composed(name):
+    arms = study.read_table(study.ROOT / "config" / "tables" / "lengths.yaml")
+    ask = study.Asked(name, [1], {}, main.CONFIG / f"{name}_varlen.yaml")
+    lengths = {job.arm.name: settings.flat(job.cfg) for job in study.plan(arms, ask, ["ndcg@10"])}
+    assert lengths["fixed2"]["target_length"] is lengths["cut2 permuted"]["target_length"] is None
+    assert lengths["cut2"]["target_length"] == 2 and lengths["rqvae3"]["num_emb_list"] == [256] * 3
+
+
 def test_held_out_items_take_no_part_in_the_fit(shop):
     """A tenth of them, with figures of their own; a tokenizer that would see them all the same is refused."""
     argv = [str(shop / "config" / "tiny.yaml"), "--target_length=2.0"]
