@@ -71,16 +71,3 @@ RETIRED = {
     # of earlier versions
     "reference": "is now two options: split=time_groups (DiffSASRec's split) and as_published=true (its network)",
 }
-
-
-def upgraded(saved: dict[str, object]) -> dict[str, object]:
-    """Options as an earlier version saved them, under their names of today."""
-    found = dict(saved)
-    if "method" in found and "training" not in found:  # when a method was all that was chosen
-        training = {"diger": "joint", "two_stage": "frozen"}.get(str(found["method"]))
-        names = {"tokenizer": "rqvae", "recommender": "t5", "training": training}
-        found |= names if training else dict.fromkeys(names)
-    if found.pop("reference", False):
-        found["as_published"] = True
-        found["split"] = "time_groups" if found.get("split") == "time" else found.get("split", "leave_one_out")
-    return found

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 
 import settings
-from compose.retired import upgraded
 from readers.dataset import Dataset
 from readers.splits import DataOptions
 from runs import guard
@@ -206,14 +205,14 @@ class RunFolder:
         first: what was trained by two configurations is a result of neither.
         """
         self._still_ours()
-        if self.config.is_file() and settings.differences(upgraded(settings.read_yaml(self.config)), cfg):
+        if self.config.is_file() and settings.differences(settings.read_yaml(self.config), cfg):
             write_json(self.identity, read_json(self.identity) | {"changed": True})
         write_text(self.config, settings.dump(cfg))
 
     def _same(self, cfg: Config) -> None:
         if not self.config.is_file():
             raise Problem(f"{self.path}: is not empty and holds no config.yaml; choose another run_name")
-        differ = settings.differences(upgraded(settings.read_yaml(self.config)), cfg)
+        differ = settings.differences(settings.read_yaml(self.config), cfg)
         if differ and self.finished:  # whatever is trained now would be chosen by somebody who knows its test figures
             raise Problem(
                 f"{self.path}: is finished and was begun with other options ({'; '.join(differ)}); its test set has "

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 import settings
-from compose.retired import upgraded
 from metrics import half_interval, is_per_user, paired_difference, per_user
 from runs import charts
 from runs.charts import escaped
@@ -89,7 +88,7 @@ def finished(folder: RunFolder) -> Finished:
         raise Problem(f"{folder.best}: not a checkpoint of main.py, it has no item list")
     if sids and (not isinstance(sids, dict) or sorted(sids) != sorted(map(str, range(len(items))))):
         raise Problem(f"{index}: holds other items than {folder.best.name}; put the run's own file back")
-    options = upgraded(settings.read_yaml(folder.config))
+    options = settings.read_yaml(folder.config)
     rank = read_ranks(folder)
     spelled = [list(map(str, sids[str(i)])) for i in range(len(items))] if sids else []
     rows = folder.rows()

@@ -144,8 +144,10 @@ def pictures(mean: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     error: dict[str, list[tuple[float, float]]] = {}
     for name, m in mean.items():
         error.setdefault(re.sub(r"\d", "", name), []).append((m["tokens/event"] - 1, m["error p"]))
-    drawn = {"error": charts.curves({k: sorted(p) for k, p in error.items()}, x_label="codes of an interaction's item",
-                                    y_label="weighted error")}  # fmt: skip
+    drawn = {}
+    if error:
+        points = {name: sorted(p) for name, p in error.items()}
+        drawn["error"] = charts.curves(points, x_label="codes of an interaction's item", y_label="weighted error")
     if uneven:
         drawn["popularity"] = charts.curves(uneven, x_label="tenth of the items, the rarest first", y_label="codes")
     return drawn

@@ -337,10 +337,10 @@ class Result:
         row.figures.append(figures)
 
     def note(self) -> str:
-        """Epochs of each run and the best of them, or what stopped the row."""
+        """Epochs of each run and the best of them."""
         told = [run.results() for run in self.runs]
         epochs = [f"{r.get('epochs_trained', '?')} ({r.get('best_epoch', '?')})" for r in told]
-        return ", ".join(epochs + ([f"failed: {self.failure}"] if self.failure else []))
+        return ", ".join([*epochs, *(["failed"] if self.failure else [])])
 
     def facts(self) -> dict[str, Any]:
         """What the arm is, and what its runs took."""
@@ -511,7 +511,8 @@ class Finished:
         for view, table in tables.items():
             blocks += [f"**{view}**", figures_table(table, metrics, self.labels, notes)]
             blocks.append(differences_table(table, compared_by, self.labels))
-        return "\n\n".join([*filter(None, blocks), NOTE])
+        lost = [f"- {r.arm.label} failed: {r.failure}" for r in self.results.values() if r.failure]
+        return "\n\n".join(filter(None, [*blocks, NOTE, "\n".join(lost)]))
 
     def plain(self, tables: Mapping[str, Table], **more: Any) -> dict[str, Any]:
         """What is written as JSON."""
