@@ -23,34 +23,37 @@ def two_way(d_US: np.ndarray) -> TwoWay:
     users and of other seeds.
 
     Model: d_us = mu + a_u + b_s + e_us, all three random. With the mean squares MS_U (users), MS_S (seeds) and MS_E
-    (what is left) the variance of the mean is estimated by
+    (what is left) the mean of U users and S seeds has the estimated variance
 
-        (MS_S + max(MS_U - MS_E, 0)) / (U S),     df = (MS_S + max(MS_U - MS_E, 0))^2 / (MS_S^2 / (S - 1)),
+        V / (U S),     V = MS_U + max(MS_S - MS_E, 0),
 
-    and the mean is compared with Student's t of these degrees of freedom. This is the analysis of readers and cases by
-    Dorfman, Berbaum & Metz (Investigative Radiology 27, 1992) for one paired difference, seeds in the place of readers
-    and users in that of cases, with the degrees of freedom of Hillis (Statistics in Medicine 26, 2007). With three
-    seeds of normal noise the interval holds the truth in 91 to 95 % of cases. One seed leaves the usual paired test
-    over users, which says nothing about other seeds.
+    the estimate by analysis of variance for two crossed random factors (Searle, Casella & McCulloch, Variance
+    Components, 1992), a negative component counting as none: never less than over users alone. The mean is compared
+    with Student's t of Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946),
+
+        df = V^2 / (M^2 / (S - 1) + MS_U^2 / (U - 1)),     M = max(MS_S, MS_E).
+
+    Readers and cases are analysed alike in radiology (Dorfman, Berbaum & Metz, Investigative Radiology 27, 1992).
+    Drawn from the model, a 95 % interval holds the truth in 92 % of cases or more with three seeds and in 87 % or more
+    with two. One seed leaves the usual paired test over users, which says nothing about other seeds.
     """
     users, seeds = d_US.shape
     mean = float(d_US.mean())
     if users < 2:
         return TwoWay(mean, 0.0, 1.0, 0.0)
     by_user, by_seed = d_US.mean(1), d_US.mean(0)
-    ms_users = seeds * float(by_user.var(ddof=1))
-    if seeds == 1:
-        variance, df = ms_users / users, users - 1.0
-    else:
+    ms_users = whole = seeds * float(by_user.var(ddof=1))
+    df = users - 1.0
+    if seeds > 1:
         ms_seeds = users * float(by_seed.var(ddof=1))
         rest = d_US - by_user[:, None] - by_seed[None] + mean
         ms_rest = float((rest**2).sum()) / ((users - 1) * (seeds - 1))
-        whole = ms_seeds + max(ms_users - ms_rest, 0.0)
-        variance = whole / (users * seeds)
-        df = whole**2 / (ms_seeds**2 / (seeds - 1)) if ms_seeds > 0 else float(users - 1)
-    if variance <= 0:
+        whole += max(ms_seeds - ms_rest, 0.0)
+        of_parts = max(ms_seeds, ms_rest) ** 2 / (seeds - 1) + ms_users**2 / (users - 1)
+        df = whole**2 / of_parts if of_parts > 0 else df
+    if whole <= 0:
         return TwoWay(mean, 0.0, 1.0 if mean == 0 else 0.0, df)
-    error = variance**0.5
+    error = (whole / (users * seeds)) ** 0.5
     half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
     return TwoWay(mean, half, float(2 * stats.t.sf(abs(mean) / error, df)), df)
 

@@ -17,12 +17,19 @@ def test_one_seed_is_the_paired_test_over_users():
 
 def test_two_users_and_three_seeds_by_hand():
     """Means of users 2 and 4, of seeds 1, 3 and 5: MS_S = 2 * 4 = 8, MS_U = 3 * 2 = 6; the rest are
-    1 0 -1 / -1 0 1, so MS_E = 4 / 2 = 2. Variance (8 + 4) / 6 = 2, df = 144 / (64 / 2) = 4.5.
+    1 0 -1 / -1 0 1, so MS_E = 4 / 2 = 2. Variance (6 + 6) / 6 = 2, df = 144 / (64 / 2 + 36 / 1).
     """
     found = two_way(np.array([[1.0, 2, 3], [1, 4, 7]]))
-    assert found.difference == 3 and found.df == pytest.approx(4.5)
-    assert found.interval == pytest.approx(stats.t.ppf(0.975, 4.5) * 2**0.5)
-    assert found.p == pytest.approx(2 * stats.t.sf(3 / 2**0.5, 4.5))
+    assert found.difference == 3 and found.df == pytest.approx(144 / 68)
+    assert found.interval == pytest.approx(stats.t.ppf(0.975, 144 / 68) * 2**0.5)
+    assert found.p == pytest.approx(2 * stats.t.sf(3 / 2**0.5, 144 / 68))
+
+
+def test_seeds_that_agree_by_chance_are_no_more_certain_than_users_alone():
+    """Users whose mean over seeds is 0 or 1, noise that cancels over two seeds: MS_S = 0."""
+    d = np.stack([np.tile([1.0, 0, -1, 2], 25), np.tile([-1.0, 2, 1, 0], 25)], 1)
+    low, high = stats.ttest_1samp(d.mean(1), 0).confidence_interval(0.95)
+    assert d.mean(0)[0] == d.mean(0)[1] and two_way(d).interval >= (high - low) / 2
 
 
 def test_seeds_that_differ_alone_leave_the_test_over_seeds():
