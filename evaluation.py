@@ -18,7 +18,6 @@ from readers.splits import DataOptions, Split
 from recommenders.protocol import Ranker, unsound
 from runs import guard
 from runs.folder import RunFolder
-from settings import Config
 from utils import Problem, log, out_of_memory
 
 
@@ -41,11 +40,13 @@ class NotFinite(Problem):
 
 
 @torch.inference_mode()
-def evaluate(model: Ranker, split: Split, cfg: Config, acc: Accelerator, title: str) -> Evaluation:
+def evaluate(
+    model: Ranker, split: Split, e: EvalOptions, history: DataOptions, acc: Accelerator, title: str
+) -> Evaluation:
     """Rank every user of a split once, over all processes; NotFinite, on all of them, when scores are not finite."""
     model.eval()
-    e, longest = cfg[EvalOptions], cfg[DataOptions].max_his_len
-    split = within(split, cfg[DataOptions].history_tokens, model.item_tokens)
+    longest = history.max_his_len
+    split = within(split, history.history_tokens, model.item_tokens)
     top = max(cutoff(m) for m in e.metrics)
     k = max(top, model.free_length)
     plan = evaluation_plan(split, e.eval_batch_size, longest)

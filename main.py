@@ -269,7 +269,7 @@ def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
             write_index(run, cfg, model)
             run.save_json(run.baselines.name, floors)
             looks = run.look_once(fingerprint(best["model"]))
-    found = evaluate(model, data.test, cfg, acc, "test")
+    found = evaluate(model, data.test, cfg[EvalOptions], cfg[DataOptions], acc, "test")
     results = {
         "method": parts.label(cfg), "dataset": cfg[DataOptions].dataset, "seed": cfg[DataOptions].seed,
         "best_epoch": best["epoch"], "epochs_trained": fit.progress.epoch, **found.figures, "valid": best["valid"],
@@ -312,7 +312,7 @@ def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dic
         lost = [text for text in gather_object([mine]) if text is not None]  # all processes leave out the same
         try:
             if floor is not None and not lost:
-                figures[name] = evaluate(floor, data.test, cfg, acc, name).figures
+                figures[name] = evaluate(floor, data.test, cfg[EvalOptions], cfg[DataOptions], acc, name).figures
         except Problem as e:
             lost = [str(e)]
         if lost:
@@ -351,7 +351,7 @@ def command_evaluate(argv: list[str]) -> None:
     run = RunFolder(folder_of(path))
     if split == "test" and acc.is_main_process:
         count_look(run)
-    found = evaluate(loaded.model.to(acc.device), data.split(split), cfg, acc, split)
+    found = evaluate(loaded.model.to(acc.device), data.split(split), cfg[EvalOptions], cfg[DataOptions], acc, split)
     if acc.is_main_process:  # printed, not logged: an output that cannot be written is an error here
         for name, value in found.figures.items():
             print(f"{split}/{name} {value:.6g}")

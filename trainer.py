@@ -431,7 +431,8 @@ class Fit:
         p = self.progress
         self._check_weights()
         try:
-            found = evaluate(self.raw, self.data.valid, self.cfg, self.acc, f"validation {p.epoch}")
+            e, history, title = self.cfg[EvalOptions], self.cfg[DataOptions], f"validation {p.epoch}"
+            found = evaluate(self.raw, self.data.valid, e, history, self.acc, title)
         except NotFinite as e:
             self._diverged(f"{e.what} are")
         score, p.looked = found.figures[self.cfg[EvalOptions].valid_metric], p.epoch

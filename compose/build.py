@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 import settings
 from compose.configure import build
@@ -22,13 +24,14 @@ from runs.exported import earlier
 from runs.folder import RunOptions
 from settings import Config
 from sids import collisions, lengths
+from sids.behaviour import BehaviourOptions
 from sids.cut import check_usable, codes_of
-from sids.fit import pretrain
+from sids.fit import is_made, pretrain
 from sids.given import GivenOptions
-from sids.kept import checkpoint_path, load_state
+from sids.kept import PretrainOptions, Recipe, load_state
 from sids.search import SearchOptions
 from sids.table import SidOptions, SidTable, Spelling, by_count, end_tokens
-from sids.tokenizer import CodeOptions
+from sids.tokenizer import CodeOptions, Source
 from utils import Problem, digest, is_file, load_weights, log, one_line, shown
 from vq import RQVAEOptions
 
@@ -96,12 +99,46 @@ def baselines_of(data: Dataset) -> list[str]:
     return [name for name in BASELINES if name != "content" or data.embedding_path is not None]
 
 
+def recipe_of(cfg: Config) -> Recipe:
+    """What the tokenizer of a run is made by."""
+    name = str(cfg[MethodOptions].tokenizer)
+    loop = next((part for part in cfg.sections.values() if isinstance(part, PretrainOptions)), None)
+    return Recipe(name, TOKENIZERS[name], cfg[CodeOptions], loop, cfg[DataOptions].seed)
+
+
+def tokenizer_path(cfg: Config, data: Dataset) -> Path:
+    """Where the checkpoint of a run's tokenizer lies: equal options, seed and data share it."""
+    folder = Path(cfg[RunOptions].output_dir) / data.name / recipe_of(cfg).folder(data.hash)
+    return folder / "best_collision_model.pth"
+
+
 def train_tokenizer(cfg: Config, data: Dataset) -> Path:
     """Pre-train the tokenizer of a run unless it is there; its checkpoint. Semantic IDs that are given need none."""
     if cfg[CodeOptions].given:
         return Path(str(cfg[CodeOptions].sid_path))  # type: ignore[attr-defined]
-    name = str(cfg[MethodOptions].tokenizer)
-    return pretrain(cfg, name, TOKENIZERS[name], data)
+    path = tokenizer_path(cfg, data)
+    if not is_made(path):
+        pretrain(recipe_of(cfg), path, Source.of(data, vectors_of(cfg[CodeOptions], data)))
+    return path
+
+
+def vectors_of(cfg: CodeOptions, data: Dataset) -> np.ndarray | None:
+    """Item vectors [N, V] of the SASRec that `vectors_from` names; Problem when it knows other items or targets."""
+    path = cfg.vectors_from if isinstance(cfg, BehaviourOptions) else None
+    if path is None:
+        return None
+    state = earlier("vectors_from", path, data)
+    method = state["config"].get("method")
+    if method != "sasrec":
+        raise Problem(f"vectors_from: {path} is of {shown(method)}; only a sasrec run has the vectors that are meant")
+    table = state["model"].get("encoder.items.weight")
+    if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
+        raise Problem(f"vectors_from: {path} holds no item vectors")
+    if len(table) != data.n_items + 1 or not torch.isfinite(table).all():
+        raise Problem(f"vectors_from: {path} holds no finite vector for each of the {data.n_items} items")
+    log.info(f"behaviour: {table.shape[1]} dimensions of the item vectors in {path}")
+    found: np.ndarray = table[1:].float().numpy()
+    return found
 
 
 def length_file(cfg: Config, path: Path) -> Path:
@@ -126,7 +163,7 @@ def tokenizer_of(cfg: Config, data: Dataset, path: Path | None = None) -> Any:
     """The pre-trained tokenizer: of `path`, of `rqvae_path`, or what pre-training left for these options."""
     name, c = str(cfg[MethodOptions].tokenizer), cfg[CodeOptions]
     if path is None:
-        path = Path(c.rqvae_path) if c.rqvae_path else checkpoint_path(cfg, name, data)
+        path = Path(c.rqvae_path) if c.rqvae_path else tokenizer_path(cfg, data)
     if not is_file(path):
         raise Problem(
             f"{path}: no pre-trained tokenizer; run scripts/pretrain.py with the same options, or set rqvae_path"

@@ -27,7 +27,7 @@ from settings import Config, option
 from sids.contrastive import ContrastiveRQVAE
 from sids.dvae import DVAE
 from sids.given import Given
-from sids.kept import FitOptions
+from sids.kept import PretrainOptions
 from sids.random_codes import RandomCodes
 from sids.reinforce import Reinforce
 from sids.rq_kmeans import RQKMeans
@@ -125,7 +125,7 @@ def sections(m: MethodOptions) -> dict[str, type]:
 
 def tokenizer_sections(name: str) -> dict[str, type]:
     kind = TOKENIZERS[name]
-    learned = {"pre-training": FitOptions} if issubclass(kind, Learned) else {}
+    learned = {"pre-training": PretrainOptions} if issubclass(kind, Learned) else {}
     return {f"tokenizer {name}": kind.Options, **learned}
 
 

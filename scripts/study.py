@@ -384,7 +384,7 @@ def _rank(job: Job, data: Dataset, views: Sequence[View], result: Result) -> Non
     for view in (v for v in views if v.split == "test"):
         cfg = job.cfg if view.mask_seen is None else configure.change(job.cfg, mask_seen=view.mask_seen)
         model = parts.BASELINES[job.arm.method](data).to(acc.device)
-        found = evaluate(model, data.test, cfg, acc, job.arm.name)
+        found = evaluate(model, data.test, cfg[EvalOptions], cfg[DataOptions], acc, job.arm.name)
         result.keep(view, None, found.rank, found.figures)
 
 
@@ -462,7 +462,7 @@ def measured(
             run.look_at_test()  # another search; another protocol belongs to the look that the run has had
         other, model, _ = restore.restore(run.best, [f"--{k}={v}" for k, v in changes.items()])
         acc = main.accelerator(other)
-        found = evaluate(model.to(acc.device), data.test, other, acc, run.path.name)
+        found = evaluate(model.to(acc.device), data.test, other[EvalOptions], other[DataOptions], acc, run.path.name)
         save_ranks(run, what, found, data.test.users())
         write_json(path, found.figures)
     return read_ranks(run, split=what)[1], read_json(path)

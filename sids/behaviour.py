@@ -17,12 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from layers import distance
-from readers.dataset import Dataset
-from runs.exported import earlier
 from settings import option
 from sids.pairs import PairOptions, Pairs, pairs_of
 from sids.tokenizer import CodeOptions, Distances, Joined, Source, Tokenizer, mean_of
-from utils import Problem, log, shown
+from utils import Problem
 
 BESIDE = ("behaviour: pairs vectors",)
 
@@ -159,23 +157,4 @@ def spectrum(pairs: Pairs, n_items: int, width: int, seed: int) -> np.ndarray:
     matrix = coo_array((np.maximum(information, 0), (both[0], both[1])), shape=(n_items, n_items)).tocsr()
     left_NV, size_V, _ = randomized_svd(matrix, width, n_iter=4, random_state=seed)
     found: np.ndarray = left_NV * np.sqrt(size_V)
-    return found
-
-
-def vectors_of(cfg: CodeOptions, data: Dataset) -> np.ndarray | None:
-    """Item vectors [N, V] of the SASRec that `vectors_from` names; Problem when it knows other items or targets."""
-    path = cfg.vectors_from if isinstance(cfg, BehaviourOptions) else None
-    if path is None:
-        return None
-    state = earlier("vectors_from", path, data)
-    method = state["config"].get("method")
-    if method != "sasrec":
-        raise Problem(f"vectors_from: {path} is of {shown(method)}; only a sasrec run has the vectors that are meant")
-    table = state["model"].get("encoder.items.weight")
-    if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
-        raise Problem(f"vectors_from: {path} holds no item vectors")
-    if len(table) != data.n_items + 1 or not torch.isfinite(table).all():
-        raise Problem(f"vectors_from: {path} holds no finite vector for each of the {data.n_items} items")
-    log.info(f"behaviour: {table.shape[1]} dimensions of the item vectors in {path}")
-    found: np.ndarray = table[1:].float().numpy()
     return found

@@ -14,15 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from readers.dataset import Dataset
-from readers.splits import DataOptions
 from runs import guard
-from settings import Config
 from sids import shares
-from sids.behaviour import vectors_of
-from sids.kept import FitOptions, checkpoint_path, claim, portable
+from sids.kept import PretrainOptions, Recipe, claim, portable
 from sids.table import collision_rate, perplexity
-from sids.tokenizer import ROWS, CodeOptions, Learned, Source, in_pieces, mean_of
+from sids.tokenizer import ROWS, Source, in_pieces, mean_of
 from utils import (
     Problem,
     Stopped,
@@ -124,46 +120,43 @@ def measure(model: Any, content_ND: np.ndarray, epoch: int) -> Report:
 # ---------------------------------------------------------------- making it
 
 
-def pretrain(cfg: Config, name: str, kind: type[Any], data: Dataset) -> Path:
-    """Make the tokenizer unless its checkpoint is there; print its report; return its path.
+def is_made(path: Path) -> bool:
+    """Is a tokenizer's checkpoint there, and its pre-training over?"""
+    if not (path.with_name("report.json").is_file() and path.is_file()):
+        return False
+    path.with_name("last.pth").unlink(missing_ok=True)  # of a pre-training that was killed at its end
+    log.info(f"tokenizer: {path} has these options, seed and data already; used again")
+    return True
 
-    kind: the tokenizer's class, known by `name`. Several processes (sids/shares.py) come to what one does.
-    """
-    path = checkpoint_path(cfg, name, data)
-    done = path.with_name("report.json")
-    if done.is_file() and path.is_file():
-        path.with_name("last.pth").unlink(missing_ok=True)  # of a pre-training that was killed at its end
-        log.info(f"tokenizer: {path} has these options, seed and data already; used again")
-        return path
-    torch.manual_seed(cfg[DataOptions].seed)
-    source = Source.of(data, vectors_of(cfg[CodeOptions], data))
-    model = kind(cfg[CodeOptions], source.content_ND.shape[1])
-    if shares.processes() > 1 and not issubclass(kind, Learned):
-        raise Problem(f"tokenizer: {name} is fitted by one process; start the command without a launcher")
+
+def pretrain(recipe: Recipe, path: Path, source: Source) -> None:
+    """Make a tokenizer and its checkpoint; log its report. Several processes (sids/shares.py) make what one does."""
+    torch.manual_seed(recipe.seed)
+    model = recipe.kind(recipe.codes, source.content_ND.shape[1])
+    if shares.processes() > 1 and recipe.loop is None:
+        raise Problem(f"tokenizer: {recipe.name} is fitted by one process; start the command without a launcher")
     shares.of_first(lambda: claim(path.parent))
-    if not issubclass(kind, Learned):
-        model.fit(source, cfg[DataOptions].seed)
+    if recipe.loop is None:
+        model.fit(source, recipe.seed)
         best = measure(model, source.content_ND, 0)
-        write_checkpoint(path, portable(cfg, name, model, best.figures()))
+        write_checkpoint(path, portable(recipe, model, best.figures()))
     else:
         advice = "the tokenizer so far is saved; the same command goes on with it"
         with guard.orderly_stop(advice if shares.rank() == 0 else None):
-            best = _Loop(cfg, name, model, source, path).run()
+            best = Pretrainer(recipe, recipe.loop, model, source, path).run()
     for line in best.lines():
         log.info(f"tokenizer: {line}")
     if fault := best.fault(len(source.content_ND)):
         log.warning(f"tokenizer: {fault}")
-    shares.of_first(lambda: write_json(done, dataclasses.asdict(best)))
+    shares.of_first(lambda: write_json(path.with_name("report.json"), dataclasses.asdict(best)))
     path.with_name("last.pth").unlink(missing_ok=True)
-    return path
 
 
-class _Loop:
+class Pretrainer:
     """Epochs over what the tokenizer calls its batches, until the collision rate stops falling."""
 
-    def __init__(self, cfg: Config, name: str, model: Any, source: Source, path: Path) -> None:
-        self.cfg, self.p, self.name, self.source, self.path = cfg, cfg[FitOptions], name, source, path
-        self.seed = cfg[DataOptions].seed
+    def __init__(self, recipe: Recipe, options: PretrainOptions, model: Any, source: Source, path: Path) -> None:
+        self.recipe, self.p, self.source, self.path, self.seed = recipe, options, source, path, recipe.seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Any = model.to(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -246,7 +239,7 @@ class _Loop:
         self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
         if self.best is None or self.model.keeps_last or now.beats(self.best, self.lowest):
             self.best = now
-            state = portable(self.cfg, self.name, self.model, now.figures())
+            state = portable(self.recipe, self.model, now.figures())
             state["optimizer"] = self.optimizer.state_dict()
             shares.of_first(lambda: write_checkpoint(self.path, state))
 

@@ -13,11 +13,8 @@ import torch
 from torch import Tensor
 
 import settings
-from readers.dataset import Dataset
-from readers.splits import DataOptions
 from runs import guard
-from runs.folder import RunOptions
-from settings import Config, option
+from settings import option
 from sids.tokenizer import CodeOptions, Tokenizer
 from utils import Problem, digest, holds, read_checkpoint
 
@@ -25,7 +22,7 @@ LENGTH = ("target_length", "max_group", "max_shared")  # what becomes of codes, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitOptions:
+class PretrainOptions:
     """Of the loop in sids/fit.py; here, because a folder's name depends on them."""
 
     rqvae_epochs: int = option(10000, "maximum number of pre-training epochs", ge=1)
@@ -41,21 +38,32 @@ class FitOptions:
     rqvae_warmup_epochs: int = option(50, "number of epochs of linear learning-rate warm-up in pre-training", ge=0)
 
 
-# ---------------------------------------------------------------- where it lies
-
-
-def checkpoint_path(cfg: Config, name: str, data: Dataset) -> Path:
-    """Where the tokenizer of these options, seed and data lies: equal ones share it.
-
-    Only options that differ from their default count, so that an option that comes later moves nothing.
+@dataclass(frozen=True)
+class Recipe:
+    """What a tokenizer is made by: its class and the name of that, its options, those of the loop that it learns in
+    (None: it is fitted at once), the seed.
     """
-    parts = [settings.changed(cfg[kind]) for kind in (CodeOptions, FitOptions) if kind in cfg]
-    for key in ("rqvae_path", *(() if cfg[CodeOptions].learns_length else LENGTH)):  # make none
-        parts[0].pop(key, None)
-    if vectors := parts[0].pop("vectors_from", None):  # what it holds counts, not where it lies
-        parts.append({"vectors": digest(Path(vectors))})
-    folder = Path(cfg[RunOptions].output_dir) / data.name
-    return folder / f"{name}-{digest(*parts, cfg[DataOptions].seed, data.hash)}" / "best_collision_model.pth"
+
+    name: str
+    kind: type[Any]
+    codes: CodeOptions
+    loop: PretrainOptions | None
+    seed: int
+
+    def folder(self, data_hash: str) -> str:
+        """The name of the folder of these options, seed and data: equal ones share it.
+
+        Only options that differ from their default count, so that an option that comes later moves nothing.
+        """
+        parts = [settings.changed(options) for options in (self.codes, self.loop) if options is not None]
+        for key in ("rqvae_path", *(() if self.codes.learns_length else LENGTH)):  # make none
+            parts[0].pop(key, None)
+        if vectors := parts[0].pop("vectors_from", None):  # what it holds counts, not where it lies
+            parts.append({"vectors": digest(Path(vectors))})
+        return f"{self.name}-{digest(*parts, self.seed, data_hash)}"
+
+
+# ---------------------------------------------------------------- where it lies
 
 
 def claim(folder: Path) -> None:
@@ -68,14 +76,14 @@ def claim(folder: Path) -> None:
 # ---------------------------------------------------------------- what it holds
 
 
-def portable(cfg: Config, name: str, model: Tokenizer, figures: dict[str, float]) -> dict[str, Any]:
+def portable(recipe: Recipe, model: Tokenizer, figures: dict[str, float]) -> dict[str, Any]:
     """A tokenizer's checkpoint in the layout of the released ones, with plain values in `args`.
 
     figures: `epoch`, `best_loss`, `best_collision_rate`.
     """
-    learned = dataclasses.asdict(cfg[FitOptions]) if FitOptions in cfg else {}
+    learned = {} if recipe.loop is None else dataclasses.asdict(recipe.loop)
     return {
-        "tokenizer": name, "args": {**dataclasses.asdict(cfg[CodeOptions]), **learned}, **figures,
+        "tokenizer": recipe.name, "args": {**dataclasses.asdict(recipe.codes), **learned}, **figures,
         "state_dict": model.state_dict(),
     }  # fmt: skip
 

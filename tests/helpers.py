@@ -11,7 +11,9 @@ from conftest import HEADER
 
 from compose import build, configure
 from data import make_batch
+from evaluation import evaluate
 from main import portable
+from metrics import EvalOptions
 from readers.splits import DataOptions, Split
 from recommenders.protocol import Found
 from runs import report
@@ -67,6 +69,10 @@ def fit_of(ground, tmp_path, **changes):
     built = build.build_model(cfg, data)
     extras = portable(cfg, data, built.tokenizer, built.model)
     return Fit(cfg, built.model, data, Accelerator(cpu=True), run, extras, report.EpochLog())
+
+
+def evaluated(model, split, cfg, acc, title):
+    return evaluate(model, split, cfg[EvalOptions], cfg[DataOptions], acc, title)
 
 
 def rows(fit):

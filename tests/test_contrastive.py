@@ -15,7 +15,6 @@ from runs import guard
 from sids import codebooks
 from sids.codebooks import Upkeep, UpkeepOptions
 from sids.contrastive import Adjacency, ContrastiveOptions, ContrastiveRQVAE, Step, contrast, contrastive_loss, excluded
-from sids.kept import checkpoint_path
 from sids.pairs import Pairs
 from sids.tokenizer import Source
 from utils import Problem, Stopped, read_checkpoint, read_json
@@ -228,7 +227,7 @@ def test_stopped_and_resumed_gives_the_same_bits(place, monkeypatch, changes):
     options, data = place
     cfg = configure.build(options | {"seed": 7} | changes)
     whole = read_checkpoint(build.train_tokenizer(cfg, data))["state_dict"]
-    folder = checkpoint_path(cfg, "contrastive", data).parent
+    folder = build.tokenizer_path(cfg, data).parent
     for file in folder.iterdir():
         file.unlink()
     epochs = iter([0, 0, 15])

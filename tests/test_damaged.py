@@ -345,17 +345,17 @@ def begun(ground, tmp_path_factory):
     """(configuration, path of the tokenizer, its state) of a pre-training that was stopped after 3 of 6 epochs."""
     root = tmp_path_factory.mktemp("begun")
     cfg = configure.build({k: v for k, v in ground[0].items() if k != "rqvae_path"} | {"output_dir": str(root)})
-    inner = pretraining._Loop._epoch
+    inner = pretraining.Pretrainer._epoch
 
     def stop(loop, epoch):
         if epoch == 2:
             guard._asked.append(15)
         return inner(loop, epoch)
 
-    pretraining._Loop._epoch = stop
+    pretraining.Pretrainer._epoch = stop
     with pytest.raises(Exception, match="15"):
         build.train_tokenizer(cfg, ground[1])
-    pretraining._Loop._epoch = inner
+    pretraining.Pretrainer._epoch = inner
     (last,) = root.rglob("last.pth")
     return cfg, last, torch.load(last, weights_only=True)
 

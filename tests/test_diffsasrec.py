@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ring, tiny_overrides, words, write_tiny
+from helpers import evaluated
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,6 @@ import main
 import settings
 from compose import build, configure
 from data import make_batch
-from evaluation import evaluate
 from readers.splits import Split
 from recommenders.diffusion import DiffusionOptions, fill, lowered
 from utils import Problem, read_checkpoint, read_json
@@ -358,7 +358,7 @@ def test_learns_the_ring_in_both_directions(train_ring, tmp_path):
     def hit(changes):
         now = configure.change(cfg, **changes)
         model.cfg = now[DiffusionOptions]
-        return evaluate(model, data.test, now, fit.acc, "test").figures["recall@1"]
+        return evaluated(model, data.test, now, fit.acc, "test").figures["recall@1"]
 
     assert hit({}) >= 0.90
     rows = torch.randint(0, 100, (500, 1)) + torch.arange(15)
@@ -376,5 +376,5 @@ def test_learns_the_ring_in_both_directions(train_ring, tmp_path):
     changes = {"method": "diffsasrec_sft", "sft_from": str(fit.run.best), "epochs": 20, "lr_rec": 1e-3, "eval_step": 1}
     before = hit({})
     tuned = train_ring({**settings.flat(cfg), **changes, "run_name": "tuned"})
-    after = evaluate(tuned.raw, data.test, tuned.cfg, tuned.acc, "test").figures["recall@1"]
+    after = evaluated(tuned.raw, data.test, tuned.cfg, tuned.acc, "test").figures["recall@1"]
     assert after >= max(before, 0.97)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import Fixed, fails, fit_of
+from helpers import Fixed, evaluated, fails, fit_of
 
 import main
 from compose import build, configure, parts
-from evaluation import NotFinite, evaluate
+from evaluation import NotFinite
 from recommenders.protocol import Found, unsound
 from utils import Problem, check_weights, not_finite
 
@@ -54,7 +54,7 @@ def test_an_evaluation_with_one_such_user_is_no_result(ground, scores):
             return Found(found.item_BW, score)
 
     with pytest.raises(NotFinite, match=r"^test: the scores of \d+ of 60 users are not finite: .*lower the learning"):
-        evaluate(Model(), data.test, cfg, Accelerator(cpu=True), "test")
+        evaluated(Model(), data.test, cfg, Accelerator(cpu=True), "test")
 
 
 # ---------------------------------------------------------------- training
@@ -225,7 +225,7 @@ def test_floors_are_held_to_the_same(ground):
     content = parts.BASELINES["content"](data)
     content.get_buffer("content_ND").fill_(np.nan)
     with pytest.raises(NotFinite):
-        evaluate(content, data.test, cfg, Accelerator(cpu=True), "content")
+        evaluated(content, data.test, cfg, Accelerator(cpu=True), "content")
 
 
 def test_a_tokenizer_that_diverged_in_its_last_update_is_not_saved(ground, tmp_path):

@@ -16,12 +16,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import tiny_overrides, words, write_tiny
-from helpers import assert_same_state, contents, fails, fit_of, rows
+from helpers import assert_same_state, contents, evaluated, fails, fit_of, rows
 
 import main
 from compose import build, configure
 from data import Steps
-from evaluation import evaluate
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard
@@ -194,7 +193,7 @@ def test_bf16_stays_close_to_float32(ground, tmp_path):
 )
 def test_an_evaluation_without_memory_halves_its_batch(ground, tmp_path, monkeypatch, caplog, error):
     fit = fit_of(ground, tmp_path)
-    want = evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
+    want = evaluated(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
     inner = fit.raw.recommend
 
     def short_of_memory(history, *args):
@@ -204,7 +203,7 @@ def test_an_evaluation_without_memory_halves_its_batch(ground, tmp_path, monkeyp
 
     monkeypatch.setattr(fit.raw, "recommend", short_of_memory)
     monkeypatch.setattr(guard.log, "propagate", True)
-    found = evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
+    found = evaluated(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
     assert "60 users runs out of memory" in caplog.text and "30 users runs out of memory" in caplog.text
     assert np.array_equal(found.rank, want.rank)
     assert {k: v for k, v in found.figures.items() if k != "users_per_s"} == {
@@ -212,10 +211,10 @@ def test_an_evaluation_without_memory_halves_its_batch(ground, tmp_path, monkeyp
     }
     monkeypatch.setattr(fit.raw, "recommend", lambda *a: (_ for _ in ()).throw(error))
     with pytest.raises(Problem, match="single user; lower max_his_len"):
-        evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
+        evaluated(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
     monkeypatch.setattr(fit.raw, "recommend", lambda *a: (_ for _ in ()).throw(RuntimeError("a fault")))
     with pytest.raises(RuntimeError, match="a fault"):
-        evaluate(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
+        evaluated(fit.raw, fit.data.valid, fit.cfg, fit.acc, "valid")
 
 
 KINDS = [{"uncertainty": "frqud_sdud", "label_prior": "prefix"}, {"method": "diffsasrec", "hidden_units": 8}]

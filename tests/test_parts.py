@@ -18,7 +18,6 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from serve.loaded import load
 from sids.fit import measure
-from sids.kept import checkpoint_path
 from sids.rq_kmeans import RQKMeans
 from sids.tokenizer import Source
 from utils import Problem, read_checkpoint, read_json
@@ -174,9 +173,9 @@ def test_only_what_differs_from_the_default_counts(place, monkeypatch):
     _, options = place
     cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
-    before = checkpoint_path(cfg, "rqvae", data), settings.counting(cfg)
+    before = build.tokenizer_path(cfg, data), settings.counting(cfg)
     spelled = configure.build(options | {"beta": 0.25, "kmeans_iters": 100, "lr_rec": 1e-3})
-    assert (checkpoint_path(spelled, "rqvae", data), settings.counting(spelled)) == before
+    assert (build.tokenizer_path(spelled, data), settings.counting(spelled)) == before
     assert settings.differences({k: v for k, v in settings.flat(cfg).items() if k != "beta"}, cfg) == []
     assert settings.differences({**settings.flat(cfg), "beta": 0.5}, cfg) == ["beta: 0.5 -> 0.25"]
 
@@ -299,7 +298,7 @@ def test_another_tokenizer_is_another_run(place):
     ours, other = (configure.build(options | {"rqvae_path": path}) for path in ("a.pth", "b.pth"))
     assert settings.counting(ours) != settings.counting(other)
     data = read_dataset(ours[DataOptions])
-    assert checkpoint_path(ours, "rqvae", data) == checkpoint_path(other, "rqvae", data)
+    assert build.tokenizer_path(ours, data) == build.tokenizer_path(other, data)
 
 
 @pytest.mark.parametrize(

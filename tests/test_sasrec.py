@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ring, tiny_overrides, words, write_tiny
+from helpers import evaluated
 from hypothesis import given
 from hypothesis import strategies as st
 
 import main
 from compose import build, configure
 from data import make_batch
-from evaluation import evaluate
 from recommenders import items
 from recommenders.items import best_items, softmax_loss
 from recommenders.sasrec import absent_items
@@ -203,5 +203,5 @@ def test_a_table_of_the_metrics_that_were_asked_for(tmp_path, capsys):
 def test_learns_the_ring(train_ring, loss, metric, least):
     """One uniform negative a position hardly tells neighbours apart, hence the coarser metric for bce."""
     fit = train_ring({"method": "sasrec", "sasrec_loss": loss, "epochs": 15})
-    found = evaluate(fit.raw, fit.data.test, fit.cfg, fit.acc, "test").figures
+    found = evaluated(fit.raw, fit.data.test, fit.cfg, fit.acc, "test").figures
     assert found[metric] >= least

@@ -11,14 +11,14 @@ from accelerate import PartialState
 from conftest import tiny_overrides, write_tiny
 from killed import free_port, join_group, server
 
-from compose import build, configure, parts
+from compose import build, configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard
 from sids import fit, shares
-from sids.fit import _Loop
-from sids.kept import FitOptions, checkpoint_path
-from sids.tokenizer import CodeOptions, Source
+from sids.fit import Pretrainer
+from sids.kept import PretrainOptions
+from sids.tokenizer import Source
 from utils import Problem, Stopped, read_checkpoint, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,9 +53,10 @@ def three_epochs(root, rank, processes, port):
         cfg = configure.build(options_of(root, **changes))
         source = Source.of(read_dataset(cfg[DataOptions]))
         torch.manual_seed(0)
-        model = parts.part(parts.TOKENIZERS[changes["tokenizer"]])(cfg[CodeOptions], source.content_ND.shape[1])
-        loop = _Loop(cfg, changes["tokenizer"], model, source, root / "never.pth")
-        model.begin(source, cfg[FitOptions].rqvae_batch_size, 0, fresh=True)
+        recipe = build.recipe_of(cfg)
+        model = recipe.kind(recipe.codes, source.content_ND.shape[1])
+        loop = Pretrainer(recipe, recipe.loop, model, source, root / "never.pth")
+        model.begin(source, cfg[PretrainOptions].rqvae_batch_size, 0, fresh=True)
         shares.agree(model.double())
         figures = [loop._epoch(epoch) for epoch in range(3)]
         torch.save({"state": model.state_dict(), "figures": figures}, root / f"{case}-{processes}-{rank}.pt")
@@ -104,7 +105,7 @@ def test_the_command_with_two_processes(tmp_path):
     assert end.returncode == 0, end.stderr[-2000:]
     assert end.stdout.count("tokenizer epoch 2 ") == 1 and end.stdout.count("\ntokenizer: /") == 1
     cfg = configure.build(options)
-    path = checkpoint_path(cfg, "contrastive", read_dataset(cfg[DataOptions]))
+    path = build.tokenizer_path(cfg, read_dataset(cfg[DataOptions]))
     assert read_checkpoint(path)["epoch"] == read_json(path.with_name("report.json"))["epoch"]
     assert path.with_name("sids.json").is_file() and not path.with_name("last.pth").exists()
 
@@ -150,7 +151,7 @@ def test_stopped_and_resumed_by_two_processes(tmp_path):
     write_tiny(tmp_path / "dataset" / "tiny")
     options = options_of(tmp_path, tokenizer="contrastive", rqvae_epochs=4, rqvae_eval_step=3)
     cfg = configure.build(options)
-    path = checkpoint_path(cfg, "contrastive", read_dataset(cfg[DataOptions]))
+    path = build.tokenizer_path(cfg, read_dataset(cfg[DataOptions]))
     assert both(tmp_path, options) == ["done", "done"]
     whole = read_checkpoint(path)["state_dict"]
     for file in path.parent.iterdir():

@@ -8,10 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import tiny_overrides
-from helpers import Fixed, assert_same_state, fit_of, rows
+from helpers import Fixed, assert_same_state, evaluated, fit_of, rows
 
 from compose import build, configure, parts
-from evaluation import evaluate, save_ranks
+from evaluation import save_ranks
 from main import finish
 from metrics import ndcg, recall
 from readers.dataset import Catalogue, Dataset
@@ -128,7 +128,7 @@ def test_learns_a_chain(tmp_path, method):
     cfg = configure.build(options)
     fit = fit_of((options | {"rqvae_path": str(build.train_tokenizer(cfg, data))}, data), tmp_path / "out")
     fit.train()
-    assert evaluate(fit.raw, data.test, fit.cfg, fit.acc, "test").figures["recall@1"] > 0.85
+    assert evaluated(fit.raw, data.test, fit.cfg, fit.acc, "test").figures["recall@1"] > 0.85
 
 
 # ---------------------------------------------------------------- evaluation
@@ -138,7 +138,7 @@ def test_learns_a_chain(tmp_path, method):
 def test_every_user_is_counted_once_whatever_the_batch(ground, tmp_path, size):
     options, data = ground
     cfg = configure.build(options | {"eval_batch_size": size, "metrics": ["recall@10", "ndcg@10", "coverage@10"]})
-    found = evaluate(Fixed(), data.test, cfg, Accelerator(cpu=True), "test")
+    found = evaluated(Fixed(), data.test, cfg, Accelerator(cpu=True), "test")
     target = data.test.items[data.test.position]
     assert found.rank.tolist() == np.where(target <= 10, target - 1, 10).tolist()
     assert found.figures["recall@10"] == pytest.approx((target <= 10).mean())
@@ -156,7 +156,7 @@ def test_a_miss_stays_a_miss_at_any_cut_off(ground, tmp_path, k):
         def recommend(self, history, k, banned=None, among=None):
             return super().recommend(history, 10)
 
-    found = evaluate(Ten(), data.test, cfg, Accelerator(cpu=True), "test")
+    found = evaluated(Ten(), data.test, cfg, Accelerator(cpu=True), "test")
     target = data.test.items[data.test.position]
     run = RunFolder(tmp_path)
     save_ranks(run, "test", found, data.test.users())
@@ -262,7 +262,7 @@ def test_a_miss_stays_a_miss_when_the_list_is_short(ground, tmp_path):
             return super().recommend(history, 3)
 
     target = data.test.items[data.test.position]
-    found = evaluate(Three(), data.test, cfg, Accelerator(cpu=True), "test").figures
+    found = evaluated(Three(), data.test, cfg, Accelerator(cpu=True), "test").figures
     assert found["recall@10"] == pytest.approx((target <= 3).mean())
 
 

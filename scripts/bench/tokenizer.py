@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from compose import build
 from readers.dataset import read_embeddings
 from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
-from sids.fit import _Loop
-from sids.kept import FitOptions
+from sids.fit import Pretrainer
+from sids.kept import PretrainOptions
 from sids.tokenizer import Source
 from vq import RQVAE, SINKHORN_ITERATIONS, RQVAEOptions
 
@@ -26,8 +27,9 @@ def measure(job: Job) -> Figures:
         torch.manual_seed(0)
         source = Source.of(data)
         model = RQVAE(job.cfg[RQVAEOptions], content_ND.shape[1])
-        ours = _Loop(job.cfg, "rqvae", model, source, Path(folder) / "x.pth")
-        model.begin(source, job.cfg[FitOptions].rqvae_batch_size, 0, fresh=True)
+        recipe, options = build.recipe_of(job.cfg), job.cfg[PretrainOptions]
+        ours = Pretrainer(recipe, options, model, source, Path(folder) / "x.pth")
+        model.begin(source, options.rqvae_batch_size, 0, fresh=True)
         theirs = PlainLoop(job, content_ND)
         ours._epoch(0)
         speed = interleave(
@@ -60,7 +62,7 @@ class PlainLoop:
     """The network by the book: a shuffling DataLoader, Sinkhorn as published on the whole plan."""
 
     def __init__(self, job: Job, content_ND: Tensor) -> None:
-        self.t, self.p = job.cfg[RQVAEOptions], job.cfg[FitOptions]
+        self.t, self.p = job.cfg[RQVAEOptions], job.cfg[PretrainOptions]
         torch.manual_seed(0)
         self.encoder = _mlp([content_ND.shape[1], *self.t.layers, self.t.e_dim]).to(device())
         self.decoder = _mlp([self.t.e_dim, *self.t.layers[::-1], content_ND.shape[1]]).to(device())
