@@ -129,9 +129,6 @@ class GenerativeModel(Model):
         return self._legal
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        sid_NP = state_dict.pop(f"{prefix}sid_NL", None)  # as saved before codes and end tokens were told apart
-        if sid_NP is not None:
-            state_dict[f"{prefix}code_NT"], state_dict[f"{prefix}end_N"] = sid_NP[:, :-1], sid_NP[:, -1]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._forget_sids()
         errors = args[-1]  # of torch's signature: the missing names stand elsewhere

@@ -518,8 +518,6 @@ class Fit:
 
     def _check_world(self, state: dict[str, Any]) -> None:
         begun, now = state.get("world"), self._world()
-        if isinstance(begun, dict):
-            now = {k: v for k, v in now.items() if k in begun or k not in SOURCES}  # an earlier version kept fewer
         if self.cfg[RunOptions].resume_with_changes and isinstance(begun, dict):
             begun = begun | {"processes": now["processes"]}
         if begun != now:
@@ -535,10 +533,7 @@ class Fit:
         self.progress = p = Progress.of(state["progress"], self.steps_per_epoch, most)
         if p.step != p.epoch * self.steps_per_epoch + p.next_step and not (changes and self.raw.sequences):
             raise ValueError(f"progress: step {p.step} is not in epoch {p.epoch}")
-        if "looked" not in state["progress"] and p.next_step == 0 and p.epoch % self.cfg[EvalOptions].eval_step == 0:
-            p.looked = p.epoch - 1  # a state of a run begun before looks were noted: where it stopped, it stays stopped
-        before, now = state.get("judged", {}), judging(self.cfg)  # an older state knows fewer of them
-        if any(before[k] != now[k] for k in before.keys() & now.keys()) and p.epoch < self.cfg[TrainOptions].epochs:
+        if state["judged"] != judging(self.cfg) and p.epoch < self.cfg[TrainOptions].epochs:
             log.warning("the best model so far was chosen by another validation: from here on it is chosen anew")
             p.best, p.best_epoch = -math.inf, -1
         load_weights(self.raw, state["model"])

@@ -78,4 +78,4 @@ def sizes_of(cfg: Config, model: dict[str, Any]) -> tuple[int, int]:
         return len(model["encoder.items.weight"]) - ITEM_MODELS[cfg[MethodOptions].method].extra_rows, 0
     first = model.get("tokenizer.encoder.mlp_layers.1.weight")
     width = 0 if first is None else first.shape[1] - side_width(cfg[CodeOptions])
-    return len(model["sid_NL"] if "sid_NL" in model else model["code_NT"]), width
+    return len(model["code_NT"]), width

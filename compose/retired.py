@@ -1,4 +1,4 @@
-"""Options of the published programs and of earlier versions that are not options here: each with what to do instead."""
+"""Options of the published programs that are not options here: each with what to do instead."""
 
 _NOTHING = "had no effect in the published program; delete it"
 _DECAY = "is now one key: uncertainty=none | gumbel | frqud | sdud | frqud_sdud | gaussian | tau_annealing"
@@ -68,6 +68,4 @@ RETIRED = {
     "restart_unused_codes": f"{_NOTHING} (codes that nobody uses: dead_code_ratio)",
     "VQ_ema": "is now codebook_learning=ema",
     "latent_weight": "is now quant_loss_weight (its second number) and beta (the first divided by the second)",
-    # of earlier versions
-    "reference": "is now two options: split=time_groups (DiffSASRec's split) and as_published=true (its network)",
 }

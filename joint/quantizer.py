@@ -7,7 +7,7 @@ K codes of a level.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -85,19 +85,6 @@ class JointRQVAE(RQVAE):
         self._stages = nn.Sequential(*layers[:frozen]), nn.Sequential(*layers[frozen:])
         for module in (self._stages[0], self.decoder):  # frozen once, by object, before the optimizer exists
             module.requires_grad_(False)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """What is frozen was run over the catalogue once: another frozen part would not belong to those latents."""
-        if self.input_Nd is not None:
-            frozen = {id(p) for p in self._stages[0].parameters()}
-            for name, ours in self.state_dict(prefix=prefix, keep_vars=True).items():
-                theirs = state_dict.get(name)
-                rests = id(ours) in frozen or name.endswith((".shift", ".spread"))
-                if rests and (theirs is None or not torch.equal(theirs.cpu().to(ours.dtype), ours.detach().cpu())):
-                    raise Problem(
-                        f"{name}: the tokenizer's file has changed since this run began; restore it or begin a new run"
-                    )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # ---- the catalogue
 

@@ -130,9 +130,8 @@ class RunFolder:
         if not self.config.is_file():
             self.keep(cfg)
         if not self.identity.is_file():
-            older = self.best.is_file() or bool(self._states())  # written before runs had an identity
-            write_json(self.identity, {"run": secrets.token_hex(8), "older": older})
-        self.id, _ = self._identity()
+            write_json(self.identity, {"run": secrets.token_hex(8)})
+        self.id = self._identity()
         self._note_environment()
 
     def _note_environment(self) -> None:
@@ -148,21 +147,21 @@ class RunFolder:
             raise Problem(f"{self.environment}: not versions and machine of a run; remove it to go on")
         return found
 
-    def _identity(self) -> tuple[str | None, bool]:
-        """(the run's random name, may files without one be its own?); the name is None where nobody has claimed it."""
+    def _identity(self) -> str | None:
+        """The run's random name, None where nobody has claimed the folder."""
         if not self.identity.is_file():
-            return None, True
+            return None
         found = read_json(self.identity)
         if not isinstance(found, dict) or not isinstance(found.get("run"), str):
             raise Problem(f"{self.identity}: not a run's identity; put the old file back or choose another run_name")
-        return found["run"], found.get("older") is True
+        return found["run"]
 
     def _still_ours(self) -> None:
         """Problem when the claimed folder has been removed, emptied or replaced; before every write."""
         if self.id is None:
             return
         try:
-            there = self.config.is_file() and self._identity()[0] == self.id
+            there = self.config.is_file() and self._identity() == self.id
         except Problem:
             there = False
         if not there:
@@ -173,14 +172,12 @@ class RunFolder:
 
     def check_own(self, path: Path, state: dict[str, Any]) -> None:
         """Problem when a file of this folder was written by another run."""
-        mine, older = self._identity()
-        theirs = state.get("run")
-        if mine is None or theirs == mine or (theirs is None and older):
-            return
-        raise Problem(
-            f"{path}: was written by another run ({theirs or 'of an earlier version'}) than the one that lives here "
-            f"({mine}); put its own file back, or choose another run_name"
-        )
+        mine, theirs = self._identity(), state.get("run")
+        if theirs != mine:
+            raise Problem(
+                f"{path}: was written by another run ({shown(theirs)}) than the one that lives here ({mine}); put its "
+                "own file back, or choose another run_name"
+            )
 
     def read_best(self) -> dict[str, Any]:
         """The best model so far; Problem when it is missing, of another run, or not finite."""

@@ -144,7 +144,7 @@ def read_ranks(run: RunFolder, wanted: Iterable[str] = (), split: str = "test") 
         raise Problem(f"{path}: not readable ({' '.join(str(e).split())[:160]}); train that run again") from None
     for metric in known:
         value = float(per_user(metric, rank).mean())
-        if abs(value - figures[metric]) > 1e-9:  # for one: ranks above 32,767 that an earlier version cut to 16 bits
+        if abs(value - figures[metric]) > 1e-9:
             raise Problem(
                 f"{path}: gives {metric} {value:.6f}, {run.test.name} says {figures[metric]:.6f}; train that run again "
                 "(delete its folder, or choose other options)"

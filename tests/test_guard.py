@@ -374,10 +374,6 @@ def test_scores_of_another_decoding_do_not_compete(ground, tmp_path, caplog, mon
     fit = fit_of(ground, tmp_path, **same | more, decoding="multi")
     fit._resume()
     assert "chosen by another validation" in caplog.text and fit.progress.best_epoch == -1
-    state = fit.run.load_state()
-    del state["judged"]["decoding"]  # of an earlier version, which did not note it
-    fit._restore(state)
-    assert fit.progress.best_epoch == 0
 
 
 def test_the_commits_of_a_run_are_kept(ground, tmp_path, monkeypatch):
@@ -435,12 +431,6 @@ def test_resuming_on_another_tokenizer_file_is_noticed(ground, tmp_path):
     )
     with pytest.raises(Problem, match=r"was begun with .*resume it with the same data, files"):
         fit.train()
-    saved = max(fit.run.states.glob("*.pth"))
-    state = torch.load(saved, weights_only=True)
-    del state["world"]["begun_from"]  # as an earlier version saved it
-    torch.save(state, saved)
-    with pytest.raises(Problem, match="tokenizer's file has changed since this run began"):
-        fit.train()
 
 
 def test_resuming_on_other_semantic_ids_is_noticed(ground, tmp_path):
@@ -456,8 +446,6 @@ def test_resuming_on_other_semantic_ids_is_noticed(ground, tmp_path):
     ]
     with pytest.raises(Problem, match="was begun with"):
         fits[1]._resume()
-    old = {"world": {k: v for k, v in fits[0]._world().items() if k != "origin"}}
-    fits[1]._check_world(old)  # a state of an earlier version says nothing of it
 
 
 def test_the_kept_tokenizer_is_held_against_the_lowest_error():

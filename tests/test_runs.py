@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_overrides, write_tiny
-from helpers import assert_same_state, contents, fails, fit_of
+from helpers import contents, fails, fit_of
 
 import main
 import scripts.run
@@ -77,20 +77,6 @@ def test_patience_ends_a_run_only_after_a_look(
     more = without_training(again, monkeypatch, [])
     again.train()
     assert more == [] and again.progress == fit.progress
-
-
-def test_a_state_without_a_note_of_its_looks_stays_stopped(ground, tmp_path, monkeypatch):
-    changes = {"method": "sasrec", "hidden_units": 4, "epochs": 12, "eval_step": 3, "early_stop": 1}
-    fit = fit_of(ground, tmp_path, **changes)
-    without_training(fit, monkeypatch, [0.1, 0.1])
-    fit.train()
-    state = fit.run.load_state()
-    del state["progress"]["looked"]
-    fit.run.save_state(state, fit.progress.step)
-    again = fit_of(ground, tmp_path, **changes, resume="auto")
-    more = without_training(again, monkeypatch, [])
-    again.train()
-    assert more == [] and again.progress.epoch == 6
 
 
 def test_nothing_is_out_of_patience_before_the_first_look():
@@ -303,23 +289,6 @@ def newest_state_only(ours, theirs):
     shutil.copy2(newest, ours / "last" / newest.name)
 
 
-def forget_names(folder):
-    """As an earlier version left it."""
-    (folder / "run.json").unlink(missing_ok=True)
-    for path in [*folder.glob("last/*.pth"), folder / "best_model.pth"]:
-        state = torch.load(path, weights_only=True)
-        state.pop("run", None)
-        torch.save(state, path)
-
-
-def nameless(name):
-    def move(ours, theirs):
-        forget_names(theirs)
-        taken_from(name)(ours, theirs)
-
-    return move
-
-
 def without_best(ours, theirs):
     (ours / "best_model.pth").unlink()
 
@@ -331,17 +300,9 @@ def older_best(ours, theirs):
 
 
 MIXED = {
-    "its states": (taken_from("last"), r"last/step-\d+\.pth: was written by another run \(\w+\) than"),
+    "its states": (taken_from("last"), r"last/step-\d+\.pth: was written by another run \('\w+'\) than"),
     "its newest state": (newest_state_only, r"last/step-\d+\.pth: was written by another run"),
     "its best model": (taken_from("best_model.pth"), r"best_model\.pth: was written by another run"),
-    "its states, without names": (
-        nameless("last"),
-        r"step-\d+\.pth: was written by another run \(of an earlier version",
-    ),
-    "its best model, without a name": (
-        nameless("best_model.pth"),
-        r"best_model\.pth: was written by another run \(of an",
-    ),
     "its name": (taken_from("run.json"), r"last/step-\d+\.pth: was written by another run"),
     "no best model": (without_best, r"best_model\.pth: no such checkpoint"),
     "an older best model": (older_best, r"best_model\.pth: is of epoch -1, the best of this run was epoch 0"),
@@ -368,22 +329,6 @@ def test_a_best_model_swapped_at_the_very_end_is_refused(ground, tmp_path):
     with pytest.raises(Problem, match=r"best_model\.pth: was written by another run"):
         finish(fits[0].cfg, fits[0].data, fits[0], fits[0].run)
     assert not fits[0].run.looks.exists()
-
-
-@pytest.mark.parametrize("kind", ["interrupted", "interrupted again after it went on", "renamed"])
-def test_a_run_begun_before_goes_on(ground, tmp_path, monkeypatch, kind):
-    whole = go_on(ground, tmp_path / "whole")
-    run = interrupted(ground, tmp_path / "a", monkeypatch)
-    forget_names(run.path)
-    if kind == "renamed":  # the folder of a run may be moved
-        (tmp_path / "a").rename(tmp_path / "c")
-        (tmp_path / "c").rename(tmp_path / "a")
-    if kind == "interrupted again after it went on":  # a name for the folder, none in its files yet
-        fit_of(ground, tmp_path / "a", **SAME, save_steps=1, resume="auto")
-    fit = go_on(ground, tmp_path / "a")
-    assert_same_state(fit, whole)
-    assert fit.run.id == torch.load(max(fit.run.states.glob("*")), weights_only=True)["run"]
-    assert not fit.run.changed
 
 
 @pytest.mark.parametrize(("again", "best"), [([0.3], (0.3, 2)), ([0.15], (0.15, 2))])
@@ -570,7 +515,7 @@ def another_run_instead(folder):
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "config.yaml").write_text(settings.dump(options))
-    write_json(folder / "run.json", {"run": "0123456789abcdef", "older": False})
+    write_json(folder / "run.json", {"run": "0123456789abcdef"})
 
 
 GONE = {

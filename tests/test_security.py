@@ -163,8 +163,8 @@ def test_the_configuration_inside_a_checkpoint_is_checked_like_any_other(tmp_pat
         {"model": {}, "config": {}, "items": 7, "titles": [""]},
         {"model": {}, "config": {}, "items": ["a", None], "titles": ["", ""]},
         {"model": {}, "config": {}, "items": ["a"], "titles": []},
-        {"model": {"sid_NL": torch.zeros(())}, "config": {}, "items": ["a"], "titles": [""]},
-        {"model": {"sid_NL": 3, "tokenizer.encoder.mlp_layers.1.weight": "x"}, "config": {},
+        {"model": {"code_NT": torch.zeros(())}, "config": {}, "items": ["a"], "titles": [""]},
+        {"model": {"code_NT": 3, "tokenizer.encoder.mlp_layers.1.weight": "x"}, "config": {},
          "items": ["a"], "titles": [""]},
     ],
 )  # fmt: skip
