@@ -10,8 +10,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from readers.splits import Split
 
@@ -164,19 +162,18 @@ def padding_factor(split: Split, plan: Sequence[np.ndarray], longest: int) -> fl
     return padded / max(int(lengths.sum()), 1)
 
 
-def widest(split: Split, plan: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
-    """The batch of an epoch whose largest part is the largest, of the longest histories among equals."""
-    lengths = split.lengths(shape.longest)
-
-    def size(rows: np.ndarray) -> tuple[int, int]:
-        length, own = int(lengths[rows].max()), -(-len(rows) // (shape.processes * shape.accumulation))
-        most = max(1, shape.tokens // (length * shape.tokens_per_item))
-        return -(-own // -(-own // most)) * length, length
-
-    return max(plan, key=size)
+PROBED = 256  # samples that are looked at before an epoch
+PROBE_TOKENS = 8192  # in one pass of them: no more memory than a step takes with the smallest default budget
 
 
-class Steps(TorchDataset[list[Batch]]):
+def sample(split: Split, shape: Shape, seed: int, epoch: int) -> list[Batch]:
+    """Some samples, in parts that weigh together 1: the same on every process and however batches are cut."""
+    rows = np.random.default_rng([seed, epoch, 11]).permutation(len(split))[:PROBED]
+    rows = rows[np.argsort(split.lengths(shape.longest, rows), kind="stable")]
+    return Steps(split, [rows], replace(shape, processes=1, rank=0, accumulation=1, tokens=PROBE_TOKENS))[0]
+
+
+class Steps:
     """The optimizer steps of one epoch as this process sees them: element i is the parts of step i.
 
     Each global batch is dealt out to (accumulation part, process) in turn, and a part that exceeds
@@ -203,6 +200,21 @@ class Steps(TorchDataset[list[Batch]]):
                     seen = np.union1d(seen, self._items(own))
         return parts
 
+    def widest(self) -> Batch:
+        """The part of the epoch that takes most room, of the longest histories among equals; it counts nothing, like
+        that of a process without samples.
+        """
+        s, lengths = self.shape, self.split.lengths(self.shape.longest)
+
+        def size(rows: np.ndarray) -> tuple[int, int]:
+            length, own = int(lengths[rows].max()), -(-len(rows) // (s.processes * s.accumulation))
+            most = max(1, s.tokens // (length * s.tokens_per_item))
+            return -(-own // -(-own // most)) * length, length
+
+        parts = Steps(self.split, [max(self.plan, key=size)], s)[0]
+        part = max(parts, key=lambda part: part.history_BS.numel())
+        return part._replace(new_U=torch.zeros_like(part.new_U), weight=torch.zeros_like(part.weight))
+
     def _items(self, rows: np.ndarray) -> np.ndarray:
         history, target = histories(self.split, rows, self.shape.longest)
         return np.union1d(history, target)
@@ -223,11 +235,6 @@ class Steps(TorchDataset[list[Batch]]):
             parts.append(make_batch(self.split, chunk, self.shape.longest, seen=seen, weight=weight))
             seen = np.union1d(seen, parts[-1].item_U.numpy())
         return parts
-
-
-def steps_loader(steps: Steps, begin: int, workers: int) -> "DataLoader[list[Batch]]":
-    """Iterate over steps `begin`... of an epoch, prepared ahead by `workers` processes."""
-    return DataLoader(steps, batch_size=None, sampler=range(begin, len(steps)), num_workers=workers)
 
 
 def evaluation_plan(split: Split, batch_size: int, longest: int) -> list[np.ndarray]:

@@ -39,7 +39,7 @@ from runs.folder import RunFolder, RunOptions
 from serve.loaded import Loaded, load, numbers
 from settings import Config
 from sids.files import spelled
-from trainer import Fit, TrainOptions
+from trainer import Trainer, TrainOptions
 from utils import (
     Problem,
     Unwritable,
@@ -178,7 +178,7 @@ def train(cfg: Config, advice: str | None = None) -> RunFolder:
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
     on_epoch = tracking.tracked(cfg, acc, model.sizes if isinstance(model, GenerativeModel) else (), report.EpochLog())
-    fit = Fit(cfg, model, data, acc, run, portable(cfg, data, tokenizer, model), on_epoch)
+    fit = Trainer(cfg, model, data, acc, run, portable(cfg, data, tokenizer, model), on_epoch)
     model.announce(fit.reachable)
     speaks = acc.is_main_process and "DIGER_PROCESSES" not in os.environ  # else the run script says it
     with guard.orderly_stop((advice or go_on(cfg)) if speaks else None):
@@ -246,7 +246,7 @@ def portable(cfg: Config, data: Dataset, tokenizer: Any = None, model: Any = Non
     return {"format": 2, "config": settings.flat(cfg), "split": data.split_hash, **kept}
 
 
-def finish(cfg: Config, data: Dataset, fit: Fit, run: RunFolder) -> None:
+def finish(cfg: Config, data: Dataset, fit: Trainer, run: RunFolder) -> None:
     """Load the checkpoint that validation chose, look at the test set once, write the results.
 
     The look comes last, after all else that can fail, and only its own figures are written after it: an end that

@@ -368,24 +368,6 @@ def holds(want: torch.dtype, x: torch.Tensor) -> bool:
     return kinds[0] == kinds[1] and (want.is_floating_point or torch.equal(x.to(want).to(x.dtype), x))
 
 
-def check_moments(optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """ValueError when what an optimizer has loaded are not Adam's moments of its parameters after at most so many
-    steps; torch does not look. A parameter without any has not moved yet.
-    """
-    for p in (p for group in optimizer.param_groups for p in group["params"]):
-        found = optimizer.state.get(p) or {}
-        for name in ("step", "exp_avg", "exp_avg_sq") if found else ():
-            value = found.get(name)
-            if not isinstance(value, torch.Tensor):
-                raise ValueError(f"optimizer: {name} of a parameter is {shown(value)}")
-            if value.shape != (() if name == "step" else p.shape) or not torch.isfinite(value).all():
-                raise ValueError(f"optimizer: {name} of a parameter {list(p.shape)} is {list(value.shape)}")
-            if name == "exp_avg_sq" and (value < 0).any():
-                raise ValueError("optimizer: a mean of squares is below 0")
-        if found and float(found["step"]) not in range(steps + 1):
-            raise ValueError(f"optimizer: a parameter has moved {float(found['step']):g} times in {steps} steps")
-
-
 def one_line(error: BaseException) -> str:
     """What a library says of an error, for a message of ours."""
     return shortened(" ".join(str(error).split()), 300)

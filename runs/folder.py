@@ -97,8 +97,7 @@ class RunFolder:
     @property
     def changed(self) -> bool:
         """Did it go on with other options than it was begun with?"""
-        found = read_json(self.identity) if self.identity.is_file() else {}
-        return isinstance(found, dict) and found.get("changed") is True
+        return self.identity.is_file() and self._read(self.identity).get("changed") is True
 
     def check_of(self, data: Dataset) -> None:
         """Problem when the run is finished, on other data than there are now."""
@@ -142,19 +141,13 @@ class RunFolder:
 
     def made_with(self) -> dict[str, Any]:
         """environment.json, {} where there is none."""
-        found = read_json(self.environment) if self.environment.is_file() else {}
-        if not isinstance(found, dict):
-            raise Problem(f"{self.environment}: not versions and machine of a run; remove it to go on")
-        return found
+        return self._read(self.environment) if self.environment.is_file() else {}
 
     def _identity(self) -> str | None:
         """The run's random name, None where nobody has claimed the folder."""
         if not self.identity.is_file():
             return None
-        found = read_json(self.identity)
-        if not isinstance(found, dict) or not isinstance(found.get("run"), str):
-            raise Problem(f"{self.identity}: not a run's identity; put the old file back or choose another run_name")
-        return found["run"]
+        return str(self._read(self.identity).get("run"))
 
     def _still_ours(self) -> None:
         """Problem when the claimed folder has been removed, emptied or replaced; before every write."""
@@ -183,10 +176,6 @@ class RunFolder:
         """The best model so far; Problem when it is missing, of another run, or not finite."""
         best = read_checkpoint(self.best)
         self.check_own(self.best, best)
-        whole = isinstance(best.get("model"), dict) and isinstance(best.get("valid"), dict)
-        whole = whole and all(type(v) in (int, float) for v in best["valid"].values())
-        if not whole or type(best.get("epoch")) is not int:
-            raise Problem(f"{self.best}: not a checkpoint of main.py")
         check_weights(self.best, best["model"])
         return best
 
@@ -243,7 +232,7 @@ class RunFolder:
                 row = json.loads(line)
             except ValueError:
                 row = None
-            if not isinstance(row, dict):
+            if not isinstance(row, dict) or "epoch" not in row:
                 raise Problem(f"{self.metrics}, line {number}: not an epoch's figures; put the old file back")
             found.append(row)
         return found
@@ -254,28 +243,23 @@ class RunFolder:
     def forget_from(self, epoch: int) -> None:
         """Drop the rows of epochs that will be trained again."""
         if self.metrics.is_file():
-            rows = [line for line in self._rows().splitlines() if line]
-            kept = [line for line in rows if epoch_of(line) < epoch]
-            write_text(self.metrics, "".join(line + "\n" for line in kept))
+            kept = [row for row in self.rows() if row["epoch"] < epoch]
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def results(self) -> dict[str, Any]:
         """test.json; Problem where it is not what a run writes."""
-        found = read_json(self.test)
-        texts = isinstance(found, dict) and all(isinstance(found.get(k, ""), str) for k in ("method", "dataset"))
-        if not texts or (wrong := wrong_figure(found)):
-            what = wrong if texts else "no method or data set"
-            raise Problem(f"{self.test}: not the results of a run ({what}); put the old file back")
-        return dict(found)
+        return self._read(self.test)
 
     def beside(self) -> dict[str, dict[str, Any]]:
-        """baselines.json: figures by name, {} where there is none; Problem where it is not what a run writes."""
-        found = read_json(self.baselines) if self.baselines.is_file() else {}
-        rows = found.items() if isinstance(found, dict) else [("", None)]
-        for name, row in rows:
-            if not isinstance(row, dict) or (wrong := wrong_figure(row)):
-                what = f"{quoted(name)}: {wrong if isinstance(row, dict) else 'no figures'}"
-                raise Problem(f"{self.baselines}: not the figures of baselines ({what}); put the old file back")
-        return dict(rows)
+        """baselines.json: figures by name, {} where there is none."""
+        return self._read(self.baselines) if self.baselines.is_file() else {}
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """One of the folder's JSON files; Problem where it is torn, or another's."""
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise Problem(f"{path}: not a file of a run; put the old file back")
+        return found
 
     # ---- resumable state
 
@@ -310,7 +294,7 @@ class RunFolder:
 
     def _looked(self) -> int:
         found = read_json(self.looks) if self.looks.is_file() else 0
-        if type(found) is not int or not 0 <= found < 2**31:
+        if type(found) is not int:
             raise Problem(f"{self.looks}: expected a number, how often this run looked at its test set")
         return found
 
@@ -351,24 +335,3 @@ class RunFolder:
     def save_best(self, state: dict[str, Any]) -> None:
         self._still_ours()
         write_checkpoint(self.best, state)
-
-
-def wrong_figure(row: dict[str, Any]) -> str | None:
-    """The first figure of a row that is none: `recall@10`, `collision_rate` and their like are finite numbers."""
-    for key, value in row.items():
-        counts = "@" in key or key in COUNTS or key.startswith("codes_used/")
-        if counts and (type(value) not in (int, float) or not abs(value) < 2**53):
-            return f"{quoted(key)} is {shown(value)}"
-    return None
-
-
-COUNTS = ("collision_rate", "seed", "best_epoch", "epochs_trained", "test_evaluations", "num_users", "list_length",
-          "invalid_share")  # fmt: skip
-
-
-def epoch_of(line: str) -> float:
-    """Epoch of a row of metrics.jsonl; infinity for a row torn by a kill."""
-    try:
-        return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return float("inf")

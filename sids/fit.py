@@ -22,13 +22,11 @@ from sids.tokenizer import ROWS, Source, in_pieces, mean_of
 from utils import (
     Problem,
     Stopped,
-    check_moments,
     load_weights,
     log,
     not_finite,
     one_line,
     read_checkpoint,
-    shown,
     write_checkpoint,
     write_json,
 )
@@ -55,17 +53,6 @@ class Report:
         """
         good, other_good = (r.reconstruction_error <= 1.1 * lowest for r in (self, other))
         return good and (not other_good or self.collision_rate < other.collision_rate)
-
-    @classmethod
-    def of(cls, saved: dict[str, Any], looked: int) -> "Report":
-        """As a look no later than epoch `looked` saved it; ValueError where it is none."""
-        r = cls(**saved)
-        figures = [r.collision_rate, r.reconstruction_error, *r.codes_used, *r.perplexity]
-        if any(type(x) not in (int, float) or not 0 <= x < math.inf for x in figures):
-            raise ValueError(f"a figure of {shown(saved)} is none")
-        if type(r.epoch) is not int or not 0 <= r.epoch <= looked or len(r.codes_used) != len(r.perplexity):
-            raise ValueError(f"epoch {shown(r.epoch)} was not looked at")
-        return r
 
     def figures(self) -> dict[str, float]:
         """What a checkpoint says of it, under the released names."""
@@ -271,19 +258,12 @@ class Pretrainer:
         return epoch + 1
 
     def _restore(self, state: dict[str, Any]) -> int:
-        """Take what the epochs so far have changed, return the last one; ValueError where no run can stand there."""
-        epoch, best, looked, lowest = (state[k] for k in ("epoch", "best", "looked", "lowest"))
-        whole = all(type(x) is int for x in (epoch, looked)) and type(lowest) is float
-        if not whole or not -1 <= looked <= epoch < self.p.rqvae_epochs or epoch < 0 or not lowest >= 0:
-            raise ValueError(f"epoch {shown(epoch)}, looked {shown(looked)}, lowest {shown(lowest)}")
-        if (best is None) != (looked == -1) or (looked < epoch and epoch + 1 == self.p.rqvae_epochs):
-            raise ValueError("the looks are not those of such a run")
-        self.looked, self.lowest = looked, lowest
-        self.best = None if best is None else Report.of(best, looked)
+        """Take what the epochs so far have changed; returns the last one."""
+        self.looked, self.lowest = state["looked"], state["lowest"]
+        self.best = None if state["best"] is None else Report(**state["best"])
         if bad := not_finite(state["model"]):
             raise ValueError(f"{bad[0]} is not finite")
         load_weights(self.model, state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
-        check_moments(self.optimizer, (epoch + 1) * self.per_epoch)
-        return int(epoch)
+        return int(state["epoch"])

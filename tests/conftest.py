@@ -18,7 +18,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
 from runs.folder import RunFolder
 from sids.kept import load_state
-from trainer import Fit
+from trainer import Trainer
 from vq import RQVAE
 
 pytest.register_assert_rewrite("helpers")
@@ -123,17 +123,17 @@ def noisy_ring(tmp_path):
 
 @pytest.fixture
 def train_ring(noisy_ring, tmp_path):
-    """train_ring(options) -> (trained Fit); small enough for a minute on one core."""
+    """train_ring(options) -> (trained Trainer); small enough for a minute on one core."""
 
     def train(options):
         small = {"hidden_units": 32, "num_heads": 2, "max_his_len": 20, "hidden_dropout": 0.1, "weight_decay": 0.0,
                  "output_dir": str(tmp_path), "run_name": "r", "eval_step": 50, "early_stop": 1000, "warmup_steps": 0,
-                 "lr_scheduler_type": "constant", "metrics": "recall@1,recall@10,ndcg@10"}  # fmt: skip
+                 "metrics": "recall@1,recall@10,ndcg@10"}  # fmt: skip
         cfg = configure.build(small | options)
         torch.manual_seed(0)
         model, run = build.build_model(cfg, noisy_ring).model, RunFolder.of(cfg)
         run.claim(cfg)
-        fit = Fit(
+        fit = Trainer(
             cfg,
             model,
             noisy_ring,

@@ -18,7 +18,7 @@ from readers.splits import DataOptions, Split
 from recommenders.protocol import Found
 from runs import report
 from runs.folder import RunFolder
-from trainer import Fit
+from trainer import Trainer
 from utils import problems_exit_2
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "datasets"  # real data, beside the checkout of some of us
@@ -68,7 +68,7 @@ def fit_of(ground, tmp_path, **changes):
     torch.manual_seed(cfg[DataOptions].seed)
     built = build.build_model(cfg, data)
     extras = portable(cfg, data, built.tokenizer, built.model)
-    return Fit(cfg, built.model, data, Accelerator(cpu=True), run, extras, report.EpochLog())
+    return Trainer(cfg, built.model, data, Accelerator(cpu=True), run, extras, report.EpochLog())
 
 
 def evaluated(model, split, cfg, acc, title):

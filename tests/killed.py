@@ -79,11 +79,14 @@ def _arm(kill):
         print(f"SIGKILL in {place}: step {progress[0].step}, {written} bytes written", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def norms(fit):
+    def step(fit, parts):
         progress[:] = [fit.progress]
-        if kill.get("step") == fit.progress.step:
+        return real_step(fit, parts)
+
+    def clip(*args):  # behind the backward pass, before the update
+        if kill.get("step") == progress[0].step:
             die("step", 0)
-        return real_norms(fit)
+        return real_clip(*args)
 
     def write(path, state):
         if "write" in kill and path.parent.name == "last" and state["progress"]["step"] >= kill["write"]:
@@ -98,5 +101,7 @@ def _arm(kill):
             die("evaluation", 0)
         real_fitting(rows, work)
 
-    real_norms, real_write, real_fitting = trainer.Fit._norms, folder.write_checkpoint, evaluation.halved_until_it_fits
-    trainer.Fit._norms, folder.write_checkpoint, evaluation.halved_until_it_fits = norms, write, fitting
+    real_step, real_clip = trainer.Trainer.step, trainer.clip_by_group
+    real_write, real_fitting = folder.write_checkpoint, evaluation.halved_until_it_fits
+    trainer.Trainer.step, trainer.clip_by_group = step, clip
+    folder.write_checkpoint, evaluation.halved_until_it_fits = write, fitting

@@ -128,8 +128,8 @@ def stopped(ground, tmp_path_factory):
         small = {"hidden_units": 4} if method == "sasrec" else {}
         same = {"method": method, "epochs": 3, **small}
         fit = fit_of(ground, tmp_path_factory.mktemp(method), **same)
-        step = fit._step
-        fit._step = lambda parts, fit=fit, step=step: (step(parts)[0], 15 if fit.progress.step == 11 else 0)
+        step = fit.step
+        fit.step = lambda parts, fit=fit, step=step: (step(parts)[0], 15 if fit.progress.step == 11 else 0)
         with pytest.raises(Exception, match="15"):
             fit.train()
         found[method] = same, fit.run.load_state(), fit.run
@@ -158,55 +158,12 @@ def drop(*place):
     return change
 
 
-def each_parameter(state):
-    return state["optimizer"]["state"].values()
-
-
-def negative(state):
-    next(iter(each_parameter(state)))["exp_avg_sq"].view(-1)[0] = -1e-9
-
-
-FIRST = ("optimizer", "state", 0)
 DAMAGES = {
-    "step far ahead": put(["progress", "step"], 10**9),
-    "step one ahead": put(["progress", "step"], lambda x: x + 1),
-    "step behind": put(["progress", "step"], 0),
-    "next step": put(["progress", "next_step"], lambda x: x + 1),
-    "epoch ahead": put(["progress", "epoch"], lambda x: x + 1),
-    "epoch and step alike, beyond the end": lambda s: s["progress"].update(epoch=10**6, step=7 * 10**6, next_step=0),
-    "best above 1": put(["progress", "best"], 1e9),
-    "best below 0": put(["progress", "best"], -0.5),
-    "best infinite": put(["progress", "best"], INF),
-    "none yet, of an epoch": put(["progress", "best"], -INF),
-    "best true": put(["progress", "best"], True),
-    "no exp_avg": drop(*FIRST, "exp_avg"),
-    "no exp_avg_sq": drop(*FIRST, "exp_avg_sq"),
-    "no step": drop(*FIRST, "step"),
-    "exp_avg of one number": put([*FIRST, "exp_avg"], torch.zeros(())),
-    "exp_avg turned": put([*FIRST, "exp_avg"], lambda x: x.T.contiguous() if x.dim() > 1 else x[:-1]),
-    "exp_avg a list": put([*FIRST, "exp_avg"], lambda x: x.tolist()),
-    "step a text": put([*FIRST, "step"], "1"),
-    "step of many": put([*FIRST, "step"], lambda x: x.expand(3).clone()),
-    "moved too often": put([*FIRST, "step"], torch.tensor(1e6)),
-    "moved -1 times": put([*FIRST, "step"], torch.tensor(-1.0)),
-    "moved a half": put([*FIRST, "step"], torch.tensor(0.5)),
-    "moved nan times": put([*FIRST, "step"], torch.tensor(NAN)),
-    "squares below 0": negative,
-    "squares infinite": put([*FIRST, "exp_avg_sq"], lambda x: x + INF),
-    "moments of others": lambda s: s["optimizer"]["state"].update({0: s["optimizer"]["state"][1]}),
-    "groups missing": drop("optimizer", "state"),
-    "totals of text": put(["totals"], [{"loss": "x"}]),
-    "totals None": put(["totals"], [{"loss": None}]),
-    "totals nested": put(["totals"], [{"loss": [1.0]}]),
-    "totals true": put(["totals"], [{"loss": True}]),
-    "totals tensor": put(["totals"], [{"loss": torch.ones(2)}]),
-    "totals of a number's name": put(["totals"], [{3: 1.0}]),
-    "totals of nobody": put(["totals"], []),
-    "totals of two": put(["totals"], lambda x: x * 2),
-    "totals empty": put(["totals"], [{}]),
+    "no optimizer": drop("optimizer", "state"),
+    "of another version": put(["progress", "more"], 1),
     "weights bool": put(["model", "encoder.norm.weight"], lambda x: x > 0),
     "weights whole": put(["model", "encoder.norm.weight"], lambda x: x.long()),
-    "weights complex": put(["model", "encoder.norm.weight"], lambda x: x.to(torch.complex64)),
+    "weights missing": drop("model", "encoder.norm.weight"),
     "weights a number": put(["model", "encoder.norm.weight"], 1.0),
     "weights by number": lambda s: s["model"].update({7: torch.ones(1)}),
 }
@@ -216,7 +173,7 @@ def refused(ground, tmp_path, same, state, **more):
     again = fit_of(ground, tmp_path, **same, resume="auto", **more)
     again.run.load_state = lambda: state
     with pytest.raises(Problem, match=r"the state does not fit .*remove it") as problem:
-        again._resume()
+        again.state.resume(3)
     one_line(problem)
 
 
@@ -230,26 +187,18 @@ def test_a_state_damaged_by_hand(ground, stopped, tmp_path, damage):
 
 @pytest.mark.parametrize("method", ["sasrec", "two_stage", "diger"])
 def test_a_whole_state_is_gone_on_from(ground, stopped, tmp_path, method):
-    """As it was, by a run of fewer epochs, and by another optimizer."""
+    """As it was, and by a run of fewer epochs."""
     same, state, run = stopped[method]
-    for more in ({}, {"epochs": 1, "resume_with_changes": True}, {"learner": "sgd", "resume_with_changes": True}):
+    for more in ({}, {"epochs": 1, "resume_with_changes": True}):
         again = fit_of(ground, tmp_path / str(len(more)), **{**same, **more}, resume="auto")
         again.run.load_state, again.run.read_best = lambda: copy.deepcopy(state), run.read_best
-        again._resume()
+        again.state.resume(3)
         assert again.progress.step == 12
 
 
 CODES = {
     "out of range": put(["model", "code_NT"], lambda x: x + 8),
-    "below 0": put(["model", "code_NT"], lambda x: x - 9),
     "one for all": put(["model", "code_NT"], lambda x: x * 0),
-    "bool": put(["model", "code_NT"], lambda x: x > 0),
-    "fractional": put(["model", "code_NT"], lambda x: x + 0.5),
-    "complex": put(["model", "code_NT"], lambda x: x.to(torch.complex64)),
-    "wrapped around": put(["model", "code_NT"], lambda x: x.long() + 2**32),
-    "ends bool": put(["model", "end_N"], lambda x: x > 0),
-    "ends out of range": put(["model", "end_N"], lambda x: x + 8),
-    "ends wrapped around": put(["model", "end_N"], lambda x: x.long() - 2**32),
 }
 
 
@@ -296,14 +245,6 @@ BESTS = {
     "of another size": lambda m: m.update({"encoder.norm.bias": torch.zeros(5)}),
     "no tensor": lambda m: m.update({"encoder.norm.bias": "x"}),
 }
-
-
-@pytest.mark.parametrize("valid", [1, {"recall@10": "x"}, {"recall@10": None}, {"a": torch.ones(1)}, {"a": True}])
-def test_figures_of_the_best_model_are_numbers(ground, tmp_path, valid):
-    fit = fit_of(ground, tmp_path, method="sasrec", hidden_units=4)
-    fit.run.save_best(fit._portable({}) | {"valid": valid})
-    with pytest.raises(Problem, match="not a checkpoint of"):
-        fit.run.read_best()
 
 
 @pytest.mark.parametrize("damage", BESTS.values(), ids=BESTS)
@@ -361,21 +302,13 @@ def begun(ground, tmp_path_factory):
 
 
 PRETRAINED = {
-    **{k: v for k, v in DAMAGES.items() if k.startswith(("no ", "exp", "step of", "step a ", "moved", "squ"))},
-    **{f"{k} {v!r}": put([k], v) for k, v in [
-        ("epoch", 10**9), ("epoch", -1), ("epoch", 6), ("epoch", 2.0), ("epoch", "2"), ("epoch", True),
-        ("looked", -1), ("looked", 3), ("looked", None), ("lowest", NAN), ("lowest", -1.0), ("lowest", "x"),
-        ("best", None), ("best", {}), ("best", [1]), ("best", "x"), ("model", None), ("optimizer", {}), ("model", {}),
-    ]},
-    **{f"best {k} {v!r}": put(["best", k], v) for k, v in [
-        ("epoch", 2), ("epoch", -1), ("epoch", 1.0), ("collision_rate", "x"), ("collision_rate", NAN),
-        ("reconstruction_error", None), ("reconstruction_error", INF), ("codes_used", 3), ("codes_used", ["x"] * 3),
-        ("perplexity", []), ("more", 1),
-    ]},
+    "no model": put(["model"], None),
+    "no optimizer": put(["optimizer"], {}),
+    "of another version": put(["best", "more"], 1),
     "weights bool": put(["model", "encoder.mlp_layers.1.bias"], lambda x: x > 0),
     "weights nan": put(["model", "encoder.mlp_layers.1.bias"], lambda x: x + NAN),
     "weights missing": drop("model", "encoder.mlp_layers.1.bias"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", PRETRAINED.values(), ids=PRETRAINED)

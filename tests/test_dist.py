@@ -22,7 +22,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs.folder import RunFolder
 from scripts import run as run_script
-from trainer import Fit
+from trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,11 +59,12 @@ def two_epochs(options, rank, processes, port, folder):
         acc.wait_for_everyone()
         torch.manual_seed(cfg[DataOptions].seed)
         model = build.build_model(cfg, data).model.double()
-        fit = Fit(cfg, model, data, acc, run, portable(cfg, data), lambda row, best: None)
+        fit = Trainer(cfg, model, data, acc, run, portable(cfg, data), lambda row, best: None)
         fit.train()
         assert fit.progress.step >= 12 and len(data.train) % 16
         steps = batches.Steps(fit.train_split, fit.plan(0), fit.shape)
-        fit._gradients(next(parts for parts in steps if len(parts[0].user_B) == len(steps[0][0].user_B)))
+        fit.optimizer.zero_grad = lambda: None
+        fit.step(next(parts for parts in steps if len(parts[0].user_B) == len(steps[0][0].user_B)))
         grads = {f"gradient/{k}": p.grad for k, p in model.named_parameters() if p.grad is not None}
         torch.save(model.state_dict() | grads, folder / f"{case}-{rank}.pt")
     acc.end_training()

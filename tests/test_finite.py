@@ -62,8 +62,6 @@ def test_an_evaluation_with_one_such_user_is_no_result(ground, scores):
 DIVERGES = [
     {"method": "sasrec", "lr_rec": 1e20},
     {"method": "sasrec", "lr_rec": 1e38},
-    {"method": "sasrec", "lr_rec": 1e38, "learner": "sgd"},
-    {"method": "sasrec", "lr_rec": 3e38, "learner": "adam"},
     {"method": "diffsasrec", "lr_rec": 1e38},
     {"method": "diffsasrec", "lr_rec": 1e20},
     {"method": "two_stage", "lr_rec": 1e20},
@@ -118,7 +116,7 @@ def test_a_weight_that_breaks_late_costs_only_its_epoch(ground, tmp_path, monkey
     whole = fit_of(ground, tmp_path / "whole", **same)
     whole.train()
     broken = fit_of(ground, tmp_path / "broken", **same)
-    last, step = 2 * broken.steps_per_epoch, broken._step
+    last, step = 2 * broken.steps_per_epoch, broken.step
 
     def breaks(parts):
         found = step(parts)
@@ -127,7 +125,7 @@ def test_a_weight_that_breaks_late_costs_only_its_epoch(ground, tmp_path, monkey
                 broken.raw.encoder.norm.bias[0] = value
         return found
 
-    monkeypatch.setattr(broken, "_step", breaks)
+    monkeypatch.setattr(broken, "step", breaks)
     with pytest.raises(Problem, match=rf"epoch 1, after step {last}: encoder\.norm\.bias is not finite; nothing of it"):
         broken.train()
     assert torch.load(broken.run.best, weights_only=True)["epoch"] == 0

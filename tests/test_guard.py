@@ -82,7 +82,7 @@ def stopped(fit, at, place, monkeypatch, number=signal.SIGTERM):
 
 @pytest.mark.parametrize(
     ("place", "at", "saved", "number"),
-    [("_gradients", 3, 4, signal.SIGTERM), ("_gradients", 13, 14, signal.SIGINT), ("_validate", 14, 14, signal.SIGINT)],
+    [("step", 3, 4, signal.SIGTERM), ("step", 13, 14, signal.SIGINT), ("_validate", 14, 14, signal.SIGINT)],
 )
 def test_a_signal_ends_a_run_where_nothing_is_lost(ground, tmp_path, monkeypatch, place, at, saved, number):
     """The step is finished and saved; an evaluation is left at once; what follows is as if nothing had been."""
@@ -142,19 +142,21 @@ def test_a_number_that_is_not_finite_stops_before_the_update(ground, tmp_path, m
     whole = fit_of(ground, tmp_path / "whole", **changes)
     whole.train()
     broken = fit_of(ground, tmp_path / "broken", **changes)
-    inner, seen = broken._gradients, []
+    inner, step, seen = broken.raw.forward, broken.step, []
+
+    def forward(batch):
+        loss, logs = inner(batch)
+        return loss, logs | {place: logs[place] * math.nan} if seen and place != "gradient" else logs
 
     def poisoned(parts):
-        logs = inner(parts)
         if broken.progress.step == 9:
             seen.extend(parts[0].user_B.tolist())
-            if place == "gradient":
-                broken.raw.recommender.start.grad[0] = math.inf
-            else:
-                logs[place] = logs[place] * math.nan
-        return logs
+        return step(parts)
 
-    monkeypatch.setattr(broken, "_gradients", poisoned)
+    if place == "gradient":
+        broken.raw.recommender.start.register_hook(lambda grad: grad * math.inf if seen else grad)
+    monkeypatch.setattr(broken.raw, "forward", forward)
+    monkeypatch.setattr(broken, "step", poisoned)
     with pytest.raises(Problem) as problem:
         broken.train()
     text = str(problem.value)
@@ -372,7 +374,7 @@ def test_scores_of_another_decoding_do_not_compete(ground, tmp_path, caplog, mon
     monkeypatch.setattr(guard.log, "propagate", True)
     more = {"epochs": 2, "resume": "auto", "resume_with_changes": True}
     fit = fit_of(ground, tmp_path, **same | more, decoding="multi")
-    fit._resume()
+    fit.state.resume(2)
     assert "chosen by another validation" in caplog.text and fit.progress.best_epoch == -1
 
 
@@ -385,8 +387,8 @@ def test_the_commits_of_a_run_are_kept(ground, tmp_path, monkeypatch):
 
 def test_time_before_a_stop_counts(ground, tmp_path):
     fit = fit_of(ground, tmp_path, method="two_stage", epochs=1)
-    fit.begin -= 100
-    fit._save()
+    fit.state.begin -= 100
+    fit.state.save()
     again = fit_of(ground, tmp_path, method="two_stage", epochs=1, resume="auto")
     again.train()
     assert 100 <= again.run.rows()[0]["seconds"] < 200
@@ -411,8 +413,8 @@ def test_the_gradient_scaler_goes_on_where_it_was(ground, tmp_path):
     for fit, scale in zip(fits, (8.0, 2.0), strict=True):
         fit.acc.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         fit.acc.scaler.scale(torch.ones(()))  # it makes its scale when it is first used
-    fits[0]._save()
-    fits[1]._resume()
+    fits[0].state.save()
+    fits[1].state.resume(1)
     assert fits[1].acc.scaler.get_scale() == 8.0
 
 
@@ -445,7 +447,7 @@ def test_resuming_on_other_semantic_ids_is_noticed(ground, tmp_path):
         for other in ({}, {"rqvae_path": str(tmp_path / "other.pth")})
     ]
     with pytest.raises(Problem, match="was begun with"):
-        fits[1]._resume()
+        fits[1].state.resume(2)
 
 
 def test_the_kept_tokenizer_is_held_against_the_lowest_error():

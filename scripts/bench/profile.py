@@ -40,7 +40,7 @@ def regions(steps: OurSteps) -> Iterator[None]:
         (model, "quantize", "quantize"),
         (model.recommender, "encode", "encoder"), (model.recommender.t5, "decode", "decoder"),
         (fit.acc, "backward", "backward"), (fit, "_agree", "agree"),
-        (fit.optimizer, "step", "optimizer"), (fit, "_step", "step"),
+        (fit.optimizer, "step", "optimizer"), (fit, "step", "step"),
     ]  # fmt: skip
     before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in named]
     for owner, name, label in named:

@@ -17,7 +17,7 @@ from readers.splits import DataOptions, Split
 from recommenders.items import ItemOptions
 from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
 from settings import Config
-from trainer import TrainOptions, optimizer_for, with_defaults
+from trainer import TrainOptions, optimizer_for
 
 
 class Plain(nn.Module):
@@ -68,7 +68,7 @@ def plain_step(cfg: Config, split: Split, n_items: int, batch: int) -> Callable[
 def our_step(cfg: Config, job: Job, split: Split, batch: int) -> Callable[[int], None]:
     """The same over the trainer's own batches; they come in random order of length."""
     model = job.model("sasrec", job.data()).train()
-    optimizer = optimizer_for(with_defaults(model.param_groups(), cfg[TrainOptions]), cfg[TrainOptions])
+    optimizer = optimizer_for(model.param_groups(), cfg[TrainOptions])
     shape = Shape(batch, longest=cfg[DataOptions].max_his_len, tokens_per_item=1, targets="next")
     steps = Steps(split, epoch_plan(split, shape, cfg[DataOptions].seed, 0), shape)
 

@@ -18,7 +18,7 @@ from runs.folder import RunFolder
 from scripts.bench import plain
 from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
 from settings import Config
-from trainer import Fit, TrainOptions
+from trainer import Trainer, TrainOptions
 
 
 def measure(job: Job) -> Figures:
@@ -71,7 +71,7 @@ class OurSteps:
 
     def step(self, place: int) -> None:
         self.fit.model.train()
-        self.fit._step([part.to(device()) for part in self.steps[place]])
+        self.fit.step([part.to(device()) for part in self.steps[place]])
 
     def samples_per_s(self, turn: int) -> float:
         n = [0]
@@ -85,11 +85,11 @@ class OurSteps:
         self.step(len(self.steps) - 1)
 
 
-def trainer_of(cfg: Config, model: Model, data: Dataset) -> Fit:
+def trainer_of(cfg: Config, model: Model, data: Dataset) -> Trainer:
     """The product's trainer over a model; nothing is written."""
     acc = Accelerator(mixed_precision=cfg[TrainOptions].mixed_precision, cpu=not torch.cuda.is_available())
     with TemporaryDirectory() as folder:
-        return Fit(cfg, model, data, acc, RunFolder(Path(folder) / "run"), {}, lambda row, best: None)
+        return Trainer(cfg, model, data, acc, RunFolder(Path(folder) / "run"), {}, lambda row, best: None)
 
 
 class PlainSteps:
