@@ -149,8 +149,10 @@ def check_training(cfg: Config) -> None:
 # ---------------------------------------------------------------- train
 
 
-def train(cfg: Config, advice: str | None = None) -> RunFolder:
-    """One run from configuration to test figures; advice: how to go on after a stop, by default `go_on`."""
+def train(cfg: Config, advice: str | None = None, data: Dataset | None = None) -> RunFolder:
+    """One run from configuration to test figures; advice: how to go on after a stop, by default `go_on`; data: of these
+    options, where they have been read already.
+    """
     acc = accelerator(cfg, tracking.wanted(cfg))
     cfg = with_run_name(cfg)
     run = RunFolder.of(cfg)
@@ -159,7 +161,7 @@ def train(cfg: Config, advice: str | None = None) -> RunFolder:
             run.check_free_or_same(cfg)
     if run.finished and cfg[RunOptions].resume == "auto":
         with guard.fail_together(acc):
-            run.check_of(read_dataset(cfg[DataOptions]))
+            run.check_of(data or read_dataset(cfg[DataOptions]))
         log_to(None, main=acc.is_main_process)
         log.info(f"{run.path} is finished already")
         if acc.is_main_process and not is_file(run.path / "report.html"):
@@ -170,7 +172,7 @@ def train(cfg: Config, advice: str | None = None) -> RunFolder:
     log_file = Path(cfg[RunOptions].log_dir) / cfg[DataOptions].dataset / f"{stamp}-{cfg[RunOptions].run_name}.log"
     log_to(log_file, main=acc.is_main_process)
 
-    data = check_data(cfg)
+    data = building.check_content(cfg, data or read_dataset(cfg[DataOptions]))
     torch.manual_seed(cfg[DataOptions].seed)
     with room_for("the model", "lower its widths and layers, num_emb_list or max_his_len"):
         model, tokenizer = build.build_model(cfg, data)

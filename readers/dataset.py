@@ -6,6 +6,7 @@ position of its target in that array, never a list.
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -73,6 +74,19 @@ class Dataset:
     @property
     def n_items(self) -> int:
         return len(self.catalogue)
+
+    @cached_property
+    def content_ND(self) -> np.ndarray:
+        """What `read_embeddings` gives, opened and looked through once."""
+        path = Path(str(self.embedding_path))
+        found = open_array(path)
+        check_array(path, found, self.catalogue.ids)
+        if not self.catalogue.keyed:
+            raise Problem(
+                f"{path}: which row belongs to which item? Add {self.name}.items.jsonl, a line an item in the "
+                "order of the rows"
+            )
+        return found
 
     def split(self, name: str) -> Split:
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
@@ -197,13 +211,6 @@ def read_embeddings(data: Dataset) -> np.ndarray:
             f"no content embeddings beside {data.name!r}: python scripts/embed_items.py {quote(str(where))} makes "
             "them; or set semantic_emb_path to a .npy with a row per item"
         )
-    found = open_array(path)
-    if data.embedding_stamp is not None and not data.embedding_stamp.holds(path):
+    if data.embedding_stamp is not None and not data.embedding_stamp.holds(regular_file(path)):
         raise Problem(f"{path}: has changed since this command read it; put the old file back or begin again")
-    check_array(path, found, data.catalogue.ids)
-    if not data.catalogue.keyed:
-        raise Problem(
-            f"{path}: which row belongs to which item? Add {data.name}.items.jsonl, a line an item in the "
-            "order of the rows"
-        )
-    return found
+    return data.content_ND

@@ -61,7 +61,7 @@ def run(uncertainty: str, argv: list[str]) -> None:
     if lacking and cfg[CodeOptions].rqvae_path is None:
         build.train_tokenizer(cfg, data)
     for each in lacking:
-        train(each, processes)
+        train(each, processes, data)
     if beside is not None:
         write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **folder.beside()})
         page.write(folder)
@@ -128,10 +128,10 @@ def beside_of(cfg: Config) -> Config | None:
     return two_stage_of(cfg) if cfg[RunOptions].with_two_stage and not has else None
 
 
-def train(cfg: Config, processes: int) -> None:
+def train(cfg: Config, processes: int, data: Dataset) -> None:
     """One training: in this process, or through the launcher when there are several."""
     if processes == 1:
-        main.train(cfg)
+        main.train(cfg, data=data)
     else:
         launch(cfg, processes)
 

@@ -145,6 +145,17 @@ def test_the_end_of_a_run_uses_the_embeddings_that_its_start_hashed(ground, tmp_
             read_embeddings(data)
 
 
+def test_the_embeddings_are_opened_once(tmp_path, monkeypatch):
+    """By a run script with all its stages: tokenizer, run, baseline of the same tokenizer, floors."""
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = tiny_overrides(tmp_path) | {"run_name": "r", "epochs": 1, "with_two_stage": True}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
+    opened, inner = [], np.load
+    monkeypatch.setattr(np, "load", lambda path, **how: (opened.append(str(path)), inner(path, **how))[1])
+    scripts.run.run("frqud", [f"--config={tmp_path / 'config.yaml'}"])
+    assert [path for path in opened if "emb-test" in path] == [str(tmp_path / "dataset" / "tiny" / "tiny.emb-test.npy")]
+
+
 # ---------------------------------------------------------------- a finished run
 
 
