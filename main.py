@@ -172,7 +172,7 @@ def train(cfg: Config, advice: str | None = None, data: Dataset | None = None) -
     log_file = Path(cfg[RunOptions].log_dir) / cfg[DataOptions].dataset / f"{stamp}-{cfg[RunOptions].run_name}.log"
     log_to(log_file, main=acc.is_main_process)
 
-    data = building.check_content(cfg, data or read_dataset(cfg[DataOptions]))
+    data = build.check_content(cfg, data or read_dataset(cfg[DataOptions]))
     torch.manual_seed(cfg[DataOptions].seed)
     with room_for("the model", "lower its widths and layers, num_emb_list or max_his_len"):
         model, tokenizer = build.build_model(cfg, data)

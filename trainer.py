@@ -277,8 +277,8 @@ class Trainer:
         p = self.progress
         self.state.check_weights()
         try:
-            e, history, title = self.cfg[EvalOptions], self.cfg[DataOptions], f"validation {p.epoch}"
-            found = evaluate(self.raw, self.data.valid, e, history, self.acc, title)
+            ranking, history, title = self.cfg[EvalOptions], self.cfg[DataOptions], f"validation {p.epoch}"
+            found = evaluate(self.raw, self.data.valid, ranking, history, self.acc, title)
         except NotFinite as e:
             self.state.diverged(f"{e.what} are")
         score, p.looked = found.figures[self.cfg[EvalOptions].valid_metric], p.epoch

@@ -165,6 +165,7 @@ class RunFolder:
 
     def check_own(self, path: Path, state: dict[str, Any]) -> None:
         """Problem when a file of this folder was written by another run."""
+        self._still_ours()
         mine, theirs = self._identity(), state.get("run")
         if theirs != mine:
             raise Problem(

@@ -35,6 +35,7 @@ ROWS = [
         "runs.page",
         "runs.paired",
         "runs.table",
+        "runs.state",
         "runs.tracking",
     ],
     ["sids", "vq"],
