@@ -143,11 +143,11 @@ class Pretrainer:
     """Epochs over what the tokenizer calls its batches, until the collision rate stops falling."""
 
     def __init__(self, recipe: Recipe, options: PretrainOptions, model: Any, source: Source, path: Path) -> None:
-        self.recipe, self.p, self.source, self.path, self.seed = recipe, options, source, path, recipe.seed
+        self.recipe, self.options, self.source, self.path, self.seed = recipe, options, source, path, recipe.seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Any = model.to(self.device)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.p.rqvae_lr, weight_decay=self.p.rqvae_weight_decay, fused=True
+            model.parameters(), lr=self.options.rqvae_lr, weight_decay=self.options.rqvae_weight_decay, fused=True
         )
         self.per_epoch = len(self._batches(0))
         self.best: Report | None = None
@@ -155,24 +155,24 @@ class Pretrainer:
 
     def run(self) -> Report:
         """Train to the end; the best checkpoint is on disk afterwards."""
-        p, first = self.p, self._resume()
-        self.model.begin(self.source, p.rqvae_batch_size, self.seed, fresh=first == 0)
+        options, first = self.options, self._resume()
+        self.model.begin(self.source, options.rqvae_batch_size, self.seed, fresh=first == 0)
         shares.agree(self.model)
         progress = tqdm(
-            range(first, p.rqvae_epochs), "tokenizer", initial=first, total=p.rqvae_epochs, leave=False,
+            range(first, options.rqvae_epochs), "tokenizer", initial=first, total=options.rqvae_epochs, leave=False,
             disable=None if shares.rank() == 0 else True,
         )  # fmt: skip
         for epoch in progress:
-            if self.best is not None and self.looked - self.best.epoch >= p.rqvae_patience:
+            if self.best is not None and self.looked - self.best.epoch >= options.rqvae_patience:
                 break
             parts = self._epoch(epoch)
             collisions = f"{self.best.collision_rate:.3f}" if self.best else "-"
             progress.set_postfix({k: f"{v:.4g}" for k, v in parts.items()} | {"collisions": collisions})
             if not math.isfinite(sum(parts.values())):
                 raise Problem(
-                    f"rqvae_lr: the tokenizer's loss is not finite in epoch {epoch}; lower it from {p.rqvae_lr}"
+                    f"rqvae_lr: the tokenizer's loss is not finite in epoch {epoch}; lower it from {options.rqvae_lr}"
                 )
-            due = (epoch + 1) % p.rqvae_eval_step == 0 or epoch + 1 == p.rqvae_epochs
+            due = (epoch + 1) % options.rqvae_eval_step == 0 or epoch + 1 == options.rqvae_epochs
             if due:
                 self._look(epoch, parts)
             signal = shares.largest(guard.asked())
@@ -184,7 +184,7 @@ class Pretrainer:
         return self.best
 
     def _batches(self, epoch: int) -> list[Any]:
-        found: list[Any] = self.model.batches(self.source, self.p.rqvae_batch_size, self.seed, epoch)
+        found: list[Any] = self.model.batches(self.source, self.options.rqvae_batch_size, self.seed, epoch)
         return found
 
     def _epoch(self, epoch: int) -> dict[str, float]:
@@ -196,7 +196,7 @@ class Pretrainer:
         for i, batch in enumerate(self._batches(epoch)):
             step = epoch * self.per_epoch + i
             loss, parts = self.model.loss(batch, step)
-            self.optimizer.param_groups[0]["lr"] = self.p.rqvae_lr * self._factor(step)
+            self.optimizer.param_groups[0]["lr"] = self.options.rqvae_lr * self._factor(step)
             self.optimizer.zero_grad()
             loss.backward()
             shares.average_gradients(self.model)
@@ -208,7 +208,7 @@ class Pretrainer:
 
     def _factor(self, step: int) -> float:
         """Linear warm-up, then linear fall to zero."""
-        warm, total = self.p.rqvae_warmup_epochs * self.per_epoch, self.p.rqvae_epochs * self.per_epoch
+        warm, total = self.options.rqvae_warmup_epochs * self.per_epoch, self.options.rqvae_epochs * self.per_epoch
         return min((step + 1) / (warm + 1), (total - step) / max(1, total - warm), 1.0)
 
     def _look(self, epoch: int, parts: dict[str, float]) -> None:
@@ -220,7 +220,7 @@ class Pretrainer:
         )
         if not math.isfinite(now.reconstruction_error):  # the epoch's last update broke it, after its last finite loss
             raise Problem(
-                f"rqvae_lr: the tokenizer is not finite after epoch {epoch}; lower it from {self.p.rqvae_lr}; "
+                f"rqvae_lr: the tokenizer is not finite after epoch {epoch}; lower it from {self.options.rqvae_lr}; "
                 "nothing of it was saved"
             )
         self.looked, self.lowest = epoch, min(self.lowest, now.reconstruction_error)
@@ -232,7 +232,7 @@ class Pretrainer:
 
     def _measured(self, epoch: int) -> Report:
         found = measure(self.model, self.source.content_ND, epoch)
-        found.disagreement = self.model.disagreement(self.p.rqvae_batch_size, self.seed)
+        found.disagreement = self.model.disagreement(self.options.rqvae_batch_size, self.seed)
         return found
 
     def _save(self, epoch: int) -> None:

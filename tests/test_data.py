@@ -18,7 +18,6 @@ from data import (
     padding_factor,
     seen_items,
     sequences,
-    steps_loader,
 )
 from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
@@ -240,13 +239,6 @@ def test_a_process_without_samples_takes_part_with_no_weight():
     ]  # one part each: nobody has a second
     dummies = [p for own in ranks for p in own if p.weight == 0]
     assert all(len(p.target_B) == 1 and not p.new_U.any() for p in dummies)
-
-
-def test_the_loader_goes_on_where_a_run_stopped(many):
-    plan = epoch_plan(many, Shape(64), seed=0, epoch=0)
-    steps = Steps(many, plan, Shape(64))
-    found = [[p.target_B.tolist() for p in parts] for parts in steps_loader(steps, 3, 0)]
-    assert found == [[many.items[many.position[rows]].tolist()] for rows in plan[3:]]
 
 
 # ---------------------------------------------------------------- evaluation

@@ -97,8 +97,9 @@ def test_no_run_executes_a_state_or_a_tokenizer(tmp_path, marker):
 def test_no_reader_runs_what_is_in_the_data(tmp_path, marker):
     write_tiny(tmp_path / "dataset" / "tiny")
     bomb = bombs(tmp_path, marker)
-    data = read_dataset(configure.build(tiny_overrides(tmp_path))[DataOptions])
+    options = configure.build(tiny_overrides(tmp_path))[DataOptions]
     for path in bomb:
+        data = read_dataset(options)
         Path(data.embedding_path).write_bytes(path.read_bytes())
         with pytest.raises(Problem, match=r"not readable as \.npy"):
             read_embeddings(data)

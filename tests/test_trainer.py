@@ -79,14 +79,14 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, method
     whole.train()
 
     broken = fit_of(ground, tmp_path / "broken", **changes)
-    step = broken._step
+    step = broken.step
 
     def stops(parts):
         if broken.progress.step == stop_at:
             raise KeyboardInterrupt
         return step(parts)
 
-    monkeypatch.setattr(broken, "_step", stops)
+    monkeypatch.setattr(broken, "step", stops)
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     resumed = fit_of(ground, tmp_path / "broken", **changes, resume="auto")
