@@ -85,7 +85,10 @@ def reproduce(argv: list[str]) -> study.Finished:
     views = study.both_protocols(jobs[0].cfg) if given.get("protocol") == "both" else [study.TEST]
     found = study.run_all(jobs, ask, data, views)
     tables = found.tables(METRICS)
-    add_published(tables[views[0].name], settings.read_yaml(study.TABLES / "published.yaml").get(ask.dataset, {}))
+    for view in views:
+        masked = jobs[0].cfg[EvalOptions].mask_seen if view.mask_seen is None else view.mask_seen
+        known = settings.read_yaml(study.TABLES / "published.yaml")
+        add_published(tables[view.name], known.get(ask.dataset + ", seen items masked" * masked, {}))
     card, metric = found.card(study.as_typed("reproduce", argv)), jobs[0].cfg[EvalOptions].valid_metric
     text = "\n\n".join([found.text(tables, METRICS, "ndcg@10"), "\n".join(f"- {k}: {v}" for k, v in card.items())])
     pictures = found.intervals(tables, "ndcg@10") | {"validation": found.learning_curves(metric)}

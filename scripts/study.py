@@ -124,7 +124,7 @@ class Job:
     arm: Arm
     cfg: Config
     read: frozenset[str]  # the command line's options that this run reads
-    source: Config | None = None  # of the run, with the same seed, that the arm takes from
+    source: Config | None = None  # of the run that the arm has taken from
 
     @property
     def seed(self) -> int:
@@ -270,8 +270,7 @@ def plan(arms: Mapping[str, Arm], ask: Asked, metrics: Iterable[str]) -> list[Jo
                     f"--{arm.needs}: row {arm.name} needs it, and the preset leaves it unset; set it, name a preset "
                     "that does (--config=FILE), or leave the row out"
                 )
-            sources = [j.cfg for j in jobs if arm.source and j.arm.name == arm.source[1] and j.seed == seed]
-            jobs.append(Job(arm, cfg, read, sources[0] if sources else None))
+            jobs.append(Job(arm, cfg, read))
     if short := [j.arm.name for j in jobs if build.list_length(j.cfg) < max(map(cutoff, metrics), default=0)]:
         raise Problem(f"--metrics: the table shows {', '.join(metrics)}; row {short[0]} has shorter lists only")
     for key in ask.overrides.keys() - {key for job in jobs for key in job.read}:
@@ -327,9 +326,13 @@ class Result:
 
     arm: Arm
     rows: dict[str, Row] = field(default_factory=dict)  # by view
-    runs: list[RunFolder] = field(default_factory=list)
+    of_seed: dict[int, tuple[RunFolder, Config]] = field(default_factory=dict)
     figures: list[dict[str, float]] = field(default_factory=list)  # of the study, a seed each
     failure: str | None = None
+
+    @property
+    def runs(self) -> list[RunFolder]:
+        return [run for run, _ in self.of_seed.values()]
 
     def keep(self, view: View, seed: int | None, rank: np.ndarray, figures: dict[str, Any]) -> None:
         row = self.rows.setdefault(view.name, Row(self.arm.name))
@@ -366,43 +369,41 @@ def run_all(
         for job in bar:
             minutes = (time.monotonic() - clock) / max(done, 1) * (total - done) / 60
             bar.set_postfix_str(f"{job.arm.name}, {f'at most {minutes:.0f} min left' if done else 'time not known'}")
-            result = found[job.arm.name]
             try:
-                if job.arm.trains:
-                    done += _run(job, ask, data, views, study, result)
-                else:
-                    _rank(job, data, views, result)
+                done += _one(job, ask, data, views, study, found)
             except Problem as e:
-                result.failure = str(e)
+                found[job.arm.name].failure = str(e)
                 log.warning(f"{job.arm.name}: {e}")
     return Finished(ask, jobs, data, views, found)
 
 
-def _rank(job: Job, data: Dataset, views: Sequence[View], result: Result) -> None:
-    """Measure what is not trained."""
-    acc = main.accelerator(job.cfg)
-    for view in (v for v in views if v.split == "test"):
-        cfg = job.cfg if view.mask_seen is None else configure.change(job.cfg, mask_seen=view.mask_seen)
-        model = parts.BASELINES[job.arm.method](data).to(acc.device)
-        found = evaluate(model, data.test, cfg[EvalOptions], cfg[DataOptions], acc, job.arm.name)
-        result.keep(view, None, found.rank, found.figures)
-
-
-def _run(job: Job, ask: Asked, data: Dataset, views: Sequence[View], study: Study | None, result: Result) -> int:
-    """Train or find a run and measure it; how many were made."""
-    cfg = job.cfg
-    if job.arm.source is not None and job.source is not None:
+def _one(
+    job: Job, ask: Asked, data: Dataset, views: Sequence[View], study: Study | None, results: Mapping[str, Result]
+) -> bool:
+    """Train or find the run of a job, with what it takes of another arm's run of its seed, and measure it; was it
+    trained now?
+    """
+    result = results[job.arm.name]
+    if not job.arm.trains:
+        acc = main.accelerator(job.cfg)
+        for view in (v for v in views if v.split == "test"):
+            cfg = job.cfg if view.mask_seen is None else configure.change(job.cfg, mask_seen=view.mask_seen)
+            model = parts.BASELINES[job.arm.method](data).to(acc.device)
+            floor = evaluate(model, data.test, cfg[EvalOptions], cfg[DataOptions], acc, job.arm.name)
+            result.keep(view, None, floor.rank, floor.figures)
+        return False
+    if job.arm.source is not None:
         kind, other = job.arm.source
-        if (source := finished(job.source, data)) is None:
+        if other not in results or job.seed not in results[other].of_seed:
             raise Problem(f"needs row {other}, which did not finish")
-        cfg = configure.change(cfg, **SOURCES[kind](source, job.source, data))
-    before = finished(cfg, data)
-    run = before or trained(job.arm.name, cfg, data, ask)
-    result.runs.append(run)
+        of_run, of_cfg = results[other].of_seed[job.seed]
+        job = replace(job, cfg=configure.change(job.cfg, **SOURCES[kind](of_run, of_cfg, data)), source=of_cfg)
+    before = finished(job.cfg, data)
+    run = before or trained(job.arm.name, job.cfg, data, ask)
+    result.of_seed[job.seed] = run, job.cfg
     for view in views:
-        result.keep(view, job.seed, *measured(run, cfg, data, view, split_name(job.arm.method).decoding))
-    if study is not None:
-        result.figures.append(study(run, replace(job, cfg=cfg), data))
+        result.keep(view, job.seed, *measured(run, job.cfg, data, view, split_name(job.arm.method).decoding))
+    result.figures += [study(run, job, data)] if study else []
     return before is None
 
 

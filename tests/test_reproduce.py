@@ -29,12 +29,6 @@ def test_every_row_is_a_run_that_can_be_composed(name, dataset):
     assert len(jobs) == (2 if jobs[0].arm.trains else 1)
 
 
-def test_a_row_reads_the_vectors_of_the_run_with_its_seed():
-    jobs = plan(["two_stage_vectors"], "scientific", [1, 2], {})
-    sources = [(j.seed, settings.flat(j.source)["seed"]) for j in jobs if j.arm.name == "two_stage_vectors"]
-    assert sources == [(1, 1), (2, 2)]
-
-
 def test_a_preset_by_name():
     """--config stands in for the data set's preset; a method that has a preset of its own keeps it."""
     preset = main.CONFIG / "beauty_rq_transformer.yaml"
@@ -78,9 +72,9 @@ def test_a_row_brings_its_control():
     assert list(chosen("frqud")) == ["two_stage", "frqud"]
     assert list(chosen("frqud_vectors")) == ["sasrec", "two_stage_vectors", "frqud_vectors"]
     assert list(chosen("restart_alone")) == ["two_stage_sids_alone", "frqud_prefix_alone", "restart_alone"]
-    jobs = plan(["restart_alone"], "scientific", [1, 2], {"rqvae_path": "x.pth"})
-    sources = [(j.arm.name, settings.flat(j.source)["seed"]) for j in jobs if j.source]
-    assert sources == [("restart_alone", 1), ("restart_alone", 2)]
+    jobs = plan(["restart_alone"], "scientific", [1], {"rqvae_path": "x.pth"})
+    assert {j.arm.name: settings.flat(j.cfg)["rqvae_path"] for j in jobs} == {
+        "two_stage_sids_alone": "x.pth", "frqud_prefix_alone": "x.pth", "restart_alone": None}  # fmt: skip
     with pytest.raises(Problem, match="did you mean 'two_stage'"):
         chosen("two_stages")
 
@@ -164,17 +158,24 @@ def test_from_nothing_and_again(shop):
         "vectors": {"method": "two_stage", "options": vectors, "vectors_of": "items"},
         "vain": {"method": "two_stage", "options": vectors, "vectors_of": "lost"},
         "again": {"method": "two_stage[given]", "control": "two_stage", "after": "moved"},
+        "third": {"like": "again", "after": "vectors"},
         "broken": {"method": "two_stage", "options": {"rqvae_path": str(shop / "nothing.pth")}},
     }
     (shop / "config" / "tables" / "rows.yaml").write_text(yaml.safe_dump({"rows": rows}, sort_keys=False))
-    words = ["tiny", "--seeds=1", f"--results={shop / 'results'}"]
+    words = ["tiny", "--seeds=1,2", f"--results={shop / 'results'}"]
     found = reproduce.reproduce(words)
-    table, stem = found.tables(reproduce.METRICS)["test"], shop / "results" / "tiny" / "rows-1"
+    table, stem = found.tables(reproduce.METRICS)["test"], shop / "results" / "tiny" / "rows-1-2"
     failures = {name: r.failure for name, r in found.results.items() if r.failure}
     assert failures.keys() == {"lost", "vain", "broken"} == found.results.keys() - table.keys()
     assert "no pre-trained tokenizer" in failures["broken"]
     assert "needs row lost, which did not finish" in failures["vain"]
     assert table["again"]["ndcg@10"]["less"].keys() == table["moved"]["ndcg@10"]["less"].keys() == {"two_stage"}
+    assert all(row["seeds"] == 2 for name, row in table.items() if name != "floor")
+    for name, of, key in (("vectors", "items", "vectors_from"), ("again", "moved", "sid_path"),
+                          ("third", "vectors", "sid_path")):  # fmt: skip
+        for seed in (1, 2):
+            path = settings.read_yaml(found.results[name].of_seed[seed][0].config)[key]
+            assert path.startswith(str(found.results[of].of_seed[seed][0].path))
     runs = sorted((shop / "out" / "tiny").iterdir())
     written = read_json(stem.with_suffix(".json"))
     assert reproduce.reproduce(words).tables(reproduce.METRICS)["test"] == table
@@ -182,14 +183,15 @@ def test_from_nothing_and_again(shop):
     assert written["rows"]["moved"]["method"] == "none" and written["rows"]["broken"]["failure"] == failures["broken"]
     assert written["tables"]["test"]["moved"]["ndcg@10"]["published"]["verdict"] == "below"
     text = stem.with_suffix(".md").read_text()
-    assert "| floor " in text and "failed: " in text and "- command: python scripts/reproduce.py tiny --seeds=1" in text
-    assert stem.with_name("rows-1-test.svg").read_text().count("<circle") == 2 * len(table)
-    curves = stem.with_name("rows-1-validation.svg").read_text()
+    assert "| floor " in text and "failed: " in text
+    assert "- command: python scripts/reproduce.py tiny --seeds=1,2\n" in text
+    assert stem.with_name("rows-1-2-test.svg").read_text().count("<circle") == 3 * len(table) - 1
+    curves = stem.with_name("rows-1-2-validation.svg").read_text()
     assert all(f">{name}<" in curves for name in ("two-stage", "moved", "items", "vectors", "again"))
     assert "minutes of training" in curves and "validation ndcg@10" in curves and ">floor<" not in curves
     with pytest.raises(Problem, match="lost did not run to the end"):
         found.fail_if_any()
-    with pytest.raises(Problem, match=r"rows-1\.json: holds the table of other rows, options or data; choose another"):
+    with pytest.raises(Problem, match=r"rows-1-2\.json: holds the table of other rows, options or data; choose"):
         reproduce.reproduce([*words, "--rows=items"])
     assert reproduce.reproduce([*words, "--rows=items", "--name=items"]).data.name == "tiny"
 
@@ -198,8 +200,13 @@ def test_both_protocols_of_one_training(shop, capsys):
     """The second table is what main.py evaluate measures with seen items masked; the test set was looked at once."""
     rows = {"floor": {"method": "popularity"}, "items": {"method": "sasrec"}}
     (shop / "config" / "tables" / "rows.yaml").write_text(yaml.safe_dump({"rows": rows}))
+    published = {"tiny": {"items": {"ndcg@10": 0.5}}, "tiny, seen items masked": {"items": {"ndcg@10": 0.25}}}
+    (shop / "config" / "tables" / "published.yaml").write_text(yaml.safe_dump(published))
     words = ["tiny", "--seeds=1", f"--results={shop / 'results'}", "--protocol=both"]
     tables = reproduce.reproduce(words).tables(reproduce.METRICS)
+    written = read_json(shop / "results" / "tiny" / "rows-1.json")["tables"]
+    beside = [table["items"]["ndcg@10"]["published"]["published"] for table in written.values()]
+    assert beside == [0.5, 0.25] and list(written) == list(tables)
     left, masked = (tables[f"test, seen items {how}"] for how in ("left in", "masked"))
     (run,) = (shop / "out" / "tiny").glob("compare-*")
     assert read_json(run / "test_looks.json") == 1
