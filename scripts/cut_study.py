@@ -9,6 +9,7 @@ data set and weights: FILE-<set>-<weights>-error.svg, error against tokens, and 
 popularity.
 """
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,20 +90,30 @@ def table(rows: Rows) -> str:
     return markdown(heads, lines)
 
 
-def pictures(each: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, str]:
-    """SVG of the means over seeds: of each kind of codes the error at its tokens, of each cut the tenths' lengths."""
+def pictures(rows: Mapping[str, tuple[float, float, Sequence[float]]]) -> dict[str, str]:
+    """SVG of kinds of codes, given by (codes of an interaction's item, weighted error, mean length of each tenth of the
+    items): the error against the codes, a curve for those whose names differ in their numbers only, and the lengths
+    where they differ.
+    """
     error: dict[str, list[tuple[float, float]]] = {}
-    tenths = {}
-    for name in each[0]:
-        tokens, lost, of_tenth = (np.mean([row[name][k] for row in each], 0) for k in (*FIGURES[:2], "tenths"))
-        error.setdefault(name.rpartition(" ")[0], []).append((float(tokens), float(lost)))
-        if name.startswith("cut"):
-            tenths[name] = list(enumerate(of_tenth.tolist(), 1))
-    return {
-        "error": charts.curves({k: sorted(p) for k, p in error.items()}, x_label="codes of an interaction's item",
-                               y_label="weighted error"),
-        "popularity": charts.curves(tenths, x_label="tenth of the items, the rarest first", y_label="codes"),
-    }  # fmt: skip
+    for name, (codes, lost, _) in rows.items():
+        error.setdefault(re.sub(r" ?[\d.]+", "", name), []).append((codes, lost))
+    unlike = {name: tenths for name, (*_, tenths) in rows.items() if len(set(tenths)) > 1}
+    drawn = {}
+    if error:
+        points = {name: sorted(p) for name, p in error.items()}
+        drawn["error"] = charts.curves(points, x_label="codes of an interaction's item", y_label="weighted error")
+    if unlike:
+        lengths = {name: list(enumerate(tenths, 1)) for name, tenths in unlike.items()}
+        drawn["popularity"] = charts.curves(lengths, x_label="tenth of the items, the rarest first", y_label="codes")
+    return drawn
+
+
+def mean_of(each: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, tuple[float, float, list[float]]]:
+    """What `pictures` shows: means over seeds, the tenths of the cut alone."""
+    keys = (*FIGURES[:2], "tenths")
+    means = {name: [np.mean([row[name][k] for row in each], 0) for k in keys] for name in each[0]}
+    return {n: (float(c), float(e), t.tolist() if n.startswith("cut") else [0.0]) for n, (c, e, t) in means.items()}
 
 
 def run(argv: list[str]) -> Rows:
@@ -121,7 +132,7 @@ def run(argv: list[str]) -> Rows:
             each = [configure.build(USUAL, options | {"seed": seed}) for seed in seeds]
             data = read_dataset(each[0][DataOptions])
             rows[f"{dataset}, {weights}"] = [figures_of(cfg, data) for cfg in each]
-    drawn = {f"{key}, {name}": svg for key, of in rows.items() for name, svg in pictures(of).items()}
+    drawn = {f"{key}, {name}": svg for key, of in rows.items() for name, svg in pictures(mean_of(of)).items()}
     asked = {"options": overrides, "seeds": seeds}
     study.write(Path(given["json"].removesuffix(".json")), asked | {"rows": rows}, table(rows), drawn)
     return rows

@@ -12,7 +12,6 @@ All is written as <output_dir>/<data set>/lengths-<hash of the question>.*, with
 rare and frequent items are (-popularity.svg), and what a number of tokens reconstructs (-error.svg).
 """
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,12 +29,11 @@ from data import make_batch, within
 from metrics import EvalOptions, cutoff, per_user
 from readers.dataset import Dataset, read_embeddings
 from readers.splits import DataOptions
-from runs import charts
 from runs.folder import RunFolder, RunOptions
 from runs.report import read_ranks
 from runs.table import markdown
 from scripts import study
-from scripts.cut_study import CONTROLS, Control
+from scripts.cut_study import CONTROLS, Control, pictures
 from settings import Config
 from sids.cut import codes_of, relieve, shorten
 from sids.files import spelled
@@ -137,22 +135,6 @@ def table(found: Mapping[str, list[dict[str, float]]]) -> str:
     return markdown(["arm", *COLUMNS], lines)
 
 
-def pictures(mean: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """Length against popularity, error against tokens: means over seeds, as SVG."""
-    lengths = {name: [(i, m[f"codes of tenth {i}"]) for i in range(1, 11)] for name, m in mean.items()}
-    uneven = {name: points for name, points in lengths.items() if len({y for _, y in points}) > 1}
-    error: dict[str, list[tuple[float, float]]] = {}
-    for name, m in mean.items():
-        error.setdefault(re.sub(r"\d", "", name), []).append((m["tokens/event"] - 1, m["error p"]))
-    drawn = {}
-    if error:
-        points = {name: sorted(p) for name, p in error.items()}
-        drawn["error"] = charts.curves(points, x_label="codes of an interaction's item", y_label="weighted error")
-    if uneven:
-        drawn["popularity"] = charts.curves(uneven, x_label="tenth of the items, the rarest first", y_label="codes")
-    return drawn
-
-
 def check_measured(cfg: Config) -> None:
     """Problem, before anything is trained, where the runs would lack what the table shows."""
     metrics = cfg[EvalOptions].metrics
@@ -180,7 +162,9 @@ def run(argv: list[str]) -> dict[str, Any]:
     result = found.plain(tables, each=found.figures)
     stem = Path(jobs[0].cfg[RunOptions].output_dir) / data.name / f"lengths-{study.question(jobs, data)}"
     text = "\n\n".join([table(found.figures), found.text(tables, METRICS, "ndcg@10")])
-    study.write(stem, result, text, pictures(found.mean_figures))
+    drawn = {name: (m["tokens/event"] - 1, m["error p"], [m[f"codes of tenth {i}"] for i in range(1, 11)])
+             for name, m in found.mean_figures.items()}  # fmt: skip
+    study.write(stem, result, text, pictures(drawn))
     found.fail_if_any()
     return result
 

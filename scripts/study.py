@@ -219,10 +219,6 @@ def asked(argv: list[str], own: list[str], usual: str = "2020") -> tuple[dict[st
         preset = Path(dataset)
         dataset = str(overrides.get("dataset") or main.preset_of(preset, overrides).get("dataset"))
     seeds = [int(s) for s in cli.seeds_asked(given, overrides, usual)]
-    known = parts.owners()
-    for key in overrides:
-        if key not in known:
-            raise configure.unknown(key, known)
     return given, words[1:], Asked(dataset, seeds, overrides, preset)
 
 
