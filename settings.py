@@ -8,6 +8,7 @@ before anything is loaded.
 
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,13 @@ import yaml
 from utils import Problem, nearest, quoted, regular_file, shortened, shown
 
 S = TypeVar("S")
+
+
+NUMBERS = {  # what YAML may read as a number, by its tag
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$",
+    "tag:yaml.org,2002:float": r"([-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)"
+    r"|\.(nan|NaN|NAN))$",
+}
 
 
 def option(  # noqa: PLR0913
@@ -325,3 +333,12 @@ class UniqueKeyLoader(yaml.SafeLoader):
         if twice:
             raise Problem(f"option given twice: {', '.join(twice)}")
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 010 as 8 and 1:30 as 90, later versions do not: here they are text, which no number takes
+UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in ways if tag not in NUMBERS]
+    for first, ways in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for tag, pattern in NUMBERS.items():
+    UniqueKeyLoader.add_implicit_resolver(tag, re.compile(pattern), list("-+.0123456789"))  # type: ignore[no-untyped-call]

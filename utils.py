@@ -301,10 +301,23 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomic(path, buffer.getbuffer())
 
 
+def parse_json(text: str) -> Any:
+    """A value of JSON; ValueError where it is none, or an object has a key twice, of which Python keeps the last."""
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {quoted(next(k for k in keys if keys.count(k) > 1))} stands there twice")
+    return found
+
+
 def read_json(path: Path) -> Any:
     regular_file(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:  # ValueError: damaged, not UTF-8, or thousands of digits
         raise Problem(f"{path}: not readable as JSON ({e})") from None
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from readers.files import find_embedding, find_file, json_lines
 from readers.splits import TEST_SHARE, DataOptions, Parts, Split
+from readers.texts import check_beside
 from utils import Problem, digest, is_file, log, quoted, regular_file, whole_text
 
 SPLITS = ("train", "valid", "test")
@@ -86,6 +87,8 @@ class Dataset:
                 f"{path}: which row belongs to which item? Add {self.name}.items.jsonl, a line an item in the "
                 "order of the rows"
             )
+        items = find_file(self.folder, self.name, ".items.jsonl", say=False) if self.folder else None
+        check_beside(path, items, self.catalogue.ids)
         return found
 
     def split(self, name: str) -> Split:

@@ -4,24 +4,21 @@ A vector is kept under the hash of its text, in a folder named by the hash of al
 (model, revision, pooling, longest text, number format): what was encoded once, in whatever run, is not encoded again.
 """
 
-import hashlib
 import io
-import re
 import uuid
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from string import Formatter
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from readers.files import find_file, json_lines
 from readers.hub import asking
+from readers.texts import key_of
 from settings import option
 from utils import Problem, digest, log, one_line, quoted, regular_file, write_atomic
 
@@ -61,63 +58,6 @@ class Encoder(Protocol):
     def encode(self, texts: list[str]) -> np.ndarray:
         """float32 [texts, D]."""
         ...
-
-
-# ---------------------------------------------------------------- texts
-
-
-@dataclass(frozen=True)
-class Items:
-    """The items of a data set: file, ids and text of each."""
-
-    path: Path
-    ids: list[str]
-    texts: list[str]
-
-
-def read_texts(folder: Path, fields: Sequence[str], template: str | None) -> Items:
-    """The text of each item of <name>.items.jsonl, from some of its fields; where it is empty, the item's id."""
-    path = find_file(folder, folder.name, ".items.jsonl") if folder.is_dir() else None
-    if path is None:
-        raise Problem(f"{folder}: no {folder.name}.items.jsonl there; scripts/prepare_data.py makes such a folder")
-    wanted = list(fields) or names_in(template)
-    ids, texts, known = [], [], set()
-    for line, row in json_lines(path):
-        if not isinstance(row, dict) or not str(row.get("item_id", "")):
-            raise Problem(f"{path}, line {line}: no item_id")
-        values = {k: " ".join(str(v).split()) for k, v in row.items() if k != "item_id" and v is not None}
-        known |= set(values)
-        if template is not None:
-            text = template.format_map({name: values.get(name, "") for name in wanted})
-        else:
-            text = ". ".join(values[k] for k in wanted or values if values.get(k))
-        ids.append(str(row["item_id"]))
-        texts.append(text)
-    if missing := [name for name in wanted if name not in known]:
-        raise Problem(
-            f"{path}: no item has a field {quoted(missing[0])}; there are {', '.join(sorted(known)) or 'none'}"
-        )
-    if not ids:
-        raise Problem(f"{path}: holds no items")
-    return Items(path, ids, _filled(path, ids, texts))
-
-
-def names_in(template: str | None) -> list[str]:
-    """The fields that a template names; Problem where it is not one."""
-    try:
-        names = [name for _, name, how, _ in Formatter().parse(template or "") if name is not None]
-    except ValueError as e:
-        raise Problem(f"template: {quoted(template)} ({e}); write it as '{{title}}, by {{brand}}'") from None
-    if template is not None and (not names or any(not re.fullmatch(r"\w+", n) for n in names)):
-        raise Problem(f"template: {quoted(template)} names no plain field; write it as '{{title}}, by {{brand}}'")
-    return names
-
-
-def _filled(path: Path, ids: list[str], texts: list[str]) -> list[str]:
-    if empty := sum(not t.strip() for t in texts):
-        first = ids[next(n for n, t in enumerate(texts) if not t.strip())]
-        log.warning(f"{path}: {empty} of {len(texts)} items have no text, first {quoted(first)}; their id is encoded")
-    return [t if t.strip() else i for i, t in zip(ids, texts, strict=True)]
 
 
 # ---------------------------------------------------------------- models
@@ -278,10 +218,6 @@ class Cache:
         np.savez(buffer, keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), vectors=vectors_ND)
         write_atomic(self.folder / f"{uuid.uuid4().hex}.npz", buffer.getbuffer())
         self.found |= dict(zip(keys, vectors_ND, strict=True))
-
-
-def key_of(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def embed(texts: Sequence[str], encoder: Callable[[], Encoder], cache: Cache) -> np.ndarray:

@@ -1,13 +1,12 @@
 """Finding the files of a data set by name; what they are read as is decided elsewhere."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from readers.splits import DataOptions
-from utils import Problem, log, regular_file
+from utils import Problem, log, parse_json, regular_file
 
 # layout -> what the name of its first file ends with, in the order in which layouts are looked for
 INTERACTIONS = {
@@ -110,7 +109,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             for number, line in enumerate(f, 1):
                 if line.strip():
                     try:
-                        yield number, json.loads(line)
+                        yield number, parse_json(line)
                     except (ValueError, RecursionError) as e:  # ValueError: also a number of thousands of digits
                         raise Problem(f"{path}, line {number}: not readable as JSON ({e})") from None
     except (OSError, UnicodeDecodeError) as e:

@@ -4,8 +4,9 @@ Order: by user (as they first occur), then by time; rows of equal time keep the 
 """
 
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,13 @@ import polars as pl
 from tqdm import tqdm
 
 from readers.raw.scan import ROLES, ROW, Part, Raw, reading
-from readers.tables import core_rows
+from readers.tables import Rows, core_rows, unit_of, warn_of
 from settings import option
 from utils import Problem, log, quoted, shortened, whole_text
 
 BATCH = 500_000  # rows that are held as text at a time
 DAY = 86_400  # seconds
-UNITS = {1e11: 1.0, 1e14: 1e3, 1e17: 1e6, np.inf: 1e9}  # times since 1970 below so much are seconds, ms, us, ns
+ENTITY = re.compile(r"&(#?\w+);")  # a character of HTML
 UNFIT = r"[\t\r\n]"  # what no id may hold: .inter files have no quotes
 
 
@@ -56,19 +57,14 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
-class Events:
-    """Rows as read: codes into the lists of users and items, [n]."""
+class Events(Rows):
+    """Rows as read, with their ratings where there are such, float32 [n]."""
 
-    user: np.ndarray
-    item: np.ndarray
-    time: np.ndarray  # float64
-    rating: np.ndarray | None  # float32
-    users: list[str]
-    items: list[str]
+    rating: np.ndarray | None = None
 
     def of(self, rows: np.ndarray) -> "Events":
         rating = None if self.rating is None else self.rating[rows]
-        return Events(self.user[rows], self.item[rows], self.time[rows], rating, self.users, self.items)
+        return Events(self.user[rows], self.item[rows], self.time[rows], self.users, self.items, rating)
 
     def counts(self) -> dict[str, int]:
         users, items = (int((np.bincount(x) > 0).sum()) if len(x) else 0 for x in (self.user, self.item))
@@ -79,7 +75,7 @@ class Events:
 class Prepared(Events):
     """Events in their order, numbered as they first occur, with the text of each item as a JSON object."""
 
-    texts: list[str]
+    texts: list[str] = field(default_factory=list)
     vectors_ND: np.ndarray | None = None  # content embeddings that the source has, float32
 
     def sequences(self) -> Iterator[list[int]]:
@@ -179,7 +175,7 @@ def read_events(raw: Raw) -> Events:
     rating = np.concatenate(numbers["rating"]) if numbers["rating"] else None
     if rating is not None and len(rating) != seen:
         raise Problem(f"{raw.parts[0].path}: some of the files have ratings and some have not; prepare them alike")
-    return Events(user, item, time, rating, users, items)
+    return Events(user, item, time, users, items, rating)
 
 
 def check_ids(part: Part, batch: pl.DataFrame) -> None:
@@ -194,9 +190,14 @@ def check_ids(part: Part, batch: pl.DataFrame) -> None:
 
 def numeric(path: Path, batch: pl.DataFrame, role: str) -> np.ndarray:
     """A column as float64; Problem where a cell is no finite number."""
-    found = batch[role].cast(pl.Float64, strict=False)
+    found = _number(batch[role])
     _all_there(path, batch, role, found, "is not a number")
     return found.to_numpy()
+
+
+def _number(cells: pl.Series) -> pl.Series:
+    text = cells.str.strip_chars() if cells.dtype == pl.String else cells
+    return text.cast(pl.Float64, strict=False)
 
 
 def _all_there(path: Path, batch: pl.DataFrame, role: str, found: pl.Series, what: str) -> None:
@@ -220,7 +221,7 @@ class Clock:
             _all_there(self.path, batch, "time", found, "is no date")
             return found.to_numpy()
         if self.dates is None:
-            first = cells.head(100).cast(pl.Float64, strict=False)
+            first = _number(cells.head(100))
             self.dates = cells.dtype == pl.String and bool(first.is_null().all())
         if not self.dates:
             return numeric(self.path, batch, "time")
@@ -232,6 +233,7 @@ class Clock:
 def _dates(cells: pl.Series) -> pl.Series:
     """Seconds since 1970 of ISO dates; without an offset they count as UTC. Null where a cell is none."""
     text = cells.str.strip_chars().str.replace(r"( UTC|Z)$", "").str.replace(" ", "T", literal=True)
+    text = text.set(~text.str.contains(r"^\d{4}-"), None)  # polars takes the year 24 for 24, not for 2024
     clocks = ("%H:%M:%S%.f", "%H:%M")
     ways = [text.str.to_datetime(f"%Y-%m-%dT{clock}", strict=False, time_unit="us") for clock in clocks]
     ways.append(text.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")))
@@ -250,7 +252,8 @@ def prepare(raw: Raw, cfg: PrepareOptions) -> tuple[Prepared, dict[str, Any]]:
     steps: dict[str, Any] = {"read": events.counts()}
     source = raw.parts[0].path
     last = float(events.time.max())
-    unit = next(unit for below, unit in UNITS.items() if last < below)
+    unit = unit_of(last)
+    warn_of(source, events)
     begin = np.inf if cfg.test_days is None else last - cfg.test_days * DAY * unit
     known, vectors_MD = raw.vectors(set(events.items)) if raw.vectors else ([], None)
     row_of = {token: row for row, token in enumerate(known)}
@@ -324,7 +327,7 @@ def in_order(events: Events) -> Events:
     order = np.lexsort((events.time, user))
     item, items = renumbered(events.item[order], events.items)
     rating = None if events.rating is None else events.rating[order]
-    return Events(user[order], item, events.time[order], rating, users, items)
+    return Events(user[order], item, events.time[order], users, items, rating)
 
 
 def renumbered(codes: np.ndarray, words: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -362,6 +365,8 @@ def texts_of(raw: Raw, items: list[str]) -> tuple[list[str], dict[str, int]]:
             f"{', '.join(map(str, raw.text_files))}: no id there is one of the items that are kept, whose first is "
             f"{quoted(items[0])}; name the column by --items_col, or spell the ids alike"
         )
+    if marked := [token for token, text in found.items() if ENTITY.search(text)]:
+        log.warning(f"{len(marked)} texts hold HTML as &amp;, first that of {quoted(marked[0])}; they stay as they are")
     if bare:
         where = ", ".join(map(str, raw.text_files)) or "no file of texts was named (--items=FILE)"
         log.warning(f"{len(bare)} of {len(items)} items have no text, first {quoted(bare[0])}; {shortened(where)}")

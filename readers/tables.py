@@ -1,6 +1,6 @@
 """Tables of interactions: one or three .inter files, one .csv file."""
 
-import csv as text_csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,16 @@ import pyarrow as pa
 from pyarrow import csv
 
 from readers.dataset import SPLITS, Catalogue, Dataset, assemble, items_file
+from readers.delimited import Delimited, Watched
 from readers.files import need_file
 from readers.splits import DataOptions, Log, as_given, divide, parts_of
 from utils import Problem, log, quoted, regular_file, shortened
+
+UNITS = {1e11: 1.0, 1e14: 1e3, 1e17: 1e6, np.inf: 1e9}  # times since 1970 below so much are seconds, ms, us, ns
+UNIT_NAMES = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+FIRST_TIME = 1e8  # a time since 1970 that is no count of rows or days
+NOBODY = ("nan", "null", "none", "na", "n/a", "nil", "undefined")  # what programs write where nothing is known
+ROUNDED = re.compile(r"\d\.\d+E\+\d+")  # Excel's long numbers
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ def read_csv(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
     named = Path(cfg.data_path)
     path = named if named.is_file() else need_file(folder, stem, ".csv")
     columns = Columns(cfg.users_col, cfg.items_col, cfg.time_col, ",")
+    log.info(f"{path}: columns: users {columns.user}, items {columns.item}, times {columns.time}")
     return _from_rows([path], [read_rows(path, columns)], folder, stem, cfg)
 
 
@@ -53,11 +61,11 @@ def read_inter_splits(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
 
 @dataclass(frozen=True)
 class Rows:
-    """Interactions as read: codes into the lists of users and items, times."""
+    """Interactions as read: codes into the lists of users and items, times, [n]."""
 
     user: np.ndarray
     item: np.ndarray
-    time: np.ndarray
+    time: np.ndarray  # float64
     users: list[str]
     items: list[str]
 
@@ -67,61 +75,55 @@ def read_rows(path: Path, columns: Columns | None = None) -> Rows:
     columns = columns or Columns()
     if len(set(columns.all())) < 3:
         raise Problem(f"users_col, items_col, time_col: {', '.join(columns.all())} are not three different columns")
-    regular_file(path)
-    text = pa.dictionary(pa.int32(), pa.string())
+    text = Delimited(regular_file(path), columns.separator, columns.quoted)
+    coded, number = pa.dictionary(pa.int32(), pa.string()), pa.float64()
+    types = {columns.user: coded, columns.item: coded, columns.time: number}
     try:
-        table = csv.read_csv(
-            path,
-            parse_options=csv.ParseOptions(delimiter=columns.separator, quote_char='"' if columns.quoted else False),
-            convert_options=csv.ConvertOptions(
-                include_columns=columns.all(), strings_can_be_null=False,
-                column_types={columns.user: text, columns.item: text, columns.time: pa.float64()},
-            ),
-        ).unify_dictionaries()  # fmt: skip
+        _check_header(text, columns)
+        table = csv.read_csv(Watched(text), **text.options(types)).unify_dictionaries()
     except (pa.ArrowException, OSError, ValueError, KeyError) as e:
-        raise _bad_row(path, columns, str(e).splitlines()[0]) from None
+        raise _bad_row(text, columns, str(e).splitlines()[0]) from None
     time = table[columns.time].to_numpy()
     if not np.isfinite(time).all():
-        raise _bad_row(path, columns, "a timestamp is empty or not finite")
-    coded = {c: table[c].combine_chunks() for c in (columns.user, columns.item)}
-    names = {c: (a.chunk(0) if isinstance(a, pa.ChunkedArray) else a) for c, a in coded.items()}
+        raise _bad_row(text, columns, "a timestamp is empty or not finite")
+    codes = {c: table[c].combine_chunks() for c in (columns.user, columns.item)}
+    names = {c: (a.chunk(0) if isinstance(a, pa.ChunkedArray) else a) for c, a in codes.items()}
     words = {c: a.dictionary.to_pylist() for c, a in names.items()}
     if any("" in w for w in words.values()):
-        raise _bad_row(path, columns, "a user or item is empty")
+        raise _bad_row(text, columns, "a user or item is empty")
     user, item = (names[c].indices.to_numpy() for c in (columns.user, columns.item))
     return Rows(user, item, time, words[columns.user], words[columns.item])
 
 
-def _bad_row(path: Path, columns: Columns, reason: str) -> Problem:
+def _check_header(text: Delimited, columns: Columns) -> None:
+    header = text.columns()
+    for name in columns.all():
+        if name not in header:
+            how = "comma-separated; name them by users_col, items_col, time_col" if text.quoted else "tab-separated"
+            raise Problem(
+                f"{text.path}, line 1: no column {name!r}; expected {', '.join(columns.all())}, {how}; there are "
+                f"{shortened(', '.join(header))}"
+            )
+        if header.count(name) > 1:
+            raise Problem(f"{text.path}, line 1: two columns are called {name!r}; rename one")
+
+
+def _bad_row(text: Delimited, columns: Columns, reason: str) -> Problem:
     """Look for the row that the fast reader stumbled over, to name its line."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as f:
-            if columns.quoted:
-                lines = text_csv.reader(f)
-            else:
-                lines = text_csv.reader(f, delimiter=columns.separator, quoting=text_csv.QUOTE_NONE)
-            header = next(lines, [])
-            if missing := [c for c in columns.all() if c not in header]:
-                how = (
-                    "comma-separated; name them by users_col, items_col, time_col"
-                    if columns.quoted
-                    else "tab-separated"
-                )
-                return Problem(f"{path}, line 1: no column {missing[0]!r}; expected {', '.join(columns.all())}, {how}")
-            user, item, time = (header.index(c) for c in columns.all())
-            for cells in lines:
-                where = f"{path}, line {lines.line_num}"
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    return Problem(f"{where}: {len(cells)} columns where the header has {len(header)}")
-                if not cells[user] or not cells[item]:
-                    return Problem(f"{where}: empty user or item")
-                if not _is_number(cells[time]):
-                    return Problem(f"{where}: timestamp {quoted(cells[time])} is not a number")
-    except (OSError, UnicodeDecodeError, text_csv.Error) as e:
-        return Problem(f"{path}: not readable as text ({e})")
-    return Problem(f"{path}: not readable ({shortened(reason)})")
+        text.check()
+        rows = ((line, cells) for line, _, cells in text.rows() if cells)
+        _, header = next(rows)
+        user, item, time = (header.index(c) for c in columns.all())
+        for line, cells in rows:
+            where = f"{text.path}, line {line}"
+            if not cells[user] or not cells[item]:
+                return Problem(f"{where}: empty user or item")
+            if not _is_number(cells[time]):
+                return Problem(f"{where}: timestamp {quoted(cells[time])} is not a number")
+    except Problem as e:
+        return e
+    return text.fault(reason)
 
 
 def _is_number(text: str) -> bool:
@@ -131,7 +133,38 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def unit_of(time: float) -> float:
+    """How many of the units of a time since 1970 make a second, judged by its size."""
+    return next(unit for below, unit in UNITS.items() if abs(time) < below)
+
+
+def warn_of(path: Path, rows: Rows) -> None:
+    """Say what makes a wrong order, or one user or item of several, and is legal nonetheless."""
+    last = float(rows.time.max(initial=0))
+    if last > FIRST_TIME and (unset := int((rows.time <= 0).sum())):
+        log.warning(f"{path}: {unset} rows have the time 0, which puts them before all others; is theirs unknown?")
+    later = rows.time[rows.time > FIRST_TIME]
+    if len(later) and unit_of(float(later.min())) != unit_of(last):
+        few = [int((np.abs(later) < below).sum()) for below in UNITS]
+        counts = ", ".join(f"{n} in {name}" for n, name in zip(np.diff(few, prepend=0), UNIT_NAMES, strict=True) if n)
+        log.warning(f"{path}: the times seem to be of several units ({counts} since 1970); give all the same one")
+    for role, codes, words in (("user", rows.user, rows.users), ("item", rows.item, rows.items)):
+        for number, word in enumerate(words):
+            if word.strip().lower() in NOBODY:
+                count = int((codes == number).sum())
+                log.warning(f"{path}: {count} rows are of the {role} {quoted(word)}, which counts as one {role}")
+        if rounded := [word for word in words if ROUNDED.fullmatch(word)]:
+            log.warning(f"{path}: {len(rounded)} {role}s are numbers that were cut short, as {quoted(rounded[0])}")
+        if padded := [word for word in words if word != word.strip()]:
+            known = set(words)
+            twins = [word for word in padded if word.strip() in known]
+            same = f", {len(twins)} of them those of another {role} without, as {quoted(twins[0])}" if twins else ""
+            log.warning(f"{path}: {len(padded)} {role}s begin or end with a blank, as {quoted(padded[0])}{same}")
+
+
 def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cfg: DataOptions) -> Dataset:
+    for path, rows in zip(paths, parts, strict=True):
+        warn_of(path, rows)
     if len(parts) == 1 and cfg.k_core:
         parts = [core(parts[0], cfg.k_core)]
     for path, rows in zip(paths, parts, strict=True):

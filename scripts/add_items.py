@@ -22,6 +22,7 @@ import settings
 from compose import build, restore
 from model import GenerativeModel
 from readers.dataset import Catalogue, check_array, open_array, read_items
+from readers.texts import check_beside
 from settings import Config
 from sids.files import spelled
 from sids.table import SidOptions, SidTable, free_end
@@ -158,6 +159,7 @@ def run(argv: list[str]) -> Path:
     new = read_items(Path(given["items"]))
     content_MD = open_array(Path(given["embeddings"]))
     check_array(Path(given["embeddings"]), content_MD, new.ids)
+    check_beside(Path(given["embeddings"]), Path(given["items"]), new.ids)
     state = extended(given["checkpoint"], new, content_MD)
     sids = sids_of(restore.restore(given["checkpoint"]).cfg, state)
     write_checkpoint(output, state)

@@ -26,12 +26,12 @@ from readers.encoders import (
     axes_of,
     embed,
     identity,
-    key_of,
     locate,
     open_encoder,
     read_axes,
-    read_texts,
 )
+from readers.files import find_file
+from readers.texts import digest_of, read_texts
 from utils import Problem, digest, log, log_to, problems_exit_2, read_json, write_array, write_json
 
 
@@ -51,12 +51,12 @@ def run(argv: list[str]) -> None:
         raise Problem("pca and pca_from both say what to reduce to; give one of them")
     log_to(None, main=True)
     folder = Path(folders[0])
-    items = read_texts(folder, cfg.fields, cfg.template)
+    items = read_texts(items_of(folder), cfg.fields, cfg.template)
     place, revision = locate(cfg.model, cfg.revision)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     made = identity(cfg, place, revision, device)
     card = {**made, "fields": cfg.fields, "template": cfg.template, "pca": cfg.pca, "items": len(items.ids),
-            "texts": digest(*(key_of(t).hex() for t in items.texts))}  # fmt: skip
+            "texts": digest_of(items.texts)}  # fmt: skip
     axes = None
     if cfg.pca_from is not None:
         axes = read_axes(Path(cfg.pca_from))
@@ -86,6 +86,14 @@ def run(argv: list[str]) -> None:
     log.info(f"{out}: {list(content.shape)}, {content.dtype}")
     if others := [p.name for p in sorted(folder.glob(f"{folder.name}.emb*.npy")) if p != out]:
         log.warning(f"{folder}: {', '.join(others)} as well; choose by --semantic_emb_path={out}, or remove the others")
+
+
+def items_of(folder: Path) -> Path:
+    """The file of a data set's items; Problem where there is none."""
+    path = find_file(folder, folder.name, ".items.jsonl") if folder.is_dir() else None
+    if path is None:
+        raise Problem(f"{folder}: no {folder.name}.items.jsonl there; scripts/prepare_data.py makes such a folder")
+    return path
 
 
 def done(out: Path, card: dict[str, Any]) -> bool:

@@ -81,6 +81,8 @@ def run(argv: list[str]) -> None:
     raw = find(Path(sources[0]), cfg[SourceOptions])
     events, texts = (shortened(", ".join(map(str, p))) for p in ([p.path for p in raw.parts], raw.text_files))
     log.info(f"read as {raw.kind}: {events}; texts: {texts or 'none'}")
+    for columns in dict.fromkeys(", ".join(f"{role}s {name}" for role, name in p.columns.items()) for p in raw.parts):
+        log.info(f"columns: {columns or 'none are named'}")
     data, facts = prepare(raw, cfg[PrepareOptions])
     options = cut_at(facts.pop("test_begin"), data.time, cfg[PrepareOptions])
     facts = {"source": {"kind": raw.kind, "files": [sized(p) for p in (*(p.path for p in raw.parts), *raw.text_files)]},

@@ -252,10 +252,10 @@ BAD_INTER = {
         r"toy\.inter, line 1: no column 'timestamp:float'",
     ),
     "commas": (HEADER.replace("\t", ",") + "\nu,i,1\n", r"toy\.inter, line 1: no column 'user_id:token'"),
-    "missing cell": (table([*GOOD, ("ann", "p")]), r"toy\.inter, line 14: 2 columns where the header has 3"),
+    "missing cell": (table([*GOOD, ("ann", "p")]), r"toy\.inter, line 14: 2 cells where the first line has 3"),
     "extra cell": (
         table([*GOOD[:4], ("ann", "p", 1, 2), *GOOD]),
-        r"toy\.inter, line 6: 4 columns where the header has 3",
+        r"toy\.inter, line 6: 4 cells where the first line has 3",
     ),
     "word for a time": (
         table([*GOOD[:2], ("ann", "p", "noon"), *GOOD]),
@@ -266,7 +266,7 @@ BAD_INTER = {
     "infinite time": (table([*GOOD, ("ann", "p", "inf")]), r"toy\.inter, line 14: timestamp 'inf' is not a number"),
     "empty user": (table([*GOOD[:3], ("", "p", 1), *GOOD]), r"toy\.inter, line 5: empty user or item"),
     "empty item": (table([*GOOD[:3], ("ann", "", 1), *GOOD]), r"toy\.inter, line 5: empty user or item"),
-    "not UTF-8": (table(GOOD).replace("bob", "b\xf6b").encode("latin-1"), r"toy\.inter: not readable as text"),
+    "not UTF-8": (table(GOOD).replace("bob", "b\xf6b").encode("latin-1"), r"toy\.inter, line 7: not UTF-8; convert it"),
     "empty file": (b"", r"toy\.inter, line 1: no column 'user_id:token'"),
     "header only": (HEADER + "\n", r"toy.inter: holds no interactions"),
 }

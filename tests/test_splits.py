@@ -179,7 +179,7 @@ def test_columns_have_the_names_of_the_options(tmp_path):
 BAD = {
     "column": ("a,b,c\n1,2,3\n", r"x\.csv, line 1: no column 'UserId'; .*users_col, items_col, time_col"),
     "time": (csv_of([("u", "a", "noon")]), r"x\.csv, line 2: timestamp 'noon' is not a number"),
-    "cells": (csv_of([]) + 'u,"a,b",5,1\nu,a,5\n', r"x\.csv, line 3: 3 columns where the header has 4"),
+    "cells": (csv_of([]) + 'u,"a,b",5,1\nu,a,5\n', r"x\.csv, line 3: 3 cells where the first line has 4"),
     "empty": (csv_of([]), r"x\.csv: holds no interactions"),
     "tabs": (HEADER + "\nu\ti\t1\n", r"x\.csv, line 1: no column 'UserId'"),
 }

@@ -6,7 +6,6 @@ item, user, rating, time in 2018; metadata of 2014 are Python literals.
 
 import ast
 import html
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 import polars as pl
 
-from readers.raw.scan import Raw, SourceOptions, Texts, ending, files_of, head, magic, objects, part, reading
-from utils import Problem
+from readers.raw.scan import Raw, SourceOptions, Texts, ending, files_of, head, is_parquet, objects, part, reading
+from utils import Problem, parse_json
 
 REVIEWS = {  # what only this year's files name -> columns of user, item, time, rating
     "parent_asin": ("user_id", "parent_asin", "timestamp", "rating"),
@@ -50,7 +49,7 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
         else:
             order = ["item", "user"] if ITEM_FIRST.match(first) else ["user", "item"]
             columns = [*order, "rating", "time"]
-            parts.append(part(path, ("user", "item", "time", "rating"), new_columns=columns))
+            parts.append(part(path, ("user", "item", "time", "rating"), header=columns))
     return Raw("amazon", parts, _texts(meta) if meta else None, tuple(meta), repeated_texts=True)
 
 
@@ -66,7 +65,7 @@ def _split(source: Path, files: list[Path]) -> tuple[list[Path], list[Path]]:
 def _texts(paths: list[Path]) -> Texts:
     def rows(wanted: set[str]) -> Iterator[dict[str, str]]:
         for path in paths:
-            for row in _parquet(path) if magic(path) == "parquet" else (r for _, r in objects(path, _literal)):
+            for row in _parquet(path) if is_parquet(path) else (r for _, r in objects(path, _literal)):
                 token = str(row.get("parent_asin") or row.get("asin") or "")
                 if token in wanted:
                     fields = {new: _text(row[old], old) for old, new in FIELDS.items() if row.get(old)}
@@ -78,7 +77,7 @@ def _texts(paths: list[Path]) -> Texts:
 def _literal(line: str) -> Any:
     """One line of metadata: JSON, or what Python prints (2014)."""
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError:
         return ast.literal_eval(line)
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from readers.prepare import Prepared
 from readers.raw import amazon, diger, letter, movielens, recbole, sequences, table, vk_lsvd, yambda, yelp
-from readers.raw.scan import Raw, SourceOptions, files_of
-from utils import Problem, quoted
+from readers.raw.scan import Raw, SourceOptions, files_of, is_split, part_named
+from utils import Problem, log, quoted, shortened
 
 
 class Kind(NamedTuple):
@@ -51,4 +51,8 @@ def find(source: Path, cfg: SourceOptions) -> Raw:
         name = cfg.source
     else:
         raise Problem(f"source: {quoted(cfg.source)} is unknown; expected auto or one of {', '.join(KINDS)}")
-    return KINDS[name].read(source, cfg)
+    raw = KINDS[name].read(source, cfg)
+    if is_split(part_named(p.path.relative_to(source)) for p in raw.parts if source.is_dir()):
+        names = shortened(", ".join(p.path.name for p in raw.parts))
+        log.warning(f"{source}: the parts of a split are read as one log, in the order {names}, and split anew")
+    return raw

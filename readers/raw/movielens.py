@@ -4,7 +4,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from readers.raw.scan import Part, Raw, SourceOptions, Texts, files_of, head, part, text_lines
+from readers.delimited import text_lines
+from readers.raw.scan import Part, Raw, SourceOptions, Texts, files_of, head, part
 from utils import Problem, shortened
 
 GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
@@ -33,9 +34,9 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
 def _ratings(path: Path) -> Part:
     names = ("user", "item", "time", "rating")
     if path.name == "u.data":
-        return part(path, names, separator="\t", new_columns=["user", "item", "rating", "time"])
+        return part(path, names, separator="\t", header=["user", "item", "rating", "time"])
     if path.name == "ratings.dat":  # user::item::rating::time
-        return part(path, names, separator=":", new_columns=["user", "-", "item", "--", "rating", "---", "time"])
+        return part(path, names, separator=":", header=["user", "-", "item", "--", "rating", "---", "time"])
     return part(path, ("userId", "movieId", "timestamp", "rating"), separator=",")
 
 

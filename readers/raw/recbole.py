@@ -30,7 +30,7 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
     texts = Path(cfg.items) if cfg.items else next((p for p in beside if p.is_file()), None)
     if texts is None:
         return Raw("recbole", [part(path, names)])
-    return Raw("recbole", [part(path, names)], texts_of(texts, None, cfg.text_cols), (texts,))
+    return Raw("recbole", [part(path, names)], texts_of(texts, [cfg.items_col], cfg.text_cols), (texts,))
 
 
 def write(data: Prepared, folder: Path, name: str) -> None:

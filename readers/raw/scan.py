@@ -1,28 +1,30 @@
 """Files of others, scanned with polars and never held whole; what is wrong with one is a line that names the place."""
 
 import contextlib
-import csv
-import gzip
 import itertools
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+from polars.io.plugins import register_io_source
+from pyarrow import csv as arrow
 
+from readers.delimited import DAMAGED, Delimited, Watched, magic, open_binary, text_lines
 from settings import option
-from utils import Problem, quoted, regular_file, shortened
+from utils import Problem, parse_json, quoted, regular_file, shortened
 
 ROLES = ("user", "item", "time", "rating")
 ROW = "row"  # column of a part: the number that people give to a row
-MAGIC = {b"\x1f\x8b": "gzip", b"PAR1": "parquet"}
 JSON = (".json", ".jsonl", ".ndjson")  # an object a line
 ATOMIC = (".inter", ".item")  # tab-separated, a quotation mark is a character
+SPLIT_NAMES = (("train", "training"), ("valid", "validation", "val", "dev"), ("test", "testing"))
+JSON_BATCH = 50_000  # objects that become a table at a time
 HEAD = 1 << 16  # bytes of a file that are looked at to tell what it is
 Texts = Callable[[set[str]], Iterator[dict[str, str]]]  # ids that are wanted -> {"item_id": ..., field: text}
 
@@ -49,6 +51,7 @@ class Part:
 
     path: Path
     frame: pl.LazyFrame
+    columns: dict[str, str] = field(default_factory=dict)  # role -> what its column is called in the file
 
 
 @dataclass(frozen=True)
@@ -66,20 +69,10 @@ class Raw:
 # ---------------------------------------------------------------- what a file is
 
 
-def magic(path: Path) -> str | None:
-    with path.open("rb") as f:
-        start = f.read(4)
-    return next((kind for mark, kind in MAGIC.items() if start.startswith(mark)), None)
-
-
-def open_binary(path: Path) -> IO[bytes]:
-    return gzip.open(path) if magic(path) == "gzip" else path.open("rb")  # type: ignore[return-value]
-
-
 def head(path: Path) -> str:
     """The first line of a text, the column names of a Parquet file; "" where it cannot be read."""
-    with contextlib.suppress(OSError, EOFError, zlib.error, pl.exceptions.PolarsError):
-        if magic(path) == "parquet":
+    with contextlib.suppress(*DAMAGED, pl.exceptions.PolarsError):
+        if is_parquet(path):
             return ",".join(pl.scan_parquet(path).collect_schema().names())
         with open_binary(path) as f:
             return f.readline(HEAD).decode("utf-8-sig", errors="replace").rstrip("\r\n")
@@ -92,14 +85,27 @@ def ending(path: Path) -> str:
 
 
 def files_of(source: Path) -> list[Path]:
-    """The file itself, or the files below a folder but our own cards, in the order of their names."""
+    """The file itself, or the files below a folder but our own cards, in the order of their names; those of a split in
+    that of its parts.
+    """
     if source.is_dir():
         found = sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith("."))
         found = [p for p in found if not p.name.endswith(".card.json")]
         if not found:
             raise Problem(f"{source}: an empty folder; name the file or folder of the interactions")
-        return found
+        parts = {p: part_named(p.relative_to(source)) for p in found}
+        return sorted(found, key=lambda p: parts[p] or 0) if is_split(parts.values()) else found
     return [regular_file(source)]
+
+
+def part_named(path: Path) -> int | None:
+    """Which part of a split, 0 to 2, a file's name or folder says that it is."""
+    words = re.split(r"[^a-z]+", str(path).lower())
+    return next((n for n, names in enumerate(SPLIT_NAMES) for word in words if word in names), None)
+
+
+def is_split(parts: Iterable[int | None]) -> bool:
+    return len(set(parts) - {None}) > 1
 
 
 def one(found: Sequence[Path], what: str) -> Path:
@@ -115,29 +121,71 @@ def one(found: Sequence[Path], what: str) -> Path:
 def scan(path: Path, columns: Sequence[str] | None = None, **how: Any) -> pl.LazyFrame:
     """A table (.csv, .tsv, .parquet, a JSON object a line; .gz or not): its cells as text, its rows numbered in `row`.
 
-    columns: those that are wanted (JSON needs them, others are checked), default all. how: further arguments for
-    text tables, `separator` and `new_columns` (there is no header then) among them.
+    columns: those that are wanted (JSON needs them, others are checked), default all. how: what a text is beside its
+    first line, `separator`, `quoted` and `header` (there is no header then).
     """
     regular_file(path)
     with reading(path):
-        kind = "json" if ending(path) in JSON else magic(path)
-        if ending(path) == ".parquet" or kind == "parquet":
-            frame, first = pl.scan_parquet(path), 1
-        elif kind == "json":
-            names = columns or list(json_keys(path))
-            frame, first = pl.scan_ndjson(path, schema=dict.fromkeys(names, pl.String)), 1
+        if is_parquet(path):
+            frame = pl.scan_parquet(path)
+            there = frame.collect_schema().names()
+        elif ending(path) in JSON:
+            there = list(columns or json_keys(path))
         else:
-            if ending(path) in ATOMIC:
-                how = {"separator": "\t", "quote_char": None, **how}
-            how.setdefault("separator", separator(path))
-            header = "new_columns" not in how
-            frame = pl.scan_csv(path, infer_schema=False, has_header=header, **how)
-            first = 2 if header else 1
-        there = frame.collect_schema().names()
+            text = Delimited(path, **{"separator": separator(path), "quoted": ending(path) not in ATOMIC, **how})
+            there = text.columns()
+            if not there:
+                raise Problem(f"{path}: empty; a table begins with the names of its columns")
     for name in columns or ():
-        if name not in there:
-            raise Problem(f"{path}: no column {quoted(name)}; there are {shortened(', '.join(there), 400)}")
-    return frame.with_row_index(ROW, offset=first)
+        if there.count(name) != 1:
+            fault = "two columns are called" if name in there else "no column"
+            raise Problem(f"{path}: {fault} {quoted(name)}; there are {shortened(', '.join(there), 400)}")
+    if is_parquet(path):
+        return frame.with_row_index(ROW, offset=1)
+    names = list(columns or dict.fromkeys(there))
+    if ending(path) in JSON:
+        return _frame(names, lambda wanted: _json_batches(path, wanted), first=1)
+    return _frame(names, lambda wanted: _text_batches(text, wanted), first=1 if text.header else 2)
+
+
+def is_parquet(path: Path) -> bool:
+    return ending(path) == ".parquet" or magic(path) == "parquet"
+
+
+def _frame(names: list[str], batches: Callable[[list[str]], Iterator[pl.DataFrame]], first: int) -> pl.LazyFrame:
+    """What polars is to treat as a file: batches of some of its columns of text; the number of its first row."""
+
+    def source(
+        wanted: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        row = first
+        for batch in batches([name for name in names if wanted is None or name in wanted] or names[:1]):
+            numbered = batch.with_row_index(ROW, offset=row)
+            row += batch.height
+            numbered = numbered if predicate is None else numbered.filter(predicate)
+            yield numbered if wanted is None else numbered.select(wanted)
+
+    return register_io_source(source, schema={ROW: pl.UInt32, **dict.fromkeys(names, pl.String)})
+
+
+def _text_batches(text: Delimited, names: list[str]) -> Iterator[pl.DataFrame]:
+    try:
+        for batch in arrow.open_csv(Watched(text), **text.options(dict.fromkeys(names, pa.string()))):
+            yield pl.DataFrame(pl.from_arrow(batch))
+    except pa.ArrowException as e:
+        raise text.fault(e) from None
+
+
+def _json_batches(path: Path, names: list[str]) -> Iterator[pl.DataFrame]:
+    found = (row for _, row in objects(path))
+    while rows := list(itertools.islice(found, JSON_BATCH)):
+        cells = {name: [cell(row.get(name)) for row in rows] for name in names}
+        yield pl.DataFrame(cells, dict.fromkeys(names, pl.String))
+
+
+def cell(value: Any) -> str | None:
+    """A value of JSON as text."""
+    return value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False)
 
 
 def json_keys(path: Path, most: int | None = 1000) -> dict[str, None]:
@@ -155,7 +203,7 @@ def columns_of(path: Path, *, whole: bool = False) -> list[str]:
         return [c for c in scan(path).collect_schema().names() if c != ROW]
 
 
-def objects(path: Path, parse: Callable[[str], Any] = json.loads) -> Iterator[tuple[int, dict[str, Any]]]:
+def objects(path: Path, parse: Callable[[str], Any] = parse_json) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not empty; Problem where one is no object."""
     for number, line in text_lines(path):
         if not line.strip():
@@ -167,19 +215,6 @@ def objects(path: Path, parse: Callable[[str], Any] = json.loads) -> Iterator[tu
         if not isinstance(row, dict):
             raise Problem(f"{path}, line {number}: expected a JSON object, found {shortened(line, 40)}")
         yield number, row
-
-
-def text_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:
-    """(number, line) of a text, .gz or not; Problem where it is damaged or not UTF-8."""
-    number = 0
-    try:
-        with open_binary(regular_file(path)) as f:
-            for number, line in enumerate(f, 1):
-                yield number, line.decode(encoding if number == 1 else encoding.removesuffix("-sig")).rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise Problem(f"{path}, line {number}: not UTF-8; convert it: iconv -f latin1 -t utf-8 FILE") from None
-    except (OSError, EOFError, zlib.error) as e:
-        raise Problem(f"{path}: damaged after line {number} ({e}); get it again") from None
 
 
 def separator(path: Path) -> str:
@@ -199,7 +234,7 @@ def part(
     named = {role: name for role, name in zip(ROLES, names, strict=False) if name is not None}
     frame = scan(path, columns or list(named.values()), **how)
     frame = frame if keep is None else frame.filter(keep)
-    return Part(path, frame.select(ROW, **{role: pl.col(name) for role, name in named.items()}))
+    return Part(path, frame.select(ROW, **{role: pl.col(name) for role, name in named.items()}), named)
 
 
 def vectors_beside(path: Path, name: str) -> Path | None:
@@ -209,51 +244,11 @@ def vectors_beside(path: Path, name: str) -> Path | None:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say in one line what polars stumbles over in a file, with the line where it can be found."""
+    """Say in one line what a library stumbles over in a file, with the line where it can be found."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as e:
-        reason = shortened(" ".join(str(e).split()) or type(e).__name__)
-        raise _first_fault(path) or Problem(f"{path}: not readable ({reason})") from None
-
-
-def _stray_quote(path: Path) -> Problem | None:
-    """The first line that polars stumbles over and Python's reader does not: one with a quotation mark in a cell."""
-    between = f'[^"{re.escape(separator(path))}]'
-    inside = re.compile(f'(?<={between})"(?={between})')
-    odd = None
-    for number, line in text_lines(path):
-        if inside.search(line):
-            odd = number
-            break
-        odd = odd or (number if line.count('"') % 2 else None)
-    if odd is None:
-        return None
-    return Problem(
-        f'{path}, line {odd}: a quotation mark inside a cell; write it twice and put the cell in quotes: "17"" monitor"'
-    )
-
-
-def _first_fault(path: Path) -> Problem | None:
-    """Read again, slowly, to name the line; None where nothing is found."""
-    if ending(path) == ".parquet" or magic(path) == "parquet":
-        return None
-    try:
-        if ending(path) in JSON:
-            for _ in objects(path):
+    except (pl.exceptions.PolarsError, *DAMAGED) as e:
+        if not is_parquet(path):
+            for _ in text_lines(path):
                 pass
-            return None
-        first = head(path)
-        if not first and path.stat().st_size == 0:
-            return Problem(f"{path}: empty; a table begins with the names of its columns")
-        rows = csv.reader((line + "\n" for _, line in text_lines(path)), delimiter=separator(path))
-        width = len(next(rows, []))
-        for row in rows:
-            if len(row) > width:
-                return Problem(
-                    f"{path}, line {rows.line_num}: {len(row)} cells where the first line has {width}; "
-                    "put a cell that holds the separator in quotes"
-                )
-        return _stray_quote(path)
-    except (Problem, csv.Error) as e:
-        return e if isinstance(e, Problem) else _stray_quote(path) or Problem(f"{path}: not readable as a table ({e})")
+        raise Problem(f"{path}: not readable ({shortened(' '.join(str(e).split()) or type(e).__name__)})") from None

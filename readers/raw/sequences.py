@@ -6,8 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
+from readers.delimited import text_lines
 from readers.prepare import Prepared
-from readers.raw.scan import ROW, Part, Raw, SourceOptions, Texts, ending, files_of, head, one, scan, text_lines
+from readers.raw.scan import ROW, Part, Raw, SourceOptions, Texts, ending, files_of, head, one, scan
 from utils import Problem, quoted
 
 P5_NAMES = ("user_sequence.txt", "sequential_data.txt")
@@ -47,7 +48,7 @@ def read_s3rec(source: Path, cfg: SourceOptions) -> Raw:
 
 def _part(path: Path) -> Part:
     """A row for each item of each line; its place in the line is its time."""
-    lines = scan(path, new_columns=["line"], separator="\x01", quote_char=None)
+    lines = scan(path, header=["line"], separator="\x01", quoted=False)
     words = lines.select(ROW, pl.col("line").str.strip_chars().str.split(" ").alias("words"))
     pairs = words.select(
         ROW, pl.col("words").list.first().alias("user"), pl.col("words").list.slice(1).alias("item"),

@@ -9,7 +9,7 @@ import polars as pl
 
 from readers.prepare import Prepared
 from readers.raw.scan import ROLES, Raw, SourceOptions, Texts, columns_of, ending, files_of, one, part, reading, scan
-from utils import Problem, quoted, shortened
+from utils import Problem, log, quoted, shortened
 
 USUAL = {  # usual names, without case, underscores and spaces
     "users_col": ("userid", "user", "customerid", "visitorid", "reviewerid", "memberid", "uid"),
@@ -20,6 +20,7 @@ USUAL = {  # usual names, without case, underscores and spaces
 }  # fmt: skip
 ROLE_NAMES = {"users_col": "users", "items_col": "items", "time_col": "times"}
 TITLES = ("title", "name", "itemname", "productname", "producttitle", "itemtitle")
+INDEX = re.compile(r"(Unnamed: \d+|__index_level_\d+__)?")  # columns that pandas writes beside those of a table
 TYPE = re.compile(r":(token|float)(_seq)?$")  # of an atomic file
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson", ".json")
 
@@ -36,17 +37,22 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
         texts = one(lists, "items") if lists and len(lists) < len(files) else None
     if texts is not None and files == [texts]:
         raise Problem(f"{texts}: is named as clicks and as items; give the items a file of their own, a row an item")
+    of_items = columns_of(texts, whole=True) if texts else []
     parts = []
     for path in (p for p in files if p != texts):
         there = columns_of(path)
-        roles = [_column(path, there, role, getattr(cfg, role)) for role in USUAL]
+        named = {role: getattr(cfg, role) for role in USUAL}
+        if cfg.items_col in of_items and cfg.items_col not in there:  # what the items' own file calls them
+            named["items_col"] = None
+        roles = [_column(path, there, role, named[role]) for role in USUAL]
         if len(set(roles[:3])) < 3:
-            named = ", ".join(map(str, roles[:3]))
-            raise Problem(f"{path}: users_col, items_col, time_col: {named} are not three columns")
+            three = ", ".join(map(str, roles[:3]))
+            raise Problem(f"{path}: users_col, items_col, time_col: {three} are not three columns")
         parts.append(part(path, roles))
     if texts is None:
         return Raw("table", parts)
-    return Raw("table", parts, texts_of(texts, cfg.items_col, cfg.text_cols), (texts,))
+    ids = [cfg.items_col, *(p.columns["item"] for p in parts)]
+    return Raw("table", parts, texts_of(texts, ids, cfg.text_cols), (texts,))
 
 
 def write(data: Prepared, folder: Path, name: str) -> None:
@@ -61,7 +67,7 @@ def _plain(name: str) -> str:
 
 
 def _column(path: Path, there: Sequence[str], role: str, named: str | None) -> str | None:
-    """The column of a role: the one that is named, else the only one with a usual name, the likeliest name first."""
+    """The column of a role: the one that is named, else the only one with a usual name."""
     if named is not None:
         if named not in there and named not in (there := columns_of(path, whole=True)):
             raise Problem(f"{path}: no column {quoted(named)} ({role}); there are {_listed(there)}")
@@ -81,17 +87,26 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _usual(there: Sequence[str], role: str) -> list[str]:
-    """The columns with the likeliest usual name of a role that occurs."""
-    return next((found for usual in USUAL[role] if (found := [c for c in there if _plain(c) == usual])), [])
+    """The columns with a usual name of a role."""
+    return [c for c in there if _plain(c) in USUAL[role]]
 
 
-def texts_of(path: Path, id_col: str | None, text_cols: Sequence[str]) -> Texts:
-    """The items of a table; its column of titles is called title, the others keep their names."""
+def texts_of(path: Path, ids: Sequence[str | None], text_cols: Sequence[str]) -> Texts:
+    """The items of a table; its column of titles is called title, the others keep their names.
+
+    ids: what the column of the items may be called, before the usual names.
+    """
     there = columns_of(path, whole=True)
-    key = _column(path, there, "items_col", id_col if id_col in there else None) or ""
-    fields = list(text_cols) or [c for c in there if c != key]
+    own = next((c for c in ids if c in there), None)
+    if own is None and not _usual(there, "items_col"):
+        own = next((c for c in there if _plain(c) == "id"), None)
+    key = _column(path, there, "items_col", own) or ""
+    index = [c for c in there if INDEX.fullmatch(c)]
+    fields = list(text_cols) or [c for c in there if c != key and c not in index]
     if missing := [c for c in fields if c not in there]:
         raise Problem(f"{path}: no column {quoted(missing[0])} (text_cols); there are {_listed(there)}")
+    left = [quoted(c) for c in there if c not in (key, *fields)]
+    log.info(f"{path}: items {key}, texts {_listed(fields)}" + (f"; left out: {_listed(left)}" if left else ""))
     names = {c: TYPE.sub("", c) for c in fields if c != "item_id"}
     if "title" not in names.values() and (title := next((c for t in TITLES for c in fields if _plain(c) == t), None)):
         names[title] = "title"
