@@ -80,7 +80,7 @@ def verdict(found: Mapping[str, Any]) -> str:
 
 
 def judged(rows: Mapping[str, Row], compared: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> Table:
-    """Row -> seeds, users and of each metric its summary, with `less`: the differences from the rows that it is
+    """Row -> seeds, users and of each metric its summary, with `against`: the differences from the rows that it is
     compared with, as far as they are there. Holm's correction is over all differences of one metric.
     """
     there = {name: row for name, row in rows.items() if row.ranks}
@@ -94,7 +94,7 @@ def judged(rows: Mapping[str, Row], compared: Mapping[str, Sequence[str]], metri
         for name, row in there.items():
             others = [o for o in compared.get(name, ()) if o in there and o != name]
             found = {o: x for o in others if (x := against(row, there[o], metric)) is not None}
-            table[name][metric] |= {"less": found} if found else {}
+            table[name][metric] |= {"against": found} if found else {}
             every += found.values()
         for x, p in zip(every, holm([x["p"] for x in every]), strict=True):
             x["p_holm"] = p
@@ -139,10 +139,10 @@ def differences_table(table: Table, metric: str, labels: Mapping[str, str]) -> s
         [labels[name], labels[other], f"{x['difference']:+.4f} ± {x['interval']:.4f}",
          "" if x["relative"] is None else f"{x['relative']:+.1%}", _p(x["p"]), _p(x["p_holm"]),
          f"{x['z_over_users']:+.1f}", " ".join(f"{d:+.4f}" for d in x["seeds"]), x["verdict"]]
-        for name, row in table.items() for other, x in row[metric].get("less", {}).items()
+        for name, row in table.items() for other, x in row[metric].get("against", {}).items()
     ]  # fmt: skip
-    heads = ["row", "less", metric, "relative", "p", "p (Holm)", "z over users", "each seed", "verdict"]
-    return markdown(heads, lines) if lines else ""
+    heads = ["row", "against", f"difference of {metric}", "relative", "p", "p (Holm)", "z over users", "each seed"]
+    return markdown([*heads, "verdict"], lines) if lines else ""
 
 
 def _p(p: float) -> str:

@@ -47,10 +47,10 @@ def test_arms_from_end_to_end(shop, monkeypatch):
     path = next((shop / "out" / "tiny").glob("lengths-*.json"))
     assert read_json(path) == result
     test = result["tables"]["test"]
-    assert {n for n, row in test.items() if "less" in row["ndcg@10"]} == {*names[1:]}
+    assert {n for n, row in test.items() if "against" in row["ndcg@10"]} == {*names[1:]}
     for name, metric in ((n, m) for n in names[1:] for m in ("recall@10", "ndcg@10")):
         gap = found[name][0][metric] - found["fixed2"][0][metric]
-        assert test[name][metric]["less"]["fixed2"]["difference"] == pytest.approx(gap)
+        assert test[name][metric]["against"]["fixed2"]["difference"] == pytest.approx(gap)
     drawn = {kind: path.with_name(f"{path.stem}-{kind}.svg").read_text() for kind in ("error", "popularity")}
     assert [drawn["error"].count(f">{name}<") for name in ("fixed", "cut", "dvae cut")] == [1, 1, 1]
     assert drawn["error"].count("<polyline") == 6 and drawn["popularity"].count("<polyline") == 4

@@ -169,7 +169,7 @@ def test_from_nothing_and_again(shop):
     assert failures.keys() == {"lost", "vain", "broken"} == found.results.keys() - table.keys()
     assert "no pre-trained tokenizer" in failures["broken"]
     assert "needs row lost, which did not finish" in failures["vain"]
-    assert table["again"]["ndcg@10"]["less"].keys() == table["moved"]["ndcg@10"]["less"].keys() == {"two_stage"}
+    assert table["again"]["ndcg@10"]["against"].keys() == table["moved"]["ndcg@10"]["against"].keys() == {"two_stage"}
     assert all(row["seeds"] == 2 for name, row in table.items() if name != "floor")
     for name, of, key in (("vectors", "items", "vectors_from"), ("again", "moved", "sid_path"),
                           ("third", "vectors", "sid_path")):  # fmt: skip

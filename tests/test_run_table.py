@@ -27,7 +27,7 @@ def test_figures_by_hand():
     assert found["a"]["recall@3"]["mean"] == per_user.mean() and found["a"]["users"] == 4
     assert found["a"]["recall@3"]["interval"] == pytest.approx(1.96 * per_user.std(ddof=1) / 2)
     assert found["a"]["recall@3"]["seeds"] == [0.5, 0.5]
-    less = found["b"]["recall@3"]["less"]["a"]
+    less = found["b"]["recall@3"]["against"]["a"]
     difference = np.array([0, 0, 0, 1]) - per_user
     assert less["z_over_users"] == pytest.approx(difference.mean() / (difference.std(ddof=1) / 2))
     assert less["seeds"] == [-0.25, -0.25]  # the same ranks against those of either seed
@@ -57,7 +57,7 @@ def test_only_seeds_that_both_have_are_compared(ranks):
     found = against(ours, twin, "recall@10")
     assert len(found["p_by_seed"]) == 1 and found == against(Row("ours", {2: ranks["ours"][2]}), twin, "recall@10")
     apart = {"a": ours, "b": Row("b", {9: ranks["twin"][1]})}
-    assert "less" not in judged(apart, {"a": ["b"]}, ["ndcg@10"])["a"]["ndcg@10"]
+    assert "against" not in judged(apart, {"a": ["b"]}, ["ndcg@10"])["a"]["ndcg@10"]
 
 
 def test_all_differences_of_a_table_are_corrected_together(ranks):
@@ -67,7 +67,7 @@ def test_all_differences_of_a_table_are_corrected_together(ranks):
     rows |= {"a": Row("a", {1: np.zeros(500, int), 2: np.zeros(500, int)}), "failed": Row("failed")}
     compared = {"a": ["b"], "b": ["b", "c", "failed", "elsewhere"], "c": ["d"]}
     found = judged(rows, compared, ["ndcg@10"])
-    less = {(n, o): x for n, row in found.items() for o, x in row["ndcg@10"].get("less", {}).items()}
+    less = {(n, o): x for n, row in found.items() for o, x in row["ndcg@10"].get("against", {}).items()}
     assert less.keys() == {("a", "b"), ("b", "c"), ("c", "d")} and "failed" not in found
     assert [x["p_holm"] for x in less.values()] == holm([x["p"] for x in less.values()])
     assert less["a", "b"]["verdict"] == "above"
@@ -103,7 +103,7 @@ def test_markdown_says_every_row_and_difference(ranks):
     assert len({len(line) for line in (head, rule, *lines)}) == 1 and len(lines) == 3  # columns are aligned
     assert [c.strip() for c in lines[2].split("|")[1:-1]] == ["the third", "0", "", "failed: step 7: not finite"]
     (line,) = table.differences_table(found, "ndcg@10", labels).splitlines()[2:]
-    less = found["a"]["ndcg@10"]["less"]["b"]
-    assert line.startswith(f"| the first | the second | {less['difference']:+.4f} ± {less['interval']:.4f} |")
+    less = found["a"]["ndcg@10"]["against"]["b"]
+    assert " ".join(line.split()).startswith(f"| the first | the second | {less['difference']:+.4f} ± {less['interval']:.4f} |")
     assert less["verdict"] in line
     assert table.differences_table(judged(rows, {}, ["ndcg@10"]), "ndcg@10", labels) == ""

@@ -51,10 +51,10 @@ def test_three_configurations_from_end_to_end(shop, tmp_path, monkeypatch):
     assert drawn == {"-decoded-hit@30.svg", "-gini_sid.svg"}
     assert "kmeans" in path.with_name(f"{path.stem}-gini_sid.svg").read_text()
     test = found["tables"]["test"]
-    assert {n for n, row in test.items() if "less" in row["ndcg@10"]} == {"kmeans", "random"}
+    assert {n for n, row in test.items() if "against" in row["ndcg@10"]} == {"kmeans", "random"}
     for name in ("kmeans", "random"):
         gap = found["mean"][name]["ndcg@10"] - found["mean"]["rqvae"]["ndcg@10"]
-        assert test[name]["ndcg@10"]["less"]["rqvae"]["difference"] == pytest.approx(gap)
+        assert test[name]["ndcg@10"]["against"]["rqvae"]["difference"] == pytest.approx(gap)
     valid = found["tables"]["validation"]["kmeans"]["ndcg@10"]["mean"]
     assert valid == pytest.approx(found["mean"]["kmeans"]["valid ndcg@10"])
     which = {(c["which"], c["n"]) for c in found["correlations"]}
