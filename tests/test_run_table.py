@@ -104,6 +104,7 @@ def test_markdown_says_every_row_and_difference(ranks):
     assert [c.strip() for c in lines[2].split("|")[1:-1]] == ["the third", "0", "", "failed: step 7: not finite"]
     (line,) = table.differences_table(found, "ndcg@10", labels).splitlines()[2:]
     less = found["a"]["ndcg@10"]["against"]["b"]
-    assert " ".join(line.split()).startswith(f"| the first | the second | {less['difference']:+.4f} ± {less['interval']:.4f} |")
+    shown = f"| the first | the second | {less['difference']:+.4f} ± {less['interval']:.4f} |"
+    assert " ".join(line.split()).startswith(shown)
     assert less["verdict"] in line
     assert table.differences_table(judged(rows, {}, ["ndcg@10"]), "ndcg@10", labels) == ""
