@@ -57,12 +57,12 @@ def evaluate(
 
     def rank_users(rows: np.ndarray) -> None:
         batch = make_batch(split, rows, longest).to(acc.device)
-        banned = seen_items(split, rows).to(acc.device) if e.mask_seen else None
+        excluded = seen_items(split, rows).to(acc.device) if e.mask_seen else None
         with acc.autocast():
-            found = model.recommend(batch.history_BS, k, banned)
+            found = model.recommend(batch.history_BS, k, excluded)
         item_BK = F.pad(found.item_BW, (0, k - found.item_BW.shape[1]))  # fewer than k candidates
         place = torch.from_numpy(rows).to(acc.device)
-        rank_M[1, place] = unsound(found.score_BW, banned=banned is not None).long()
+        rank_M[1, place] = unsound(found.score_BW, excluded=excluded is not None).long()
         rank_M[0, place] = metrics.target_rank(item_BK, batch.target_B)
         for row, group_N in enumerate(groups.values(), 2):
             rank_M[row, place] = metrics.group_rank(item_BK, batch.target_B, group_N)

@@ -288,9 +288,9 @@ def soft_label_loss(
     return loss
 
 
-def some_logits(hidden_Rh: Tensor, table_Vh: Tensor, among_RC: Tensor) -> Tensor:
+def some_logits(hidden_Rh: Tensor, table_Vh: Tensor, candidates_RC: Tensor) -> Tensor:
     """The scores hidden @ table' of a few tokens of each row alone, [R, C]."""
-    return torch.bmm(table_Vh[among_RC], hidden_Rh.to(table_Vh.dtype)[..., None])[..., 0]
+    return torch.bmm(table_Vh[candidates_RC], hidden_Rh.to(table_Vh.dtype)[..., None])[..., 0]
 
 
 # ---------------------------------------------------------------- whole-set assignment

@@ -38,7 +38,7 @@ from runs.exported import folder_of
 from runs.folder import RunFolder, RunOptions
 from serve.loaded import Loaded, load, numbers
 from settings import Config
-from sids.files import spelled
+from sids.files import to_index
 from trainer import Trainer, TrainOptions
 from utils import (
     Problem,
@@ -265,11 +265,11 @@ def finish(cfg: Config, data: Dataset, fit: Trainer, run: RunFolder) -> None:
             load_weights(model, best["model"])
         except RuntimeError as e:
             raise Problem(f"{run.best}: does not fit its run ({one_line(e)}); put its own file back") from None
-    floors, figures, looks = floor_figures(cfg, data, acc), model.figures(), 0
+    baselines, figures, looks = baseline_figures(cfg, data, acc), model.figures(), 0
     with guard.fail_together(acc):
         if acc.is_main_process:
             write_index(run, cfg, model)
-            run.save_json(run.baselines.name, floors)
+            run.save_json(run.baselines.name, baselines)
             looks = run.look_once(fingerprint(best["model"]))
     found = evaluate(model, data.test, cfg[EvalOptions], cfg[DataOptions], acc, "test")
     results = {
@@ -295,16 +295,16 @@ def content_of(data: Dataset) -> dict[str, Any]:
 def write_index(run: RunFolder, cfg: Config, model: Model) -> None:
     """<dataset>.index.json, for a model that has SIDs."""
     if isinstance(model, GenerativeModel):
-        run.save_json(f"{cfg[DataOptions].dataset}.index.json", spelled(model.sids))
+        run.save_json(f"{cfg[DataOptions].dataset}.index.json", to_index(model.sids))
 
 
-def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dict[str, float]]:
-    """Test figures of the floors. One that can no longer be had costs its own row, not the run's results."""
+def baseline_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dict[str, float]]:
+    """Test figures of the baselines. One that can no longer be had costs its own row, not the run's results."""
     figures = {}
     for name in build.baselines_of(data):
-        floor, mine = None, None
+        baseline, mine = None, None
         try:
-            floor = parts.BASELINES[name](data).to(acc.device)
+            baseline = parts.BASELINES[name](data).to(acc.device)
         except (Problem, MemoryError) as e:  # the embeddings have changed or gone, or do not fit as float64
             mine = str(e) or "out of memory"
         except RuntimeError as e:
@@ -313,12 +313,12 @@ def floor_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dic
             mine = "out of memory"
         lost = [text for text in gather_object([mine]) if text is not None]  # all processes leave out the same
         try:
-            if floor is not None and not lost:
-                figures[name] = evaluate(floor, data.test, cfg[EvalOptions], cfg[DataOptions], acc, name).figures
+            if baseline is not None and not lost:
+                figures[name] = evaluate(baseline, data.test, cfg[EvalOptions], cfg[DataOptions], acc, name).figures
         except Problem as e:
             lost = [str(e)]
         if lost:
-            log.warning(f"{lost[0]}; the floor {name!r} is left out")
+            log.warning(f"{lost[0]}; the baseline {name!r} is left out")
     return figures
 
 

@@ -16,11 +16,11 @@ from data import Batch
 from layers import soft_label_loss
 from recommenders.base import Model
 from recommenders.items import best_items
-from recommenders.protocol import Found, Logs, Scorer
+from recommenders.protocol import Logs, Scorer, TopK
 from recommenders.tokens import TokenNetwork
 from sids.legal import Legal
 from sids.search import AllTokens, SearchOptions, Tree, Trie, beam_search, spell
-from sids.table import SidOptions, SidTable, Spelling, ended
+from sids.table import SidOptions, SidTable, SidVocabulary, ended
 from sids.tokenizer import Quantized
 
 PATHS = ("history", "target", "teacher")  # gradient paths from L_rec to the codebooks, where SIDs learn
@@ -42,7 +42,7 @@ class SidParts(NamedTuple):
 
     network: TokenNetwork
     n_items: int
-    vocabulary: Spelling
+    vocabulary: SidVocabulary
     sids: SidOptions
     search: SearchOptions
 
@@ -67,7 +67,7 @@ class GenerativeModel(Model):
         self.recommender = network
         self.tokens_per_item, self.targets = network.tokens_per_item, network.targets
         self.sequences = network.targets == "next"
-        self.sizes, self.ends, self.uneven = vocabulary.sizes, vocabulary.ends, not vocabulary.even
+        self.sizes, self.ends, self.variable_length = vocabulary.sizes, vocabulary.ends, not vocabulary.even
         shared = not self.ends
         self.register_buffer("code_NT", torch.zeros(self.n_items, len(self.sizes), dtype=torch.int32))
         self.register_buffer("end_N", None if shared else torch.zeros(self.n_items, dtype=torch.int32))
@@ -109,14 +109,14 @@ class GenerativeModel(Model):
             self.end_N.copy_(end_N)
         self._forget_sids()
 
-    def trie(self, among_M: Tensor | None = None) -> Trie:
+    def trie(self, candidates_M: Tensor | None = None) -> Trie:
         """The prefix tree of the catalogue or of some items; that of the catalogue and the last other one are kept."""
         sids, kept, whole = self.sids, self._tree, self._whole
-        if among_M is None:
+        if candidates_M is None:
             whole = self._whole = whole or sids.trie()
             return whole
-        if kept is None or kept[0] is not among_M:
-            kept = among_M, sids.trie(among_M)
+        if kept is None or kept[0] is not candidates_M:
+            kept = candidates_M, sids.trie(candidates_M)
             self._tree = kept  # in one assignment: callers in other threads see a whole pair
         return kept[1]
 
@@ -132,15 +132,15 @@ class GenerativeModel(Model):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._forget_sids()
         errors = args[-1]  # of torch's signature: the missing names stand elsewhere
-        if not errors and f"{prefix}code_NT" in state_dict and (fault := self.sids.fault(uneven=self.uneven)):
-            errors.append(fault)
+        if not errors and f"{prefix}code_NT" in state_dict:
+            errors.extend(filter(None, [self.sids.fault(variable_length=self.variable_length)]))
 
     # ---- training
 
     def quantize(self, batch: Batch) -> Quantized:
         """Codes of the batch's distinct items; here a look-up."""
         token_UP = self.sids.tokens(batch.item_U).token
-        return Quantized([token_UP[:, place] for place in range(len(self.sizes))])
+        return Quantized([token_UP[:, position] for position in range(len(self.sizes))])
 
     def sid_loss(
         self, batch: Batch, codes: Quantized, paths: tuple[str, ...] = PATHS, log_usage: Sequence[Tensor | None] = ()
@@ -164,7 +164,7 @@ class GenerativeModel(Model):
         teacher_UPh = history_UPh if shared else embed(goal, "teacher")
         label = goal if "target" in paths else goal.detached()
         open_UP = self._choices(batch.item_U, real_UP)
-        out = self.recommender(history_UPh, batch, teacher_UPh, open_UP, real_UP if self.uneven else None)
+        out = self.recommender(history_UPh, batch, teacher_UPh, open_UP, real_UP if self.variable_length else None)
         losses = []
         for position, logits_RV in enumerate(out.logits):
             chosen_R = row_R if open_UP is None else row_R[open_UP[row_R, position]]
@@ -178,13 +178,13 @@ class GenerativeModel(Model):
         """At which positions an item's token is a choice at all, [U, P]; None: at all of them."""
         if self.search.legal_softmax:
             return self.legal.open(item_U)
-        return real_UP if self.uneven else None
+        return real_UP if self.variable_length else None
 
     def _legal_logits(self, position: int, logits_RV: Tensor, target_R: Tensor) -> Tensor:
         """Logits of the tokens that the softmax is taken over; target_R: item numbers."""
         if self.search.legal_softmax:
             return logits_RV.masked_fill(~self.legal.tokens(position, target_R), -torch.inf)
-        return logits_RV[:, :-1] if self.uneven else logits_RV  # the last token stands behind an item's end
+        return logits_RV[:, :-1] if self.variable_length else logits_RV  # the last token stands behind an item's end
 
     def _position_loss(
         self, position: int, logits_RV: Tensor, label: Quantized, token_UP: Tensor, row_R: Tensor, rows: int,
@@ -226,55 +226,57 @@ class GenerativeModel(Model):
 
     @torch.inference_mode()
     def recommend(
-        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None,
+        self, history_BS: Tensor, k: int, excluded_BS: Tensor | None = None, candidates_M: Tensor | None = None,
         wider: int = 0,
-    ) -> Found:  # fmt: skip
+    ) -> TopK:  # fmt: skip
         """The k best items for each history, best first, with the log-probability of their SIDs; wider: so many more
         beams than a list of k needs.
 
-        What is banned takes beams until its last token; where a list is short of k for that, its history is searched
+        What is excluded takes beams until its last token; where a list is short of k for that, its history is searched
         again with as many more beams. So a list does not depend on the others of its batch.
         """
         beams = max(k + wider, self.search.num_beams)
-        found = self._searched(history_BS, beams, banned_BS, among_M)
+        found = self._searched(history_BS, beams, excluded_BS, candidates_M)
         item_BK, score_BK = (
             F.pad(x, (0, max(0, k - x.shape[1])), value=nothing)[:, :k]
             for x, nothing in zip(found, (0, -torch.inf), strict=True)
         )
-        if banned_BS is not None:
+        if excluded_BS is not None:
             short_B = (item_BK > 0).sum(1) < k
-            banned_B = torch.tensor([len(set(row) - {0}) for row in banned_BS[short_B].tolist()], dtype=torch.long)
-            for more in banned_B.unique().tolist():
-                rows = short_B.nonzero()[:, 0][(banned_B == more).to(short_B.device)]
-                again = self._searched(history_BS[rows], beams + more, banned_BS[rows], among_M)
+            excluded_B = torch.tensor([len(set(row) - {0}) for row in excluded_BS[short_B].tolist()], dtype=torch.long)
+            for more in excluded_B.unique().tolist():
+                rows = short_B.nonzero()[:, 0][(excluded_B == more).to(short_B.device)]
+                again = self._searched(history_BS[rows], beams + more, excluded_BS[rows], candidates_M)
                 width = min(k, again.item_BW.shape[1])
                 item_BK[rows, :width], score_BK[rows, :width] = again.item_BW[:, :width], again.score_BW[:, :width]
-        return Found(item_BK, score_BK)
+        return TopK(item_BK, score_BK)
 
-    def _searched(self, history_BS: Tensor, beams: int, banned_BS: Tensor | None, among_M: Tensor | None) -> Found:
+    def _searched(
+        self, history_BS: Tensor, beams: int, excluded_BS: Tensor | None, candidates_M: Tensor | None
+    ) -> TopK:
         """What a search of some width finds, best first."""
         score = self.recommender.scorer(lambda item: self.sids.tokens(item).token, history_BS)
-        if self.uneven:
+        if self.variable_length:
             score = without_last(score, len(self.sids.vocabulary))
-        trie = self.trie(among_M)
+        trie = self.trie(candidates_M)
         tree = trie if self.search.constrained else AllTokens(trie)
         legal = self.search.legal_softmax
-        found = beam_search(score, tree, len(history_BS), beams, history_BS.device, banned_BS, legal_softmax=legal)
+        found = beam_search(score, tree, len(history_BS), beams, history_BS.device, excluded_BS, legal_softmax=legal)
         if self.recommender.item_loss:
-            found = self._with_items(found, score, tree, banned_BS, among_M)
+            found = self._with_items(found, score, tree, excluded_BS, candidates_M)
         return found
 
     def _with_items(
-        self, found: Found, score: Scorer, tree: Tree, banned_BS: Tensor | None, among_M: Tensor | None
-    ) -> Found:
+        self, found: TopK, score: Scorer, tree: Tree, excluded_BS: Tensor | None, candidates_M: Tensor | None
+    ) -> TopK:
         """A search's items and as many that the network ranks first as whole items, all by log-probability of the SID
         plus w times that of the item (LIGER, arXiv:2411.18814), best first.
         """
         item_BN = score(len(self.sids.vocabulary), None, None)
         open_BN = item_BN
-        if among_M is not None:
-            open_BN = torch.full_like(item_BN, -torch.inf).index_copy(1, among_M - 1, item_BN[:, among_M - 1])
-        best = best_items(open_BN, found.item_BW.shape[1], banned_BS)
+        if candidates_M is not None:
+            open_BN = torch.full_like(item_BN, -torch.inf).index_copy(1, candidates_M - 1, item_BN[:, candidates_M - 1])
+        best = best_items(open_BN, found.item_BW.shape[1], excluded_BS)
         new_BW = ~(best.item_BW[:, :, None] == found.item_BW[:, None]).any(2) & (best.item_BW > 0)
         token_BWP, real_BWP = self.sids.tokens(best.item_BW.clamp(min=1))
         spelled_BW = spell(score, tree, token_BWP, real_BWP, legal_softmax=self.search.legal_softmax)
@@ -282,19 +284,21 @@ class GenerativeModel(Model):
         sid_BW = torch.cat([found.score_BW, spelled_BW.masked_fill(~new_BW, -torch.inf)], 1)
         whole_BW = item_BN.gather(1, (item_BW - 1).clamp(min=0))
         score_BW, order_BW = (sid_BW + self.recommender.item_rank * whole_BW).sort(dim=1, descending=True, stable=True)
-        return Found(item_BW.gather(1, order_BW), score_BW)
+        return TopK(item_BW.gather(1, order_BW), score_BW)
 
     def groups(self) -> dict[str, Tensor]:
         """Items that share their codes count as one entry of a list."""
         return {"prefix": self.sids.groups()}
 
 
-def without_last(score: Scorer, places: int) -> Scorer:
-    """The same log-probabilities normalised over all tokens of a place but the last, which stands behind an end."""
+def without_last(score: Scorer, positions: int) -> Scorer:
+    """The same log-probabilities normalised over all tokens of a position but the last, which stands behind an end."""
 
-    def scored(place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None) -> Tensor:
-        if among_RC is not None or place >= places:  # known up to a constant a row only, or whole items
-            return score(place, token_R, parent_R, among_RC)
-        return F.pad(score(place, token_R, parent_R)[:, :-1].log_softmax(-1), (0, 1), value=-torch.inf)
+    def scored(
+        position: int, token_R: Tensor | None, parent_R: Tensor | None, candidates_RC: Tensor | None = None
+    ) -> Tensor:
+        if candidates_RC is not None or position >= positions:  # known up to a constant a row only, or whole items
+            return score(position, token_R, parent_R, candidates_RC)
+        return F.pad(score(position, token_R, parent_R)[:, :-1].log_softmax(-1), (0, 1), value=-torch.inf)
 
     return scored

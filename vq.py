@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from layers import MLP, distance, kmeans, sinkhorn
 from settings import option
-from sids import shares
+from sids import distributed
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
-from sids.codebooks import Upkeep, UpkeepOptions
+from sids.codebooks import CodebookEMA, CodebookOptions
 from sids.tokenizer import ROWS, Distances, Learned, Source, in_pieces, through
 from utils import Problem
 
@@ -27,7 +27,7 @@ SINKHORN_ITERATIONS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class RQVAEOptions(BehaviourOptions, UpkeepOptions):
+class RQVAEOptions(BehaviourOptions, CodebookOptions):
     e_dim: int = option(256, "width d of latents and code vectors", ge=1)
     layers: list[int] = option([2048, 1024, 512], "hidden widths of the encoder MLP; the decoder mirrors them", ge=1)
     beta: float = option(0.25, "weight of the commitment term in the VQ loss, at least 0", ge=0)
@@ -115,9 +115,9 @@ class RQVAE(ContentTokenizer, Learned):
         self.encoder = MLP(sizes)
         self.rq = ResidualQuantizer(cfg)
         self.decoder = MLP(sizes[::-1])
-        self.upkeep: Upkeep | None = None
+        self.upkeep: CodebookEMA | None = None
         if cfg.codebook_learning == "ema" or cfg.dead_code_ratio:
-            self.upkeep = Upkeep(cfg, cfg.num_emb_list, cfg.e_dim)
+            self.upkeep = CodebookEMA(cfg, cfg.num_emb_list, cfg.e_dim)
         for codebook in self.rq.codebooks():
             codebook.requires_grad_(cfg.codebook_learning == "gradient")
         self.rq.averaged = cfg.codebook_learning == "ema"
@@ -197,8 +197,8 @@ class RQVAE(ContentTokenizer, Learned):
 
     def forward(self, x_ND: Tensor, rule: str) -> tuple[Tensor, Tensor, Tensor]:
         """Pre-training pass on prepared embeddings: (reconstruction loss, VQ loss, codes [N, L])."""
-        out, vq, codes = self.straight_through(shares.spread(self.encoder, x_ND), rule)
-        return F.mse_loss(shares.spread(self.decoder, out), x_ND), vq, codes
+        out, vq, codes = self.straight_through(distributed.spread(self.encoder, x_ND), rule)
+        return F.mse_loss(distributed.spread(self.decoder, out), x_ND), vq, codes
 
     def straight_through(self, z_Nd: Tensor, rule: str) -> tuple[Tensor, Tensor, Tensor]:
         """(sum of the codes with the latent's gradient [N, d], VQ loss, codes [N, L])."""

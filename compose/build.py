@@ -25,12 +25,12 @@ from runs.folder import RunOptions
 from settings import Config
 from sids import collisions, lengths
 from sids.behaviour import BehaviourOptions
+from sids.checkpoint import PretrainOptions, Recipe, load_state
 from sids.cut import check_usable, codes_of
 from sids.fit import is_made, pretrain
-from sids.given import GivenOptions
-from sids.kept import PretrainOptions, Recipe, load_state
+from sids.precomputed import GivenOptions
 from sids.search import SearchOptions
-from sids.table import SidOptions, SidTable, Spelling, by_count, end_tokens
+from sids.table import SidOptions, SidTable, SidVocabulary, by_count, end_tokens
 from sids.tokenizer import CodeOptions, Source
 from utils import Problem, digest, is_file, load_weights, log, one_line, shown
 from vq import RQVAEOptions
@@ -81,8 +81,8 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
     """
     check_lists(cfg, data.n_items)
     if reads_content(cfg):
-        if not cfg[CodeOptions].uneven:  # how long unlike ones become is not known yet
-            check_bits(spelling_of(cfg, data.n_items))
+        if not cfg[CodeOptions].variable_length:  # how long unlike ones become is not known yet
+            check_bits(vocabulary_of(cfg, data.n_items))
         read_embeddings(data)
         return data
     if data.embedding_path is not None:
@@ -189,31 +189,31 @@ def own_groups(cfg: Config) -> list[Any]:
     return [cfg[kind] for kind in JOINT[cfg[MethodOptions].method].option_groups.values()]
 
 
-def spelling_of(cfg: Config, n_items: int, code_NT: torch.Tensor | None = None) -> Spelling:
+def vocabulary_of(cfg: Config, n_items: int, code_NT: torch.Tensor | None = None) -> SidVocabulary:
     """What SIDs are spelled with; code_NT: the catalogue's codes, -1 after an end, where they may differ in length.
 
     Where they turn out equal all is as for a tokenizer that has no more levels.
     """
     c, rule = cfg[CodeOptions], cfg[SidOptions].collision
     sizes = tuple(c.num_emb_list)
-    if not c.uneven or code_NT is None:
-        return Spelling(sizes, end_tokens(rule, sizes, n_items))
+    if not c.variable_length or code_NT is None:
+        return SidVocabulary(sizes, end_tokens(rule, sizes, n_items))
     length_N = (code_NT >= 0).sum(1)
     sizes = sizes[: max(1, int(length_N.max()))]
     even = bool((length_N == len(sizes)).all())
-    return check_bits(Spelling(sizes, end_tokens(rule, sizes, n_items) if even else c.max_group, even))
+    return check_bits(SidVocabulary(sizes, end_tokens(rule, sizes, n_items) if even else c.max_group, even))
 
 
-def network_of(cfg: Config, n_items: int, spelling: Spelling) -> TokenNetwork:
+def network_of(cfg: Config, n_items: int, vocabulary: SidVocabulary) -> TokenNetwork:
     """The network over semantic IDs, untrained."""
     kind = NETWORKS[str(cfg[MethodOptions].recommender)]
     made: TokenNetwork = kind(
-        cfg[kind.Options], spelling.vocabulary, cfg[DataOptions].max_his_len, n_items, not spelling.even
+        cfg[kind.Options], vocabulary.vocabulary, cfg[DataOptions].max_his_len, n_items, not vocabulary.even
     )
     return made
 
 
-def generative(cfg: Config, n_items: int, vocabulary: Spelling, tokenizer: Any = None) -> GenerativeModel:
+def generative(cfg: Config, n_items: int, vocabulary: SidVocabulary, tokenizer: Any = None) -> GenerativeModel:
     """The untrained model of a method over semantic IDs; tokenizer: of a joint method."""
     m, network = cfg[MethodOptions], network_of(cfg, n_items, vocabulary)
     made = SidParts(network, n_items, vocabulary, cfg[SidOptions], cfg[SearchOptions])
@@ -234,14 +234,14 @@ def build_model(cfg: Config, data: Dataset) -> Built:
         return Built(finetuned(cfg, data) if FineTuningOptions in cfg else empty_model(cfg, data.n_items))
     if m.joint:
         tokenizer = tokenizer_of(cfg, data)
-        joint = generative(cfg, data.n_items, spelling_of(cfg, data.n_items), tokenizer)
+        joint = generative(cfg, data.n_items, vocabulary_of(cfg, data.n_items), tokenizer)
         assert isinstance(joint, JointMethod)
         joint.attach(read_embeddings(data))
         return Built(joint)
     tokenizer, sids = catalogue_sids(cfg, data)
-    model = generative(cfg, data.n_items, spelling_of(cfg, data.n_items, sids.code_NT))
+    model = generative(cfg, data.n_items, vocabulary_of(cfg, data.n_items, sids.code_NT))
     check_ends(sids, model.ends)
-    model.set_codes(sids.code_NT, data.popularity[1:] if cfg[CodeOptions].uneven else None, sids.end_N)
+    model.set_codes(sids.code_NT, data.popularity[1:] if cfg[CodeOptions].variable_length else None, sids.end_N)
     if GivenOptions in cfg and (start := cfg[GivenOptions].start_from) is not None:
         warm_start(start, model, data)
     if model.order_N is not None:
@@ -252,7 +252,7 @@ def build_model(cfg: Config, data: Dataset) -> Built:
 def catalogue_sids(cfg: Config, data: Dataset) -> tuple[Any, SidTable]:
     """(tokenizer at rest, None where there is none; what it, or a file, says of the catalogue).
 
-    End tokens are those of a file where the option `collision` says `suffix`; else they have to be counted yet.
+    Dedup tokens are those of a file where the option `collision` says `suffix`; else they have to be counted yet.
     """
     c, rule = cfg[CodeOptions], cfg[SidOptions]
     if c.given:
@@ -260,21 +260,21 @@ def catalogue_sids(cfg: Config, data: Dataset) -> tuple[Any, SidTable]:
         tokenizer, code_NT, end_N = None, sids.code_NT, sids.end_N if rule.collision == "suffix" else None
     else:
         content_ND, tokenizer, end_N = read_embeddings(data), tokenizer_of(cfg, data).eval(), None
-        if c.uneven:
+        if c.variable_length:
             code_NT = codes_of(tokenizer, content_ND, data.popularity[1:]).code_NT
         else:
             code_NT = tokenizer.encode(content_ND)
             code_NT = collisions.apply(rule, tokenizer, content_ND, code_NT, cfg[DataOptions].seed)
-    if c.uneven:
+    if c.variable_length:
         check_usable(code_NT, c)
     return tokenizer, SidTable(code_NT, end_N, tuple(c.num_emb_list))
 
 
 def check_ends(sids: SidTable, ends: int) -> None:
-    """Problem when end tokens that are known already are more than there may be."""
+    """Problem when dedup tokens that are known already are more than there may be."""
     if sids.end_N is not None and (largest := int(sids.end_N.max())) >= ends:
         raise Problem(
-            f"sid_path: an end token is {largest}, the largest there may be is {ends - 1}; raise max_group where "
+            f"sid_path: an dedup token is {largest}, the largest there may be is {ends - 1}; raise max_group where "
             "lengths differ, else the last number of num_emb_list, or set collision: item"
         )
 
@@ -289,7 +289,7 @@ def empty_model(cfg: Config, n_items: int, n_input: int = 0, code_NT: torch.Tens
         made: Model = kind(cfg[kind.Options], n_items, cfg[DataOptions].max_his_len, cfg[DataOptions].seed)
         return made
     tokenizer = empty_tokenizer(cfg, n_input) if m.joint else None
-    return generative(cfg, n_items, spelling_of(cfg, n_items, code_NT), tokenizer)
+    return generative(cfg, n_items, vocabulary_of(cfg, n_items, code_NT), tokenizer)
 
 
 def warm_start(path: str, model: GenerativeModel, data: Dataset) -> None:
@@ -353,14 +353,14 @@ def list_length(cfg: Config) -> int:
     return max(beams, *map(cutoff, cfg[EvalOptions].metrics))
 
 
-def check_bits(spelling: Spelling) -> Spelling:
+def check_bits(vocabulary: SidVocabulary) -> SidVocabulary:
     """Problem when its SIDs have no room in 64 bits, as search and trie number them."""
-    if math.prod(spelling.vocabulary) >= 2**63:
+    if math.prod(vocabulary.vocabulary) >= 2**63:
         raise Problem(
-            f"num_emb_list: semantic IDs of {' x '.join(map(str, spelling.vocabulary))} tokens do not fit into 63 "
+            f"num_emb_list: semantic IDs of {' x '.join(map(str, vocabulary.vocabulary))} tokens do not fit into 63 "
             "bits; use fewer levels or smaller ones"
         )
-    return spelling
+    return vocabulary
 
 
 USUAL, MANY = 20, 1000  # beams; what an unconstrained search may have beside a small catalogue

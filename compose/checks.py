@@ -23,10 +23,10 @@ def check_together(cfg: Config) -> None:
     check_joint(cfg)
     if SidOptions in cfg and cfg[SidOptions].collision == "item" and not cfg[SearchOptions].legal_softmax:
         raise Problem(
-            "collision: item has as many end tokens as there are items, of which a few may follow a prefix; it needs "
+            "collision: item has as many dedup tokens as there are items, of which a few may follow a prefix; it needs "
             "legal_softmax: true"
         )
-    check_uneven(cfg)
+    check_variable_length(cfg)
     ranks_items = WholeItemOptions in cfg and cfg[WholeItemOptions].item_loss and cfg[WholeItemOptions].item_rank
     if ranks_items and not cfg[SearchOptions].constrained:
         raise Problem("constrained: false lists SIDs that are no items, which item_rank cannot rank; set item_rank: 0")
@@ -50,9 +50,9 @@ def check_together(cfg: Config) -> None:
             raise Problem(f"{key}: {quoted(name)} is not a plain name; folders go to output_dir and data_path")
 
 
-def check_uneven(cfg: Config) -> None:
+def check_variable_length(cfg: Config) -> None:
     """Problem when SIDs of unlike length cannot be had with the other parts."""
-    if CodeOptions not in cfg or not cfg[CodeOptions].uneven:
+    if CodeOptions not in cfg or not cfg[CodeOptions].variable_length:
         return
     if cfg[MethodOptions].joint:
         raise Problem(

@@ -24,10 +24,10 @@ from recommenders.sasrec import SASRec
 from recommenders.t5 import T5Network
 from runs.folder import RunOptions
 from settings import Config, option
+from sids.checkpoint import PretrainOptions
 from sids.contrastive import ContrastiveRQVAE
 from sids.dvae import DVAE
-from sids.given import Given
-from sids.kept import PretrainOptions
+from sids.precomputed import Given
 from sids.random_codes import RandomCodes
 from sids.reinforce import Reinforce
 from sids.rq_kmeans import RQKMeans

@@ -25,7 +25,7 @@ def locate(cfg: DataOptions) -> tuple[Path, str]:
     here = _spelled_alike(root, stem)
     folder = root
     if root / stem in inner or not any(p.name.startswith(f"{stem}.") for p in here):
-        if inner and here and root / stem not in inner:  # another spelling as a folder, and one beside it
+        if inner and here and root / stem not in inner:  # another vocabulary as a folder, and one beside it
             inner.append(here[0])
         folder = _one_of(inner, root / stem) or root
     if not _spelled_alike(folder, stem):
@@ -54,7 +54,7 @@ def _one_of(found: list[Path], wanted: Path, *, say: bool = True) -> Path | None
 
 
 def _files(folder: Path, stem: str) -> list[Path]:
-    """The files of a data set: those of its own spelling alone where another spelling is a data set as well.
+    """The files of a data set: those of its own vocabulary alone where another vocabulary is a data set as well.
 
     So `T.items.jsonl` may complete `t.inter`, but not where it stands beside `T.inter`. Problem when there are
     several data sets in other spellings.

@@ -1,1 +1,1 @@
-"""What ranks items: networks over semantic IDs, networks over items, floors."""
+"""What ranks items: networks over semantic IDs, networks over items, baselines."""

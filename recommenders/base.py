@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from data import Batch
-from recommenders.protocol import AllReduce, Autocast, Found, Logs, Targets
+from recommenders.protocol import AllReduce, Autocast, Logs, Targets, TopK
 
 
 class Model(nn.Module):
@@ -33,12 +33,12 @@ class Model(nn.Module):
         raise AssertionError("a model has a loss")
 
     def recommend(
-        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
-    ) -> Found:
+        self, history_BS: Tensor, k: int, excluded_BS: Tensor | None = None, candidates_M: Tensor | None = None
+    ) -> TopK:
         """k items for each history (item numbers, 0 pads on the left), best first.
 
-        banned_BS: items never returned, 0 bans nothing; among_M: the only items that may be returned, None for the
-        whole catalogue.
+        excluded_BS: items never returned, 0 excludes nothing; candidates_M: the only items that may be returned, None
+        for the whole catalogue.
         """
         raise AssertionError("a model recommends")
 

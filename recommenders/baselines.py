@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recommenders.items import with_others
-from recommenders.protocol import Found
+from recommenders.protocol import TopK
 
 RECENT = 5  # items of the history that make up the content query
 
@@ -32,16 +32,16 @@ class Baseline(nn.Module):
 
     @torch.inference_mode()
     def recommend(
-        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
-    ) -> Found:
+        self, history_BS: Tensor, k: int, excluded_BS: Tensor | None = None, candidates_M: Tensor | None = None
+    ) -> TopK:
         """The k best items, best first; equal scores in catalogue order."""
         score_BN = self.scores(history_BS)
-        banned_BS = with_others(banned_BS, among_M, len(score_BN), self.n_items)
-        if banned_BS is not None:
-            score_BN = F.pad(score_BN, (1, 0)).scatter(1, banned_BS, -torch.inf)[:, 1:]
+        excluded_BS = with_others(excluded_BS, candidates_M, len(score_BN), self.n_items)
+        if excluded_BS is not None:
+            score_BN = F.pad(score_BN, (1, 0)).scatter(1, excluded_BS, -torch.inf)[:, 1:]
         score_BK, place_BK = score_BN.sort(dim=1, descending=True, stable=True)
         item_BK = (place_BK + 1).masked_fill(score_BK == -torch.inf, 0)
-        return Found(item_BK[:, :k], score_BK[:, :k])
+        return TopK(item_BK[:, :k], score_BK[:, :k])
 
 
 class Popularity(Baseline):

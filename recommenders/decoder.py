@@ -4,8 +4,8 @@ GPT-like blocks (pre-LN, GELU, causal) read item after item, token after token: 
 language models, of FORGE (arXiv:2509.20904) and of the published protocol of variable-length SIDs (arXiv:2602.16375).
 Where RQ-Transformer has a position an item, it has P; so it costs P times the positions and P^2 times the attention.
 
-Shape letters: B users, S history items, P places of a SID, T = (S + 1) P positions, U distinct items of a batch, R rows
-(real history positions of a batch, in order), W beams of a user, V tokens of a place, H heads, h width.
+Shape letters: B users, S history items, P positions of a SID, T = (S + 1) P positions, U distinct items of a batch,
+R rows (real history positions of a batch, in order), W beams of a user, V tokens of a position, H heads, h width.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data import Batch
 from layers import rows_of
 from recommenders.blocks import Stack, begin, causal_attention
-from recommenders.protocol import Said, Scorer
+from recommenders.protocol import NetworkOutput, Scorer
 from recommenders.tokens import StackOptions, TokenNetwork
 from settings import option
 
@@ -31,8 +31,8 @@ class DecoderOptions(StackOptions):
 
 
 class Decoder(TokenNetwork):
-    """x = sqrt(h) E_p[token] + age of the item + place p; the state at an item's last token foretells the next item's
-    first one, that at its place p the token at p + 1.
+    """x = sqrt(h) E_p[token] + age of the item + position p; the state at an item's last token predicts the next item's
+    first one, that at its position p the token at p + 1.
     """
 
     Options: ClassVar[type[DecoderOptions]] = DecoderOptions
@@ -40,11 +40,13 @@ class Decoder(TokenNetwork):
     taught: Literal["one", "next"] = "one"
 
     def __init__(
-        self, cfg: DecoderOptions, vocabulary: tuple[int, ...], longest: int, n_items: int, uneven: bool = False
-    ) -> None:
-        """vocabulary: tokens of each place; longest: items of a history at most."""
+        self, cfg: DecoderOptions, vocabulary: tuple[int, ...], longest: int, n_items: int,
+        variable_length: bool = False,
+    ) -> None:  # fmt: skip
+        """vocabulary: tokens of each position; longest: items of a history at most."""
         super().__init__()
-        self.cfg, self.vocabulary, self.uneven, self.tokens_per_item = cfg, vocabulary, uneven, len(vocabulary)
+        self.cfg, self.vocabulary, self.variable_length = cfg, vocabulary, variable_length
+        self.tokens_per_item = len(vocabulary)
         width = cfg.d_model
         self.tables = nn.ParameterList(torch.randn(v, width) * 0.02 for v in vocabulary)
         self.ages, self.places = nn.Embedding(longest + 1, width), nn.Embedding(len(vocabulary), width)
@@ -70,8 +72,8 @@ class Decoder(TokenNetwork):
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
         real_UP: Tensor | None = None,
-    ) -> Said:  # fmt: skip
-        """Teacher-forced logits [R, V] at every real position, place by place; where open_UP says so, of those rows
+    ) -> NetworkOutput:  # fmt: skip
+        """Teacher-forced logits [R, V] at every real position, token by token; where open_UP says so, of those rows
         only whose target's token is a choice there.
 
         An item is read as a history's and spelled with the same tokens; only the last item's are teacher_UPh.
@@ -90,9 +92,9 @@ class Decoder(TokenNetwork):
         row_R, before_RPh, spelled_RPh = batch.goals("next"), hidden_BSPh[:, :-1][real_BS], hidden_BSPh[:, 1:][real_BS]
         last_R = last_BS[:, :-1][real_BS]
         first_Rh = before_RPh[torch.arange(len(last_R), device=last_R.device), last_R]
-        return Said(first_Rh, (
-            self.logits(place, state_Rh if open_UP is None else state_Rh[open_UP[row_R, place]])
-            for place, state_Rh in enumerate((first_Rh, *spelled_RPh[:, :-1].unbind(1)))
+        return NetworkOutput(first_Rh, (
+            self.logits(position, state_Rh if open_UP is None else state_Rh[open_UP[row_R, position]])
+            for position, state_Rh in enumerate((first_Rh, *spelled_RPh[:, :-1].unbind(1)))
         ))  # fmt: skip
 
     # ---- search
@@ -112,14 +114,14 @@ class Decoder(TokenNetwork):
         first = self.ages.weight[0] + self.places.weight
 
         def score(
-            place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None
+            position: int, token_R: Tensor | None, parent_R: Tensor | None, candidates_RC: Tensor | None = None
         ) -> Tensor:
             if token_R is None or parent_R is None:
-                return self.scores(place, start_Bh, among_RC)
+                return self.scores(position, start_Bh, candidates_RC)
             for own in past:
                 own.reorder(parent_R)
-            x_Rh = self.tables[place - 1][token_R] * self.cfg.d_model**0.5 + first[place - 1]
-            return self.scores(place, self.stack(x_Rh[:, None], past)[:, 0], among_RC)
+            x_Rh = self.tables[position - 1][token_R] * self.cfg.d_model**0.5 + first[position - 1]
+            return self.scores(position, self.stack(x_Rh[:, None], past)[:, 0], candidates_RC)
 
         return score
 

@@ -24,7 +24,7 @@ from recommenders.items import (
     one_by_one,
     softmax_loss,
 )
-from recommenders.protocol import AllReduce, Found
+from recommenders.protocol import AllReduce, TopK
 from settings import option
 from utils import Problem
 
@@ -109,19 +109,19 @@ class DiffSASRec(SequenceModel):
 
     # ---- recommending
 
-    def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
+    def choose(self, history_BS: Tensor, k: int, excluded_BS: Tensor | None) -> TopK:
         """k items, as `decoding` says: by score of the next item, as the next k in order, or one by one."""
         how = self.cfg.decoding
         if how == "single":
-            return best_items(self.next_scores(history_BS), k, banned_BS)
+            return best_items(self.next_scores(history_BS), k, excluded_BS)
         if how == "autoregressive":
-            return one_by_one(self.next_scores, history_BS, k, banned_BS)
+            return one_by_one(self.next_scores, history_BS, k, excluded_BS)
         size = max(1, LOGITS // (k * self.n_items))
         pieces = []
         for begin in range(0, len(history_BS), size):
             part = slice(begin, begin + size)
-            pieces.append(self._multi(history_BS[part], k, None if banned_BS is None else banned_BS[part]))
-        return Found(*(torch.cat(x) for x in zip(*pieces, strict=True)))
+            pieces.append(self._multi(history_BS[part], k, None if excluded_BS is None else excluded_BS[part]))
+        return TopK(*(torch.cat(x) for x in zip(*pieces, strict=True)))
 
     def masked_scores(self, history_BS: Tensor, filled_BK: Tensor) -> Tensor:
         """Scores [B, K, N] of what may follow, where 0 in `filled_BK` is yet to be filled."""
@@ -137,15 +137,15 @@ class DiffSASRec(SequenceModel):
         """Log-probabilities [B, N] of the item behind one MASK at the end."""
         return self.masked_scores(history_BS, history_BS.new_zeros(len(history_BS), 1))[:, 0].log_softmax(-1)
 
-    def _multi(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
+    def _multi(self, history_BS: Tensor, k: int, excluded_BS: Tensor | None) -> TopK:
         """Fill k masks; with `single_then_multi` the first of them alone."""
         s, first_B1 = self.cfg, history_BS.new_zeros(len(history_BS), 0)
         first_score_B1 = first_B1.float()
         taken = torch.zeros(len(history_BS), self.n_items + 1, dtype=torch.bool, device=history_BS.device)
-        if banned_BS is not None:
-            taken.scatter_(1, banned_BS, True)
+        if excluded_BS is not None:
+            taken.scatter_(1, excluded_BS, True)
         if s.decode_order == "single_then_multi":
-            first_B1, first_score_B1 = best_items(self.next_scores(history_BS), 1, banned_BS)
+            first_B1, first_score_B1 = best_items(self.next_scores(history_BS), 1, excluded_BS)
             history_BS = torch.cat([history_BS, first_B1], 1)
             taken.scatter_(1, first_B1, True)
         done = fill(
@@ -156,7 +156,7 @@ class DiffSASRec(SequenceModel):
         if s.decode_order == "confidence":
             score_BK, order = score_BK.sort(dim=1, descending=True, stable=True)
             item_BK = item_BK.gather(1, order)
-        return Found(torch.cat([first_B1, item_BK], 1), torch.cat([first_score_B1, score_BK.log()], 1))
+        return TopK(torch.cat([first_B1, item_BK], 1), torch.cat([first_score_B1, score_BK.log()], 1))
 
 
 # ---------------------------------------------------------------- multi-step decoding

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from layers import Dropout
 from recommenders.base import Model
-from recommenders.protocol import Found
+from recommenders.protocol import TopK
 from settings import option
 from utils import Problem
 
@@ -174,38 +174,40 @@ def softmax_loss(h_Rd: Tensor, table_Nd: Tensor, target_R: Tensor, weight_R: Ten
     return loss
 
 
-def best_items(score_BN: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+def best_items(score_BN: Tensor, k: int, excluded_BS: Tensor | None = None) -> TopK:
     """The k best items by score, column i being item i + 1; 0 where there are fewer."""
-    if banned_BS is not None:
-        score_BN = F.pad(score_BN, (1, 0)).scatter(1, banned_BS, -torch.inf)[:, 1:]
+    if excluded_BS is not None:
+        score_BN = F.pad(score_BN, (1, 0)).scatter(1, excluded_BS, -torch.inf)[:, 1:]
     score_BK, place_BK = score_BN.topk(min(k, score_BN.shape[1]))
-    return Found((place_BK + 1).masked_fill(score_BK == -torch.inf, 0), score_BK)
+    return TopK((place_BK + 1).masked_fill(score_BK == -torch.inf, 0), score_BK)
 
 
-def one_by_one(score: Callable[[Tensor], Tensor], history_BS: Tensor, k: int, banned_BS: Tensor | None = None) -> Found:
+def one_by_one(
+    score: Callable[[Tensor], Tensor], history_BS: Tensor, k: int, excluded_BS: Tensor | None = None
+) -> TopK:
     """Greedy continuation: the best next item joins the history k times, never one twice.
 
     score: histories -> scores [B, N] of the next item.
     """
-    banned = history_BS[:, :0] if banned_BS is None else banned_BS
+    excluded = history_BS[:, :0] if excluded_BS is None else excluded_BS
     found = []
     for _ in range(k):
-        found.append(best_items(score(history_BS), 1, banned))
+        found.append(best_items(score(history_BS), 1, excluded))
         history_BS = torch.cat([history_BS, found[-1].item_BW], 1)
-        banned = torch.cat([banned, found[-1].item_BW], 1)
-    return Found(*(torch.cat(x, 1) for x in zip(*found, strict=True)))
+        excluded = torch.cat([excluded, found[-1].item_BW], 1)
+    return TopK(*(torch.cat(x, 1) for x in zip(*found, strict=True)))
 
 
 # ---------------------------------------------------------------- what the trainer asks for
 
 
-def with_others(banned_BS: Tensor | None, among_M: Tensor | None, users: int, n_items: int) -> Tensor | None:
-    """The banned items [B, S], and with them all that are not among some item numbers."""
-    if among_M is None:
-        return banned_BS
-    every_N = torch.arange(1, n_items + 1, device=among_M.device)
-    outside_BM = every_N[~torch.isin(every_N, among_M)].expand(users, -1)
-    return outside_BM if banned_BS is None else torch.cat([banned_BS, outside_BM], 1)
+def with_others(excluded_BS: Tensor | None, candidates_M: Tensor | None, users: int, n_items: int) -> Tensor | None:
+    """The excluded items [B, S], and with them all that are not among some item numbers."""
+    if candidates_M is None:
+        return excluded_BS
+    every_N = torch.arange(1, n_items + 1, device=candidates_M.device)
+    outside_BM = every_N[~torch.isin(every_N, candidates_M)].expand(users, -1)
+    return outside_BM if excluded_BS is None else torch.cat([excluded_BS, outside_BM], 1)
 
 
 class SequenceModel(Model, ABC):
@@ -223,11 +225,11 @@ class SequenceModel(Model, ABC):
 
     @torch.inference_mode()
     def recommend(
-        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
-    ) -> Found:
+        self, history_BS: Tensor, k: int, excluded_BS: Tensor | None = None, candidates_M: Tensor | None = None
+    ) -> TopK:
         """k items for each history, best first; 0 where there are fewer."""
-        return self.choose(history_BS, k, with_others(banned_BS, among_M, len(history_BS), self.n_items))
+        return self.choose(history_BS, k, with_others(excluded_BS, candidates_M, len(history_BS), self.n_items))
 
     @abstractmethod
-    def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
-        """How the method ranks or decodes; items in banned_BS are left out."""
+    def choose(self, history_BS: Tensor, k: int, excluded_BS: Tensor | None) -> TopK:
+        """How the method ranks or decodes; items in excluded_BS are left out."""

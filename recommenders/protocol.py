@@ -1,7 +1,7 @@
 """What training, evaluation and search ask of whatever ranks items.
 
-Shape letters: B users, S history length, k list length, N items, R rows that a step predicts, P places of
-a SID, V tokens of a place, U distinct items of a batch, h width.
+Shape letters: B users, S history length, k list length, N items, R rows that a step predicts, P positions of
+a SID, V tokens of a position, U distinct items of a batch, h width.
 """
 
 import contextlib
@@ -18,23 +18,23 @@ Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 Targets = Literal["one", "next", "all"]
 
 
-class Found(NamedTuple):
+class TopK(NamedTuple):
     """Lists of items for B users, best first."""
 
     item_BW: Tensor  # item numbers from 1; 0 = no item
     score_BW: Tensor  # log-probability or score; -inf where there is no item
 
 
-def unsound(score_BW: Tensor, *, banned: bool) -> Tensor:
+def unsound(score_BW: Tensor, *, excluded: bool) -> Tensor:
     """Users [B] whose list means nothing: a score is NaN or +inf, which sorting puts first, or all are -inf.
 
-    -inf alone marks a place that found no item; a whole list of them is sound only where items were banned.
+    -inf alone marks a position that found no item; a whole list of them is sound only where items were excluded.
     """
     lost_B = (score_BW.isnan() | (score_BW == torch.inf)).any(1)
-    return lost_B if banned else lost_B | (score_BW == -torch.inf).all(1)
+    return lost_B if excluded else lost_B | (score_BW == -torch.inf).all(1)
 
 
-class Hit(NamedTuple):
+class Recommendation(NamedTuple):
     """One recommendation as a person reads it."""
 
     item: str
@@ -56,11 +56,11 @@ class Ranker(Protocol):
         """Length of the lists that cost no more than shorter ones."""
 
     def recommend(
-        self, history_BS: Tensor, k: int, banned_BS: Tensor | None = None, among_M: Tensor | None = None
-    ) -> Found:
+        self, history_BS: Tensor, k: int, excluded_BS: Tensor | None = None, candidates_M: Tensor | None = None
+    ) -> TopK:
         """k items for each history (item numbers, 0 pads on the left), best first.
 
-        banned_BS: items never returned, 0 bans nothing; among_M: the only items that may be returned,
+        excluded_BS: items never returned, 0 bans nothing; candidates_M: the only items that may be returned,
         None for the whole catalogue.
         """
 
@@ -72,14 +72,14 @@ class Ranker(Protocol):
 
 
 class Scorer(Protocol):
-    """Scores the tokens of the next place for rows of a search, [R, V], as log-probabilities.
+    """Scores the tokens of the next position for rows of a search, [R, V], as log-probabilities.
 
-    token_R is what was just appended and parent_R the row it was appended to (both None at place 0, where
-    there is a row a user). among_RC: the only tokens that are wanted; then [R, C], up to a constant a row.
+    token_R is what was just appended and parent_R the row it was appended to (both None at position 0, where
+    there is a row a user). candidates_RC: the only tokens that are wanted; then [R, C], up to a constant a row.
     """
 
     def __call__(
-        self, place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None
+        self, position: int, token_R: Tensor | None, parent_R: Tensor | None, candidates_RC: Tensor | None = None
     ) -> Tensor: ...
 
 
@@ -88,15 +88,15 @@ class Codes(Protocol):
 
     @property
     def index(self) -> list[Tensor]:
-        """Hard codes [U], place by place."""
+        """Hard codes [U], position by position."""
 
     def lookup(self, level: int, table_Kh: Tensor) -> Tensor:
-        """Embedded codes of a place, [U, h]."""
+        """Embedded codes of a position, [U, h]."""
 
 
-class Said(NamedTuple):
-    """What a network makes of histories, a row R a target: the state [R, h] that has not seen its target and foretells
-    it, and place by place the logits [R, V] of the tokens that spell it.
+class NetworkOutput(NamedTuple):
+    """What a network makes of histories, a row R a target: the state [R, h] that has not seen its target and predicts
+    it, and position by position the logits [R, V] of the tokens that spell it.
     """
 
     state_Rh: Tensor

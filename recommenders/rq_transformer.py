@@ -4,7 +4,8 @@ A causal transformer reads a history item by item; a small depth decoder spells 
 at *every* position. So a history of n items is n positions (T5 reads n * P tokens) and yields n targets a pass.
 
 Shape letters: B users, S positions, U distinct items of a batch, R rows (real positions of a batch, in order; in a
-search users * beams), T rows and places that are not left out, P places of a SID, V tokens of a place, h width.
+search users * beams), T rows and positions that are not left out, P positions of a SID, V tokens of a position,
+h width.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from data import Batch
 from layers import depth_attention, rows_of
 from recommenders.blocks import Stack, begin, causal_attention
-from recommenders.protocol import Said, Scorer
+from recommenders.protocol import NetworkOutput, Scorer
 from recommenders.tokens import StackOptions, TokenNetwork, WholeItemOptions
 from settings import option
 
@@ -32,7 +33,7 @@ class RQTransformerOptions(WholeItemOptions, StackOptions):
 
 
 class RQTransformer(TokenNetwork):
-    """Item vectors, item stack, depth stack; one token table per place, tied with the logits."""
+    """Item vectors, item stack, depth stack; one token table per position, tied with the logits."""
 
     Options: ClassVar[type[RQTransformerOptions]] = RQTransformerOptions
     targets: Literal["one", "next"] = "next"
@@ -40,11 +41,12 @@ class RQTransformer(TokenNetwork):
     tokens_per_item = 1
 
     def __init__(
-        self, cfg: RQTransformerOptions, vocabulary: tuple[int, ...], longest: int, n_items: int, uneven: bool = False
-    ) -> None:
-        """vocabulary: tokens of each place; longest: items of a history at most."""
+        self, cfg: RQTransformerOptions, vocabulary: tuple[int, ...], longest: int, n_items: int,
+        variable_length: bool = False,
+    ) -> None:  # fmt: skip
+        """vocabulary: tokens of each position; longest: items of a history at most."""
         super().__init__()
-        self.uneven = uneven
+        self.variable_length = variable_length
         self.cfg, self.vocabulary, self.scale = cfg, vocabulary, cfg.d_model**0.5
         width = cfg.d_model
         self.tables = nn.ParameterList(torch.randn(v, width) * 0.02 for v in vocabulary)
@@ -87,15 +89,15 @@ class RQTransformer(TokenNetwork):
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
         real_UP: Tensor | None = None,
-    ) -> Said:  # fmt: skip
-        """Teacher-forced logits [R, V] at every real position, place by place, behind the item stack's states [R, h].
+    ) -> NetworkOutput:  # fmt: skip
+        """Teacher-forced logits [R, V] at every real position, token by token, behind the item stack's states [R, h].
 
-        open_UP: whether an item's token at a place is a choice at all; then logits are those of the rows whose
-        target's token is, `open_UP[goals]`. It must be True at the first place.
+        open_UP: whether an item's token at a position is a choice at all; then logits are those of the rows whose
+        target's token is, `open_UP[goals]`. It must be True at the first position.
         """
         h_BSh = self.encode(self.vectors(history_UPh, batch.item_U), batch.history_row_BS, batch.history_BS)
         h_Rh = h_BSh[batch.history_BS > 0]
-        return Said(h_Rh, self._spelled(h_Rh, batch.goals("next"), teacher_UPh, open_UP))
+        return NetworkOutput(h_Rh, self._spelled(h_Rh, batch.goals("next"), teacher_UPh, open_UP))
 
     def _spelled(self, h_Rh: Tensor, row_R: Tensor, teacher_UPh: Tensor, open_UP: Tensor | None) -> Iterator[Tensor]:
         before_UPh = teacher_UPh[:, :-1] * self.scale
@@ -103,7 +105,7 @@ class RQTransformer(TokenNetwork):
         x_RPh = torch.cat([self.bridge(h_Rh)[:, None], before_RPh], 1) + self.places.weight
         if open_UP is None:
             hidden_RPh = self.depth(x_RPh, [self._attend_depth] * len(self.depth.blocks))
-            yield from (self.logits(place, y_Rh) for place, y_Rh in enumerate(hidden_RPh.unbind(1)))
+            yield from (self.logits(position, y_Rh) for position, y_Rh in enumerate(hidden_RPh.unbind(1)))
         else:
             yield from self._open_logits(x_RPh, open_UP[row_R])
 
@@ -111,7 +113,7 @@ class RQTransformer(TokenNetwork):
         return depth_attention(qkv_RPx, self.cfg.num_heads)
 
     def _open_logits(self, x_RPh: Tensor, open_RP: Tensor) -> Iterator[Tensor]:
-        """Logits where there is a choice. A place counts when it is a choice or stands before one; all others
+        """Logits where there is a choice. A position counts when it is a choice or stands before one; all others
         are left out of the stack.
         """
         needed_RP = open_RP.flip(1).cummax(1).values.flip(1)
@@ -124,8 +126,8 @@ class RQTransformer(TokenNetwork):
 
         hidden_Th = self.depth(x_RPh.flatten(0, 1).index_select(0, place_T), [attend] * len(self.depth.blocks))
         packed_RP = needed_RP.flatten().cumsum(0).view_as(needed_RP) - 1
-        for place, open_R in enumerate(open_RP.unbind(1)):
-            yield self.logits(place, hidden_Th.index_select(0, packed_RP[:, place][open_R]))
+        for position, open_R in enumerate(open_RP.unbind(1)):
+            yield self.logits(position, hidden_Th.index_select(0, packed_RP[:, position][open_R]))
 
     # ---- search
 
@@ -137,9 +139,9 @@ class RQTransformer(TokenNetwork):
         past = [Past(self.cfg.num_heads) for _ in self.depth.blocks]
 
         def score(
-            place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None
+            position: int, token_R: Tensor | None, parent_R: Tensor | None, candidates_RC: Tensor | None = None
         ) -> Tensor:
-            if place == len(self.vocabulary):
+            if position == len(self.vocabulary):
                 return self.item_scores(hidden_Bh, tokens)
             if token_R is None or parent_R is None:  # another search for the same users may begin
                 x_Rh = start_Bh
@@ -148,9 +150,9 @@ class RQTransformer(TokenNetwork):
             else:
                 for own in past:
                     own.reorder(parent_R)
-                x_Rh = self.tables[place - 1][token_R] * self.scale
-            hidden_R1h = self.depth((x_Rh + self.places.weight[place])[:, None], past)
-            return self.scores(place, hidden_R1h[:, 0], among_RC)
+                x_Rh = self.tables[position - 1][token_R] * self.scale
+            hidden_R1h = self.depth((x_Rh + self.places.weight[position])[:, None], past)
+            return self.scores(position, hidden_R1h[:, 0], candidates_RC)
 
         return score
 
@@ -169,7 +171,7 @@ class Past:
             self.kept = self.kept[row_R]
 
     def __call__(self, qkv_R1x: Tensor) -> Tensor:
-        """The newest place of each row, [R, 1, h]."""
+        """The newest position of each row, [R, 1, h]."""
         width = qkv_R1x.shape[-1] // 3
         new_R1x = qkv_R1x[..., width:]
         self.kept = kv = new_R1x if self.kept is None else torch.cat([self.kept, new_R1x], 1)

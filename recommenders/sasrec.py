@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data import Batch
 from recommenders.items import ItemEncoder, ItemOptions, SequenceModel, best_items, one_by_one, softmax_loss
-from recommenders.protocol import Found
+from recommenders.protocol import TopK
 from settings import option
 from utils import Problem
 
@@ -68,11 +68,11 @@ class SASRec(SequenceModel):
         right_R, wrong_R = ((h_Rd * table(i)).sum(-1) for i in (next_R, negative_R))
         return -(F.logsigmoid(right_R) + F.logsigmoid(-wrong_R)).mean()
 
-    def choose(self, history_BS: Tensor, k: int, banned_BS: Tensor | None) -> Found:
+    def choose(self, history_BS: Tensor, k: int, excluded_BS: Tensor | None) -> TopK:
         """The k best next items, best first, or (`decoding: autoregressive`) a continuation by k items."""
         if self.cfg.decoding == "autoregressive":
-            return one_by_one(self.next_scores, history_BS, k, banned_BS)
-        return best_items(self.next_scores(history_BS), k, banned_BS)
+            return one_by_one(self.next_scores, history_BS, k, excluded_BS)
+        return best_items(self.next_scores(history_BS), k, excluded_BS)
 
     def next_scores(self, history_BS: Tensor) -> Tensor:
         """Log-probabilities of the next item, [B, N]."""

@@ -5,7 +5,7 @@ relative position biases per stack), laid out for speed: fused projections, scal
 cross-attention keys computed once per user and shared by all beams.
 
 Shape letters: B users, W beams, T source tokens, S target tokens, h width, H heads, k width of a head; in
-the network over SIDs also U distinct items of a batch, P places of a SID, V tokens of a place.
+the network over SIDs also U distinct items of a batch, P positions of a SID, V tokens of a position.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data import Batch
 from layers import Dropout, attention, rows_of
-from recommenders.protocol import Said, Scorer
+from recommenders.protocol import NetworkOutput, Scorer
 from recommenders.tokens import TokenNetwork, WholeItemOptions, WidthOptions
 from settings import option
 
@@ -243,18 +243,18 @@ def packed(x_BTh: Tensor, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class T5Network(TokenNetwork):
-    """T5 over the tokens of semantic IDs; one token table per place, tied with the logits."""
+    """T5 over the tokens of semantic IDs; one token table per position, tied with the logits."""
 
     Options: ClassVar[type[T5Options]] = T5Options
     targets: Literal["one", "next"] = "one"
     taught: Literal["one", "next"] = "one"
 
     def __init__(
-        self, cfg: T5Options, vocabulary: tuple[int, ...], longest: int, n_items: int, uneven: bool = False
+        self, cfg: T5Options, vocabulary: tuple[int, ...], longest: int, n_items: int, variable_length: bool = False
     ) -> None:
-        """vocabulary: tokens of each place; longest: items of a history at most."""
+        """vocabulary: tokens of each position; longest: items of a history at most."""
         super().__init__()
-        self.uneven = uneven
+        self.variable_length = variable_length
         self.cfg, self.vocabulary, self.tokens_per_item = cfg, vocabulary, len(vocabulary)
         self.t5 = T5(
             width=cfg.d_model, inner=cfg.d_ff, heads=cfg.num_heads, d_kv=cfg.d_kv, dropout=cfg.dropout_rate,
@@ -287,21 +287,21 @@ class T5Network(TokenNetwork):
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
         real_UP: Tensor | None = None,
-    ) -> Said:  # fmt: skip
-        """Teacher-forced logits [B, V] of each sample's target, place by place; where open_UP says so, of those
-        targets only whose token is a choice there. No places come that no target has.
+    ) -> NetworkOutput:  # fmt: skip
+        """Teacher-forced logits [B, V] of each sample's target, position by position; where open_UP says so, of those
+        targets only whose token is a choice there. No positions come that no target has.
         """
         real_BSP = None if real_UP is None else real_UP[batch.history_row_BS]
         cache = self.t5.start(*self.encode(rows_of(history_UPh, batch.history_row_BS), batch.history_BS, real_BSP))
-        # of the place after it; nobody has more places than the longest target
+        # of the position after it; nobody has more positions than the longest target
         most = teacher_UPh.shape[1] if real_UP is None else int(real_UP[batch.target_row_B].sum(1).max())
         before_BPh = rows_of(teacher_UPh[:, : most - 1], batch.target_row_B)
         start_B1h = self.start.expand(len(before_BPh), 1, -1)
         hidden = self.t5.decode(torch.cat([start_B1h, before_BPh], 1), cache)
         open_BP = None if open_UP is None else open_UP[batch.target_row_B]
-        return Said(hidden[:, 0], (
-            self.logits(place, hidden_Bh if open_BP is None else hidden_Bh[open_BP[:, place]])
-            for place, hidden_Bh in enumerate(hidden.unbind(1))
+        return NetworkOutput(hidden[:, 0], (
+            self.logits(position, hidden_Bh if open_BP is None else hidden_Bh[open_BP[:, position]])
+            for position, hidden_Bh in enumerate(hidden.unbind(1))
         ))  # fmt: skip
 
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
@@ -311,17 +311,17 @@ class T5Network(TokenNetwork):
         users = len(history_BS)
 
         def score(
-            place: int, token_R: Tensor | None, parent_R: Tensor | None, among_RC: Tensor | None = None
+            position: int, token_R: Tensor | None, parent_R: Tensor | None, candidates_RC: Tensor | None = None
         ) -> Tensor:
             if token_R is None or parent_R is None:  # another search for the same users may begin
                 cache.own = [None] * len(cache.own)
                 x = self.start.expand(users, 1, -1)
             else:
                 cache.reorder(parent_R)
-                x = self.tables[place - 1][token_R][:, None]
+                x = self.tables[position - 1][token_R][:, None]
             hidden_Rh = self.t5.decode(x, cache)[:, 0]
-            if place == len(self.vocabulary):
+            if position == len(self.vocabulary):
                 return self.item_scores(hidden_Rh, tokens)
-            return self.scores(place, hidden_Rh, among_RC)
+            return self.scores(position, hidden_Rh, candidates_RC)
 
         return score

@@ -1,6 +1,6 @@
-"""What networks over the tokens of semantic IDs share: a table of tokens a place, tied with the logits; whole items.
+"""What networks over the tokens of semantic IDs share: a table of tokens a position, tied with the logits; whole items.
 
-Shape letters: U items, N items of the catalogue, P places of a SID, V tokens of a place, R rows, C chosen tokens,
+Shape letters: U items, N items of the catalogue, P positions of a SID, V tokens of a position, R rows, C chosen tokens,
 h width.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from data import Batch
 from layers import are_real, some_logits
-from recommenders.protocol import Codes, Said, Scorer
+from recommenders.protocol import Codes, NetworkOutput, Scorer
 from settings import option
 from utils import Problem
 
@@ -62,8 +62,9 @@ class WholeItemOptions:
 class TokenNetwork(nn.Module, ABC):
     """Reads the tokens of a history and spells those of an item; knows nothing of where tokens come from.
 
-    Made of (its Options, tokens of each place, longest history, items, uneven). uneven: SIDs have unlike lengths, and
-    the last token of every place stands behind an item's end; it reads as zero, and is never a target.
+    Made of (its Options, tokens of each position, longest history, items, variable_length). With variable_length SIDs
+    differ in length. The last token of every position then stands behind an item's end: it reads as zero and is never
+    a target.
     """
 
     targets: Literal["one", "next"]
@@ -73,25 +74,25 @@ class TokenNetwork(nn.Module, ABC):
     own: nn.Embedding | None  # an item's own vector, of whoever has WholeItemOptions
     whole: nn.Linear | None  # from a hidden state to the item itself
     n_items: int
-    tables: nn.ParameterList  # [V, h] of each place, drawn from N(0, 0.02^2)
+    tables: nn.ParameterList  # [V, h] of each position, drawn from N(0, 0.02^2)
     vocabulary: tuple[int, ...]
-    uneven: bool
+    variable_length: bool
 
     @abstractmethod
     def forward(
         self, history_UPh: Tensor, batch: Batch, teacher_UPh: Tensor, open_UP: Tensor | None = None,
         real_UP: Tensor | None = None,
-    ) -> Said:  # fmt: skip
-        """Logits [R, V] place by place, R = Batch.goals(targets): teacher-forced with teacher_UPh.
+    ) -> NetworkOutput:  # fmt: skip
+        """Logits [R, V] position by position, R = Batch.goals(targets): teacher-forced with teacher_UPh.
 
-        open_UP: at which places an item's token is a choice; then only the rows whose target's is are wanted.
-        real_UP: which places an item has, where lengths differ; then open_UP is given, and says no more than that.
+        open_UP: at which positions an item's token is a choice; then only the rows whose target's is are wanted.
+        real_UP: which positions an item has, where lengths differ; then open_UP is given, and says no more than that.
         """
 
     @abstractmethod
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer of a search; what does not depend on beams runs once per user. With `item_loss` whole items are a
-        further place behind the last one. tokens: item numbers [...] -> their tokens [..., P].
+        further position behind the last one. tokens: item numbers [...] -> their tokens [..., P].
         """
 
     @property
@@ -100,10 +101,10 @@ class TokenNetwork(nn.Module, ABC):
         return self.tables[0].shape[1]
 
     def embed(self, codes: Codes, token_UP: Tensor) -> Tensor:
-        """Tokens of U items, [U, P, h]: m_l E_l at learned places, a plain look-up of token_UP at the others; zero
+        """Tokens of U items, [U, P, h]: m_l E_l at learned positions, a plain look-up of token_UP at the others; zero
         behind an item's end.
         """
-        learned = [codes.lookup(place, self.tables[place]) for place in range(len(codes.index))]
+        learned = [codes.lookup(position, self.tables[position]) for position in range(len(codes.index))]
         plain = [F.embedding(token_UP[:, p], self.tables[p]) for p in range(len(learned), len(self.tables))]
         return self._without_ends(torch.stack([*learned, *plain], 1), token_UP)
 
@@ -114,21 +115,21 @@ class TokenNetwork(nn.Module, ABC):
 
     def real(self, token_XP: Tensor) -> Tensor | None:
         """Which tokens do not stand behind an item's end, [..., P]; None where all items have one length."""
-        return are_real(token_XP, self.vocabulary) if self.uneven else None
+        return are_real(token_XP, self.vocabulary) if self.variable_length else None
 
     def _without_ends(self, token_XPh: Tensor, token_XP: Tensor) -> Tensor:
         real_XP = self.real(token_XP)
         return token_XPh if real_XP is None else token_XPh * real_XP[..., None]
 
-    def logits(self, place: int, hidden_Rh: Tensor) -> Tensor:
-        """Scores of a place's tokens, [R, V]."""
-        return F.linear(hidden_Rh, self.tables[place]).to(self.tables[place].dtype)
+    def logits(self, position: int, hidden_Rh: Tensor) -> Tensor:
+        """Scores of a position's tokens, [R, V]."""
+        return F.linear(hidden_Rh, self.tables[position]).to(self.tables[position].dtype)
 
-    def scores(self, place: int, hidden_Rh: Tensor, among_RC: Tensor | None) -> Tensor:
-        """What a search asks: log-probabilities over a place's tokens [R, V], or the logits of a few, [R, C]."""
-        if among_RC is not None:
-            return some_logits(hidden_Rh, self.tables[place], among_RC)
-        return self.logits(place, hidden_Rh).log_softmax(-1)
+    def scores(self, position: int, hidden_Rh: Tensor, candidates_RC: Tensor | None) -> Tensor:
+        """What a search asks: log-probabilities over a position's tokens [R, V], or the logits of a few, [R, C]."""
+        if candidates_RC is not None:
+            return some_logits(hidden_Rh, self.tables[position], candidates_RC)
+        return self.logits(position, hidden_Rh).log_softmax(-1)
 
     def item_logits(self, state_Rh: Tensor, token_NPh: Tensor) -> Tensor:
         """Scores of whole items [R, N]: what is looked for against the sum of an item's tokens and its own vector."""

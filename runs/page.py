@@ -18,7 +18,7 @@ from utils import Problem, log, read_checkpoint, read_json, write_text
 
 MOST_ITEMS = 20_000  # in the prefix tree; browsers take no more
 MOST_GROUPS = 40  # of colliding items
-ENDED = "<z_"  # how the end token of a SID of unlike length begins (sids/files.py)
+ENDED = "<z_"  # how the dedup token of a SID of unlike length begins (sids/files.py)
 STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:24px auto;max-width:1420px;padding:0 16px;color:#1b1b1b;background:#fff}
 h1{font-size:22px}h2{font-size:17px;border-bottom:1px solid #ccc;padding-bottom:3px;margin-top:30px}
@@ -284,7 +284,7 @@ def usage(run: Finished) -> Figures:
 
 
 def groups(run: Finished) -> list[list[int]]:
-    """Items that share all their codes, largest groups first; an end token, behind the levels or <z_...>, is none."""
+    """Items that share all their codes, largest groups first; an dedup token, behind the levels or <z_...>, is none."""
     found: dict[tuple[str, ...], list[int]] = {}
     levels = len(run.keys("codes_used/level_")) or None
     for item, sid in enumerate(run.sids):

@@ -8,7 +8,7 @@ import torch
 
 import settings
 from metrics import cutoff, is_per_user, per_user
-from recommenders.protocol import Hit
+from recommenders.protocol import Recommendation
 from runs.folder import RunFolder
 from utils import Problem, log, printable, read_json
 
@@ -95,7 +95,7 @@ def log_results(run: RunFolder) -> None:
         log.info(f"SIDs:       {sids}")
 
 
-def show_items(hits: list[Hit]) -> None:
+def show_items(hits: list[Recommendation]) -> None:
     """Recommendations as a person reads them: rank, log-probability, id, title."""
     for rank, hit in enumerate(hits, 1):
         print(f"{rank:>3}  {hit.score:>8.3f}  {printable(hit.item):<16}  {printable(hit.title)}".rstrip())

@@ -24,7 +24,7 @@ from model import GenerativeModel
 from readers.dataset import Catalogue, check_array, open_array, read_items
 from readers.texts import check_beside
 from settings import Config
-from sids.files import spelled
+from sids.files import to_index
 from sids.table import SidOptions, SidTable, free_end
 from sids.tokenizer import CodeOptions
 from utils import (
@@ -49,7 +49,7 @@ def tokenizer_of(path: str | Path, restored: restore.Restored, width: int) -> An
     """The tokenizer that a checkpoint carries, for embeddings of some width; Problem where it can code no new items."""
     if not isinstance(restored.model, GenerativeModel):
         raise Problem(f"{path}: recommends by items, which have to be trained; new items need semantic IDs")
-    if restored.cfg[CodeOptions].uneven:
+    if restored.cfg[CodeOptions].variable_length:
         raise Problem(
             f"{path}: its semantic IDs have unlike lengths, cut for all items together; train it anew with them"
         )
@@ -60,7 +60,7 @@ def tokenizer_of(path: str | Path, restored: restore.Restored, width: int) -> An
 
 
 def free_ends(sids: SidTable, new_MT: Tensor, rule: str) -> Tensor:
-    """The end token of each of M new items, [M]: the first free one, -1 where all are taken; or, as `collision: item`
+    """The dedup token of each of M new items, [M]: the first free one, -1 where all are taken; or, as `collision: item`
     has it, 0 for one that stands alone and a new one of its own for one that shares its codes.
     """
     taken: dict[tuple[int, ...], set[int]] = {}
@@ -142,7 +142,7 @@ def sids_of(cfg: Config, state: dict[str, Any]) -> dict[str, list[str]]:
         load_weights(model, state["model"])
     except RuntimeError as e:
         raise Problem(f"the extended table is not sound ({one_line(e)}); use another checkpoint") from None
-    return spelled(model.sids)  # type: ignore[attr-defined,arg-type]
+    return to_index(model.sids)  # type: ignore[attr-defined,arg-type]
 
 
 def run(argv: list[str]) -> Path:

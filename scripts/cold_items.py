@@ -119,12 +119,12 @@ def kinds(model: GenerativeModel, n_new: int) -> np.ndarray:
 def ranks(ranker: Ranker, loaded: Loaded, asked: Asked, among: list[int] | None) -> Any:
     """Rank of every target, K where the list of K lacks it; histories as the model reads them."""
     d, e, found = loaded.cfg[DataOptions], loaded.cfg[EvalOptions], []
-    among_M = None if among is None else torch.tensor(among)
+    candidates_M = None if among is None else torch.tensor(among)
     for begin in range(0, len(asked.targets), e.eval_batch_size):
         rows = [[loaded.number[t] for t in h] for h in asked.histories[begin : begin + e.eval_batch_size]]
         target = torch.tensor([loaded.number[t] for t in asked.targets[begin : begin + e.eval_batch_size]])
         read = left_padded([recent(row, d.max_his_len, d.history_tokens, loaded.model.item_tokens) for row in rows])
-        item_BW = ranker.recommend(read, K, left_padded(rows) if e.mask_seen else None, among_M).item_BW
+        item_BW = ranker.recommend(read, K, left_padded(rows) if e.mask_seen else None, candidates_M).item_BW
         found.append(target_rank(item_BW, target).clamp(max=K))
     return torch.cat(found)
 
@@ -143,10 +143,10 @@ def measure(path: Path, new: Catalogue, asked: Asked, content_ND: np.ndarray) ->
     found: dict[str, Any] = {"new items": n, "questions": len(asked.targets)}
     found |= {f"items: {name}": int((kind == i).sum()) for i, name in enumerate(names)}
     alone = list(range(first + 1, first + n + 1))
-    floor = Content(content_ND)
+    baseline = Content(content_ND)
     ways: list[tuple[str, Ranker, list[int] | None]] = [
         ("whole trie", model, None), ("new items alone", model, alone),
-        ("content, whole catalogue", floor, None), ("content, new items alone", floor, alone),
+        ("content, whole catalogue", baseline, None), ("content, new items alone", baseline, alone),
     ]  # fmt: skip
     for where, ranker, among in ways:
         rank = ranks(ranker, loaded, asked, among)
@@ -164,7 +164,7 @@ def check_able(cfg: Config) -> Config:
     """The same; Problem, before anything is trained, where the model could take no new items or would know them."""
     if not build.reads_content(cfg):
         raise Problem("method: has no tokenizer, so it cannot take new items; use --method=two_stage")
-    if cfg[CodeOptions].uneven or cfg[SidOptions].shared:
+    if cfg[CodeOptions].variable_length or cfg[SidOptions].shared:
         raise Problem("target_length, collision: new items are known with SIDs of one length, suffix and item only")
     for key in ("rqvae_path", "start_from"):
         if settings.flat(cfg).get(key) is not None:

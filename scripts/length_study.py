@@ -36,7 +36,7 @@ from scripts import study
 from scripts.cut_study import CONTROLS, Control, pictures
 from settings import Config
 from sids.cut import codes_of, relieve, shorten
-from sids.files import spelled
+from sids.files import to_index
 from sids.lengths import by_tenth, figures, is_head
 from sids.table import SidOptions, SidTable, ended
 from sids.tokenizer import CodeOptions
@@ -58,7 +58,7 @@ def dealt(name: str, deal: Control, run: RunFolder, of: Config, data: Dataset) -
     code_NT = shorten(whole_NT, length_N)
     sids = SidTable(code_NT, ended(code_NT, "suffix", c.max_group, count_N), tuple(c.num_emb_list), c.max_group)
     file = path.with_name(f"{data.name}-{name.replace(' ', '_')}.index.json")
-    write_json(file, spelled(sids))
+    write_json(file, to_index(sids))
     return {"sid_path": str(file), "sid_lengths": "unlike", "num_emb_list": c.num_emb_list}
 
 

@@ -26,7 +26,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard
 from settings import Config
-from sids import shares
+from sids import distributed
 from utils import Problem, log_to, write_json
 
 
@@ -45,10 +45,10 @@ def pretrain(argv: list[str]) -> None:
         raise Problem("method: has no tokenizer to pre-train; use --method=two_stage, and not --tokenizer=given")
     if "WORLD_SIZE" in os.environ:
         PartialState(cpu=not torch.cuda.is_available())  # joins the others
-    log_to(None, main=shares.rank() == 0)
+    log_to(None, main=distributed.rank() == 0)
     data = read_dataset(cfg[DataOptions])
     path = build.train_tokenizer(cfg, data)
-    if shares.rank() == 0:
+    if distributed.rank() == 0:
         write_json(build.length_file(cfg, path), build.sid_figures(cfg, data, path))
         print(f"tokenizer: {path}")
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import settings
 from sids.align import Aligned, align
-from sids.files import read_index, spelled
+from sids.files import read_index, to_index
 from utils import Problem, as_command, log, log_to, quoted, write_json
 
 
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> Aligned:
         log.info(f"codes alike up to level {level}: {after:.4f} of {old.n_items} items (without renaming {before:.4f})")
     log.info(f"whole SIDs kept: {found.kept:.4f}; {new.n_items - old.n_items} new items")
     if output is not None and beside is not None:
-        write_json(output, spelled(found.sids))
+        write_json(output, to_index(found.sids))
         write_json(beside, {f"level_{i}": names_K.tolist() for i, names_K in enumerate(found.codes, 1)})
         log.info(f"SIDs: {output}, names of codes: {beside}")
     return found

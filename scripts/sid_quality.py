@@ -27,9 +27,9 @@ from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs.exported import read_folder
-from sids import hits, lengths, quality
+from sids import lengths, neighbour_recall, quality
+from sids.checkpoint import load_state
 from sids.files import read_index
-from sids.kept import load_state
 from sids.pairs import PairOptions, pairs_of
 from sids.table import SidTable
 from sids.tokenizer import CodeOptions
@@ -68,7 +68,7 @@ def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Su
 
 
 def of_tokenizer(path: Path, state: dict[str, Any], data: Dataset) -> Subject:
-    """The SIDs that a tokenizer's checkpoint gives the items of a data set, without end tokens."""
+    """The SIDs that a tokenizer's checkpoint gives the items of a data set, without dedup tokens."""
     name, args = state.get("tokenizer", "rqvae"), state.get("args", {})
     parts.check_known("tokenizer", name, parts.TOKENIZERS)
     kind = parts.TOKENIZERS[name]
@@ -109,21 +109,21 @@ def measured(
         figures |= lengths.price(sids.length_N.numpy(), data.popularity[1:])
     if data.embedding_path is None:
         return figures, {}
-    asked = hits.Queries.of_split(data.split(queries))
+    asked = neighbour_recall.Queries.of_split(data.split(queries))
     views = quality.representations(tokenizer, read_embeddings(data), sids)
     views = {name: view for name, view in views.items() if not chosen or name in chosen}
-    return figures, {name: hits.hit_figures(x_ND, asked) for name, x_ND in views.items()}
+    return figures, {name: neighbour_recall.hit_figures(x_ND, asked) for name, x_ND in views.items()}
 
 
 def differences(found: Subject, old: Subject, queries: str) -> quality.Figures:
     """Embedding hit rate at 30 less that of the old SIDs, query by query: mean, half of the 95 % interval, z."""
     if found.tokenizer is None or old.tokenizer is None or found.data is None or found.data.embedding_path is None:
         return {}
-    asked, content_ND = hits.Queries.of_split(found.data.split(queries)), read_embeddings(found.data)
+    asked, content_ND = neighbour_recall.Queries.of_split(found.data.split(queries)), read_embeddings(found.data)
     ours, theirs = (quality.representations(s.tokenizer, content_ND, s.sids) for s in (found, old))
     told: quality.Figures = {}
     for name in (n for n in ours if n in theirs and n != "raw"):
-        a, b = (torch.from_numpy(hits.hits_of_queries(views[name], asked, 30)) for views in (ours, theirs))
+        a, b = (torch.from_numpy(neighbour_recall.hits_of_queries(views[name], asked, 30)) for views in (ours, theirs))
         mean, z = paired_difference(a, b)
         told |= {f"{name} hit@30 gain": mean, f"{name} hit@30 +-": half_interval(a - b), f"{name} hit@30 z": z}
     return told

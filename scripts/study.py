@@ -385,8 +385,8 @@ def _one(
         for view in (v for v in views if v.split == "test"):
             cfg = job.cfg if view.mask_seen is None else configure.change(job.cfg, mask_seen=view.mask_seen)
             model = parts.BASELINES[job.arm.method](data).to(acc.device)
-            floor = evaluate(model, data.test, cfg[EvalOptions], cfg[DataOptions], acc, job.arm.name)
-            result.keep(view, None, floor.rank, floor.figures)
+            baseline = evaluate(model, data.test, cfg[EvalOptions], cfg[DataOptions], acc, job.arm.name)
+            result.keep(view, None, baseline.rank, baseline.figures)
         return False
     if job.arm.source is not None:
         kind, other = job.arm.source

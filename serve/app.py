@@ -30,7 +30,7 @@ from starlette.types import Message, Receive, Scope, Send
 from compose import parts
 from metrics import EvalOptions
 from serve.loaded import Loaded
-from sids.files import spelled
+from sids.files import to_index
 from utils import quoted
 
 PAGE = Path(__file__).parent / "page.html"
@@ -274,7 +274,7 @@ class Shelf:
     def __init__(self, loaded: Loaded) -> None:
         self.loaded, table = loaded, getattr(loaded.model, "sids", None)
         self.token_NP: np.ndarray | None = None if table is None else table.token_NP.cpu().numpy()
-        rows = {} if table is None else spelled(table)
+        rows = {} if table is None else to_index(table)
         self.sids = [tuple(sys.intern(t[1:-1]) for t in rows[str(i)]) for i in range(len(rows))]  # a_12
         self.lower = [f"{title}\n{item}".lower() for title, item in zip(loaded.titles, loaded.items, strict=True)]
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from metrics import EvalOptions
 from readers.tables import read_rows
-from serve.loaded import Loaded, Offer
+from serve.loaded import Candidates, Loaded
 from utils import Problem, log, quoted, whole_file
 
 CHUNK = 64  # batches that are sorted by length together, so that little is padded
@@ -71,7 +71,7 @@ def check_output(output: Path) -> None:
         raise Problem(f"--output: {output}: expected a name that ends in {', '.join(WRITERS)}")
 
 
-def recommend_all(loaded: Loaded, histories: Histories, output: Path, k: int, offer: Offer | None = None) -> int:
+def recommend_all(loaded: Loaded, histories: Histories, output: Path, k: int, offer: Candidates | None = None) -> int:
     """Write the k best items of every user; returns the number of rows.
 
     Parquet and CSV have a row an item (user_id, rank from 1, item_id, title, score), JSON lines an object a user.
@@ -91,7 +91,7 @@ def recommend_all(loaded: Loaded, histories: Histories, output: Path, k: int, of
     return done
 
 
-def _tables(loaded: Loaded, histories: Histories, k: int, offer: Offer) -> Iterator[tuple[pa.Table, int]]:
+def _tables(loaded: Loaded, histories: Histories, k: int, offer: Candidates) -> Iterator[tuple[pa.Table, int]]:
     """A table of rows for each chunk of users, in their order, and how many users it had."""
     size = loaded.cfg[EvalOptions].eval_batch_size
     names = {"user_id": histories.users, "item_id": loaded.items, "title": loaded.titles}

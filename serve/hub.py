@@ -15,11 +15,11 @@ from compose import parts, restore
 from metrics import EvalOptions
 from model import GenerativeModel
 from readers.splits import DataOptions
-from recommenders.protocol import Hit
+from recommenders.protocol import Recommendation
 from runs.exported import CONFIG, ITEMS, SIDS, WEIGHTS, folder_of, write_folder
 from runs.folder import RunFolder
 from serve.loaded import loaded_of
-from sids.files import spelled
+from sids.files import to_index
 from utils import Problem
 
 PAPER = "https://arxiv.org/abs/2601.19711"
@@ -34,13 +34,13 @@ class HubModel(ModelHubMixin, library_name="diger", tags=["recommendation", "sem
         self.loaded = loaded_of(self.restored, path)
         self.test = test_figures(path, self.restored.state)
 
-    def recommend(self, histories: list[list[str]], k: int = 10, **lists: Any) -> list[list[Hit]]:
+    def recommend(self, histories: list[list[str]], k: int = 10, **lists: Any) -> list[list[Recommendation]]:
         return self.loaded.recommend(histories, k, **lists)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         cfg, model, state = self.restored
         config = {**state["config"], **local_paths(cfg)}
-        sids = spelled(model.sids) if isinstance(model, GenerativeModel) else None
+        sids = to_index(model.sids) if isinstance(model, GenerativeModel) else None
         write_folder(save_directory, {**state, "config": config, **({"test": self.test} if self.test else {})}, sids)
 
     @classmethod

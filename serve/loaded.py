@@ -14,21 +14,21 @@ from metrics import EvalOptions
 from model import GenerativeModel
 from readers.splits import DataOptions
 from recommenders.base import Model
-from recommenders.protocol import Found, Hit, unsound
+from recommenders.protocol import Recommendation, TopK, unsound
 from settings import Config
 from utils import Problem, nearest, quoted
 
-STRUCK = 100  # denied items that a wider search makes up for; more of them make a tree of the others
+EXCLUDED = 100  # denied items that a wider search makes up for; more of them make a tree of the others
 
 
-class Offer(NamedTuple):
+class Candidates(NamedTuple):
     """Which items may come: how many they are; the only ones (None: the whole catalogue); those of the catalogue that
-    are struck out by a search so much wider, in which the others keep their scores.
+    are excluded out by a search so much wider, in which the others keep their scores.
     """
 
     size: int
-    among_M: Tensor | None
-    struck: list[int]
+    candidates_M: Tensor | None
+    excluded: list[int]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Loaded:
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int = 10, *, allow: Iterable[str] | None = None,
         deny: Iterable[str] = (),
-    ) -> list[list[Hit]]:  # fmt: skip
+    ) -> list[list[Recommendation]]:  # fmt: skip
         """The best k items for each history of item ids, oldest first, of any length; best first.
 
         allow: the only items that may come, None for all; deny: items that may not. With `mask_seen` those of
@@ -61,47 +61,48 @@ class Loaded:
         offer = self.offer(
             None if allow is None else numbers(allow, self.number, "allow"), numbers(deny, self.number, "deny")
         )
-        found: list[list[Hit]] = []
+        found: list[list[Recommendation]] = []
         size = self.cfg[EvalOptions].eval_batch_size
         for begin in range(0, len(wanted), size):
             found += self.hits(self.rank(wanted[begin : begin + size], k, offer))
         return found
 
-    def offer(self, allow: Iterable[int] | None, deny: Iterable[int]) -> Offer:
+    def offer(self, allow: Iterable[int] | None, deny: Iterable[int]) -> Candidates:
         """What may come of the items allowed (None: all) less those denied, by their numbers."""
         refused, device = set(deny), next(self.model.parameters()).device
-        if allow is None and len(refused) <= STRUCK:
-            return Offer(len(self.items) - len(refused), None, sorted(refused))
+        if allow is None and len(refused) <= EXCLUDED:
+            return Candidates(len(self.items) - len(refused), None, sorted(refused))
         left = sorted(set(range(1, 1 + len(self.items)) if allow is None else allow) - refused)
-        return Offer(len(left), torch.tensor(left, dtype=torch.long, device=device), [])
+        return Candidates(len(left), torch.tensor(left, dtype=torch.long, device=device), [])
 
-    def rank(self, histories: Sequence[Sequence[int]], k: int, offer: Offer | None = None) -> Found:
+    def rank(self, histories: Sequence[Sequence[int]], k: int, offer: Candidates | None = None) -> TopK:
         """Lists of at most k item numbers for some histories of item numbers, one batch; offer: what may come, None for
         the whole catalogue. Problem when a score is not finite.
         """
-        size, among_M, struck = offer or self.offer(None, ())
+        size, candidates_M, excluded = offer or self.offer(None, ())
         if (k := min(k, size)) == 0:
-            return Found(torch.zeros(len(histories), 0, dtype=torch.long), torch.zeros(len(histories), 0))
+            return TopK(torch.zeros(len(histories), 0, dtype=torch.long), torch.zeros(len(histories), 0))
         longest, seen = self.cfg[DataOptions].max_his_len, self.cfg[EvalOptions].mask_seen
         budget = self.cfg[DataOptions].history_tokens
         history_BS = left_padded([recent(history, longest, budget, self.model.item_tokens) for history in histories])
-        banned_BS = left_padded([[*struck, *(history if seen else ())] for history in histories])
+        excluded_BS = left_padded([[*excluded, *(history if seen else ())] for history in histories])
         device = next(self.model.parameters()).device
-        # a search looks as much further as is struck out; the others leave out before they choose
-        wider = {"wider": len(struck)} if isinstance(self.model, GenerativeModel) else {}
-        found = self.model.recommend(history_BS.to(device), k, banned_BS.to(device), among_M, **wider)
-        if bool(unsound(found.score_BW, banned=bool(banned_BS.any()) or among_M is not None).any()):
+        # a search looks as much further as is excluded out; the others leave out before they choose
+        wider = {"wider": len(excluded)} if isinstance(self.model, GenerativeModel) else {}
+        found = self.model.recommend(history_BS.to(device), k, excluded_BS.to(device), candidates_M, **wider)
+        if bool(unsound(found.score_BW, excluded=bool(excluded_BS.any()) or candidates_M is not None).any()):
             raise Problem(
                 f"{self.source}: its scores are not finite, its training diverged; use another checkpoint, or train it "
                 "again with lower learning rates"
             )
-        return Found(found.item_BW[:, :k], found.score_BW[:, :k])
+        return TopK(found.item_BW[:, :k], found.score_BW[:, :k])
 
-    def hits(self, found: Found) -> list[list[Hit]]:
+    def hits(self, found: TopK) -> list[list[Recommendation]]:
         """Lists as people read them."""
         rows = zip(found.item_BW.tolist(), found.score_BW.tolist(), strict=True)
         return [
-            [Hit(self.items[i - 1], self.titles[i - 1], s) for i, s in zip(*row, strict=True) if i > 0] for row in rows
+            [Recommendation(self.items[i - 1], self.titles[i - 1], s) for i, s in zip(*row, strict=True) if i > 0]
+            for row in rows
         ]
 
 

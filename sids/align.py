@@ -1,6 +1,6 @@
 """A refreshed tokenizer's codes in the names of the old one's, so that what was trained on these can go on.
 
-Shape letters: N items that both know, T code places, K codes of a place.
+Shape letters: N items that both know, T code positions, K codes of a position.
 """
 
 from dataclasses import replace
@@ -29,16 +29,17 @@ def align(old: SidTable, new: SidTable) -> Aligned:
 
     On each level the names that let most items keep what they have so far, and among equal ones most items their code
     of that level: a maximum-weight matching (Kuhn 1955; scipy's linear_sum_assignment). Groups of equal codes stay what
-    they are. An item whose codes are its old ones keeps its end token where both tables have some.
+    they are. An item whose codes are its old ones keeps its dedup token where both tables have some.
     """
-    n, places = old.n_items, len(old.sizes)
+    n, positions = old.n_items, len(old.sizes)
     if new.n_items < n:
         raise Problem(f"the new SIDs have {new.n_items} items, the old ones {n}; items may be added, not taken away")
-    if len(new.sizes) != places:
-        raise Problem(f"the new SIDs have {len(new.sizes)} levels, the old ones {places}; only like ones are matched")
+    if len(new.sizes) != positions:
+        levels = len(new.sizes)
+        raise Problem(f"the new SIDs have {levels} levels, the old ones {positions}; only like ones are matched")
     code_NT, same_N = new.code_NT.long().clone(), torch.ones(n, dtype=torch.bool)
     codes, agree, sizes = [], [], []
-    for level in range(places):
+    for level in range(positions):
         size = max(old.sizes[level], new.sizes[level])
         was_N, is_N = old.code_NT[:n, level].long(), code_NT[:n, level]
         name_K = best_names(was_N, is_N, same_N, size)
@@ -76,7 +77,7 @@ def best_names(was_N: Tensor, is_N: Tensor, same_N: Tensor, size: int) -> Tensor
 
 
 def kept_ends(old: SidTable, code_MT: Tensor, same_N: Tensor) -> Tensor:
-    """End tokens [M]: the old one where an item's codes are its old ones, else the first that is free."""
+    """Dedup tokens [M]: the old one where an item's codes are its old ones, else the first that is free."""
     found = ended(code_MT, "suffix", len(code_MT))
     taken: dict[tuple[int, ...], set[int]] = {}
     rows, stays = list(map(tuple, code_MT.tolist())), same_N.tolist()

@@ -20,7 +20,7 @@ LAPLACE, JITTER = 1e-5, 1e-2  # smoothing of counts; noise of a restarted code, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpkeepOptions:
+class CodebookOptions:
     codebook_learning: Literal["gradient", "ema"] = option(
         "gradient",
         "how codebooks learn in pre-training: by the gradient of the VQ loss or as exponential moving averages (ema)",
@@ -32,14 +32,14 @@ class UpkeepOptions:
     )
 
 
-class Upkeep(nn.Module):
+class CodebookEMA(nn.Module):
     """Counts of the codes and, for `ema`, sums of their rows; both as moving averages over batches.
 
     n <- g n + (1 - g) n_batch, m <- g m + (1 - g) m_batch, C = m / n~ with Laplace-smoothed n~. A batch is quantized by
     the codes of before it. A code is dead when n < ratio B / K, whatever the size of batch and codebook.
     """
 
-    def __init__(self, cfg: UpkeepOptions, sizes: Sequence[int], width: int) -> None:
+    def __init__(self, cfg: CodebookOptions, sizes: Sequence[int], width: int) -> None:
         super().__init__()
         self.cfg, self.seen = cfg, {}  # type: ignore[var-annotated]
         for level, k in enumerate(sizes):

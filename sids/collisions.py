@@ -1,10 +1,10 @@
-"""What becomes of items whose learned codes are equal: an end token tells them apart, they share, or some move.
+"""What becomes of items whose learned codes are equal: an dedup token tells them apart, they share, or some move.
 
 FORGE (arXiv:2509.20904) lets at most `cap` items share a SID and moves the others to another last code under the same
 prefix, the nearest free one (knn) or any (random). Here that is deterministic and loses no item; docs/forge.md says
 what the published statement did.
 
-Shape letters: N items, L levels, K codes of a level, U items without a place.
+Shape letters: N items, L levels, K codes of a level, U items without a position.
 """
 
 import functools
@@ -42,7 +42,7 @@ def resolve(
 ) -> Resolved:  # fmt: skip
     """At most `cap` items a SID: the nearest to their code stay, each other one moves, in rounds.
 
-    In a round everybody without a place asks for the best of its candidates that is not full, and a SID takes those
+    In a round everybody without a position asks for the best of its candidates that is not full, and a SID takes those
     who rank it best, then the smaller index. Where a prefix is full, the next nearest code before the last is tried
     (fallback); Problem names the prefix where nothing is left.
     """
@@ -79,8 +79,8 @@ def _without_place(code_NL: Tensor, key_N: Tensor, cap: int, distances: Distance
     own = distances(rows, code_NL[rows, :-1]).gather(1, code_NL[rows, -1:])[:, 0]
     order = torch.from_numpy(np.lexsort((rows.numpy(), own.numpy(), group_N[rows].numpy())))
     group = group_N[rows][order].contiguous()
-    place = torch.arange(len(group)) - torch.searchsorted(group, group)
-    lost: Tensor = rows[order][place >= cap].sort().values
+    position = torch.arange(len(group)) - torch.searchsorted(group, group)
+    lost: Tensor = rows[order][position >= cap].sort().values
     return lost
 
 
@@ -94,7 +94,7 @@ def _candidates(near_UK: Tensor, own_U: Tensor, strategy: str, seed: int) -> Ten
 
 
 def _occupied(key_N: Tensor, lost: Tensor, prefix_M: np.ndarray, k: int) -> Tensor:
-    """How many items with a place each SID under the prefixes has, [M, K]."""
+    """How many items with a position each SID under the prefixes has, [M, K]."""
     kept = np.delete(key_N.numpy(), lost.numpy())
     local = np.searchsorted(prefix_M, kept // k).clip(max=len(prefix_M) - 1)
     here = prefix_M[local] == kept // k
@@ -113,13 +113,13 @@ def _rounds(local_U: Tensor, order_UK: Tensor, full_MK: Tensor, cap: int) -> tup
             break
         rounds += 1
         rank = free.int().argmax(1)
-        place = local_U[asking] * full_MK.shape[1] + order_UK[asking, rank]
-        order = torch.from_numpy(np.lexsort((asking.numpy(), rank.numpy(), place.numpy())))
-        asked = place[order]
+        position = local_U[asking] * full_MK.shape[1] + order_UK[asking, rank]
+        order = torch.from_numpy(np.lexsort((asking.numpy(), rank.numpy(), position.numpy())))
+        asked = position[order]
         number = torch.arange(len(asked)) - torch.searchsorted(asked, asked)
         taken = order[number < cap - full_MK.view(-1)[asked]]
         got_U[asking[taken]] = rank[taken]
-        full_MK.view(-1).index_add_(0, place[taken], torch.ones_like(taken))
+        full_MK.view(-1).index_add_(0, position[taken], torch.ones_like(taken))
         asking = asking[got_U[asking] < 0]
     return got_U, rounds
 
@@ -135,7 +135,7 @@ def _elsewhere(code_NL: Tensor, before_NL: Tensor, homeless: Tensor, cap: int, d
         for middle in distances(row, code_NL[row, :-2])[0].argsort(stable=True).tolist():
             prefix = (*start, middle)
             near_K = distances(row, torch.tensor([prefix]))[0]
-            places = len(near_K)
+            positions = len(near_K)
             last = next((k for k in near_K.argsort(stable=True).tolist() if held[(*prefix, k)] < cap), None)
             if last is not None:
                 code_NL[item] = torch.tensor((*prefix, last))
@@ -143,7 +143,7 @@ def _elsewhere(code_NL: Tensor, before_NL: Tensor, homeless: Tensor, cap: int, d
                 found.append(near_K[last])
                 break
         else:
-            raise _no_room(before_NL, row, cap, [places])
+            raise _no_room(before_NL, row, cap, [positions])
     return torch.stack(found)
 
 

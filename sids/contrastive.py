@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from settings import option
-from sids import shares
+from sids import distributed
 from sids.pairs import Pairs, pairs_of
 from sids.tokenizer import Source
 from utils import Problem
@@ -94,7 +94,7 @@ def excluded(pair_B2: Tensor, adjacency: Adjacency | None, device: torch.device 
     """Candidates that are the row's own item, its partner, or (with an adjacency) any known partner of it."""
     item_U, place = np.unique(pair_B2.numpy(), return_inverse=True)
     left, right = torch.from_numpy(place.reshape(-1, 2)).unbind(1)
-    mine = torch.arange(len(left))[shares.own(len(left))]
+    mine = torch.arange(len(left))[distributed.own(len(left))]
     same_UU = torch.eye(len(item_U), dtype=torch.bool)
     known_UU = same_UU if adjacency is None else same_UU | torch.from_numpy(adjacency.among(item_U))
 
@@ -115,12 +115,12 @@ def contrast(
 
     Of several processes each asks for its own rows; the mean over the processes is that of all rows.
     """
-    mine = shares.own(len(query_BD))
+    mine = distributed.own(len(query_BD))
     logits_RB = scale * query_BD[mine] @ candidate_BD.T
     if excluded_RB is not None:
         logits_RB = logits_RB.masked_fill(excluded_RB, -torch.inf)
     goal_R = torch.arange(len(query_BD), device=logits_RB.device)[mine]
-    each = shares.processes() / len(query_BD)
+    each = distributed.processes() / len(query_BD)
     loss = F.cross_entropy(logits_RB, goal_R, reduction="sum") * each
     return loss, (logits_RB.argmax(1) == goal_R).sum() * each
 
@@ -214,8 +214,8 @@ class ContrastiveRQVAE(RQVAE):
     def contrast(self, pair_B2: Tensor) -> tuple[Contrast, Tensor]:
         """(contrastive loss, VQ loss) of some pairs; both sides pass the network together."""
         x_ND = self.get_buffer("x_ND")[pair_B2.T.reshape(-1)]
-        out_Nd, vq, _ = self.straight_through(shares.spread(self.encoder, x_ND), self.cfg.rqvae_assignment)
-        output = shares.spread(self.decoder, out_Nd)
+        out_Nd, vq, _ = self.straight_through(distributed.spread(self.encoder, x_ND), self.cfg.rqvae_assignment)
+        output = distributed.spread(self.decoder, out_Nd)
         no = excluded(pair_B2.cpu(), self._adjacency, x_ND.device)
         left_right, inputs = output.chunk(2), x_ND.chunk(2)
         return contrastive_loss((left_right[0], left_right[1]), (inputs[0], inputs[1]), self.theta.exp(), no), vq

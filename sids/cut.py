@@ -8,7 +8,7 @@ d_it being its squared error after t tokens and mu the price of a token, one for
 c_i d_i at a given sum of c_i L_i, whatever the weights c_i (Lagrangian rate-distortion allocation, Shoham and Gersho,
 IEEE TASSP 36, 1988; exact where d_it is convex in t). Nothing is trained.
 
-Shape letters: N items, T code places, D embedding width.
+Shape letters: N items, T code positions, D embedding width.
 """
 
 from typing import NamedTuple

@@ -123,15 +123,15 @@ class Terms(NamedTuple):
     """Means over a batch; the loss is rec + beta (voc + length)."""
 
     rec: Tensor
-    exact: Tensor  # sum_t q(L = t) d_t, without the floor of the prefixes
+    exact: Tensor  # sum_t q(L = t) d_t, without the baseline of the prefixes
     voc: Tensor
     length: Tensor  # -H(q) + lambda E[L]: KL to the truncated geometric prior, but for its ln Z
 
 
-def terms(d_BT: Tensor, kl_BT: Tensor, logq_BT: Tensor, *, floor: float, free_bits: float, price: float) -> Terms:
+def terms(d_BT: Tensor, kl_BT: Tensor, logq_BT: Tensor, *, baseline: float, free_bits: float, price: float) -> Terms:
     """The terms of the loss of codes with a length posterior."""
     q_BT, places = logq_BT.exp(), d_BT.shape[1]
-    w_BT = (1 - floor) * q_BT + floor / places
+    w_BT = (1 - baseline) * q_BT + baseline / places
     t_T = torch.arange(1, places + 1, device=d_BT.device)
     return Terms(
         (w_BT * d_BT).sum(1).mean(),
@@ -377,8 +377,8 @@ class DVAE(Discrete):
             voc = (kl_BT - FREE_BITS).relu().sum(1).mean()
             return rec + beta * voc, {"recon": rec, "tokens": voc, "last": d_BT[:, -1].mean()}
         share = self._length_share(step)
-        floor = 1 + share * (FLOOR - 1)
-        t = terms(d_BT, kl_BT, sent.logq_BT, floor=floor, free_bits=FREE_BITS, price=share * float(self.price))
+        baseline = 1 + share * (FLOOR - 1)
+        t = terms(d_BT, kl_BT, sent.logq_BT, baseline=baseline, free_bits=FREE_BITS, price=share * float(self.price))
         self._watch(x_BD, step, share)
         expected = (sent.logq_BT.exp() * torch.arange(1, d_BT.shape[1] + 1, device=d_BT.device)).sum(1).mean()
         parts = {"recon": t.rec, "exact": t.exact, "tokens": t.voc, "E[L]": expected, "price": self.price.clone()}

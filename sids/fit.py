@@ -1,6 +1,6 @@
 """Pre-training: from a data set to a tokenizer's checkpoint, whatever its kind; one loop for those that learn.
 
-Where the checkpoint lies and what it holds: sids/kept.py.
+Where the checkpoint lies and what it holds: sids/checkpoint.py.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runs import guard
-from sids import shares
-from sids.kept import PretrainOptions, Recipe, claim, portable
+from sids import distributed
+from sids.checkpoint import PretrainOptions, Recipe, claim, portable
 from sids.table import collision_rate, perplexity
 from sids.tokenizer import ROWS, Source, in_pieces, mean_of
 from utils import (
@@ -117,25 +117,25 @@ def is_made(path: Path) -> bool:
 
 
 def pretrain(recipe: Recipe, path: Path, source: Source) -> None:
-    """Make a tokenizer and its checkpoint; log its report. Several processes (sids/shares.py) make what one does."""
+    """Make a tokenizer and its checkpoint; log its report. Several processes make what one does."""
     torch.manual_seed(recipe.seed)
     model = recipe.kind(recipe.codes, source.content_ND.shape[1])
-    if shares.processes() > 1 and recipe.loop is None:
+    if distributed.processes() > 1 and recipe.loop is None:
         raise Problem(f"tokenizer: {recipe.name} is fitted by one process; start the command without a launcher")
-    shares.of_first(lambda: claim(path.parent))
+    distributed.of_first(lambda: claim(path.parent))
     if recipe.loop is None:
         model.fit(source, recipe.seed)
         best = measure(model, source.content_ND, 0)
         write_checkpoint(path, portable(recipe, model, best.figures()))
     else:
         advice = "the tokenizer so far is saved; the same command goes on with it"
-        with guard.orderly_stop(advice if shares.rank() == 0 else None):
+        with guard.orderly_stop(advice if distributed.rank() == 0 else None):
             best = Pretrainer(recipe, recipe.loop, model, source, path).run()
     for line in best.lines():
         log.info(f"tokenizer: {line}")
     if fault := best.fault(len(source.content_ND)):
         log.warning(f"tokenizer: {fault}")
-    shares.of_first(lambda: write_json(path.with_name("report.json"), dataclasses.asdict(best)))
+    distributed.of_first(lambda: write_json(path.with_name("report.json"), dataclasses.asdict(best)))
     path.with_name("last.pth").unlink(missing_ok=True)
 
 
@@ -157,10 +157,10 @@ class Pretrainer:
         """Train to the end; the best checkpoint is on disk afterwards."""
         options, first = self.options, self._resume()
         self.model.begin(self.source, options.rqvae_batch_size, self.seed, fresh=first == 0)
-        shares.agree(self.model)
+        distributed.agree(self.model)
         progress = tqdm(
             range(first, options.rqvae_epochs), "tokenizer", initial=first, total=options.rqvae_epochs, leave=False,
-            disable=None if shares.rank() == 0 else True,
+            disable=None if distributed.rank() == 0 else True,
         )  # fmt: skip
         for epoch in progress:
             if self.best is not None and self.looked - self.best.epoch >= options.rqvae_patience:
@@ -175,8 +175,8 @@ class Pretrainer:
             due = (epoch + 1) % options.rqvae_eval_step == 0 or epoch + 1 == options.rqvae_epochs
             if due:
                 self._look(epoch, parts)
-            signal = shares.largest(guard.asked())
-            if due or signal or shares.processes() > 1:  # a launcher does not wait for a long epoch's end
+            signal = distributed.largest(guard.asked())
+            if due or signal or distributed.processes() > 1:  # a launcher does not wait for a long epoch's end
                 self._save(epoch)
             if signal:
                 raise Stopped(signal)
@@ -199,11 +199,11 @@ class Pretrainer:
             self.optimizer.param_groups[0]["lr"] = self.options.rqvae_lr * self._factor(step)
             self.optimizer.zero_grad()
             loss.backward()
-            shares.average_gradients(self.model)
+            distributed.average_gradients(self.model)
             self.optimizer.step()
             for key, value in {**parts, **self.model.after_step(self.optimizer)}.items():
                 sums[key], times[key] = sums.get(key, 0.0) + value.detach(), times.get(key, 0) + 1
-        shares.average([*sums.values()])
+        distributed.average([*sums.values()])
         return {k: float(v) / times[k] for k, v in sums.items()}
 
     def _factor(self, step: int) -> float:
@@ -212,7 +212,7 @@ class Pretrainer:
         return min((step + 1) / (warm + 1), (total - step) / max(1, total - warm), 1.0)
 
     def _look(self, epoch: int, parts: dict[str, float]) -> None:
-        now = shares.of_first(lambda: self._measured(epoch))
+        now = distributed.of_first(lambda: self._measured(epoch))
         log.info(
             f"tokenizer epoch {epoch + 1} | {' | '.join(f'{k} {v:.5f}' for k, v in parts.items())} | "
             f"collisions {now.collision_rate:.4f} | codes {' '.join(map(str, now.codes_used))} | "
@@ -228,7 +228,7 @@ class Pretrainer:
             self.best = now
             state = portable(self.recipe, self.model, now.figures())
             state["optimizer"] = self.optimizer.state_dict()
-            shares.of_first(lambda: write_checkpoint(self.path, state))
+            distributed.of_first(lambda: write_checkpoint(self.path, state))
 
     def _measured(self, epoch: int) -> Report:
         found = measure(self.model, self.source.content_ND, epoch)
@@ -241,7 +241,7 @@ class Pretrainer:
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "best": dataclasses.asdict(self.best) if self.best else None,
         }  # fmt: skip
-        shares.of_first(lambda: write_checkpoint(self.path.with_name("last.pth"), state))
+        distributed.of_first(lambda: write_checkpoint(self.path.with_name("last.pth"), state))
 
     def _resume(self) -> int:
         last = self.path.with_name("last.pth")

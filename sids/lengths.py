@@ -3,7 +3,7 @@
 Every figure is by hard codes. *Weighted* is over interactions of the training part, an item counting as often as
 it occurs there; *uniform* over items.
 
-Shape letters: N items, T code places.
+Shape letters: N items, T code positions.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def prefix_share(code_NT: np.ndarray) -> float:
 
 
 def usage(code_NT: Tensor, sizes: Sequence[int]) -> Figures:
-    """Perplexity and share of used codes: the mean over places that somebody has, and of all codes in one histogram."""
+    """Perplexity and share of used codes: the mean over used positions, and of all codes in one histogram."""
     at = [perplexity(code_N[code_N >= 0], k) for code_N, k in zip(code_NT.long().unbind(1), sizes, strict=True)]
     live = [(used / k, spread) for (used, spread), k in zip(at, sizes, strict=True) if used]
     used, spread = perplexity(code_NT[code_NT >= 0].long(), max(sizes))
@@ -81,7 +81,7 @@ def by_tenth(length_N: np.ndarray, count_N: np.ndarray) -> list[float]:
 
 
 def price(length_N: np.ndarray, count_N: np.ndarray) -> dict[str, float]:
-    """Codes an item, and with the end token; Spearman's rho of length and count, 0 where either is the same for all."""
+    """Codes an item, and with the dedup token; Spearman's rho of length and count, 0 where either is constant."""
     weighted, rho = float(count_weights(count_N) @ length_N), spearman(length_N, count_N)
     return {
         "expected_tokens_weighted": weighted, "expected_tokens_uniform": float(length_N.mean()),

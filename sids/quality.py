@@ -1,4 +1,4 @@
-"""What can be told of semantic IDs before a recommender is trained on them, but for the hit rate of sids/hits.py.
+"""What can be measured of semantic IDs before a recommender is trained on them; hit rates: sids/neighbour_recall.py.
 
 The Gini coefficient is FORGE's (arXiv:2509.20904); docs/forge.md says what it predicts. Codes of unlike length have -1
 behind their end.
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sids.hits import KS
+from sids.neighbour_recall import KS
 from sids.pairs import Pairs
 from sids.table import SidTable, perplexity
 from sids.tokenizer import in_pieces

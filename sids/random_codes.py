@@ -1,4 +1,4 @@
-"""Random codes: SIDs that know nothing, the floor that every tokenizer has to beat.
+"""Random codes: SIDs that know nothing, the baseline that every tokenizer has to beat.
 
 Shape letters: N items, D embedding width, L levels.
 """

@@ -1,9 +1,9 @@
 """The table of semantic IDs: which tokens spell an item, and which item a row of tokens is.
 
-A SID is a row of learned codes, perhaps with an end token behind them that tells items of equal codes
+A SID is a row of learned codes, perhaps with an dedup token behind them that tells items of equal codes
 apart. Places count from 0; T is the most codes a SID has, P the most tokens.
 
-Shape letters: N items, T code places, P token places, G items of a leaf.
+Shape letters: N items, T code positions, P token positions, G items of a leaf.
 """
 
 from dataclasses import dataclass
@@ -46,31 +46,31 @@ class SidOptions:
         return 5 if self.collision_cap is None else self.collision_cap
 
 
-class Spelling(NamedTuple):
+class SidVocabulary(NamedTuple):
     """Which tokens SIDs are spelled with."""
 
-    sizes: tuple[int, ...]  # codes of each place
-    ends: int  # end tokens there may be
+    sizes: tuple[int, ...]  # codes of each position
+    ends: int  # dedup tokens there may be
     even: bool = True  # have all items the same number of codes?
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
-        """Tokens of each place, P numbers; without end tokens no place for them."""
+        """Tokens of each position, P numbers; without dedup tokens no position for them."""
         if self.even and not self.ends:
             return self.sizes
         return (*self.sizes, self.ends) if self.even else tuple(k + self.ends + 1 for k in (*self.sizes, 0))
 
 
 class Tokens(NamedTuple):
-    """Tokens of some items: number within its place [..., P], and whether the item has that place [..., P]."""
+    """Tokens of some items: number within its position [..., P], and whether the item has that position [..., P]."""
 
     token: Tensor
     real: Tensor
 
 
 def end_tokens(rule: str, sizes: tuple[int, ...], n_items: int) -> int:
-    """How many end tokens there may be: as many as codes of the last place, or none (0) and one an item; 0: no place
-    for them.
+    """How many dedup tokens there may be: as many as codes of the last position, or none (0) and one an item; 0: no
+    position for them.
     """
     return {"suffix": sizes[-1], "item": n_items + 1}.get(rule, 0)
 
@@ -89,7 +89,7 @@ def numbered(code_NT: Tensor, count_N: np.ndarray) -> Tensor:
 
 
 def ended(code_NT: Tensor, rule: str, ends: int, count_N: np.ndarray | None = None) -> Tensor:
-    """The end token of each item, [N] int64: `suffix` counts 0, 1 ... within a group of equal codes, in catalogue
+    """The dedup token of each item, [N] int64: `suffix` counts 0, 1 ... within a group of equal codes, in catalogue
     order or by falling count; `item` is 0 for an item that stands alone and else its number. Problem when a group is
     larger than the tokens there are.
     """
@@ -111,7 +111,7 @@ def ended(code_NT: Tensor, rule: str, ends: int, count_N: np.ndarray | None = No
 
 
 def free_end(used: set[int], most: int) -> int | None:
-    """The first of `most` end tokens that a group of equal codes does not use yet, None where it uses all."""
+    """The first of `most` dedup tokens that a group of equal codes does not use yet, None where it uses all."""
     return next((end for end in range(most) if end not in used), None)
 
 
@@ -119,15 +119,15 @@ def free_end(used: set[int], most: int) -> int | None:
 class SidTable:
     """All that trie, search, batches, exchange and reports know of SIDs.
 
-    Items of one length have their end token at a place of its own, behind the codes. Where lengths differ,
-    an end token stands wherever an item ends: then a place has tokens 0 ... size - 1 for its codes, `ends`
-    more for end tokens, and one for "behind the end", which every finished item goes on with.
+    Items of one length have their dedup token at a position of its own, behind the codes. Where lengths differ,
+    an dedup token stands wherever an item ends: then a position has tokens 0 ... size - 1 for its codes, `ends`
+    more for dedup tokens, and one for "behind the end", which every finished item goes on with.
     """
 
     code_NT: Tensor  # learned codes, -1 after an item's end
-    end_N: Tensor | None  # end token; None: items may share a SID
-    sizes: tuple[int, ...]  # codes of each place
-    ends: int = 0  # end tokens there may be
+    end_N: Tensor | None  # dedup token; None: items may share a SID
+    sizes: tuple[int, ...]  # codes of each position
+    ends: int = 0  # dedup tokens there may be
     order_N: Tensor | None = None  # item numbers in the order in which those of one SID are listed; None: catalogue's
 
     @property
@@ -149,20 +149,20 @@ class SidTable:
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
-        """Tokens of each place, P numbers."""
+        """Tokens of each position, P numbers."""
         if self.end_N is None and self.even:
             return self.sizes
-        return Spelling(self.sizes, self.ends, self.even).vocabulary
+        return SidVocabulary(self.sizes, self.ends, self.even).vocabulary
 
     @cached_property
     @torch.inference_mode(False)
     def token_NP(self) -> Tensor:
-        """Tokens of every item, behind-the-end tokens included, int64."""
+        """Tokens of every item, behind-the-dedup tokens included, int64."""
         code_NT = self.code_NT.long()
         if self.even:
             return code_NT if self.end_N is None else torch.cat([code_NT, self.end_N.long()[:, None]], 1)
         if self.end_N is None:
-            raise ValueError("codes of unlike length need end tokens: a code may begin another one")
+            raise ValueError("codes of unlike length need dedup tokens: a code may begin another one")
         size_P = code_NT.new_tensor((*self.sizes, 0))
         place_P = torch.arange(len(size_P), device=code_NT.device)
         end_NP = torch.where(place_P == self.length_N[:, None], self.end_N.long()[:, None], self.ends)
@@ -171,25 +171,25 @@ class SidTable:
     @cached_property
     @torch.inference_mode(False)
     def real_NP(self) -> Tensor:
-        """Which places each item has, [N, P] bool."""
+        """Which positions each item has, [N, P] bool."""
         place_P = torch.arange(len(self.vocabulary), device=self.code_NT.device)
         return place_P < (self.length_N + (self.end_N is not None))[:, None]
 
     @cached_property
     def count_N(self) -> np.ndarray:
-        """Tokens of each item, end tokens included, [N]."""
+        """Tokens of each item, dedup tokens included, [N]."""
         found: np.ndarray = self.real_NP.sum(1).cpu().numpy()
         return found
 
-    def fault(self, *, uneven: bool = False) -> str | None:
+    def fault(self, *, variable_length: bool = False) -> str | None:
         """Why these are no SIDs of a catalogue (out of range, or two items with one), None where they are.
 
-        uneven: lengths may differ; else every item must have all its codes.
+        variable_length: lengths may differ; else every item must have all its codes.
         """
         sizes_T, none_NT = torch.tensor(self.sizes, device=self.code_NT.device), self.code_NT < 0
         behind_NT = (self.code_NT == -1).flip(1).long().cummin(1).values.flip(1).bool()  # nothing but -1 from here on
         bad_N = (none_NT & ~behind_NT).any(1) | (self.code_NT >= sizes_T).any(1) | none_NT[:, 0]
-        if not uneven:
+        if not variable_length:
             bad_N |= none_NT.any(1)
         if self.end_N is not None:
             bad_N |= (self.end_N < 0) | (self.end_N >= self.ends)
@@ -207,13 +207,14 @@ class SidTable:
         return Tokens(self.token_NP[row], self.real_NP[row])
 
     @torch.inference_mode(False)
-    def trie(self, among_M: Tensor | None = None) -> Trie:
+    def trie(self, candidates_M: Tensor | None = None) -> Trie:
         """The prefix tree of the catalogue, or of some item numbers."""
         if self.order_N is not None:
-            among_M = self.order_N if among_M is None else self.order_N[torch.isin(self.order_N, among_M)]
-        token_NP = self.token_NP if among_M is None else self.token_NP[among_M - 1]
+            every_N = self.order_N
+            candidates_M = every_N if candidates_M is None else every_N[torch.isin(every_N, candidates_M)]
+        token_NP = self.token_NP if candidates_M is None else self.token_NP[candidates_M - 1]
         codes = None if self.even else (*self.sizes, 0)
-        return Trie(token_NP, list(self.vocabulary), among_M, shared=self.end_N is None, codes=codes)
+        return Trie(token_NP, list(self.vocabulary), candidates_M, shared=self.end_N is None, codes=codes)
 
     def groups(self) -> Tensor:
         """Group of items with equal codes, [N + 1]; -1 for padding."""
@@ -244,8 +245,8 @@ def suffixes(code_NL: Tensor) -> Tensor:
     size_G = group_N.bincount()
     start_G = size_G.cumsum(0) - size_G
     rank_N = torch.empty_like(group_N)
-    places = torch.arange(len(group_N), device=group_N.device)
-    rank_N[order_N] = places - start_G[group_N[order_N]]
+    positions = torch.arange(len(group_N), device=group_N.device)
+    rank_N[order_N] = positions - start_G[group_N[order_N]]
     return rank_N
 
 

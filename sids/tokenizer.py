@@ -1,7 +1,7 @@
 """What a tokenizer is: content embeddings to codes and back, fitted once or learned.
 
-Shape letters: N items of the catalogue, U distinct items of a batch, D embedding width, T code places,
-K codes of a place, h recommender width.
+Shape letters: N items of the catalogue, U distinct items of a batch, D embedding width, T code positions,
+K codes of a position, h recommender width.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class CodeOptions:
         return False
 
     @property
-    def uneven(self) -> bool:
+    def variable_length(self) -> bool:
         """May items have codes of unlike length?"""
         return self.target_length is not None or self.learns_length
 

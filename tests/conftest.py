@@ -17,7 +17,7 @@ from readers.dataset import Catalogue, Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
 from runs.folder import RunFolder
-from sids.kept import load_state
+from sids.checkpoint import load_state
 from trainer import Trainer
 from vq import RQVAE
 

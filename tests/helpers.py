@@ -15,7 +15,7 @@ from evaluation import evaluate
 from main import portable
 from metrics import EvalOptions
 from readers.splits import DataOptions, Split
-from recommenders.protocol import Found
+from recommenders.protocol import TopK
 from runs import report
 from runs.folder import RunFolder
 from trainer import Trainer
@@ -93,8 +93,8 @@ class Fixed(torch.nn.Module):
 
     n_items, free_length, item_tokens = 40, 10, None
 
-    def recommend(self, history, k, banned=None, among=None):
-        return Found(torch.arange(1, k + 1).expand(len(history), -1), torch.zeros(len(history), k))
+    def recommend(self, history, k, excluded=None, among=None):
+        return TopK(torch.arange(1, k + 1).expand(len(history), -1), torch.zeros(len(history), k))
 
     def groups(self):
         return {}

@@ -8,7 +8,7 @@ import torch
 
 from scripts import sid_align
 from sids.align import align, best_names
-from sids.files import read_index, spelled
+from sids.files import read_index, to_index
 from sids.table import SidTable, ended
 from utils import Problem
 
@@ -37,7 +37,7 @@ def test_names_are_the_best_of_all_permutations(seed):
 
 
 def test_renamed_codes_are_found_again_end_tokens_too():
-    """Names are shuffled level by level, end tokens counted anew in another order."""
+    """Names are shuffled level by level, dedup tokens counted anew in another order."""
     code = random_codes(300, 6, 0)
     old = table(code, 6)
     shuffled = torch.stack([torch.randperm(6, generator=torch.Generator().manual_seed(t))[c]
@@ -49,7 +49,7 @@ def test_renamed_codes_are_found_again_end_tokens_too():
 
 
 def test_items_that_moved_and_items_that_are_new():
-    """Nobody shares a SID, who keeps the codes keeps the end token, groups are those of the new table."""
+    """Nobody shares a SID, who keeps the codes keeps the dedup token, groups are those of the new table."""
     code = random_codes(200, 5, 1)
     moved = code.clone()
     moved[:40] = random_codes(40, 5, 2)
@@ -74,8 +74,8 @@ def test_more_codes_than_before():
 
 def test_files_in_and_out(tmp_path):
     code = random_codes(80, 5, 4)
-    (tmp_path / "old.index.json").write_text(json.dumps(spelled(table(code, 5))))
-    (tmp_path / "new.index.json").write_text(json.dumps(spelled(table((code + 1) % 5, 5))))
+    (tmp_path / "old.index.json").write_text(json.dumps(to_index(table(code, 5))))
+    (tmp_path / "new.index.json").write_text(json.dumps(to_index(table((code + 1) % 5, 5))))
     words = [str(tmp_path / "old.index.json"), str(tmp_path / "new.index.json")]
     found = sid_align.run([*words, f"--output={tmp_path / 'x.index.json'}"])
     assert found.kept == 1

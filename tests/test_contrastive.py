@@ -13,7 +13,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard
 from sids import codebooks
-from sids.codebooks import Upkeep, UpkeepOptions
+from sids.codebooks import CodebookEMA, CodebookOptions
 from sids.contrastive import Adjacency, ContrastiveOptions, ContrastiveRQVAE, Step, contrast, contrastive_loss, excluded
 from sids.pairs import Pairs
 from sids.tokenizer import Source
@@ -167,7 +167,7 @@ def test_a_sum_is_the_sum_of_both_losses(place):
 def test_moving_averages_by_hand(monkeypatch):
     """Two codes, two rows, decay .5: counts 1 -> 1.5 and .5, sums likewise; Laplace's term is too small to see."""
     monkeypatch.setattr(codebooks, "DECAY", 0.5)
-    upkeep = Upkeep(UpkeepOptions(codebook_learning="ema"), [2], 2)
+    upkeep = CodebookEMA(CodebookOptions(codebook_learning="ema"), [2], 2)
     book = torch.nn.Parameter(torch.tensor([[1.0, 0], [0, 1]]))
     upkeep.begin()
     upkeep.observe(0, torch.tensor([[3.0, 0], [0, 3.0]]), torch.tensor([0, 0]))
@@ -179,7 +179,7 @@ def test_moving_averages_by_hand(monkeypatch):
 @pytest.mark.parametrize("codes", [4, 32, 512])
 def test_the_first_step_leaves_a_good_start_alone(learning, codes):
     """Every code has its share of 1,024 rows: none is dead, and an average moves by a hundredth of the way."""
-    upkeep = Upkeep(UpkeepOptions(codebook_learning=learning, dead_code_ratio=0.1), [codes], 1)
+    upkeep = CodebookEMA(CodebookOptions(codebook_learning=learning, dead_code_ratio=0.1), [codes], 1)
     book = torch.nn.Parameter(torch.arange(float(codes))[:, None])
     upkeep.begin()
     code = torch.arange(codes).repeat(1024 // codes)
@@ -191,7 +191,7 @@ def test_the_first_step_leaves_a_good_start_alone(learning, codes):
 
 def test_a_dead_code_moves_to_a_row_of_the_batch_and_forgets_its_moments(monkeypatch):
     monkeypatch.setattr(codebooks, "DECAY", 0.01)
-    upkeep = Upkeep(UpkeepOptions(dead_code_ratio=0.5), [2], 2)
+    upkeep = CodebookEMA(CodebookOptions(dead_code_ratio=0.5), [2], 2)
     book = torch.nn.Parameter(torch.zeros(2, 2))
     optimizer = torch.optim.AdamW([book])
     book.grad = torch.ones(2, 2)

@@ -227,14 +227,14 @@ MODES = {
 def test_lists_are_valid_and_do_not_depend_on_the_batch(mode, masked):
     """An untrained model, too, never recommends padding, MASK, an item twice, or a seen one when masked."""
     model = diffusion(hidden_dropout=0.3, **MODES[mode]).eval()
-    banned = HISTORIES if masked else None
-    together = model.recommend(HISTORIES, 6, banned).item_BW
+    excluded = HISTORIES if masked else None
+    together = model.recommend(HISTORIES, 6, excluded).item_BW
     for row, history in zip(together.tolist(), HISTORIES.tolist(), strict=True):
         assert len(set(row)) == 6 and min(row) >= 1 and max(row) <= 30
         assert not masked or not set(row) & set(history)
     for size in (1, 7):
         cut = [
-            model.recommend(HISTORIES[i : i + size], 6, None if banned is None else banned[i : i + size]).item_BW
+            model.recommend(HISTORIES[i : i + size], 6, None if excluded is None else excluded[i : i + size]).item_BW
             for i in range(0, 60, size)
         ]
         assert torch.equal(torch.cat(cut), together)
@@ -310,7 +310,7 @@ def test_half_of_the_sequences_are_cut_at_any_length():
 @pytest.mark.parametrize("decoding", ["single", "multi", "autoregressive"])
 def test_every_decoding_keeps_to_the_items_asked_for(decoding):
     model, some = diffusion(decoding=decoding).eval(), [2, 9, 11, 29]
-    found = model.recommend(batch_of(50).history_BS, 4, among_M=torch.tensor(some)).item_BW
+    found = model.recommend(batch_of(50).history_BS, 4, candidates_M=torch.tensor(some)).item_BW
     assert found.sort(1).values.tolist() == [some] * 50
 
 

@@ -165,7 +165,7 @@ def by_script(monkeypatch, folder, processes, *options):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_two_processes_stopped_and_resumed_give_the_result_of_one(tmp_path, monkeypatch):
     """SIGTERM to the run script reaches every worker: all is saved, status 143, one line, nobody left. Gone on with,
-    noise on, the last batch uneven: parameters, usage, sigma, SIDs and figures agree with one process's.
+    noise on, the last batch variable_length: parameters, usage, sigma, SIDs and figures agree with one process's.
     """
     write_tiny(tmp_path / "dataset" / "tiny")
     options = tiny_overrides(tmp_path) | {"dropout_rate": 0, "lr_id": 1e-3, "hot_threshold_ratio": 1.0, "epochs": 2}

@@ -53,29 +53,29 @@ def test_kl_to_uniform_by_hand():
 def test_the_whole_loss_by_hand():
     """Golden example: one item, V = 3, beta = 0.1, lambda = 0.5, free bits 0.1, eps 0.1."""
     logq = dvae.length_posterior(STOP)
-    t = dvae.terms(D, KL, logq, floor=0.1, free_bits=0.1, price=0.5)
+    t = dvae.terms(D, KL, logq, baseline=0.1, free_bits=0.1, price=0.5)
     for got, want in zip(t, (0.6287459, 0.6430510, 0.3053119, -0.1665852), strict=True):
         assert float(got) == pytest.approx(want, abs=1e-5)
     assert float(t.rec + 0.1 * (t.voc + t.length)) == pytest.approx(0.6426186, abs=1e-5)
     log_z = math.log(sum(math.exp(-0.5 * t) for t in range(1, 5)))  # what the length term lacks to be a KL
-    free = dvae.terms(D, KL, logq, floor=0.0, free_bits=0.0, price=0.5)
+    free = dvae.terms(D, KL, logq, baseline=0.0, free_bits=0.0, price=0.5)
     assert float(free.voc) == pytest.approx(0.4542078, abs=1e-5)
     assert float(free.rec + free.voc + free.length) + log_z == pytest.approx(1.2180123, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("price", "floor", "want"),
+    ("price", "baseline", "want"),
     [
         (0.5, 0.0, (0.0013013, 0.1171350, 0.5249629, 0.3566009)),
         (0.5, 0.1, (0.0026380, 0.1440315, 0.5284942, 0.3248364)),
     ],
 )
-def test_descent_finds_the_optimal_lengths(price, floor, want):
+def test_descent_finds_the_optimal_lengths(price, baseline, want):
     """Golden example: q*(l) ~ exp(-(1 - eps) d_l / beta - sum of relu(KL - fb) - lambda l), beta = 0.1."""
 
     def loss(x):
         logits = torch.tensor(x[None], requires_grad=True)
-        t = dvae.terms(D.double(), KL.double(), logits.log_softmax(1), floor=floor, free_bits=0.1, price=price)
+        t = dvae.terms(D.double(), KL.double(), logits.log_softmax(1), baseline=baseline, free_bits=0.1, price=price)
         total = t.rec + 0.1 * (t.voc + t.length)
         total.backward()
         return total.item(), logits.grad[0].numpy()

@@ -11,14 +11,14 @@ from helpers import Fixed, evaluated, fails, fit_of
 import main
 from compose import build, configure, parts
 from evaluation import NotFinite
-from recommenders.protocol import Found, unsound
+from recommenders.protocol import TopK, unsound
 from utils import Problem, check_weights, not_finite
 
 NAN, INF = math.nan, math.inf
 
 # ---------------------------------------------------------------- scores
 
-SCORES = [  # a user's list, sound where nothing was banned, sound where something was
+SCORES = [  # a user's list, sound where nothing was excluded, sound where something was
     ([0.0, -1.0, -2.0], True, True),
     ([-1.0, -INF, -INF], True, True),  # beams that found no item
     ([-INF, -INF, -INF], False, True),
@@ -31,11 +31,11 @@ SCORES = [  # a user's list, sound where nothing was banned, sound where somethi
 ]
 
 
-@pytest.mark.parametrize(("scores", "free", "banned"), SCORES)
-def test_which_lists_mean_something(scores, free, banned):
+@pytest.mark.parametrize(("scores", "free", "excluded"), SCORES)
+def test_which_lists_mean_something(scores, free, excluded):
     x = torch.tensor([[0.0, -1.0, -2.0], scores])
-    assert unsound(x, banned=False).tolist() == [False, not free]
-    assert unsound(x, banned=True).tolist() == [False, not banned]
+    assert unsound(x, excluded=False).tolist() == [False, not free]
+    assert unsound(x, excluded=True).tolist() == [False, not excluded]
 
 
 @pytest.mark.parametrize("scores", [s for s, free, _ in SCORES if not free])
@@ -46,12 +46,12 @@ def test_an_evaluation_with_one_such_user_is_no_result(ground, scores):
     class Model(Fixed):
         free_length = 3
 
-        def recommend(self, history, k, banned=None, among=None):
+        def recommend(self, history, k, excluded=None, among=None):
             found = super().recommend(history, k)
             score = torch.zeros(len(history), k)
             if (history == data.test.items[0]).any():
                 score[0] = torch.tensor(scores)
-            return Found(found.item_BW, score)
+            return TopK(found.item_BW, score)
 
     with pytest.raises(NotFinite, match=r"^test: the scores of \d+ of 60 users are not finite: .*lower the learning"):
         evaluated(Model(), data.test, cfg, Accelerator(cpu=True), "test")

@@ -18,7 +18,7 @@ from readers.splits import DataOptions
 from scripts import sid_align, sid_quality
 from scripts.compare import compare
 from serve.loaded import load
-from sids.files import read_index, spelled
+from sids.files import read_index, to_index
 from utils import Problem, read_checkpoint, read_json
 
 IDS = ["b", "a", "c"]  # a catalogue; its items by number are 0, 1, 2
@@ -73,7 +73,7 @@ def test_end_tokens_are_found_whatever_the_order_of_the_keys(tmp_path):
 
 
 def test_one_token_more_than_levels_is_an_end_token_whatever_it_counts(tmp_path):
-    """As scripts/sid_align.py leaves them: an item keeps its end token though the group around it has changed."""
+    """As scripts/sid_align.py leaves them: an item keeps its dedup token though the group around it has changed."""
     path = Path(write(tmp_path / "x.json", {"0": ["<a_0>", "<b_5>"], "1": ["<a_1>", "<b_2>"], "2": ["<a_1>", "<b_7>"]}))
     assert read_index(path).end_N is None
     for told in ({"places": 1}, {"sizes": [4]}):
@@ -148,7 +148,7 @@ def test_end_tokens_of_the_file_are_kept(given, tmp_path):
     index = {str(i): [f"<a_{i // 2 % 8}>", f"<b_{i // 16}>", "<c_0>", f"<d_{1 - i % 2}>"] for i in range(40)}
     cfg = configure.build(options | {"sid_path": write(tmp_path / "x.json", index)})
     model = build.build_model(cfg, read_dataset(cfg[DataOptions])).model
-    assert model.sids.end_N.tolist() == [1, 0] * 20 and spelled(model.sids) == index
+    assert model.sids.end_N.tolist() == [1, 0] * 20 and to_index(model.sids) == index
 
 
 def test_sids_of_unlike_length(given, tmp_path):
@@ -160,7 +160,7 @@ def test_sids_of_unlike_length(given, tmp_path):
     with pytest.raises(Problem, match="differ in length; set --sid_lengths=unlike"):
         build.build_model(configure.build(unlike), data)
     model = build.build_model(configure.build(unlike | {"sid_lengths": "unlike"}), data).model
-    assert spelled(model.sids) == index
+    assert to_index(model.sids) == index
 
 
 def test_a_table_of_methods_trains_again_when_the_file_has_changed(given, tmp_path, capsys):

@@ -17,10 +17,10 @@ from compose import build, configure, restore
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from readers.tables import read_rows
-from recommenders.protocol import Found
+from recommenders.protocol import TopK
 from runs import report
 from runs.folder import RunFolder
-from sids.kept import load_state
+from sids.checkpoint import load_state
 from trainer import TrainOptions, learning_rate, rate_sum
 from utils import Problem, read_checkpoint, read_json, regular_file
 
@@ -94,7 +94,7 @@ NOTHING = [
 
 @pytest.mark.parametrize(("words", "message"), NOTHING)
 def test_why_nothing_is_recommended(trained, capsys, monkeypatch, words, message):
-    nothing = Found(torch.zeros(1, 10, dtype=torch.long), torch.full((1, 10), -1.0))
+    nothing = TopK(torch.zeros(1, 10, dtype=torch.long), torch.full((1, 10), -1.0))
     monkeypatch.setattr("model.beam_search", lambda *args, **kwargs: nothing)
     err = fails(capsys, main.main, "recommend", f"--checkpoint={trained.best}", "--history=i1,i2", *words)
     assert message in err and "mask_seen" not in err

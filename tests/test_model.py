@@ -284,24 +284,24 @@ def test_recommend_equals_scoring_every_item():
 
 
 @pytest.mark.parametrize("kind", ["rq_transformer", "t5"])
-@pytest.mark.parametrize("uneven", [True, False])
+@pytest.mark.parametrize("variable_length", [True, False])
 @pytest.mark.parametrize("legal", [True, False])
-def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, uneven, kind):
+def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, variable_length, kind):
     """However few the beams, what the network likes as a whole item is in the list with its exact sum; all items by
     a search for all of them, and the item's own logits.
     """
     torch.manual_seed(0)
     chosen = {"recommender": kind, "item_loss": 1.0, "item_embedding": True, "legal_softmax": legal}
-    cfg = options(method="two_stage", **chosen, **({"target_length": 2.0} if uneven else {}))
+    cfg = options(method="two_stage", **chosen, **({"target_length": 2.0} if variable_length else {}))
     code_NT = torch.randint(0, 8, (N, 3)).int()
-    if uneven:
+    if variable_length:
         code_NT[::2, 2] = -1
     model = build.empty_model(cfg, N, code_NT=code_NT).eval()
     model.set_codes(code_NT)
     with torch.no_grad():  # scores that differ
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    history, banned = some_batch().history_BS, torch.tensor([[3, 5]])
+    history, excluded = some_batch().history_BS, torch.tensor([[3, 5]])
     model.recommender.item_loss = 0.0
     alone = model.recommend(history, N)
     sid_BN = torch.zeros(len(history), N + 1).scatter_(1, alone.item_BW, alone.score_BW)[:, 1:]
@@ -313,7 +313,7 @@ def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, uneven, kind):
     want_BN = (sid_BN + item_BN).index_fill(1, torch.tensor([2, 4]), -torch.inf)
     model.search = dataclasses.replace(model.search, num_beams=3)
     for k in (3, N):
-        got = model.recommend(history, k, banned.expand(len(history), 2))
+        got = model.recommend(history, k, excluded.expand(len(history), 2))
         keep = got.item_BW > 0
         torch.testing.assert_close(got.score_BW[keep], want_BN.gather(1, (got.item_BW - 1).clamp(min=0))[keep])
         best = item_BN.index_fill(1, torch.tensor([2, 4]), -torch.inf).argmax(1, keepdim=True)
@@ -502,14 +502,14 @@ def test_lists_are_full_while_items_are_left(item_loss):
     short = {"num_beams": 4, "metrics": ["ndcg@4"], "valid_metric": "ndcg@4"}
     model = joint(recommender="rq_transformer", item_loss=item_loss, **short).eval()
     history_BS = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    for banned_BS in (
+    for excluded_BS in (
         torch.tensor([[*range(1, 23)], [*range(9, 31)]]),
         torch.tensor([[*range(1, 21), 0, 0], [5] * 22]),
     ):
-        found = model.recommend(history_BS, 8, banned_BS)
-        for row, banned in enumerate(banned_BS.tolist()):
+        found = model.recommend(history_BS, 8, excluded_BS)
+        for row, excluded in enumerate(excluded_BS.tolist()):
             items = found.item_BW[row].tolist()
-            assert len({*items} - {0, *banned}) == min(8, N - len({*banned} - {0}))
+            assert len({*items} - {0, *excluded}) == min(8, N - len({*excluded} - {0}))
             assert (found.score_BW[row].diff() <= 0).all()
-            alone = model.recommend(history_BS[row, None], 8, torch.tensor([banned]))
+            alone = model.recommend(history_BS[row, None], 8, torch.tensor([excluded]))
             assert alone.item_BW[0].tolist() == items

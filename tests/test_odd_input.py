@@ -18,7 +18,7 @@ from main import ids_of
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
-from recommenders.protocol import Hit
+from recommenders.protocol import Recommendation
 from runs import guard, report
 from utils import Problem, log, log_to, printable, problems_exit_2
 
@@ -91,7 +91,7 @@ OBEYED = [
 
 @pytest.mark.parametrize("odd", OBEYED)
 def test_what_a_terminal_would_obey_is_escaped(capsys, odd):
-    report.show_items([Hit(f"a{odd}b", f"Titel ä 日本 {odd}", -1.0)])
+    report.show_items([Recommendation(f"a{odd}b", f"Titel ä 日本 {odd}", -1.0)])
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and out.rstrip("\n").isprintable() and "Titel ä 日本" in out
     log_to(None, main=True)
@@ -106,7 +106,7 @@ def test_no_character_is_too_much_for_a_stream(monkeypatch, encoding, tmp_path):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     with problems_exit_2():
-        report.show_items([Hit("i1", "日本 \udc80 ä", 0.0)])
+        report.show_items([Recommendation("i1", "日本 \udc80 ä", 0.0)])
         log_to(tmp_path / "x.log", main=True)
         log.info("日本 \udc80")
         print("日本 \udc80")
@@ -302,8 +302,8 @@ ODD = {
     "code -1": (changed_code(-1), "the SID of item 4 is out of range"),
     "code -1 at the end": (changed_code(-1, 2), "the SID of item 4 is out of range"),
     "code far out": (changed_code(2**31 - 1, 1, 0), "the SID of item 1 is out of range"),
-    "end token": (lambda s: s["model"]["end_N"].__setitem__(0, 8), "the SID of item 1 is out of range"),
-    "end token -1": (lambda s: s["model"]["end_N"].__setitem__(39, -1), "the SID of item 40 is out of range"),
+    "dedup token": (lambda s: s["model"]["end_N"].__setitem__(0, 8), "the SID of item 1 is out of range"),
+    "dedup token -1": (lambda s: s["model"]["end_N"].__setitem__(39, -1), "the SID of item 40 is out of range"),
     "SID twice": (same_sid, "two items have one SID"),
     "fractional codes": (retyped("code_NT", torch.float32), "code_NT holds torch.float32"),
     "fractional ends": (retyped("end_N", torch.float64), "end_N holds torch.float64"),

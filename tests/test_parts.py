@@ -211,7 +211,7 @@ def test_what_is_denied_takes_no_place_of_a_list(run, monkeypatch):
     found = loaded.recommend([["i3"]], k=10, deny=best)[0]
     assert [h.item for h in found] == [h.item for h in whole[20:]]
     assert [h.score for h in found] == pytest.approx([h.score for h in whole[20:]], abs=1e-5)
-    monkeypatch.setattr("serve.loaded.STRUCK", 19)  # more than that are left out of the tree
+    monkeypatch.setattr("serve.loaded.EXCLUDED", 19)  # more than that are left out of the tree
     left = [i for i in loaded.items if i not in best]
     found = loaded.recommend([["i3"]], k=10, deny=best)[0]
     assert len(found) == 10 and found == loaded.recommend([["i3"]], k=10, allow=left)[0]
@@ -272,7 +272,7 @@ def test_the_second_network_from_the_command_line(place, capsys):
     assert "decay.usage_0" in read_checkpoint(folder / "best_model.pth")["model"]
     with pytest.raises(Problem, match="legal_softmax: a target drawn anew"):
         configure.load(None, ["--legal_softmax=true"])
-    with pytest.raises(Problem, match=r"collision: item has as many end tokens .* needs legal_softmax: true"):
+    with pytest.raises(Problem, match=r"collision: item has as many dedup tokens .* needs legal_softmax: true"):
         configure.load(None, ["--collision=item"])
     with pytest.raises(Problem, match="it cannot go with constrained: false"):
         configure.load(None, ["--method=two_stage", "--legal_softmax=true", "--constrained=false"])

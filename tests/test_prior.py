@@ -1,4 +1,4 @@
-"""The completed loss: its limits, its average, and the toy in which merging pays only without it."""
+"""The usage-corrected loss: its limits, its average, and the toy in which merging pays only without it."""
 
 import math
 

@@ -554,7 +554,7 @@ COMPANIONS = {
         "toy.emb-a.npy",
     ),
     "twins": (["Toy.emb-a.npy", "toy.emb-a.npy"], None, "toy.emb-a.npy"),
-    "twins of another spelling": (["Toy.emb-a.npy", "TOY.emb-a.npy"], "several embeddings", None),
+    "twins of another vocabulary": (["Toy.emb-a.npy", "TOY.emb-a.npy"], "several embeddings", None),
     "two models": (["Toy.emb-a.npy", "toy.emb-b.npy"], "several embeddings", None),
     "two lists": (["Toy.items.jsonl", "TOY.items.jsonl"], r"TOY\.items\.jsonl and .*Toy\.items\.jsonl", None),
 }

@@ -21,8 +21,8 @@ def ranks():
 def test_figures_by_hand():
     rank = np.array([[0, 1, 9, 9], [0, 9, 9, 2]])
     ours = Row("a", dict(zip((7, 5), rank, strict=True)), [{"coverage@3": 0.5}, {"coverage@3": 0.7}])
-    floor = Row("b", {None: np.array([9, 9, 9, 0])}, [{"coverage@3": 0.1}])
-    found = judged({"a": ours, "b": floor}, {"b": ["a"]}, ["recall@3", "ndcg@3", "coverage@3"])
+    baseline = Row("b", {None: np.array([9, 9, 9, 0])}, [{"coverage@3": 0.1}])
+    found = judged({"a": ours, "b": baseline}, {"b": ["a"]}, ["recall@3", "ndcg@3", "coverage@3"])
     per_user = np.array([1, 0.5, 0, 0.5])
     assert found["a"]["recall@3"]["mean"] == per_user.mean() and found["a"]["users"] == 4
     assert found["a"]["recall@3"]["interval"] == pytest.approx(1.96 * per_user.std(ddof=1) / 2)

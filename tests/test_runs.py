@@ -102,7 +102,7 @@ def infinite(path):
     rewrite(path, lambda x: x * np.float32(np.inf))
 
 
-# what happens to the file -> is the floor still its own?
+# what happens to the file -> is the baseline still its own?
 CHANGES = {
     "nothing": (lambda path: None, True),
     "touched": (lambda path: path.touch(), True),
@@ -137,7 +137,7 @@ def test_the_end_of_a_run_uses_the_embeddings_that_its_start_hashed(ground, tmp_
     found = read_json(fit.run.baselines)
     assert fit.run.results()["recall@10"] >= 0 and (fit.run.path / "ranks-test.npy").is_file()
     assert set(found) == ({"popularity", "content"} if same else {"popularity"})
-    assert ("the floor 'content' is left out" in caplog.text) == (not same)
+    assert ("the baseline 'content' is left out" in caplog.text) == (not same)
     if same:
         assert np.array_equal(read_embeddings(data), np.load(data.embedding_path))
     else:
@@ -146,7 +146,7 @@ def test_the_end_of_a_run_uses_the_embeddings_that_its_start_hashed(ground, tmp_
 
 
 def test_the_embeddings_are_opened_once(tmp_path, monkeypatch):
-    """By a run script with all its stages: tokenizer, run, baseline of the same tokenizer, floors."""
+    """By a run script with all its stages: tokenizer, run, baseline of the same tokenizer, baselines."""
     write_tiny(tmp_path / "dataset" / "tiny")
     options = tiny_overrides(tmp_path) | {"run_name": "r", "epochs": 1, "with_two_stage": True}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
@@ -425,15 +425,15 @@ def evaluation_fails(title, error):
 
 ENDS = {
     "SIDs": breaking("main.write_index"),
-    "floors": breaking("main.floor_figures"),
+    "baselines": breaking("main.baseline_figures"),
     "figures of the codes": breaking("model.GenerativeModel.figures"),
     "no room for the SIDs": full_disk("tiny.index.json"),
-    "no room for the floors": full_disk("baselines.json"),
+    "no room for the baselines": full_disk("baselines.json"),
     "no room for the count": full_disk("test_looks.json"),
     "no room for its name": full_disk("run.json"),
     "no room for the ranks": full_disk("ranks-test.npy"),
     "no room for the results": full_disk("test.json"),
-    "stopped in a floor": evaluation_fails("popularity", Stopped(15)),
+    "stopped in a baseline": evaluation_fails("popularity", Stopped(15)),
     "stopped in the test": evaluation_fails("test", Stopped(15)),
     "out of memory in the test": evaluation_fails("test", Problem("out of memory on a single user")),
     "a fault in the test": evaluation_fails("test", RuntimeError("a fault")),
@@ -467,9 +467,9 @@ def test_a_floor_that_runs_out_of_memory_costs_its_own_row(ground, tmp_path, mon
     )
     inner, lost = main.evaluate, Problem("out of memory on a single user")
     evaluation_fails("popularity", lost)(monkeypatch)
-    assert main.floor_figures(fit.cfg, fit.data, fit.acc) == {}
+    assert main.baseline_figures(fit.cfg, fit.data, fit.acc) == {}
     monkeypatch.setattr("main.evaluate", inner)
-    assert set(main.floor_figures(fit.cfg, fit.data, fit.acc)) == {"popularity"}
+    assert set(main.baseline_figures(fit.cfg, fit.data, fit.acc)) == {"popularity"}
 
 
 def test_runs_of_unlike_precision_in_one_process(ground):
@@ -546,7 +546,7 @@ WHEN = {
     "before the best model": "runs.folder.RunFolder.save_best",
     "before a row": "trainer.Trainer._record",
     "before the end": "main.finish",
-    "before the floors": "main.floor_figures",
+    "before the baselines": "main.baseline_figures",
     "before the SIDs": "main.write_index",
     "before the ranks": "main.save_ranks",
     "before the results": "runs.folder.RunFolder.save_results",

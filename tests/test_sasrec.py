@@ -134,7 +134,7 @@ def test_some_items_alone_come_in_the_order_of_the_whole():
     model, some = sasrec().eval(), [2, 9, 11, 29]
     whole = model.recommend(HISTORY, 30).item_BW.tolist()
     among = torch.tensor(some)
-    assert model.recommend(HISTORY, 4, among_M=among).item_BW.tolist() == [
+    assert model.recommend(HISTORY, 4, candidates_M=among).item_BW.tolist() == [
         [i for i in row if i in some] for row in whole
     ]
     barred = model.recommend(HISTORY, 4, HISTORY, among).item_BW

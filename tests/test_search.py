@@ -84,22 +84,22 @@ def test_banned_items_never_appear_and_the_rest_keep_their_order():
     sids = random_sids(25, sizes, 3)
     model, trie = Table(sizes, 2), Trie(sids, sizes)
     free = beam_search(model, trie, 2, 25, torch.device("cpu")).item_BW
-    banned = torch.stack([free[0, [0, 3]], free[1, [1, 2]]])
-    found = beam_search(model, trie, 2, 25, torch.device("cpu"), banned).item_BW
+    excluded = torch.stack([free[0, [0, 3]], free[1, [1, 2]]])
+    found = beam_search(model, trie, 2, 25, torch.device("cpu"), excluded).item_BW
     for user in range(2):
-        want = [i for i in free[user].tolist() if i not in banned[user].tolist()]
+        want = [i for i in free[user].tolist() if i not in excluded[user].tolist()]
         assert [i for i in found[user].tolist() if i] == want
 
 
 def test_banned_leaves_take_no_beam_where_items_share_sids():
-    """Twelve SIDs, of which the last has two items: with four banned the five best of the others come."""
+    """Twelve SIDs, of which the last has two items: with four excluded the five best of the others come."""
     sids = torch.cat([torch.arange(12), torch.tensor([11])])[:, None]
     model, trie = Table([12], 1), Trie(sids, [12], shared=True)
     score = torch.tensor([model.score(0, sid) for sid in sids])
     best = (score.sort(descending=True, stable=True).indices + 1).tolist()
-    for banned in (best[:4], [12, 13], [12, *best[:3]]):
-        found = beam_search(model, trie, 1, 5, torch.device("cpu"), torch.tensor([banned])).item_BW[0].tolist()
-        assert found[:5] == [i for i in best if i not in banned][:5]
+    for excluded in (best[:4], [12, 13], [12, *best[:3]]):
+        found = beam_search(model, trie, 1, 5, torch.device("cpu"), torch.tensor([excluded])).item_BW[0].tolist()
+        assert found[:5] == [i for i in best if i not in excluded][:5]
 
 
 def test_unconstrained_search_finds_the_best_tuples_and_marks_invalid_ones():
@@ -150,13 +150,13 @@ def test_a_trie_costs_at_most_32_bytes_an_item():
 
 
 def test_unconstrained_search_bans_items_and_not_invalid_codes():
-    """Padding of the banned list is 0, and so is the number of a SID that no item has."""
+    """Padding of the excluded list is 0, and so is the number of a SID that no item has."""
     sizes = [3, 3, 2]
     sids = random_sids(9, sizes, 5)
     model, tree = Table(sizes, 2), AllTokens(Trie(sids, sizes))
     free = beam_search(model, tree, 2, 18, torch.device("cpu")).item_BW
-    banned = torch.tensor([[int(free[0].max()), 0], [1, 2]])
-    found = beam_search(model, tree, 2, 18, torch.device("cpu"), banned)
+    excluded = torch.tensor([[int(free[0].max()), 0], [1, 2]])
+    found = beam_search(model, tree, 2, 18, torch.device("cpu"), excluded)
     for user in range(2):
         alive = found.item_BW[user][found.score_BW[user] > -torch.inf].tolist()
-        assert sorted(alive) == sorted(i for i in free[user].tolist() if i == 0 or i not in banned[user].tolist())
+        assert sorted(alive) == sorted(i for i in free[user].tolist() if i == 0 or i not in excluded[user].tolist())

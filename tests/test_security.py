@@ -98,9 +98,10 @@ def test_no_reader_runs_what_is_in_the_data(tmp_path, marker):
     write_tiny(tmp_path / "dataset" / "tiny")
     bomb = bombs(tmp_path, marker)
     options = configure.build(tiny_overrides(tmp_path))[DataOptions]
+    embedding = Path(read_dataset(options).embedding_path)
     for path in bomb:
+        embedding.write_bytes(path.read_bytes())
         data = read_dataset(options)
-        Path(data.embedding_path).write_bytes(path.read_bytes())
         with pytest.raises(Problem, match=r"not readable as \.npy"):
             read_embeddings(data)
     for ending in (".items.jsonl", ".inter"):  # the second stands before the first when they are read

@@ -13,7 +13,7 @@ from compose import build, configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from scripts import sid_quality
-from sids.files import read_index, spelled
+from sids.files import read_index, to_index
 from sids.quality import load_figures
 from sids.table import SidTable
 from utils import Problem, read_json
@@ -46,7 +46,7 @@ def table(codes, end, sizes, ends=0):
 )
 def test_an_index_is_read_as_it_was_written(tmp_path, sids):
     path = tmp_path / "x.index.json"
-    path.write_text(json.dumps(spelled(sids)))
+    path.write_text(json.dumps(to_index(sids)))
     got = read_index(path)
     assert torch.equal(got.code_NT, sids.code_NT) and got.sizes == sids.sizes
     assert (got.end_N is None) == (sids.end_N is None)

@@ -68,7 +68,7 @@ def test_end_tokens_by_hand():
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=30))
 def test_either_rule_tells_items_apart_and_gives_strangers_nothing(codes):
-    """No two items have one SID; one that stands alone needs no end token of its own; and an item that does not
+    """No two items have one SID; one that stands alone needs no dedup token of its own; and an item that does not
     move keeps its `item` token whatever the others do.
     """
     code_NT = torch.tensor(codes)
@@ -91,7 +91,7 @@ def test_equal_lengths_put_the_end_token_last():
 
 
 def test_unlike_lengths_end_where_the_code_ends():
-    """Golden example: A (1, 4), B (1, 2, 4), C (1, 2, 5) ... as codes with end tokens 0 and 1."""
+    """Golden example: A (1, 4), B (1, 2, 4), C (1, 2, 5) ... as codes with dedup tokens 0 and 1."""
     sids = table([(1,), (1, 2), (1, 2), (2, 3, 1), (3,)], [0, 0, 1, 0, 0], ends=2)
     assert not sids.even and sids.vocabulary == (7, 7, 7, 3)
     assert sids.length_N.tolist() == [1, 2, 2, 3, 1]
@@ -107,7 +107,7 @@ def test_unlike_lengths_end_where_the_code_ends():
 
 
 def test_unlike_lengths_need_end_tokens():
-    with pytest.raises(ValueError, match="need end tokens"):
+    with pytest.raises(ValueError, match="need dedup tokens"):
         _ = table([(1,), (1, 2)]).token_NP
 
 
@@ -167,10 +167,10 @@ def test_items_of_one_sid_come_together_in_catalogue_order(seed, n):
     for user in range(2):
         got = [i for i in found.item_BW[user].tolist() if i]
         assert got == brute_force(model, sids, user)
-    banned = torch.tensor([[1, 0], [2, min(3, n)]])
-    barred = beam_search(model, trie, 2, 16, torch.device("cpu"), banned)
+    excluded = torch.tensor([[1, 0], [2, min(3, n)]])
+    barred = beam_search(model, trie, 2, 16, torch.device("cpu"), excluded)
     for user in range(2):
-        want = [i for i in brute_force(model, sids, user) if i not in banned[user].tolist()]
+        want = [i for i in brute_force(model, sids, user) if i not in excluded[user].tolist()]
         assert [i for i in barred.item_BW[user].tolist() if i] == want
 
 
@@ -239,7 +239,7 @@ def test_of_unlike_lengths_too_banned_items_never_come_and_free_their_place():
 
 
 def test_banned_items_of_one_code_leave_the_search_over_unlike_lengths_the_others():
-    """Thirty items of one code and one that goes on: with the best of them banned, a list is full of the rest."""
+    """Thirty items of one code and one that goes on: with the best of them excluded, a list is full of the rest."""
     sids = table([(1,)] * 30 + [(2, 3)], [*range(30), 0], ends=30)
     model = Table(sids, 1)
     free = brute_force(model, sids, 0)

@@ -152,7 +152,7 @@ def test_a_miss_stays_a_miss_at_any_cut_off(ground, tmp_path, k):
     cfg = configure.build(options | {"num_beams": k, "metrics": [f"recall@{k}"], "valid_metric": f"recall@{k}"})
 
     class Ten(Fixed):
-        def recommend(self, history, k, banned=None, among=None):
+        def recommend(self, history, k, excluded=None, among=None):
             return super().recommend(history, 10)
 
     found = evaluated(Ten(), data.test, cfg, Accelerator(cpu=True), "test")
@@ -178,8 +178,8 @@ def test_floors_recommend_what_they_say(ground):
     cosine = x @ query / np.linalg.norm(x, axis=1)
     content = parts.BASELINES["content"](data)
     assert content.recommend(history, 5).item_BW[0].tolist() == (np.argsort(-cosine)[:5] + 1).tolist()
-    banned = torch.tensor([[3, 7], [1, 2]])
-    assert not set(content.recommend(history, 38, banned).item_BW[0].tolist()) & {3, 7}
+    excluded = torch.tensor([[3, 7], [1, 2]])
+    assert not set(content.recommend(history, 38, excluded).item_BW[0].tolist()) & {3, 7}
 
 
 def test_the_test_set_is_looked_at_once_and_ranks_give_the_figures_again(ground, tmp_path):
@@ -258,7 +258,7 @@ def test_a_miss_stays_a_miss_when_the_list_is_short(ground, tmp_path):
     cfg = configure.build(options | {"num_beams": 10})
 
     class Three(Fixed):
-        def recommend(self, history, k, banned=None, among=None):
+        def recommend(self, history, k, excluded=None, among=None):
             return super().recommend(history, 3)
 
     target = data.test.items[data.test.position]

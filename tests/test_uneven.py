@@ -13,7 +13,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions, Split
 from recommenders.protocol import unsound
 from sids.cut import codes_of
-from sids.files import spelled
+from sids.files import to_index
 from sids.search import spell
 from utils import Problem
 
@@ -23,7 +23,7 @@ NETWORKS = ["t5", "rq_transformer", "decoder"]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """(options, data) with a residual k-means whose codes can be cut."""
-    root = tmp_path_factory.mktemp("uneven")
+    root = tmp_path_factory.mktemp("variable_length")
     write_tiny(root / "dataset" / "tiny")
     options = tiny_overrides(root) | {"method": "two_stage", "tokenizer": "rq_kmeans", "max_shared": 1.0}
     cfg = configure.build(options)
@@ -156,7 +156,7 @@ def test_codes_of_one_shorter_length_are_those_of_a_tokenizer_with_fewer_levels(
     options, data = place
     cfg = configure.build(options | {"target_length": 2.0})
     code_NT = torch.tensor([[1, 2, -1]]).expand(data.n_items, -1)
-    assert build.spelling_of(cfg, 40, code_NT) == build.spelling_of(
+    assert build.vocabulary_of(cfg, 40, code_NT) == build.vocabulary_of(
         configure.build(options | {"num_emb_list": [8, 8]}), 40
     )
 
@@ -169,7 +169,7 @@ def test_the_end_of_a_popular_item_is_the_first_and_sids_travel_as_shorter_lists
         rows = np.flatnonzero(groups == group)
         order = rows[np.argsort(-count_N[rows], kind="stable")]
         assert model.end_N[order].tolist() == list(range(len(rows)))
-    lists = list(spelled(model.sids).values())
+    lists = list(to_index(model.sids).values())
     assert [len(row) - 1 for row in lists] == model.sids.length_N.tolist()
     assert all(row[-1].startswith("<z_") for row in lists) and len({tuple(row) for row in lists}) == len(lists)
 
@@ -254,7 +254,7 @@ def test_a_history_is_the_newest_whole_items_that_the_budget_buys(budget, longes
     assert histories(split, np.array([0]), longest)[0].tolist() == [want]
     assert split.lengths(longest).tolist() == [len(want)]
     assert split.tokens(longest).tolist() == [sum((0, 2, 3, 2, 3)[i] for i in want)]
-    assert len(seen_items(split, np.array([0]))[0]) == 5  # what was seen is banned, whatever is read
+    assert len(seen_items(split, np.array([0]))[0]) == 5  # what was seen is excluded, whatever is read
 
 
 @pytest.mark.parametrize("budget", [None, 4, 7, 9, 30])
@@ -310,11 +310,11 @@ def test_a_budget_reaches_evaluation_and_python(place):
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("legal", [False, True])
 def test_scores_that_are_none_are_no_misses(place, network, legal):
-    """A NaN in a table makes the evaluation fail whatever is banned, and not a result of no hits."""
+    """A NaN in a table makes the evaluation fail whatever is excluded, and not a result of no hits."""
     _, data = place
     model = model_of(place, target_length=1.7, recommender=network, legal_softmax=legal)
     with torch.no_grad():
         model.recommender.tables[0][0] = torch.nan
     batch = make_batch(data.valid, np.arange(6), 50)
     found = model.recommend(batch.history_BS, 10, batch.history_BS)
-    assert unsound(found.score_BW, banned=True).any()
+    assert unsound(found.score_BW, excluded=True).any()

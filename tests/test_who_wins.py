@@ -69,7 +69,7 @@ def test_runs_of_unlike_protocols_are_refused(trained, tmp_path):
     shutil.copytree(path, other)
     config = other / "config.yaml"
     plain = config.read_text()
-    config.write_text(plain.replace("data_path: ", "data_path: ./"))  # the same data by another spelling
+    config.write_text(plain.replace("data_path: ", "data_path: ./"))  # the same data by another vocabulary
     who_wins.run([str(path), str(other)])
     config.write_text(plain.replace("mask_seen: false", "mask_seen: true"))
     with pytest.raises(Problem, match="mask_seen"):

@@ -9,7 +9,7 @@ import torch
 from readers.splits import Split
 from scripts.bench.common import HOST, Figures, Job, figure, growth, peak_memory_of
 from sids.contrastive import ContrastiveOptions, ContrastiveRQVAE
-from sids.hits import Queries, hit_figures
+from sids.neighbour_recall import Queries, hit_figures
 from sids.pairs import PairOptions, pairs_of
 from sids.tokenizer import Source
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from compose import build
 from readers.dataset import read_embeddings
 from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
+from sids.checkpoint import PretrainOptions
 from sids.fit import Pretrainer
-from sids.kept import PretrainOptions
 from sids.tokenizer import Source
 from vq import RQVAE, SINKHORN_ITERATIONS, RQVAEOptions
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sids import hits
-from sids.hits import Queries, hit_figures, neighbours
+from sids import neighbour_recall
+from sids.neighbour_recall import Queries, hit_figures, neighbours
 
 ANGLES = [0, 10, 25, 45, 180, -30]
 QUERIES = Queries.of([[0], [3, 4], [5], [4]], [[2], [1, 5], [0], [3]])
@@ -75,8 +75,8 @@ def test_what_float32_proposes_is_the_exact_list(monkeypatch, wide, spare):
     x = torch.from_numpy(random.normal(size=(60, wide))[random.integers(0, 60, 300)])
     x[:40] = x[0] + 1e-9 * torch.from_numpy(random.normal(size=(40, wide)))
     want = [neighbours(x, 30), neighbours(x, 7, np.array([3, 5, 299, 3]))]
-    monkeypatch.setattr(hits, "DENSE", 0)
-    monkeypatch.setattr(hits, "SPARE", spare)
+    monkeypatch.setattr(neighbour_recall, "DENSE", 0)
+    monkeypatch.setattr(neighbour_recall, "SPARE", spare)
     found = [neighbours(x, 30), neighbours(x, 7, np.array([3, 5, 299, 3]))]
     for ours, theirs in zip(found, want, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -15,9 +15,9 @@ from compose import build, configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard
-from sids import fit, shares
+from sids import distributed, fit
+from sids.checkpoint import PretrainOptions
 from sids.fit import Pretrainer
-from sids.kept import PretrainOptions
 from sids.tokenizer import Source
 from utils import Problem, Stopped, read_checkpoint, read_json
 
@@ -57,7 +57,7 @@ def three_epochs(root, rank, processes, port):
         model = recipe.kind(recipe.codes, source.content_ND.shape[1])
         loop = Pretrainer(recipe, recipe.loop, model, source, root / "never.pth")
         model.begin(source, cfg[PretrainOptions].rqvae_batch_size, 0, fresh=True)
-        shares.agree(model.double())
+        distributed.agree(model.double())
         figures = [loop._epoch(epoch) for epoch in range(3)]
         torch.save({"state": model.state_dict(), "figures": figures}, root / f"{case}-{processes}-{rank}.pt")
 
@@ -167,6 +167,6 @@ def test_stopped_and_resumed_by_two_processes(tmp_path):
 def test_what_is_fitted_at_once_is_not_shared_out(tmp_path, monkeypatch):
     write_tiny(tmp_path / "dataset" / "tiny")
     cfg = configure.build(options_of(tmp_path, tokenizer="rq_kmeans"))
-    monkeypatch.setattr(shares, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
     with pytest.raises(Problem, match="rq_kmeans is fitted by one process; start the command without a launcher"):
         build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))

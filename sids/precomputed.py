@@ -63,12 +63,12 @@ class Given:
         """The SIDs of a data set's items, in their order; Problem where the options say otherwise than the file."""
         path, sizes = cls.file(cfg), cfg.num_emb_list
         found = read_index(path, ids=data.catalogue.ids, keys=cfg.sid_keys, places=len(sizes))
-        if not found.even and not cfg.uneven:
+        if not found.even and not cfg.variable_length:
             raise Problem(f"{path}: its SIDs differ in length; set --sid_lengths=unlike and --collision=suffix")
-        fewer = len(found.sizes) < len(sizes) and not cfg.uneven
+        fewer = len(found.sizes) < len(sizes) and not cfg.variable_length
         if fewer or len(found.sizes) > len(sizes) or any(k > n for k, n in zip(found.sizes, sizes, strict=False)):
             own, wanted = (shortened(",".join(map(str, k))) for k in (sizes, found.sizes))
             raise Problem(f"num_emb_list: levels of {own} codes are not those of {path}; set --num_emb_list={wanted}")
         ends = "none in the file" if found.end_N is None else f"up to {int(found.end_N.max())}"
-        log.info(f"semantic IDs: {found.n_items} of {path}, {len(found.sizes)} levels; end tokens: {ends}")
+        log.info(f"semantic IDs: {found.n_items} of {path}, {len(found.sizes)} levels; dedup tokens: {ends}")
         return found
