@@ -2,7 +2,8 @@
 
 The paper, in the order of reading: the noise and its decay (joint/uncertainty.py), the quantizer with its soft gradient
 (joint/quantizer.py), L_rec (model.py, `sid_loss`), and here the joint loss. With the list of `extras` empty this is the
-published objective; the extras are ours (joint/terms.py, joint/offsets.py, joint/prior.py).
+published objective; the extras are ours (joint/terms.py, joint/offsets.py, joint/prior.py). docs/method.md, section
+5.3, has the formula.
 
 Shape letters: B users, U distinct items of a batch, R rows that a step predicts, L levels, K codes of a level.
 """

@@ -1,4 +1,4 @@
-"""The gradient check: does the recommendation loss reach every codebook, on every path it should?"""
+"""The gradient check (docs/method.md, section 5.2): L_rec must reach every codebook on every path that it should."""
 
 import contextlib
 from typing import Any

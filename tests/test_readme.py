@@ -38,3 +38,15 @@ def test_every_setting_that_is_quoted_has_a_legal_value():
     needs = {"collision": ["--legal_softmax=true", "--assignment_forward=history"]}
     for key, value in shown:
         assert configure.build(configure.parse_overrides([f"--{key}={value}", *needs.get(key, [])]))
+
+
+def test_the_method_names_the_code_that_computes_it():
+    """Each `file.py` of the table in docs/method.md has the classes and functions named behind it."""
+    text = (ROOT / "docs" / "method.md").read_text().partition("## 1.")[0]
+    rows = [row.split(": ") for row in re.findall(r"`[\w/]+\.py`: (?:`[\w.]+`(?:, )?)+", text)]
+    assert len(rows) > 20
+    for file, names in rows:
+        source = (ROOT / file.strip("`")).read_text()
+        for name in re.findall(r"`([\w.]+)`", names):
+            for word in name.split("."):
+                assert re.search(rf"^\s*(?:class|def) {word}\b", source, re.M), (file, name)
