@@ -21,7 +21,7 @@ import torch
 
 import main
 import settings
-from compose import build, configure, parts
+from compose import build, cli, configure, parts
 from data import recent
 from metrics import EvalOptions, per_user, target_rank
 from model import GenerativeModel
@@ -180,7 +180,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     share = given.get("share", "0.02")
     if not share.replace(".", "", 1).isdecimal() or not 0 < float(share) <= 0.5:
         raise Problem(f"--share: expected a number above 0, at most 0.5, got {quoted(share)}")
-    cfg = main.configuration(words, __doc__, lambda cfg: main.check_data(check_able(cfg)))
+    cfg = cli.configuration(words, __doc__, lambda cfg: main.check_data(check_able(cfg)))
     check_able(cfg)
     log_to(None, main=True)
     data = read_dataset(cfg[DataOptions])

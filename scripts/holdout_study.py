@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import main
 from compose import build, cli, configure
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
@@ -33,7 +32,7 @@ def study(argv: list[str]) -> dict[str, dict[str, float]]:
     if len(names) != 1:
         raise Problem("holdout_study: needs a preset, as in: config/scientific_varlen.yaml --data_path=DIR")
     log_to(None, main=True)
-    cfg = configure.build(main.preset_of(Path(names[0]), overrides), overrides)
+    cfg = configure.build(cli.preset_of(Path(names[0]), overrides), overrides)
     if not build.reads_content(cfg) or cfg[CodeOptions].rqvae_path is not None:
         raise Problem("holdout_study: makes a tokenizer of content; use --method=two_stage and leave rqvae_path out")
     if getattr(cfg[CodeOptions], "weights", None) != "counts":

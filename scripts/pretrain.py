@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 
 import main
-from compose import build, configure
+from compose import build, cli, configure
 from joint.moving import JointMethod
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -40,7 +40,7 @@ def run(argv: list[str]) -> None:
 
 
 def pretrain(argv: list[str]) -> None:
-    cfg = main.configuration(argv, __doc__, main.check_data, composed=without_training)
+    cfg = cli.configuration(argv, __doc__, main.check_data, composed=without_training)
     if not build.reads_content(cfg):
         raise Problem("method: has no tokenizer to pre-train; use --method=two_stage, and not --tokenizer=given")
     if "WORLD_SIZE" in os.environ:

@@ -93,12 +93,12 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
     if len(names) > 1:
         raise Problem(f"one data set at a time, not {', '.join(names)}; options are written --key=value")
     name = names[0] if names else "demo"
-    found = main.presets(name, name, overrides)
-    path = Path(given.get("config", found[0] if found else main.CONFIG / f"{name}.yaml"))
-    known = ", ".join(sorted(p.stem for p in main.CONFIG.glob("*.yaml")))
+    found = cli.presets(name, name, overrides)
+    path = Path(given.get("config", found[0] if found else cli.CONFIG / f"{name}.yaml"))
+    known = ", ".join(sorted(p.stem for p in cli.CONFIG.glob("*.yaml")))
     own = f"{name}.yaml beside the data is looked for as well, where scripts/prepare_data.py puts it: --data_path=DIR"
     regular_file(path, f"no such configuration; there are {known}; {own}")
-    preset = main.preset_of(path, overrides, names[0] if names else None)
+    preset = cli.preset_of(path, overrides, names[0] if names else None)
     preset |= {"uncertainty": uncertainty, "method": "diger"}
     cfg = configure.build(preset, overrides)
     if cfg[RunOptions].run_name is None:

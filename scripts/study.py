@@ -217,7 +217,7 @@ def asked(argv: list[str], own: list[str], usual: str = "2020") -> tuple[dict[st
     dataset, preset = words[0], Path(given["config"]) if "config" in given else None
     if dataset.endswith(".yaml"):
         preset = Path(dataset)
-        dataset = str(overrides.get("dataset") or main.preset_of(preset, overrides).get("dataset"))
+        dataset = str(overrides.get("dataset") or cli.preset_of(preset, overrides).get("dataset"))
     seeds = [int(s) for s in cli.seeds_asked(given, overrides, usual)]
     return given, words[1:], Asked(dataset, seeds, overrides, preset)
 
@@ -229,14 +229,14 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any], preset: Path | No
     method, chosen, _ = split_name(name)
     if preset is not None:
         regular_file(preset, "no such configuration")
-    found = main.presets(f"{dataset}_{method}", dataset, overrides)
-    found += [preset] if preset else main.presets(dataset, dataset, overrides)
+    found = cli.presets(f"{dataset}_{method}", dataset, overrides)
+    found += [preset] if preset else cli.presets(dataset, dataset, overrides)
     if not found:
         raise Problem(f"config/{dataset}.yaml: no such preset, nor beside the data; copy one for your own data")
     kind = {"method": "diger", "uncertainty": method} if method in DECAYS else {"method": method}
     if method in parts.BASELINES:
         kind = {}  # nothing to train; the protocol is that of the preset
-    options = main.preset_of(found[0], overrides, dataset)
+    options = cli.preset_of(found[0], overrides, dataset)
     for key in [] if method in (*DECAYS, *parts.GENERATIVE) else ["tokenizer", "recommender"]:
         options.pop(key, None)  # of a preset for other methods
     return configure.build({**options, **overrides, **kind, **chosen})

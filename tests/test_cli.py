@@ -470,11 +470,11 @@ def test_the_data_set_that_was_named_is_the_one_that_is_used(monkeypatch, tmp_pa
     path = tmp_path / "config" / "toys.yaml"
     path.parent.mkdir()
     path.write_text("epochs: 3\n" + (f"{says}\n" if says else ""))
-    monkeypatch.setattr(main, "CONFIG", path.parent)
+    monkeypatch.setattr(cli, "CONFIG", path.parent)
     words = [w.format(path) for w in more]
     configures = {
         "run": lambda: scripts.run.configuration("frqud", [*([typed] if typed else []), *words]),
-        "main": lambda: main.configuration(words, None, lambda cfg: None),
+        "main": lambda: cli.configuration(words, None, lambda cfg: None),
         "compare": lambda: scripts.study.recipe("sasrec", typed, configure.parse_overrides(words)),
     }
     if (command == "main" and typed) or (command == "compare" and (not typed or any("--config" in w for w in words))):
@@ -545,14 +545,14 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, capsys, place, zipped):
 def test_the_preset_beside_the_data_goes_first(tmp_path, monkeypatch, caplog):
     """As prepare_data.py made it, split included, even where config/ has one of the same name."""
     monkeypatch.setattr(main.log, "propagate", True)
-    monkeypatch.setattr(main, "CONFIG", tmp_path / "config")
+    monkeypatch.setattr(cli, "CONFIG", tmp_path / "config")
     ours, theirs = tmp_path / "config" / "shop.yaml", tmp_path / "data" / "shop" / "shop.yaml"
     for path in (ours, theirs):
         path.parent.mkdir(parents=True)
         path.write_text("dataset: shop\n")
-    assert main.presets("shop", "shop", {"data_path": str(tmp_path / "data")}) == [theirs, ours]
+    assert cli.presets("shop", "shop", {"data_path": str(tmp_path / "data")}) == [theirs, ours]
     assert f"{theirs} is the preset" in caplog.text and f"--config={ours}" in caplog.text
-    assert main.presets("shop", "shop", {"data_path": str(tmp_path)}) == [ours]
+    assert cli.presets("shop", "shop", {"data_path": str(tmp_path)}) == [ours]
 
 
 def test_a_report_that_a_kill_has_cost_is_made_again(finished):

@@ -28,7 +28,7 @@ def shop(tmp_path, monkeypatch):
     options |= {"valid_metric": "ndcg@5", "num_beams": 5}
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
-    monkeypatch.setattr(main, "CONFIG", tmp_path / "config")
+    monkeypatch.setattr(cli, "CONFIG", tmp_path / "config")
     return lambda *words: compare.compare(["tiny", *words])
 
 

@@ -7,6 +7,7 @@ from conftest import tiny_overrides, write_tiny
 
 import main
 import settings
+from compose import cli
 from scripts import cut_study, holdout_study, length_study, study
 from utils import Problem, read_json
 
@@ -21,7 +22,7 @@ def shop(tmp_path, monkeypatch):
         "method": "two_stage", "recommender": "rq_transformer", "epochs": 1, "num_beams": 10, **DVAE}  # fmt: skip
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
-    monkeypatch.setattr(main, "CONFIG", tmp_path / "config")
+    monkeypatch.setattr(cli, "CONFIG", tmp_path / "config")
     table = settings.read_yaml(study.TABLES / "lengths.yaml")
     for row in table["rows"].values():
         if "num_emb_list" in (own := row.get("options", {})):
@@ -62,7 +63,7 @@ def test_arms_from_end_to_end(shop, monkeypatch):
 @pytest.mark.parametrize("name", ["ml-100k", "scientific", "beauty"])
 def test_every_arm_is_a_run_that_can_be_composed(name):
     arms = study.read_table(study.ROOT / "config" / "tables" / "lengths.yaml")
-    ask = study.Asked(name, [1], {}, main.CONFIG / f"{name}_varlen.yaml")
+    ask = study.Asked(name, [1], {}, cli.CONFIG / f"{name}_varlen.yaml")
     lengths = {job.arm.name: settings.flat(job.cfg) for job in study.plan(arms, ask, ["ndcg@10"])}
     assert lengths["fixed2"]["target_length"] is lengths["cut2 permuted"]["target_length"] is None
     assert lengths["cut2"]["target_length"] == 2 and lengths["rqvae3"]["num_emb_list"] == [256] * 3

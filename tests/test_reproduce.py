@@ -7,6 +7,7 @@ from conftest import tiny_overrides, write_tiny
 
 import main
 import settings
+from compose import cli
 from scripts import reproduce, study
 from utils import Problem, read_json
 
@@ -31,11 +32,11 @@ def test_every_row_is_a_run_that_can_be_composed(name, dataset):
 
 def test_a_preset_by_name():
     """--config stands in for the data set's preset; a method that has a preset of its own keeps it."""
-    preset = main.CONFIG / "beauty_rq_transformer.yaml"
+    preset = cli.CONFIG / "beauty_rq_transformer.yaml"
     jobs = plan(["sasrec", "frqud"], "beauty", [1], {}, preset)
     epochs = {j.arm.name: settings.flat(j.cfg)["epochs"] for j in jobs}
     assert epochs["two_stage"] == epochs["frqud"] == settings.read_yaml(preset)["epochs"]
-    assert epochs["sasrec"] == settings.read_yaml(main.CONFIG / "beauty_sasrec.yaml")["epochs"]
+    assert epochs["sasrec"] == settings.read_yaml(cli.CONFIG / "beauty_sasrec.yaml")["epochs"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_row_about_an_option_needs_a_preset_that_has_it():
     assert rows.keys() < study.chosen_arms(KNOWN, [], {"latent_loss": 1}).keys()
     with pytest.raises(Problem, match="--latent_loss: row at_rest_latent_alone needs it, and the preset leaves it"):
         plan(["restart_latent_alone"], "scientific", [1], {})
-    preset = main.CONFIG / "scientific_sids_alone.yaml"
+    preset = cli.CONFIG / "scientific_sids_alone.yaml"
     jobs = {j.arm.name: settings.flat(j.cfg) for j in plan(["restart_latent_alone"], "scientific", [1], {}, preset)}
     given = settings.read_yaml(preset)
     moving, resting = jobs["frqud_latent_alone"], jobs["at_rest_latent_alone"]
@@ -141,7 +142,7 @@ def shop(tmp_path, monkeypatch):
     (tmp_path / "config" / "tables").mkdir(parents=True)
     (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
     (tmp_path / "config" / "tables" / "published.yaml").write_text("tiny: {moved: {ndcg@10: 0.5}}")
-    monkeypatch.setattr(main, "CONFIG", tmp_path / "config")
+    monkeypatch.setattr(cli, "CONFIG", tmp_path / "config")
     monkeypatch.setattr(study, "TABLES", tmp_path / "config" / "tables")
     return tmp_path
 
@@ -267,7 +268,7 @@ def test_the_command_is_told_without_places_of_the_machine():
             ["scientific", "--rows=popularity", "--results=/dev/null/here"],
             "/dev/null/here/scientific: cannot be written",
         ),
-        (["beauty", f"--config={main.CONFIG / 'scientific.yaml'}"], "says dataset: scientific"),
+        (["beauty", f"--config={cli.CONFIG / 'scientific.yaml'}"], "says dataset: scientific"),
     ],
 )
 def test_a_wrong_command_line_stops_before_anything_is_trained(words, line):

@@ -37,7 +37,7 @@ def shop(tmp_path, monkeypatch):
     }  # fmt: skip
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))
-    monkeypatch.setattr(main, "CONFIG", tmp_path / "config")
+    monkeypatch.setattr(cli, "CONFIG", tmp_path / "config")
     return lambda *words: sid_study.run(["tiny", *words])
 
 
