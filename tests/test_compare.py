@@ -10,6 +10,7 @@ import yaml
 from conftest import tiny_overrides, write_tiny
 
 import main
+from compose import cli
 from runs.folder import RunFolder
 from runs.report import read_ranks
 from scripts import compare

@@ -6,6 +6,7 @@ import yaml
 from conftest import tiny_overrides, write_tiny
 
 import main
+from compose import cli
 from scripts import sid_study
 from utils import Problem, read_json
 
