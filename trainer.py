@@ -59,15 +59,17 @@ def token_budget(t: TrainOptions, device: str) -> int:
 
 def optimizer_for(groups: list[dict[str, Any]], t: TrainOptions) -> torch.optim.Optimizer:
     """AdamW over a model's parameter groups, by the trainer's rates where they name none of their own."""
-    own = {"lr": t.lr_rec, "weight_decay": t.weight_decay, "clip": True}
+    own = {"lr": t.lr_rec, "weight_decay": t.weight_decay, "clip": True, "pauses": False}
     return torch.optim.AdamW([own | g for g in groups], lr=t.lr_rec, fused=True)
 
 
-def learning_rate(t: TrainOptions, steps: int, first: int, end: int) -> Callable[[int], float]:
-    """Factor on a group's rate: nothing outside [first, end), linear warm-up, then a cosine to 0 at `steps`."""
+def learning_rate(
+    t: TrainOptions, steps: int, per_epoch: int, moves: Callable[[int], bool]
+) -> Callable[[int], float]:
+    """Factor on a group's rate: nothing in epochs that it rests, linear warm-up, then a cosine to 0 at `steps`."""
 
     def factor(step: int) -> float:
-        if not first <= step < end:
+        if not moves(step // per_epoch):
             return 0.0
         warm = min(1.0, (step + 1) / (t.warmup_steps + 1))
         done = max(0.0, (step - t.warmup_steps) / max(1, steps - t.warmup_steps))
@@ -98,6 +100,14 @@ def clip_by_group(optimizer: torch.optim.Optimizer, most: float) -> list[Tensor]
     return norms
 
 
+def pause(optimizer: torch.optim.Optimizer) -> None:
+    """Forget the gradients of groups that rest and pause: the optimizer then leaves their moments as they are."""
+    for group in optimizer.param_groups:
+        if group["pauses"] and not group["lr"]:
+            for p in group["params"]:
+                p.grad = None
+
+
 class Trainer:
     """One training run of one model."""
 
@@ -121,9 +131,7 @@ class Trainer:
         groups, rates = model.param_groups(), []
         self.reachable: dict[str, float] = {}  # how far a parameter of a group can move
         for g in groups:
-            first, last = g.pop("epochs", (0, None))
-            end = steps if last is None else (last + 1) * self.steps_per_epoch
-            rates.append(learning_rate(t, steps, first * self.steps_per_epoch, end))
+            rates.append(learning_rate(t, steps, self.steps_per_epoch, g.pop("moves", lambda epoch: True)))
             self.reachable[g["name"]] = g.get("lr", t.lr_rec) * rate_sum(rates[-1], steps)
         optimizer = optimizer_for(groups, t)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
@@ -203,6 +211,7 @@ class Trainer:
         acc.unscale_gradients()
         norms = clip_by_group(self.optimizer, self.cfg[TrainOptions].max_grad_norm)
         stop = self._agree(parts, logs, norms)  # the only wait for the device; raises before the update
+        pause(self.optimizer)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import settings
 from compose.configure import build
-from compose.parts import BASELINES, FROZEN, ITEM_MODELS, JOINT, NETWORKS, TOKENIZERS, MethodOptions
+from compose.parts import BASELINES, FROZEN, ITEM_MODELS, JOINT, NETWORKS, TOKENIZERS, MethodOptions, own_groups
+from data import within
 from joint.moving import JointMethod
 from metrics import EvalOptions, cutoff
 from model import GenerativeModel, SidParts
@@ -184,11 +185,6 @@ def empty_tokenizer(cfg: Config, n_input: int) -> Any:
     return TOKENIZERS[str(m.tokenizer)](cfg[CodeOptions], n_input)
 
 
-def own_groups(cfg: Config) -> list[Any]:
-    """The options of a joint method, group by group."""
-    return [cfg[kind] for kind in JOINT[cfg[MethodOptions].method].option_groups.values()]
-
-
 def vocabulary_of(cfg: Config, n_items: int, code_NT: torch.Tensor | None = None) -> SidVocabulary:
     """What SIDs are spelled with; code_NT: the catalogue's codes, -1 after an end, where they may differ in length.
 
@@ -236,7 +232,9 @@ def build_model(cfg: Config, data: Dataset) -> Built:
         tokenizer = tokenizer_of(cfg, data)
         joint = generative(cfg, data.n_items, vocabulary_of(cfg, data.n_items), tokenizer)
         assert isinstance(joint, JointMethod)
-        joint.attach(read_embeddings(data))
+        source = Source.of(data)
+        train = within(source.train, cfg[DataOptions].history_tokens, joint.item_tokens)
+        joint.attach(source._replace(train=train), cfg[DataOptions].max_his_len)
         return Built(joint)
     tokenizer, sids = catalogue_sids(cfg, data)
     model = generative(cfg, data.n_items, vocabulary_of(cfg, data.n_items, sids.code_NT))

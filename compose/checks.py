@@ -1,10 +1,7 @@
 """What contradicts between the parts of a run."""
 
 import settings
-from compose.parts import MethodOptions
-from joint.diger import JointOptions
-from joint.prior import PriorOptions
-from joint.quantizer import QuantizerOptions
+from compose.parts import JOINT, MethodOptions, own_groups
 from metrics import EvalOptions, cutoff
 from readers.splits import DataOptions
 from recommenders.items import ItemOptions
@@ -20,7 +17,8 @@ from utils import Problem, quoted
 def check_together(cfg: Config) -> None:
     """Problem when options of different parts contradict each other."""
     check_lists(cfg)
-    check_joint(cfg)
+    if cfg[MethodOptions].joint:
+        JOINT[cfg[MethodOptions].method].check(cfg[SearchOptions], *own_groups(cfg))
     if SidOptions in cfg and cfg[SidOptions].collision == "item" and not cfg[SearchOptions].legal_softmax:
         raise Problem(
             "collision: item has as many dedup tokens as there are items, of which a few may follow a prefix; it needs "
@@ -77,26 +75,4 @@ def check_lists(cfg: Config) -> None:
     if multi and longest > places:
         raise Problem(
             f"max_his_len: {places} places cannot hold lists of {longest}, which metrics asks of decoding: multi"
-        )
-
-
-def check_joint(cfg: Config) -> None:
-    """Problem when joint training cannot be had as asked."""
-    if QuantizerOptions not in cfg:
-        return
-    q, joint = cfg[QuantizerOptions], cfg[JointOptions]
-    if cfg[PriorOptions].label_prior != "none" and (q.assignment_forward == "soft" or joint.gradient == "detached"):
-        raise Problem(
-            "label_prior: is a gradient of hard labels that reaches the codebooks; it cannot go with gradient: "
-            "detached or assignment_forward: soft"
-        )
-    if joint.gradient == "end_to_end" and joint.code_loss_weight == 0:
-        raise Problem(
-            "code_loss_weight: 0 leaves nothing of the recommendation loss to train on; raise it, or for a tokenizer "
-            "that does not learn from it set gradient: detached"
-        )
-    if cfg[SearchOptions].legal_softmax and q.assignment_forward not in ("history", "cached"):
-        raise Problem(
-            f"legal_softmax: a target drawn anew (assignment_forward: {q.assignment_forward}) may be a SID "
-            "that no item has; use assignment_forward: history or cached"
         )

@@ -50,7 +50,9 @@ TOKENIZERS: dict[str, Any] = {
     "given": Given,
 }
 NETWORKS: dict[str, Any] = {"t5": T5Network, "rq_transformer": RQTransformer, "decoder": Decoder}
-JOINT: dict[str, type[JointMethod]] = {"diger": Diger}  # methods whose tokenizer learns with the recommender
+JOINT: dict[str, type[JointMethod]] = {  # methods whose SIDs move while the recommender learns
+    "diger": Diger,
+}
 FROZEN: dict[str, type[GenerativeModel]] = {"two_stage": GenerativeModel}
 ITEM_MODELS: dict[str, Any] = {"sasrec": SASRec, "diffsasrec": DiffSASRec, "diffsasrec_sft": FineTuned}
 GENERATIVE = {**JOINT, **FROZEN}  # over semantic IDs
@@ -65,7 +67,8 @@ BASELINES: dict[str, Callable[[Dataset], Ranker]] = {  # need no training
 class MethodOptions:
     method: str = option(
         "diger",
-        f"what to train: {', '.join(METHODS)}; the first two recommend by semantic IDs, the others by item embeddings",
+        f"what to train: {', '.join(GENERATIVE)} recommend by semantic IDs, {', '.join(ITEM_MODELS)} by item "
+        "embeddings",
     )
     tokenizer: str | None = option(
         "rqvae", f"model that turns content embeddings into semantic IDs: {', '.join(TOKENIZERS)}"
@@ -148,6 +151,11 @@ def owners() -> dict[str, dict[str, type]]:
         for key in settings.fields_of(kind):
             found.setdefault(key, {})[title] = kind
     return found
+
+
+def own_groups(cfg: Config) -> list[Any]:
+    """The options of a joint method, group by group."""
+    return [cfg[kind] for kind in JOINT[cfg[MethodOptions].method].option_groups.values()]
 
 
 def label(cfg: Config) -> str:

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from data import Batch
 from joint import gradient
-from joint.moving import JointMethod, MovingOptions, trainable
+from joint.moving import JointMethod, LearningOptions, trainable
 from joint.offsets import OffsetRQVAE
 from joint.prior import PRIORS, PriorOptions
 from joint.quantizer import JointRQVAE, QuantizerOptions
@@ -28,15 +27,16 @@ from joint.uncertainty import DECAYS, UncertaintyOptions
 from model import PATHS, RecLoss, SidParts
 from recommenders.protocol import AllReduce, Autocast, Logs
 from settings import option
-from sids.tokenizer import Quantized
-from utils import log
+from sids.search import SearchOptions
+from sids.tokenizer import Quantized, Source
+from utils import Problem, log
 from vq import RQVAEOptions
 
 KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0  # outside of these the log warns before training
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointOptions(MovingOptions):
+class JointOptions(LearningOptions):
     gradient: Literal["end_to_end", "detached"] = option(
         "end_to_end",
         "whether the recommendation loss reaches the codebooks (end_to_end) or not (detached, as in the published "
@@ -103,6 +103,27 @@ class Diger(JointMethod):
         _, quantizer, _, options = groups
         return (OffsetRQVAE if options.lr_offset else JointRQVAE)(codes, quantizer, n_input, seed)
 
+    @classmethod
+    def check(cls, search: SearchOptions, *groups: Any) -> None:
+        q: QuantizerOptions
+        p: PriorOptions
+        _, q, p, options = groups
+        if p.label_prior != "none" and (q.assignment_forward == "soft" or options.gradient == "detached"):
+            raise Problem(
+                "label_prior: is a gradient of hard labels that reaches the codebooks; it cannot go with gradient: "
+                "detached or assignment_forward: soft"
+            )
+        if options.gradient == "end_to_end" and options.code_loss_weight == 0:
+            raise Problem(
+                "code_loss_weight: 0 leaves nothing of the recommendation loss to train on; raise it, or for a "
+                "tokenizer that does not learn from it set gradient: detached"
+            )
+        if search.legal_softmax and q.assignment_forward not in ("history", "cached"):
+            raise Problem(
+                f"legal_softmax: a target drawn anew (assignment_forward: {q.assignment_forward}) may be a SID "
+                "that no item has; use assignment_forward: history or cached"
+            )
+
     # ---- training
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
@@ -138,11 +159,11 @@ class Diger(JointMethod):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Recommender, codebooks (and encoder), offsets, the decay's sigma, the latent loss's head."""
-        own, epochs = self.tokenizer.own_parameters(), self.options.epochs
+        own, moves = self.tokenizer.own_parameters(), self.options.moves
         shared = [p for p in trainable(self.tokenizer) if all(p is not o for o in own)]
         groups: list[dict[str, Any]] = [
-            {"name": "id", "params": shared, "lr": self.options.lr_id, "epochs": epochs},
-            {"name": "offset", "params": own, "lr": self.options.lr_offset, "epochs": epochs, "weight_decay": 0.0},
+            {"name": "id", "params": shared, "lr": self.options.lr_id, "moves": moves},
+            {"name": "offset", "params": own, "lr": self.options.lr_offset, "moves": moves, "weight_decay": 0.0},
             {"name": "sigma", "params": trainable(self.decay), "lr": self.decay.cfg.lr_sigma, "weight_decay": 0.0,
              "clip": False},
             {"name": "latent_head", "params": trainable(self.latent_head) if self.latent_head else []},
@@ -151,9 +172,9 @@ class Diger(JointMethod):
 
     # ---- the catalogue, and what the log says of it
 
-    def attach(self, content_ND: np.ndarray) -> None:
-        self.tokenizer.attach(content_ND, self.decay)
-        super().attach(content_ND)
+    def attach(self, source: Source, longest: int) -> None:
+        self.tokenizer.attach(source.content_ND, self.decay)
+        super().attach(source, longest)
 
     def refresh(self) -> dict[str, Any]:
         figures = super().refresh()

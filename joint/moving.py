@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,8 @@ from joint.quantizer import JointRQVAE
 from model import GenerativeModel, SidParts
 from recommenders.protocol import AllReduce
 from settings import option
+from sids.search import SearchOptions
+from sids.tokenizer import Source
 from utils import Problem, log
 from vq import RQVAEOptions
 
@@ -24,9 +25,8 @@ COLLAPSED = 8  # a level whose perplexity is below K / 8 is called collapsing
 
 @dataclass(frozen=True, kw_only=True)
 class MovingOptions:
-    """How fast and how long the tokenizer learns."""
+    """How long semantic IDs move."""
 
-    lr_id: float = option(1e-5, "peak learning rate of the tokenizer in joint training", ge=0)
     id_first_epoch: int = option(0, "first epoch, counted from 0, in which the tokenizer is trained", ge=0)
     id_last_epoch: int | None = option(
         None, "last epoch, counted from 0, in which the tokenizer is trained; null = the last of all", ge=0
@@ -39,14 +39,20 @@ class MovingOptions:
                 "would never move; for that, method: two_stage"
             )
 
-    @property
-    def epochs(self) -> tuple[int, int | None]:
-        """First and last epoch in which the tokenizer moves."""
-        return self.id_first_epoch, self.id_last_epoch
+    def moves(self, epoch: int) -> bool:
+        """Do semantic IDs move in an epoch, counted from 0?"""
+        return self.id_first_epoch <= epoch and (self.id_last_epoch is None or epoch <= self.id_last_epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningOptions(MovingOptions):
+    """How fast the tokenizer learns, where it does so by gradient."""
+
+    lr_id: float = option(1e-5, "peak learning rate of the tokenizer in joint training", ge=0)
 
 
 class JointMethod(GenerativeModel):
-    """A generative model with a tokenizer that learns; a joint method extends it by its loss, `forward`.
+    """A generative model whose SIDs move with it; a joint method extends it by its loss, `forward`, or its `codes`.
 
     It is made of (parts, tokenizer, one object of options for each of `option_groups`, in their order).
     """
@@ -68,19 +74,27 @@ class JointMethod(GenerativeModel):
         """The untrained tokenizer in the form that this method needs; groups: as for the model."""
         raise AssertionError("a joint method makes its tokenizer")
 
-    def attach(self, content_ND: np.ndarray) -> None:
-        """Hand the catalogue's embeddings to the tokenizer and take its first SIDs; needed for training only."""
-        self.set_codes(self.tokenizer.codes())
+    @classmethod
+    def check(cls, search: SearchOptions, *groups: Any) -> None:
+        """Problem when options of the method contradict each other, or how SIDs are searched."""
+
+    def attach(self, source: Source, longest: int) -> None:
+        """Take what the method trains on, and the first SIDs; longest: items of a history. Needed for training only."""
+        self.set_codes(self.codes())
         self.first_NP.copy_(self.sids.token_NP)
+
+    def codes(self) -> Tensor:
+        """The catalogue's learned codes as they should be now, [N, L]."""
+        return self.tokenizer.codes()
 
     def after_step(self, all_reduce: AllReduce) -> None:
         self.step += 1
 
     def refresh(self) -> dict[str, Any]:
-        """Take the tokenizer's SIDs as it is now; how far they moved, how they spread."""
+        """Take the SIDs that the epoch has led to; how far they moved, how they spread."""
         code_NT, token_NP = self.code_NT.clone(), self.sids.token_NP
         try:
-            self.set_codes(self.tokenizer.codes())
+            self.set_codes(self.codes())
         except Problem as e:  # a collapse; what has been trained so far is not lost with it
             log.warning(f"{e}. The catalogue keeps the semantic IDs it had; no SID changes until its codes fit again")
         figures: dict[str, Any] = self.figures()

@@ -48,7 +48,8 @@ class Model(nn.Module):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters by owner, each in one group: name and params. Where they differ from the trainer's own also lr,
-        weight_decay, clip (false: not clipped), epochs (first and last in which they move).
+        weight_decay, clip (false: not clipped), moves (epoch -> do they move in it?), pauses (true: what the
+        optimizer remembers of them rests with them).
         """
         return [{"name": "rec", "params": list(self.parameters())}]
 

@@ -18,6 +18,7 @@ from readers.splits import DataOptions, Split
 from recommenders.protocol import TopK
 from runs import report
 from runs.folder import RunFolder
+from sids.tokenizer import Source
 from trainer import Trainer
 from utils import problems_exit_2
 
@@ -109,14 +110,17 @@ def joint(**changes):
     content = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
     model = build.empty_model(cfg, N, D)
     model.tokenizer.init_codebooks(torch.from_numpy(content), 20, 0)
-    model.attach(content)
+    model.attach(Source(content, np.ones(N), some_split()), 50)
     return model
 
 
+def some_split():
+    items = np.random.default_rng(1).integers(1, N + 1, 60).astype(np.int32)
+    return Split(items, np.arange(0, 61, 10), np.arange(4, 60, 7))
+
+
 def some_batch(rows=slice(0, 6)):
-    random = np.random.default_rng(1)
-    items = random.integers(1, N + 1, 60).astype(np.int32)
-    split = Split(items, np.arange(0, 61, 10), np.arange(4, 60, 7))
+    split = some_split()
     return make_batch(split, np.arange(len(split))[rows], 50)
 
 

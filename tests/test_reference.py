@@ -16,6 +16,7 @@ from readers.splits import DataOptions
 from recommenders.t5 import T5Options
 from scripts.bench.plain import copy_stacks
 from scripts.make_demo import build_demo
+from sids.tokenizer import Source
 
 SMALL = {
     "num_emb_list": [64, 64, 64],    "layers": [24], "e_dim": 12, "encoder_layers": 2, "decoder_layers": 2,
@@ -38,7 +39,7 @@ def pair(request, tmp_path, monkeypatch):
     torch.manual_seed(0)
     ours = build.empty_model(configure.change(cfg, uncertainty="gumbel"), data.n_items, content.shape[1])
     ours.tokenizer.init_codebooks(torch.from_numpy(content[:2000]), 10, 0)
-    ours.attach(content)
+    ours.attach(Source(content, data.popularity[1:], data.train), 50)
     ours = ours.double().train()
     for p in ours.recommender.parameters():  # large enough that every term matters
         p.data.normal_(0, 0.3)
