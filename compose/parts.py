@@ -9,6 +9,7 @@ from typing import Any
 
 import settings
 from joint.diger import Diger
+from joint.em import EM
 from joint.moving import JointMethod
 from joint.uncertainty import UncertaintyOptions
 from metrics import EvalOptions
@@ -52,6 +53,7 @@ TOKENIZERS: dict[str, Any] = {
 NETWORKS: dict[str, Any] = {"t5": T5Network, "rq_transformer": RQTransformer, "decoder": Decoder}
 JOINT: dict[str, type[JointMethod]] = {  # methods whose SIDs move while the recommender learns
     "diger": Diger,
+    "em": EM,
 }
 FROZEN: dict[str, type[GenerativeModel]] = {"two_stage": GenerativeModel}
 ITEM_MODELS: dict[str, Any] = {"sasrec": SASRec, "diffsasrec": DiffSASRec, "diffsasrec_sft": FineTuned}
