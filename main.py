@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 
 import settings
 from compose import build, cli, configure, parts
@@ -49,7 +49,6 @@ from utils import (
     log,
     log_to,
     one_line,
-    out_of_memory,
     quoted,
     regular_file,
     room_for,
@@ -223,26 +222,17 @@ def write_index(run: RunFolder, cfg: Config, model: Model) -> None:
 
 
 def baseline_figures(cfg: Config, data: Dataset, acc: Accelerator) -> dict[str, dict[str, float]]:
-    """Test figures of the baselines. One that can no longer be had costs its own row, not the run's results."""
+    """Test figures of the baselines. One that can no longer be had costs its own row, not the run's results: its
+    embeddings have changed or gone, or do not fit as float64.
+    """
     figures = {}
     for name in build.baselines_of(data):
-        baseline, mine = None, None
         try:
-            baseline = parts.BASELINES[name](data).to(acc.device)
-        except (Problem, MemoryError) as e:  # the embeddings have changed or gone, or do not fit as float64
-            mine = str(e) or "out of memory"
-        except RuntimeError as e:
-            if not out_of_memory(e):
-                raise
-            mine = "out of memory"
-        lost = [text for text in gather_object([mine]) if text is not None]  # all processes leave out the same
-        try:
-            if baseline is not None and not lost:
-                figures[name] = evaluate(baseline, data.test, cfg[EvalOptions], cfg[DataOptions], acc, name).figures
-        except Problem as e:
-            lost = [str(e)]
-        if lost:
-            log.warning(f"{lost[0]}; the baseline {name!r} is left out")
+            with room_for(f"the baseline {name!r}", "the others go on"):
+                baseline = parts.BASELINES[name](data).to(acc.device)
+            figures[name] = evaluate(baseline, data.test, cfg[EvalOptions], cfg[DataOptions], acc, name).figures
+        except Problem as e:  # met by all processes alike
+            log.warning(f"{e}; the baseline {name!r} is left out")
     return figures
 
 

@@ -29,24 +29,20 @@ from utils import Problem, Stopped, log, peak_memory_gb, room_for
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    epochs: int = option(120, "most epochs", ge=1)
-    early_stop: int = option(15, "stop after so many epochs without a better valid_metric", ge=1)
+    epochs: int = option(120, "maximum number of epochs", ge=1)
+    early_stop: int = option(15, "number of epochs without a better valid_metric after which training stops", ge=1)
     batch_size: int = option(
-        256, "samples per part and process (of a model that learns from whole sequences: targets, on average)", ge=1
+        256, "number of samples per step and process (targets, where whole sequences are learned from)", ge=1
     )
-    gradient_accumulation_steps: int = option(1, "parts of batch_size samples in one optimizer step", ge=1)
+    gradient_accumulation_steps: int = option(1, "number of batches of batch_size in one optimizer step", ge=1)
     token_budget: int | None = option(
-        None,
-        "most history tokens in one forward pass, larger batches are split; default 8192 on CPU, 262144 on a GPU",
-        ge=1,
+        None, "maximum number of history tokens per forward pass; default 8192 on a CPU, 262144 on a GPU", ge=1
     )
     lr_rec: float = option(1e-3, "learning rate of the recommender", gt=0)
-    weight_decay: float = option(0.05, "weight decay", ge=0)
-    warmup_steps: int = option(500, "steps of linear warm-up, before the cosine to 0", ge=0)
-    max_grad_norm: float = option(1.0, "clipping of each part's gradient", gt=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = option(
-        "no", "precision of the recommender; the assignment stays in float32"
-    )
+    weight_decay: float = option(0.05, "weight decay of AdamW", ge=0)
+    warmup_steps: int = option(500, "number of steps of linear warm-up, after which the rate falls as a cosine", ge=0)
+    max_grad_norm: float = option(1.0, "maximum gradient norm of each parameter group", gt=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "precision of the recommender's forward pass")
 
 
 FEW = 32  # samples that prove something
@@ -158,8 +154,11 @@ class Trainer:
         self._announce()
         if not p.step:
             self._try_widest()
-        if self.raw.pretrained and not p.step:
-            self._validate_start()
+            if self.raw.pretrained:  # the model as it came competes as epoch -1
+                p.epoch = -1
+                name = self.cfg[EvalOptions].valid_metric
+                log.info(f"before the first epoch: valid {name} {self._validate()[f'valid/{name}']:.4f}")
+                p.epoch = 0
         while p.epoch < t.epochs and not p.out_of_patience(t.early_stop):
             state.begin = time.perf_counter() - p.seconds
             row = self._epoch()
@@ -219,10 +218,8 @@ class Trainer:
         return logs, stop
 
     def _agree(self, parts: list[Batch], logs: Sums, norms: list[Tensor]) -> int:
-        """What all processes must see alike before the update: is somebody asked to stop, is all finite?
-
-        Two numbers are summed over the processes and read with the norms. Problem when a loss or gradient is not
-        finite; the state of before is on disk then.
+        """What all processes must see alike before the update: is somebody asked to stop (the signal), is all finite?
+        Problem when a loss or gradient is not; the state of before is on disk then.
         """
         acc = self.acc
         asked = torch.full((), float(guard.asked()), dtype=torch.double, device=acc.device)
@@ -256,13 +253,10 @@ class Trainer:
         log.info(f"memory: at most {peak_memory_gb(acc.device):.3g} GB, in {users} histories of {items} items")
 
     def _probe(self) -> dict[str, float]:
-        """What the model tells of some samples before an epoch: the same samples, in the same parts, on every process
-        and however the epoch's batches are cut.
-        """
-        seed, p = self.cfg[DataOptions].seed, self.progress
+        """What the model tells of some samples before an epoch, the same on every process."""
+        seed, p, figures = self.cfg[DataOptions].seed, self.progress, dict[str, float]()
         parts = [part.to(self.acc.device) for part in sample(self.train_split, self.shape, seed, p.epoch)]
         seed_step(seed, p.step, 0)
-        figures: dict[str, float] = {}
         with guard.fail_together(self.acc):
             try:
                 figures = self.raw.check_gradient(*parts, autocast=self.acc.autocast)
@@ -271,13 +265,6 @@ class Trainer:
                     raise
                 log.warning(f"{e} (only {looked} training samples to look at, which may be why)")
         return figures
-
-    def _validate_start(self) -> None:
-        """Let the model as it came compete as epoch -1."""
-        p, name = self.progress, self.cfg[EvalOptions].valid_metric
-        p.epoch = -1
-        log.info(f"before the first epoch: valid {name} {self._validate()[f'valid/{name}']:.4f}")
-        p.epoch = 0
 
     # ---- after an epoch
 
@@ -296,13 +283,9 @@ class Trainer:
             with guard.fail_together(self.acc):
                 if self.acc.is_main_process:
                     save_ranks(self.run, "valid", found, self.data.valid.users())
-                    self.run.save_best(self._portable(found.figures))
+                    own = {"model": self.raw.state_dict(), "epoch": p.epoch, "valid": found.figures, "run": self.run.id}
+                    self.run.save_best(own | self.extras)  # it can be used alone
         return {f"valid/{k}": v for k, v in found.figures.items()}
-
-    def _portable(self, scores: dict[str, float]) -> dict[str, Any]:
-        """A checkpoint that can be used alone."""
-        own = {"model": self.raw.state_dict(), "epoch": self.progress.epoch, "valid": scores, "run": self.run.id}
-        return own | self.extras
 
     def _record(self, row: dict[str, Any]) -> None:
         p = self.progress
@@ -322,8 +305,7 @@ class Trainer:
         factor = padding_factor(self.train_split, self.plan(0), s.longest)
         sizes = {g["name"]: sum(x.numel() for x in g["params"]) for g in self.optimizer.param_groups}
         log.info(
-            f"{len(self.data.train)} training samples{whole}, {self.steps_per_epoch} steps an epoch; global "
-            f"batch {s.global_batch} = "
-            f"{s.batch_size} x {s.processes} processes x {s.accumulation} accumulated{each}; padding x{factor:.2f}; "
-            f"precision {t.mixed_precision}; trained parameters {sizes}"
+            f"{len(self.data.train)} training samples{whole}, {self.steps_per_epoch} steps an epoch; global batch "
+            f"{s.global_batch} = {s.batch_size} x {s.processes} processes x {s.accumulation} accumulated{each}; "
+            f"padding x{factor:.2f}; precision {t.mixed_precision}; trained parameters {sizes}"
         )

@@ -63,7 +63,7 @@ def nearest(word: str, known: Collection[str], cutoff: float = 0.6) -> str | Non
 
 
 def whole_number(text: str) -> int | None:
-    """The number, from 0, that a word of digits spells; None for anything else, thousands of digits included."""
+    """The number, from 0, that a word of at most 15 digits spells; None for anything else."""
     return int(text) if text.isdecimal() and len(text) <= 15 else None
 
 
@@ -318,7 +318,7 @@ def read_json(path: Path) -> Any:
     regular_file(path)
     try:
         return parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:  # ValueError: damaged, not UTF-8, or thousands of digits
+    except (OSError, ValueError, RecursionError) as e:  # ValueError: damaged, or not UTF-8
         raise Problem(f"{path}: not readable as JSON ({e})") from None
 
 
@@ -360,25 +360,11 @@ def check_weights(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load_weights(model: Any, state: Mapping[str, Any]) -> None:
-    """Fill a model from a saved state.
-
-    RuntimeError, as torch's own for other names and sizes, also when a tensor holds other values than the model can:
-    copying would round them, cut them off or wrap them around silently.
-    """
+    """Fill a model from a saved state; RuntimeError where it does not fit, as torch's own for other names and sizes."""
     try:
-        for name, ours in model.state_dict().items():
-            theirs = state.get(name)
-            if isinstance(theirs, torch.Tensor) and not holds(ours.dtype, theirs):
-                raise RuntimeError(f"{name} holds {theirs.dtype}, the model {ours.dtype}")
         model.load_state_dict(state)
     except (KeyError, TypeError, AttributeError, IndexError) as e:  # names or values that are none
         raise RuntimeError(f"{type(e).__name__}: {e}") from None
-
-
-def holds(want: torch.dtype, x: torch.Tensor) -> bool:
-    """Can a tensor be held in a type without becoming another one? Rounding between real types is none."""
-    kinds = [(t.is_complex, t.is_floating_point, t is torch.bool) for t in (want, x.dtype)]
-    return kinds[0] == kinds[1] and (want.is_floating_point or torch.equal(x.to(want).to(x.dtype), x))
 
 
 def one_line(error: BaseException) -> str:
@@ -414,7 +400,8 @@ def digest(*parts: object) -> str:
 
 def out_of_memory(e: BaseException) -> bool:
     """Is that what torch says, of a GPU or of the CPU's allocator? Also of a size beyond every memory."""
-    return isinstance(e, torch.OutOfMemoryError) or any(x in str(e) for x in ("can't allocate memory", "overflow"))
+    said = ("can't allocate memory", "overflow")
+    return isinstance(e, torch.OutOfMemoryError | MemoryError) or any(words in str(e) for words in said)
 
 
 @contextlib.contextmanager
@@ -422,7 +409,7 @@ def room_for(what: str, remedy: str) -> Iterator[None]:
     """Within, running out of memory is a Problem that says for what there is no room, and the remedy."""
     try:
         yield
-    except RuntimeError as e:
+    except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
         raise Problem(f"out of memory: no room for {what}; {remedy}") from None

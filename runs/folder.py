@@ -101,7 +101,7 @@ class RunFolder:
 
     def check_of(self, data: Dataset) -> None:
         """Problem when the run is finished, on other data than there are now."""
-        if self.finished and self.results().get("data") not in (None, data.hash):
+        if self.finished and self.results().get("data") != data.hash:
             raise Problem(
                 f"{self.path}: is finished, and was trained on other data than {data.name!r} now holds; choose another "
                 "run_name, or put the old files back"

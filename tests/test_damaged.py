@@ -14,33 +14,14 @@ from compose import build, configure
 from layers import kmeans
 from runs import guard
 from sids import fit as pretraining
-from utils import Problem, load_weights
+from utils import Problem
 
 NAN, INF = math.nan, math.inf
 
 # ---------------------------------------------------------------- k-means
 
 
-LENGTHS = [
-    1e-45,
-    1e-20,
-    1.0,
-    1e14,
-    1e17,
-    3e17,
-    3e18,
-    1e19,
-    1e20,
-    1e25,
-    3e38,
-    1e39,
-    1e300,
-    INF,
-    -INF,
-    NAN,
-    -1e20,
-    -1e300,
-]
+LENGTHS = [1e-45, 1e-20, 1.0, 1e14, 1e17, 3e18, 1e19, 1e20, 1e25, 3e38, 1e39, 1e300, INF, -INF, NAN, -1e20, -1e300]
 
 
 @pytest.mark.parametrize("value", LENGTHS)
@@ -68,20 +49,9 @@ def test_a_data_set_may_be_called_2014(key, value):
     assert settings.flat(configure.build({key: value}))[key] == str(value)
 
 
-LONGEST = [
-    {},
-    {"recommender": "rq_transformer"},
-    {"method": "two_stage"},
-    {"method": "sasrec"},
-    {"method": "diffsasrec"},
-]
-
-
-@pytest.mark.parametrize("value", [10**6 + 1, 10**9, 2**53])
-@pytest.mark.parametrize("parts", LONGEST, ids=str)
-def test_a_history_longer_than_any_memory_is_refused(parts, value):
+def test_a_history_longer_than_any_memory_is_refused():
     with pytest.raises(Problem, match="max_his_len: must be at most") as problem:
-        configure.build({**parts, "max_his_len": value})
+        configure.build({"max_his_len": 10**6 + 1})
     one_line(problem)
 
 
@@ -129,11 +99,9 @@ def drop(*place):
 DAMAGES = {
     "no optimizer": drop("optimizer", "state"),
     "of another version": put(["progress", "more"], 1),
-    "weights bool": put(["model", "encoder.norm.weight"], lambda x: x > 0),
-    "weights whole": put(["model", "encoder.norm.weight"], lambda x: x.long()),
     "weights missing": drop("model", "encoder.norm.weight"),
     "weights a number": put(["model", "encoder.norm.weight"], 1.0),
-    "weights by number": lambda s: s["model"].update({7: torch.ones(1)}),
+    "weights of another size": put(["model", "encoder.norm.weight"], torch.ones(5)),
 }
 
 
@@ -179,34 +147,10 @@ def test_a_state_with_semantic_ids_that_are_none(ground, stopped, tmp_path, meth
     refused(ground, tmp_path, same, state)
 
 
-# ---------------------------------------------------------------- whole numbers of a checkpoint
-
-
-KINDS = [torch.bool, torch.float32, torch.float16, torch.complex64, "wider"]
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("method", ["two_stage", "diger"])
-def test_every_whole_number_of_a_model_is_one(ground, stopped, method, kind):
-    """And every real number a real one; a wider type may hold the same numbers, no others."""
-    same, state, _ = stopped[method]
-    model = build.build_model(configure.build(ground[0] | same), ground[1]).model
-    for name, value in state["model"].items():
-        if kind != "wider" and (value.is_floating_point() or value.dtype == torch.bool):
-            changed = value.to(torch.int32 if kind in (torch.float32, torch.float16) else kind)
-        elif kind != "wider":
-            changed = value.to(kind)
-        elif value.dtype == torch.int32:
-            load_weights(model, state["model"] | {name: value.long()})
-            changed = value.long() + 2**32
-        else:
-            continue
-        with pytest.raises(RuntimeError, match=f"{name} holds"):
-            load_weights(model, state["model"] | {name: changed})
+# ---------------------------------------------------------------- checkpoints
 
 
 BESTS = {
-    "bool": lambda m: m.update({"encoder.norm.bias": m["encoder.norm.bias"] > 0}),
     "missing": lambda m: m.pop("encoder.norm.bias"),
     "more": lambda m: m.update({"more": torch.zeros(1)}),
     "by number": lambda m: m.update({7: torch.zeros(1)}),
@@ -231,14 +175,11 @@ def test_the_best_model_is_checked_again_before_the_test(ground, tmp_path, damag
 FIRST_STAGES = [{}, {"config": 1}, {"config": {}}, {"config": {"method": "sasrec"}}, {"items": None}, {"model": [1]}]
 
 
-@pytest.mark.parametrize("damage", [*FIRST_STAGES, "weights bool"], ids=str)
+@pytest.mark.parametrize("damage", FIRST_STAGES, ids=str)
 def test_a_second_stage_reads_its_first_with_the_same_care(ground, tmp_path, damage):
     cfg = configure.build(ground[0] | {"method": "diffsasrec", "hidden_units": 8})
     state = main.portable(cfg, ground[1]) | {"model": build.build_model(cfg, ground[1]).model.state_dict()}
-    if damage == "weights bool":
-        state["model"]["encoder.norm.bias"] = state["model"]["encoder.norm.bias"] > 0
-    else:
-        state = state | damage if damage else {}
+    state = state | damage if damage else {}
     torch.save(state, tmp_path / "first.pth")
     second = {"method": "diffsasrec_sft", "hidden_units": 8, "sft_from": str(tmp_path / "first.pth")}
     with pytest.raises(Problem, match=r"first\.pth") as problem:
@@ -273,7 +214,6 @@ PRETRAINED = {
     "no model": put(["model"], None),
     "no optimizer": put(["optimizer"], {}),
     "of another version": put(["best", "more"], 1),
-    "weights bool": put(["model", "encoder.mlp_layers.1.bias"], lambda x: x > 0),
     "weights nan": put(["model", "encoder.mlp_layers.1.bias"], lambda x: x + NAN),
     "weights missing": drop("model", "encoder.mlp_layers.1.bias"),
 }

@@ -25,7 +25,6 @@ from trainer import TrainOptions, learning_rate, rate_sum
 from utils import Problem, read_checkpoint, read_json, regular_file
 
 ROOT = Path(main.__file__).parent
-HUGE = "7" * 5000
 
 
 # ---------------------------------------------------------------- the proof
@@ -33,8 +32,7 @@ HUGE = "7" * 5000
 
 CUTS = [
     {"batch_size": 1}, {"token_budget": 1}, {"gradient_accumulation_steps": 1000}, {"batch_size": 10**9},
-    {"batch_size": 2, "gradient_accumulation_steps": 3}, {"gradient_accumulation_steps": 2**53},
-    {"token_budget": 2**53, "batch_size": 2**53},
+    {"batch_size": 2, "gradient_accumulation_steps": 3}, 
 ]  # fmt: skip
 
 
@@ -194,13 +192,7 @@ def test_a_value_of_the_wrong_kind_is_one_line(tmp_path, key, value):
         one_line(problem)
 
 
-@pytest.mark.parametrize("word", [f"recall@{HUGE}", "recall@" + "9" * 16, "recall@²"])
-def test_a_cut_off_of_thousands_of_digits(word):
-    with pytest.raises(Problem):
-        configure.build({"metrics": [word]})
-
-
-@pytest.mark.parametrize("text", [f"[{HUGE}]", f'{{"a": -{HUGE}}}', "[" * 100000, "\0", "{"])
+@pytest.mark.parametrize("text", ["[" * 100000, "\0", "{"])
 def test_json_that_python_cannot_hold(tmp_path, text):
     with pytest.raises(Problem, match="not readable as JSON") as problem:
         read_json(write_file(tmp_path, text))

@@ -283,13 +283,6 @@ def same_sid(state):
         state["model"][name][5] = state["model"][name][4]
 
 
-def retyped(name, kind):
-    def change(state):
-        state["model"][name] = state["model"][name].to(kind)
-
-    return change
-
-
 def with_value(name, value):
     def change(state):
         state["model"][name].view(-1)[0] = value
@@ -305,11 +298,6 @@ ODD = {
     "dedup token": (lambda s: s["model"]["end_N"].__setitem__(0, 8), "the SID of item 1 is out of range"),
     "dedup token -1": (lambda s: s["model"]["end_N"].__setitem__(39, -1), "the SID of item 40 is out of range"),
     "SID twice": (same_sid, "two items have one SID"),
-    "fractional codes": (retyped("code_NT", torch.float32), "code_NT holds torch.float32"),
-    "fractional ends": (retyped("end_N", torch.float64), "end_N holds torch.float64"),
-    "complex codes": (retyped("code_NT", torch.complex64), "code_NT holds torch.complex64"),
-    "complex weights": (retyped("recommender.start", torch.complex64), "recommender.start holds torch.complex64"),
-    "whole weights": (retyped("recommender.start", torch.int64), "recommender.start holds torch.int64"),
     "NaN weight": (with_value("recommender.tables.1", float("nan")), "NaN or infinity"),
     "infinite weight": (with_value("recommender.start", float("-inf")), "NaN or infinity"),
     "names twice": (lambda s: s["items"].__setitem__(1, s["items"][0]), "names an item twice"),

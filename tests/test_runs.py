@@ -553,8 +553,7 @@ WHEN = {
 }
 
 
-@pytest.mark.parametrize("when", WHEN)
-@pytest.mark.parametrize("kind", GONE)
+@pytest.mark.parametrize(("kind", "when"), [*((k, "in a step") for k in GONE), *(("emptied", w) for w in WHEN)])
 def test_a_folder_that_goes_away_ends_the_run_with_one_line(tiny_data, tmp_path, monkeypatch, capsys, kind, when):
     tiny_data()
     options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 4, "run_name": "r", "epochs": 2}
