@@ -76,7 +76,15 @@ def test_pyproject_installs_every_module_and_what_the_requirements_name():
     }
 
 
+def anchors(page):
+    """The names that a code host gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_to_a_file_leads_to_one(page):
-    links = re.findall(r"(?:\]\(|src=\")([^)#:\"]+)[)#\"]", page.read_text())
-    assert [link for link in links if not (page.parent / link).exists()] == []
+def test_every_link_within_the_project_leads_somewhere(page):
+    links = re.findall(r"(?:\]\(|src=\")(?!https?:)([^)#\"]*)#?([^)\"]*)[)\"]", page.read_text())
+    assert [path for path, _ in links if not (page.parent / path).exists()] == []
+    to_headings = [(page.parent / path if path else page, anchor) for path, anchor in links if anchor]
+    assert [anchor for target, anchor in to_headings if anchor not in anchors(target)] == []
