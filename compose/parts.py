@@ -10,6 +10,7 @@ from typing import Any
 import settings
 from joint.diger import Diger
 from joint.em import EM
+from joint.etegrec import ETEGRec
 from joint.moving import JointMethod
 from joint.uncertainty import UncertaintyOptions
 from metrics import EvalOptions
@@ -54,6 +55,7 @@ NETWORKS: dict[str, Any] = {"t5": T5Network, "rq_transformer": RQTransformer, "d
 JOINT: dict[str, type[JointMethod]] = {  # methods whose SIDs move while the recommender learns
     "diger": Diger,
     "em": EM,
+    "etegrec": ETEGRec,
 }
 FROZEN: dict[str, type[GenerativeModel]] = {"two_stage": GenerativeModel}
 ITEM_MODELS: dict[str, Any] = {"sasrec": SASRec, "diffsasrec": DiffSASRec, "diffsasrec_sft": FineTuned}
