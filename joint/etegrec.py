@@ -122,7 +122,7 @@ class ETEGRec(JointMethod):
             }  # fmt: skip
         if self.recommender.item_loss:
             losses["item"] = self.item_loss(batch, rec)
-        weights = {
+        weights: dict[str, Tensor | float] = {
             "rec": 1 - self.turn, "item": (1 - self.turn) * self.recommender.item_loss, "recon": self.turn,
             "vq": self.turn * t.cfg.quant_loss_weight, "sia": self.options.sequence_alignment,
             "psa": self.options.preference_alignment,
