@@ -105,6 +105,7 @@ class Diger(JointMethod):
 
     @classmethod
     def check(cls, search: SearchOptions, *groups: Any) -> None:
+        """Problem when options of different groups contradict each other."""
         q: QuantizerOptions
         p: PriorOptions
         _, q, p, options = groups

@@ -164,6 +164,7 @@ def if_legal(score: Scorer, trie: Trie) -> Scorer:
     def scored(
         position: int, token_R: Tensor | None, parent_R: Tensor | None, candidates_RC: Tensor | None = None
     ) -> Tensor:
+        """The scorer's log-probabilities, normalised over the tokens that exist."""
         nonlocal node_R
         logp_RV = score(position, token_R, parent_R)
         if token_R is None or parent_R is None:

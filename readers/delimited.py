@@ -172,6 +172,7 @@ class Watched(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
+        """The next bytes of the file; Problem where a quotation that they end or begin swallows rows."""
         block = self.file.read(size)
         if not self.rest:
             return block
