@@ -2,7 +2,7 @@
 
 Every part of the program declares its own options, a frozen dataclass of `option(...)` fields beside the
 code that reads them; this module knows none of them. A run's `Config` holds the sections of the parts it is
-made of. A key that nobody declares, a key given twice, a wrong type or a value out of range stops the run
+made of. A key that nobody declares, a key given two values, a wrong type or a value out of range stops the run
 before anything is loaded.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from utils import Problem, nearest, quoted, regular_file, shortened, shown
+from utils import Problem, log, nearest, quoted, regular_file, shortened, shown
 
 S = TypeVar("S")
 
@@ -182,18 +182,27 @@ def parse_yaml(text: str) -> Any:
 def parse_overrides(overrides: Sequence[str], text: Iterable[str] = ()) -> dict[str, Any]:
     """`--key=value` words as a dictionary, values read as YAML; `text` names the options that take text."""
     found: dict[str, Any] = {}
+    wrong, typed = [], dict[str, str]()
     for item in overrides:
         key, sep, value = item.removeprefix("--").partition("=")
         if not item.startswith("--") or not sep:
-            raise Problem(f"{quoted(item)}: write options as --key=value")
-        if key in found:
-            raise Problem(f"--{shortened(key)}: given twice")
+            wrong.append(f"{quoted(item)}: write options as --key=value")
+            continue
+        if key in typed:
+            if typed[key] != value:
+                wrong.append(f"--{shortened(key)}: given twice, as {quoted(typed[key])} and {quoted(value)}")
+            else:
+                log.warning(f"--{shortened(key)}: given twice with the same value")
+            continue
+        typed[key] = value
         try:
             parsed = parse_yaml(value)
             # a run called 007 or 12:30 is text, whatever YAML makes of it
             found[key] = value if key in text and not isinstance(parsed, str | list | dict | None) else parsed
         except Problem as e:
-            raise Problem(f"--{shortened(key)}: {quoted(value)} is not readable ({e})") from None
+            wrong.append(f"--{shortened(key)}: {quoted(value)} is not readable ({e})")
+    if wrong:
+        raise Problem("; ".join(wrong))
     return found
 
 
@@ -325,13 +334,20 @@ def help_text(kinds: Mapping[str, type]) -> str:
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice (PyYAML keeps the last one silently)."""
+    """SafeLoader that refuses a key given twice with two values (PyYAML keeps the last one silently)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(k, deep=deep) for k, _ in node.value]  # type: ignore[no-untyped-call]
-        twice = sorted({shown(k) if not isinstance(k, str) else shortened(k) for k in keys if keys.count(k) > 1})
+        said: dict[str, list[Any]] = {}
+        for k, v in node.value:
+            key = self.construct_object(k, deep=deep)  # type: ignore[no-untyped-call]
+            name = shortened(key) if isinstance(key, str) else shown(key)
+            said.setdefault(name, []).append(self.construct_object(v, deep=True))  # type: ignore[no-untyped-call]
+        twice = {name: values for name, values in said.items() if len(values) > 1}
+        if wrong := {name: values for name, values in twice.items() if len({*map(shown, values)}) > 1}:
+            told = [f"{name} ({' and '.join(map(shown, values))})" for name, values in wrong.items()]
+            raise Problem(f"option given twice: {', '.join(told)}")
         if twice:
-            raise Problem(f"option given twice: {', '.join(twice)}")
+            log.warning(f"given twice with the same value: {', '.join(twice)}")
         return super().construct_mapping(node, deep)
 
 

@@ -1,14 +1,14 @@
 """Configuration: the typed options of a run's parts, from a YAML file and a command line."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import settings
 from compose.checks import check_together
 from compose.parts import MethodOptions, all_sections, composition, owners, sections
-from compose.retired import RETIRED
+from compose.retired import placeholders, translated
 from settings import Config
 from utils import Problem
 
@@ -31,32 +31,49 @@ def build(preset: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> 
     """Typed options of a run's parts. preset: as a file has them, those of other parts are left aside;
     given: as a command line has them, those of other parts are refused.
     """
-    given = given or {}
+    usual = {k: v for kind in all_sections().values() for k, v in asdict(kind()).items()}
+    preset, given, wrong = translated(preset, given or {}, usual)
     source = {**preset, **given}.get("data_path")
     if isinstance(source, str) and source.lower().endswith(".csv"):  # names the data set too
         preset = {"dataset": Path(source).stem, **preset}
-    m = composition(preset, given)
-    kinds, known = sections(m), owners()
-    own = {key for kind in kinds.values() for key in settings.fields_of(kind)}
-    for key in [*preset, *given]:
-        if key not in known:
-            raise unknown(str(key), known)
-    if foreign := [key for key in given if key not in own]:
-        raise Problem(
-            f"--{foreign[0]} belongs to {' and '.join(known[foreign[0]])}, which this run does not have "
+    known, wrong = owners(), [*wrong, *wrong_values(preset, given)]
+    try:
+        m = composition(preset, given)
+        kinds = sections(m)
+        own = {key for kind in kinds.values() for key in settings.fields_of(kind)}
+        wrong += [
+            f"--{key} belongs to {' and '.join(known[key])}, which this run does not have "
             f"({', '.join(title for title in kinds if ' ' in title)})"
-        )
+            for key in given if key in known and key not in own
+        ]  # fmt: skip
+    except Problem as e:
+        wrong += [str(e)]
+    if wrong:
+        raise Problem("; ".join(dict.fromkeys(wrong)))
     raw = {**preset, **given}
-    aside = {k: v for k, v in raw.items() if k not in own}
-    for key, value in aside.items():  # a wrong value is refused, whoever it is for
-        settings.check_value(next(iter(known[key].values())), key, value)
     chosen = {k: getattr(m, k) for k in settings.fields_of(MethodOptions)}
     cfg = settings.compose(kinds, {**{k: v for k, v in raw.items() if k in own}, **chosen})
     check_together(cfg)
     for key in given:
         if needs := settings.unread(cfg, key):
             raise Problem(f"--{key}: is read with {needs} only; set that too, or drop it")
-    return replace(cfg, aside=aside)
+    return replace(cfg, aside={k: v for k, v in raw.items() if k not in own})
+
+
+def wrong_values(preset: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """All unknown keys, placeholders and values that do not fit, whichever part they are for: a sentence each."""
+    known, raw = owners(), {**preset, **given}
+    wrong = [str(settings.unknown(str(key), known)) for key in raw if key not in known]
+    for key in [key for key in raw if key in known]:
+        told = []
+        for kind in known[key].values():
+            try:
+                settings.check_value(kind, key, raw[key])
+            except Problem as e:
+                told.append(str(e))
+        if len(told) == len(known[key]):  # the run's own part says more, where another would take it
+            wrong.append(told[0])
+    return [*wrong, *placeholders(raw)]
 
 
 def change(cfg: Config, **changes: Any) -> Config:
@@ -66,6 +83,3 @@ def change(cfg: Config, **changes: Any) -> Config:
     parts = {k: getattr(cfg[MethodOptions], k) for k in ("tokenizer", "recommender") if k not in changes}
     return build({**cfg.aside, **parts, **kept, **changes})
 
-
-def unknown(key: str, known: Mapping[str, Any]) -> Problem:
-    return Problem(f"option {key!r} {RETIRED[key]}") if key in RETIRED else settings.unknown(key, known)

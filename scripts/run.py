@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 import main
 import settings
 from compose import build, cli, configure, parts
+from compose.retired import DECAYS
 from readers.dataset import Dataset
 from readers.splits import DataOptions
 from runs import guard, page, report
@@ -99,6 +100,7 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
     own = f"{name}.yaml beside the data is looked for as well, where scripts/prepare_data.py puts it: --data_path=DIR"
     regular_file(path, f"no such configuration; there are {known}; {own}")
     preset = cli.preset_of(path, overrides, names[0] if names else None)
+    preset = {k: v for k, v in preset.items() if k not in DECAYS}  # the script's name says it
     preset |= {"uncertainty": uncertainty, "method": "diger"}
     cfg = configure.build(preset, overrides)
     if cfg[RunOptions].run_name is None:
