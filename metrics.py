@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from settings import option
-from utils import Problem, quoted, whole_number
+from utils import Contradiction, Problem, quoted, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,10 @@ class EvalOptions:
         for name in self.metrics:
             cutoff(name)
         if cutoff(self.valid_metric) and self.valid_metric not in self.metrics:
-            raise Problem(f"valid_metric: {quoted(self.valid_metric)} is not among metrics {self.metrics}")
+            raise Contradiction(
+                f"valid_metric: {quoted(self.valid_metric)} is not among metrics {self.metrics}",
+                *({"valid_metric": name} for name in self.metrics[:1]), {"metrics": [*self.metrics, self.valid_metric]},
+            )  # fmt: skip
 
 
 def cutoff(metric: str) -> int:

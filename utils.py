@@ -41,6 +41,23 @@ class Problem(Exception):
 LONGEST = 4000  # characters of a Problem
 
 
+class Contradiction(Problem):
+    """Options that cannot be had together; each of `ways` is options and values that would mend it."""
+
+    def __init__(self, text: str, *ways: Mapping[str, Any]) -> None:
+        self.reason, self.ways = text, ways
+        told = " or ".join(" ".join(as_word(key, value) for key, value in way.items()) for way in ways)
+        super().__init__(f"{text}; add {told}" if told else text)
+
+
+def as_word(key: str, value: Any) -> str:
+    """--key=value, as a command line takes it."""
+    if isinstance(value, list):
+        told = ",".join(map(str, value))
+        return f"--{key}={told}" if len(value) > 1 else f"--{key}=[{told}]"
+    return f"--{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
+
+
 class Unwritable(Problem):
     """A file could not be written, for a reason that lies in the file system."""
 

@@ -21,7 +21,7 @@ from sids import distributed
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.codebooks import CodebookEMA, CodebookOptions
 from sids.tokenizer import ROWS, Distances, Learned, Source, in_pieces, through
-from utils import Problem
+from utils import Contradiction, Problem
 
 SINKHORN_ITERATIONS = 50
 
@@ -53,7 +53,11 @@ class RQVAEOptions(BehaviourOptions, CodebookOptions):
         if bad := [e for e in self.sk_epsilons if 0 < e < 0.0015]:
             raise Problem(f"sk_epsilons: {bad[0]} overflows; use 0 (arg-min) or at least 0.0015")
         if len(self.sk_epsilons) != len(self.num_emb_list):
-            raise Problem(f"sk_epsilons: one number a level, {len(self.num_emb_list)}, not {self.sk_epsilons}")
+            levels, given = len(self.num_emb_list), self.sk_epsilons or [0.0]
+            raise Contradiction(
+                f"sk_epsilons: one number a level, {levels}, not {self.sk_epsilons}",
+                {"sk_epsilons": (given[:1] * levels + given)[-levels:]},
+            )
 
 
 class Codebook(nn.Module):

@@ -11,7 +11,7 @@ from settings import Config
 from sids.search import SearchOptions
 from sids.table import SidOptions
 from sids.tokenizer import CodeOptions
-from utils import Problem, quoted
+from utils import Contradiction, Problem, quoted
 
 
 def check_together(cfg: Config) -> None:
@@ -20,26 +20,35 @@ def check_together(cfg: Config) -> None:
     if cfg[MethodOptions].joint:
         JOINT[cfg[MethodOptions].method].check(cfg[SearchOptions], *own_groups(cfg))
     if SidOptions in cfg and cfg[SidOptions].collision == "item" and not cfg[SearchOptions].legal_softmax:
-        raise Problem(
+        raise Contradiction(
             "collision: item has as many dedup tokens as there are items, of which a few may follow a prefix; it needs "
-            "legal_softmax: true"
-        )
+            "legal_softmax: true",
+            {"collision": "suffix"}, {"legal_softmax": True},
+        )  # fmt: skip
     check_variable_length(cfg)
     ranks_items = WholeItemOptions in cfg and cfg[WholeItemOptions].item_loss and cfg[WholeItemOptions].item_rank
     if ranks_items and not cfg[SearchOptions].constrained:
-        raise Problem("constrained: false lists SIDs that are no items, which item_rank cannot rank; set item_rank: 0")
+        raise Contradiction(
+            "constrained: false lists SIDs that are no items, which item_rank cannot rank; set item_rank: 0",
+            {"item_rank": 0}, {"constrained": True},
+        )  # fmt: skip
     if CodeOptions in cfg and cfg[CodeOptions].given and cfg[SidOptions].collision in ("knn", "random"):
-        raise Problem(
+        raise Contradiction(
             f"collision: {cfg[SidOptions].collision} moves items by a tokenizer's distances; SIDs of sid_path are "
-            "taken as they are: use suffix, item or none"
+            "taken as they are: use suffix, item or none",
+            {"collision": "suffix"},
         )
     if cfg[MethodOptions].joint and cfg[SidOptions].shared:
-        raise Problem(
+        raise Contradiction(
             f"collision: {cfg[SidOptions].collision} resolves the codes of a tokenizer at rest; joint training moves "
-            "them: use suffix or item, or method: two_stage"
-        )
+            "them: use suffix or item, or method: two_stage",
+            {"collision": "suffix"}, {"method": "two_stage"},
+        )  # fmt: skip
     if cfg[DataOptions].history_tokens is not None and CodeOptions not in cfg:
-        raise Problem("history_tokens: counts tokens of semantic IDs, this run recommends by items; use max_his_len")
+        raise Contradiction(
+            "history_tokens: counts tokens of semantic IDs, this run recommends by items; use max_his_len",
+            {"history_tokens": None},
+        )
     run, data = cfg[RunOptions], cfg[DataOptions]
     if run.resume == "auto" and run.run_name is None:
         raise Problem("resume: auto needs the run_name to go on with")
@@ -53,26 +62,32 @@ def check_variable_length(cfg: Config) -> None:
     if CodeOptions not in cfg or not cfg[CodeOptions].variable_length:
         return
     if cfg[MethodOptions].joint:
-        raise Problem(
-            "target_length: a tokenizer that learns with the recommender has SIDs of one length; use method: two_stage"
+        raise Contradiction(
+            "target_length: a tokenizer that learns with the recommender has SIDs of one length; use method: two_stage",
+            {"method": "two_stage"},
         )
     if cfg[SidOptions].collision != "suffix":
-        raise Problem("target_length: SIDs of unlike length end in a number within their group; use collision: suffix")
+        raise Contradiction(
+            "target_length: SIDs of unlike length end in a number within their group; use collision: suffix",
+            {"collision": "suffix"},
+        )
     if not cfg[SearchOptions].constrained:
-        raise Problem("target_length: SIDs of unlike length are searched in the tree of those that exist; "
-                      "it cannot go with constrained: false")  # fmt: skip
+        raise Contradiction("target_length: SIDs of unlike length are searched in the tree of those that exist; "
+                            "it cannot go with constrained: false", {"constrained": True})  # fmt: skip
 
 
 def check_lists(cfg: Config) -> None:
     """Problem when the lists that metrics ask for are longer than what a method can make."""
     longest = max(cutoff(name) for name in cfg[EvalOptions].metrics)
     if SearchOptions in cfg and longest > cfg[SearchOptions].num_beams:
-        raise Problem(
-            f"num_beams: {cfg[SearchOptions].num_beams} is below the largest cut-off of metrics, {longest}; raise it"
+        raise Contradiction(
+            f"num_beams: {cfg[SearchOptions].num_beams} is below the largest cut-off of metrics, {longest}; raise it",
+            {"num_beams": longest},
         )
     places = cfg[DataOptions].max_his_len
     multi = ItemOptions in cfg and cfg[ItemOptions].decoding == "multi"
     if multi and longest > places:
-        raise Problem(
-            f"max_his_len: {places} places cannot hold lists of {longest}, which metrics asks of decoding: multi"
-        )
+        raise Contradiction(
+            f"max_his_len: {places} places cannot hold lists of {longest}, which metrics asks of decoding: multi",
+            {"max_his_len": longest}, {"decoding": "single"},
+        )  # fmt: skip

@@ -7,10 +7,10 @@ from typing import Any
 
 import settings
 from compose.checks import check_together
-from compose.parts import MethodOptions, all_sections, composition, owners, sections
+from compose.parts import ITEM_MODELS, JOINT, MethodOptions, all_sections, composition, owners, sections
 from compose.retired import placeholders, translated
 from settings import Config
-from utils import Problem
+from utils import Contradiction, Problem, as_word, log, shown
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -43,21 +43,67 @@ def build(preset: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> 
         own = {key for kind in kinds.values() for key in settings.fields_of(kind)}
         wrong += [
             f"--{key} belongs to {' and '.join(known[key])}, which this run does not have "
-            f"({', '.join(title for title in kinds if ' ' in title)})"
+            f"({', '.join(title for title in kinds if ' ' in title)}); {part_with(key)}"
             for key in given if key in known and key not in own
         ]  # fmt: skip
     except Problem as e:
         wrong += [str(e)]
     if wrong:
         raise Problem("; ".join(dict.fromkeys(wrong)))
-    raw = {**preset, **given}
+    cfg = yielding(m, preset, given)
+    for key in given:
+        if needs := settings.unread(cfg, key):
+            name, _, values = needs.partition(" or ")[0].partition(": ")
+            way = f"; add --{name}={values.split()[0]}" if values and name not in given else ""
+            raise Problem(f"--{key}: is read with {needs} only; set that too, or drop it{way}")
+    return cfg
+
+
+def composed(m: MethodOptions, preset: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
+    """The options of a run's parts, checked together."""
+    kinds, raw = sections(m), {**preset, **given}
+    own = {key for kind in kinds.values() for key in settings.fields_of(kind)}
     chosen = {k: getattr(m, k) for k in settings.fields_of(MethodOptions)}
     cfg = settings.compose(kinds, {**{k: v for k, v in raw.items() if k in own}, **chosen})
     check_together(cfg)
-    for key in given:
-        if needs := settings.unread(cfg, key):
-            raise Problem(f"--{key}: is read with {needs} only; set that too, or drop it")
     return replace(cfg, aside={k: v for k, v in raw.items() if k not in own})
+
+
+def yielding(m: MethodOptions, preset: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
+    """The options of a run, where what was typed goes before what a preset says, and before what contradicts it there.
+
+    The contradiction is raised where the preset has it by itself, or where none of its options could be mended.
+    """
+    mended: dict[str, Any] = {}
+    while True:
+        try:
+            return composed(m, {**preset, **mended}, given)
+        except Contradiction as e:
+            fixed = {*given, *mended, *settings.fields_of(MethodOptions)}
+            free = [way for way in e.ways if way and way.keys() <= preset.keys() - fixed]
+            if not free or not given or contradicts(m, preset):
+                raise Contradiction(e.reason, *(way for way in e.ways if not way.keys() & given.keys())) from None
+            mended |= free[0]
+            told = ", ".join(f"{as_word(k, v)} in place of {shown(preset[k])}" for k, v in free[0].items())
+            log.warning(f"the preset gives way to what was typed, {told}: {e.reason}")
+
+
+def contradicts(m: MethodOptions, preset: Mapping[str, Any]) -> bool:
+    try:
+        composed(m, preset, {})
+    except Contradiction:
+        return True
+    return False
+
+
+def part_with(key: str) -> str:
+    """The option that would give a run the part that an option belongs to."""
+    for name, method in JOINT.items():
+        if any(key in settings.fields_of(kind) for kind in method.option_groups.values()):
+            return f"add --method={name}, or drop it"
+    part, _, name = next(iter(owners()[key])).partition(" ")
+    part = "method" if name in ITEM_MODELS else part
+    return f"add --{part}={name}, or drop it" if part in ("tokenizer", "recommender", "method") else "drop it"
 
 
 def wrong_values(preset: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

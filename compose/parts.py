@@ -37,7 +37,7 @@ from sids.search import SearchOptions
 from sids.table import SidOptions
 from sids.tokenizer import Learned
 from trainer import TrainOptions
-from utils import Problem, nearest, shown
+from utils import Contradiction, Problem, nearest, shown
 from vq import RQVAE
 
 # ---------------------------------------------------------------- the parts, by name
@@ -102,17 +102,19 @@ def composition(preset: Mapping[str, Any], given: Mapping[str, Any]) -> MethodOp
     check_method(method)
     if method in ITEM_MODELS:
         if wrong := [k for k in given if k != "method" and (k, given[k]) != ("recommender", method)]:
-            raise Problem(f"--{wrong[0]}: {method} recommends by items, it has no {wrong[0]} to choose")
+            raise Contradiction(f"--{wrong[0]}: {method} recommends by items, it has no {wrong[0]} to choose",
+                                *({"method": "two_stage"} for _ in [0] if "method" not in given))  # fmt: skip
         return MethodOptions(method=method, tokenizer=None, recommender=None)
     tokenizer, network = both.get("tokenizer", "rqvae"), both.get("recommender", "t5")
     check_known("tokenizer", tokenizer, TOKENIZERS)
     check_known("recommender", network, NETWORKS)
     if method in JOINT and tokenizer not in JOINT[method].tokenizers:
         able = ", ".join(JOINT[method].tokenizers)
-        raise Problem(
+        raise Contradiction(
             f"tokenizer: {tokenizer} cannot be trained jointly with a recommender by {method} (only {able} can); "
-            "use method: two_stage"
-        )
+            "use method: two_stage",
+            {"method": "two_stage"}, {"tokenizer": JOINT[method].tokenizers[0]},
+        )  # fmt: skip
     return MethodOptions(method=method, tokenizer=tokenizer, recommender=network)
 
 

@@ -121,7 +121,8 @@ def translated(
             elif new and value != usual[new]:
                 source[new] = value
             elif new or without_effect(key, value, now):
-                idle.append(key)
+                hint = RETIRED[key].partition(_NOTHING)[2]  # " (what has that effect)"
+                idle.append(key + hint)
             else:
                 wrong.append(f"option {key!r} {RETIRED[key]} (it says {shown(value)})")
     wrong += decay(*sources)

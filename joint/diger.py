@@ -29,7 +29,7 @@ from recommenders.protocol import AllReduce, Autocast, Logs
 from settings import option
 from sids.search import SearchOptions
 from sids.tokenizer import Quantized, Source
-from utils import Problem, log
+from utils import Contradiction, log
 from vq import RQVAEOptions
 
 KEEP_LOW, MOVE_LOW, MOVE_HIGH = 0.2, 0.01, 1.0  # outside of these the log warns before training
@@ -110,20 +110,25 @@ class Diger(JointMethod):
         p: PriorOptions
         _, q, p, options = groups
         if p.label_prior != "none" and (q.assignment_forward == "soft" or options.gradient == "detached"):
-            raise Problem(
+            hard = {"assignment_forward": "history"} if q.assignment_forward == "soft" else {}
+            reaching = {"gradient": "end_to_end"} if options.gradient == "detached" else {}
+            raise Contradiction(
                 "label_prior: is a gradient of hard labels that reaches the codebooks; it cannot go with gradient: "
-                "detached or assignment_forward: soft"
-            )
+                "detached or assignment_forward: soft",
+                {"label_prior": "none"}, {**reaching, **hard},
+            )  # fmt: skip
         if options.gradient == "end_to_end" and options.code_loss_weight == 0:
-            raise Problem(
+            raise Contradiction(
                 "code_loss_weight: 0 leaves nothing of the recommendation loss to train on; raise it, or for a "
-                "tokenizer that does not learn from it set gradient: detached"
-            )
+                "tokenizer that does not learn from it set gradient: detached",
+                {"gradient": "detached"}, {"code_loss_weight": 1.0},
+            )  # fmt: skip
         if search.legal_softmax and q.assignment_forward not in ("history", "cached"):
-            raise Problem(
+            raise Contradiction(
                 f"legal_softmax: a target drawn anew (assignment_forward: {q.assignment_forward}) may be a SID "
-                "that no item has; use assignment_forward: history or cached"
-            )
+                "that no item has; use assignment_forward: history or cached",
+                {"assignment_forward": "history"}, {"legal_softmax": False},
+            )  # fmt: skip
 
     # ---- training
 

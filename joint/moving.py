@@ -17,7 +17,7 @@ from recommenders.protocol import AllReduce
 from settings import option
 from sids.search import SearchOptions
 from sids.tokenizer import Source
-from utils import Problem, log
+from utils import Contradiction, Problem, log
 from vq import RQVAEOptions
 
 COLLAPSED = 8  # a level whose perplexity is below K / 8 is called collapsing
@@ -34,10 +34,11 @@ class MovingOptions:
 
     def __post_init__(self) -> None:
         if self.id_last_epoch is not None and self.id_last_epoch < self.id_first_epoch:
-            raise Problem(
+            raise Contradiction(
                 f"id_last_epoch: {self.id_last_epoch} comes before id_first_epoch {self.id_first_epoch}: the tokenizer "
-                "would never move; for that, method: two_stage"
-            )
+                "would never move; for that, method: two_stage",
+                {"id_last_epoch": None}, {"id_first_epoch": 0},
+            )  # fmt: skip
 
     def moves(self, epoch: int) -> bool:
         """Do semantic IDs move in an epoch, counted from 0?"""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from layers import gaussian, gumbel
 from recommenders.protocol import AllReduce
 from settings import option
-from utils import Problem
+from utils import Contradiction
 
 DecayName = Literal["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"]
 
@@ -67,12 +67,16 @@ class UncertaintyOptions:
 
     def __post_init__(self) -> None:
         if self.uncertainty == "tau_annealing" and self.tau_anneal_min > self.gumbel_tau:
-            raise Problem(f"tau_anneal_min: {self.tau_anneal_min} exceeds gumbel_tau {self.gumbel_tau}, the first tau")
+            raise Contradiction(
+                f"tau_anneal_min: {self.tau_anneal_min} exceeds gumbel_tau {self.gumbel_tau}, the first tau",
+                {"tau_anneal_min": self.gumbel_tau}, {"gumbel_tau": self.tau_anneal_min},
+            )  # fmt: skip
         if self.auto_lambda_mode == "learnable" and not BIAS[0] <= self.sigma_lambda <= BIAS[1]:
-            raise Problem(
+            raise Contradiction(
                 f"sigma_lambda: {self.sigma_lambda} lies outside {BIAS[0]} to {BIAS[1]}, where auto_lambda_mode: "
-                "learnable keeps it"
-            )
+                "learnable keeps it",
+                {"sigma_lambda": min(max(self.sigma_lambda, BIAS[0]), BIAS[1])}, {"auto_lambda_mode": "fixed"},
+            )  # fmt: skip
 
 
 @torch.no_grad()

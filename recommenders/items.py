@@ -3,6 +3,7 @@
 Shape letters: B users, S positions, N items, d width, R rows (real positions of a batch).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from layers import Dropout
 from recommenders.base import Model
 from recommenders.protocol import TopK
 from settings import option
-from utils import Problem
+from utils import Contradiction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,11 @@ class ItemOptions:
 
     def __post_init__(self) -> None:
         if self.hidden_units % self.num_heads:
-            raise Problem(f"hidden_units: {self.hidden_units} is not divisible by num_heads {self.num_heads}")
+            raise Contradiction(
+                f"hidden_units: {self.hidden_units} is not divisible by num_heads {self.num_heads}",
+                {"num_heads": math.gcd(self.hidden_units, self.num_heads)},
+                {"hidden_units": self.hidden_units + -self.hidden_units % self.num_heads},
+            )
 
 
 LOGITS = 1 << 24  # most scores held at a time by the loss (64 MiB)

@@ -14,7 +14,7 @@ from data import Batch
 from recommenders.items import ItemEncoder, ItemOptions, SequenceModel, best_items, one_by_one, softmax_loss
 from recommenders.protocol import TopK
 from settings import option
-from utils import Problem
+from utils import Contradiction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,10 @@ class SASRecOptions(ItemOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decoding == "multi":
-            raise Problem("decoding: multi fills masks, which sasrec does not know; use single or autoregressive")
+            raise Contradiction(
+                "decoding: multi fills masks, which sasrec does not know; use single or autoregressive",
+                {"decoding": "single"}, {"decoding": "autoregressive"},
+            )  # fmt: skip
 
 
 class SASRec(SequenceModel):

@@ -4,6 +4,7 @@ Shape letters: U items, N items of the catalogue, P positions of a SID, V tokens
 h width.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from data import Batch
 from layers import are_real, some_logits
 from recommenders.protocol import Codes, NetworkOutput, Scorer
 from settings import option
-from utils import Problem
+from utils import Contradiction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,11 @@ class StackOptions(WidthOptions):
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads:
-            raise Problem(f"d_model: {self.d_model} is not divisible by num_heads {self.num_heads}")
+            raise Contradiction(
+                f"d_model: {self.d_model} is not divisible by num_heads {self.num_heads}",
+                {"num_heads": math.gcd(self.d_model, self.num_heads)},
+                {"d_model": self.d_model + -self.d_model % self.num_heads},
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

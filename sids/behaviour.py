@@ -20,7 +20,7 @@ from layers import distance
 from settings import option
 from sids.pairs import PairOptions, Pairs, pairs_of
 from sids.tokenizer import CodeOptions, Distances, Joined, Source, Tokenizer, mean_of
-from utils import Problem
+from utils import Contradiction, Problem
 
 BESIDE = ("behaviour: pairs vectors",)
 
@@ -45,7 +45,10 @@ class BehaviourOptions(CodeOptions, PairOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.vectors_from is not None and self.behaviour != "vectors":
-            raise Problem(f"vectors_from: is read by behaviour: vectors alone, not {self.behaviour}; drop one of them")
+            raise Contradiction(
+                f"vectors_from: is read by behaviour: vectors alone, not {self.behaviour}; drop one of them",
+                {"vectors_from": None}, {"behaviour": "vectors"},
+            )  # fmt: skip
 
 
 def side_width(cfg: CodeOptions) -> int:

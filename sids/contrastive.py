@@ -19,7 +19,7 @@ from settings import option
 from sids import distributed
 from sids.pairs import Pairs, pairs_of
 from sids.tokenizer import Source
-from utils import Problem
+from utils import Contradiction, Problem
 from vq import RQVAE, RQVAEOptions
 
 TERMS = ("self", "ori", "cl")  # output to output, output to the partner's input, output to its own input
@@ -49,7 +49,8 @@ class ContrastiveOptions(RQVAEOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mixing == "sum" and self.task != "both":
-            raise Problem(f"mixing: sum needs task: both, not {self.task}")
+            raise Contradiction(f"mixing: sum needs task: both, not {self.task}",
+                                {"mixing": "alternate"}, {"task": "both"})  # fmt: skip
 
 
 class Step(NamedTuple):

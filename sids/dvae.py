@@ -30,7 +30,7 @@ from recommenders.blocks import Stack
 from settings import option
 from sids.rq_kmeans import RQKMeans, RQKMeansOptions
 from sids.tokenizer import ROWS, CodeOptions, Learned, Source, UnitRows, in_pieces
-from utils import Problem, log
+from utils import Contradiction, Problem, log
 
 DROPOUT = 0.1  # of input, blocks and the residual before its logits
 LOGIT_SCALE = 15.0  # of the cosine logits at the start; learned
@@ -58,7 +58,10 @@ class DiscreteOptions(CodeOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(set(self.num_emb_list)) > 1:
-            raise Problem(f"num_emb_list: all places have one vocabulary here, not {self.num_emb_list}")
+            raise Contradiction(
+                f"num_emb_list: all places have one vocabulary here, not {self.num_emb_list}",
+                {"num_emb_list": [max(self.num_emb_list)] * len(self.num_emb_list)},
+            )
 
 
 LEARNED = ("length: learned",)
@@ -90,7 +93,10 @@ class DVAEOptions(DiscreteOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.length == "fixed" and self.target_length is not None:
-            raise Problem("length: fixed trains whole codes only; with target_length use length: cut or learned")
+            raise Contradiction(
+                "length: fixed trains whole codes only; with target_length use length: cut or learned",
+                {"length": "cut"}, {"target_length": None},
+            )  # fmt: skip
 
 
 # ---------------------------------------------------------------- formulas

@@ -12,7 +12,7 @@ from settings import option
 from sids.files import read_index
 from sids.table import SidTable
 from sids.tokenizer import CodeOptions
-from utils import Problem, log, shortened
+from utils import Contradiction, Problem, log, shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,11 @@ class GivenOptions(CodeOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rqvae_path is not None:
-            raise Problem("rqvae_path: tokenizer: given has its SIDs from sid_path; drop one of the two")
+            raise Contradiction("rqvae_path: tokenizer: given has its SIDs from sid_path; drop one of the two",
+                                {"rqvae_path": None})  # fmt: skip
         if self.target_length is not None:
-            raise Problem("target_length: SIDs of sid_path are taken as they are, nothing can be cut; drop it")
+            raise Contradiction("target_length: SIDs of sid_path are taken as they are, nothing can be cut; drop it",
+                                {"target_length": None})  # fmt: skip
 
     @property
     def learns_length(self) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from settings import option
 from sids.dvae import Discrete, DiscreteOptions, cosine
-from utils import Problem
+from utils import Contradiction
 
 END = 0
 MOMENTUM = 0.99
@@ -43,7 +43,8 @@ class ReinforceOptions(DiscreteOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.learns_length and self.target_length is not None:
-            raise Problem("target_length: reinforce has no way to it; length: learned follows token_cost")
+            raise Contradiction("target_length: reinforce has no way to it; length: learned follows token_cost",
+                                {"target_length": None}, {"length": "fixed"})  # fmt: skip
 
 
 class Drawn(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recommenders.protocol import Scorer, TopK
 from settings import option
-from utils import Problem
+from utils import Contradiction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,10 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         if self.legal_softmax and not self.constrained:
-            raise Problem("legal_softmax: knows only SIDs that exist; it cannot go with constrained: false")
+            raise Contradiction(
+                "legal_softmax: knows only SIDs that exist; it cannot go with constrained: false",
+                {"legal_softmax": False}, {"constrained": True},
+            )  # fmt: skip
 
 
 FEW = 8  # a position with so many tokens for each that may follow is not scored whole

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from settings import option
 from sids.search import Trie
-from utils import Problem
+from utils import Contradiction, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,10 @@ class SidOptions:
 
     def __post_init__(self) -> None:
         if self.collision_cap is not None and self.collision not in ("knn", "random"):
-            raise Problem(f"collision_cap: is read by collision: knn and random, not by {self.collision}; drop it")
+            raise Contradiction(
+                f"collision_cap: is read by collision: knn and random, not by {self.collision}; drop it",
+                {"collision_cap": None},
+            )
 
     @property
     def shared(self) -> bool:

@@ -18,7 +18,7 @@ from layers import straight_through_lookup
 from readers.dataset import Dataset, read_embeddings
 from readers.splits import Split
 from settings import option
-from utils import Problem
+from utils import Contradiction, Problem
 
 ROWS = 8192  # rows of a catalogue that go through a network at a time
 Distances = Callable[[Tensor, Tensor], Tensor]  # rows [n], codes before a level [n, l] -> squared distances [n, K]
@@ -69,9 +69,10 @@ class CodeOptions:
 
     def __post_init__(self) -> None:
         if self.target_length is not None and self.target_length > len(self.num_emb_list):
-            raise Problem(
+            raise Contradiction(
                 f"target_length: {self.target_length} codes of {len(self.num_emb_list)} levels; lower it, or give "
-                "num_emb_list more levels"
+                "num_emb_list more levels",
+                *({"target_length": len(self.num_emb_list)} for _ in self.num_emb_list[:1]),
             )
         if not self.num_emb_list:
             raise Problem("num_emb_list: needs at least one level")
