@@ -6,12 +6,11 @@ A vector is kept under the hash of its text, in a folder named by the hash of al
 
 import io
 import uuid
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from readers.hub import asking
 from readers.texts import key_of
 from settings import option
-from utils import Problem, digest, log, one_line, quoted, regular_file, write_atomic
+from utils import Problem, digest, log, quoted, write_atomic
 
 MINILM = "all-MiniLM-L6-v2"
 WEIGHTS = (
@@ -45,12 +44,6 @@ class EmbedOptions:
     batch_size: int = option(64, "number of texts per batch", ge=1, free=True)
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "number format of the encoder; auto = bfloat16 on a GPU, else float32"
-    )
-    pca: int = option(0, "number of principal components to keep; 0 = no reduction", ge=0)
-    pca_from: str | None = option(
-        None,
-        "file .axes.npz of earlier embeddings whose principal axes are used again, as a trained model needs",
-        path=True,
     )
 
 
@@ -238,51 +231,3 @@ def embed(texts: Sequence[str], encoder: Callable[[], Encoder], cache: Cache) ->
                 cache.add(shard, vectors)
                 bar.update(len(shard))
     return np.stack([cache.found[key_of(t)] for t in texts]).astype(np.float32)
-
-
-class Axes(NamedTuple):
-    """What embeddings are reduced along: their mean and their first principal components."""
-
-    mean_D: np.ndarray
-    axis_kD: np.ndarray
-
-    def reduce(self, content_ND: np.ndarray) -> np.ndarray:
-        """Components [N, k] of some rows."""
-        if content_ND.shape[1] != len(self.mean_D):
-            raise Problem(
-                f"pca_from: axes of {len(self.mean_D)} numbers do not fit embeddings of {content_ND.shape[1]}; use the "
-                "encoder whose axes they are"
-            )
-        found: np.ndarray = (content_ND.astype(np.float64) - self.mean_D) @ self.axis_kD.T
-        return found.astype(np.float32)
-
-    def write(self, path: Path) -> None:
-        buffer = io.BytesIO()
-        np.savez(buffer, mean_D=self.mean_D, axis_kD=self.axis_kD)
-        write_atomic(path, buffer.getbuffer())
-
-
-def read_axes(path: Path) -> Axes:
-    """Axes that were written; Problem when a file holds none."""
-    try:
-        with np.load(regular_file(path), allow_pickle=False) as file:
-            found = Axes(file["mean_D"], file["axis_kD"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
-        raise Problem(f"pca_from: {path} holds no axes ({one_line(e)}); name the .axes.npz beside embeddings") from None
-    if found.axis_kD.ndim != 2 or found.axis_kD.shape[1:] != found.mean_D.shape or not np.isfinite(found.axis_kD).all():
-        raise Problem(f"pca_from: {path} holds no axes; name the .axes.npz beside embeddings")
-    return found
-
-
-def axes_of(content_ND: np.ndarray, components: int) -> Axes:
-    """The first principal components of all rows, by their covariance: the same on every machine."""
-    from sklearn.decomposition import PCA
-
-    if components > min(content_ND.shape):
-        n, width = content_ND.shape
-        raise Problem(
-            f"pca: {components} components of {n} items with {width} numbers; at most {min(n, width)}; new items of a "
-            "trained model need its own axes, --pca_from"
-        )
-    fitted = PCA(components, svd_solver="covariance_eigh").fit(content_ND.astype(np.float64))
-    return Axes(fitted.mean_, fitted.components_)

@@ -1,12 +1,10 @@
 """Speed and memory of the product beside a plain one, on the same data, in one run.
 
-  python scripts/benchmark.py [train search recommender trie tokenizer sids scale sasrec varlen] [--dataset=NAME ...]
+  python scripts/benchmark.py [train search recommender tokenizer scale] [--dataset=NAME ...]
                               [--key=value ...]
-      --quick             smaller sizes and fewer rounds; the demo ends within three minutes
+      --quick             smaller sizes and fewer rounds; for the demo
       --beams 20,50,80    widths of the search
       --json FILE         {section: {figure: {"ours": x, "baseline": y, "ratio": ours / baseline}}}
-      --profile           where a training step's time goes, instead of the sections
-      --trace FILE        with --profile: a trace for chrome://tracing or perfetto
 
 The data set is a file in config/ (demo when none is named), all its options apply. Ratios compare two sides that
 took turns; they hold for the machine named above the table.
@@ -27,7 +25,7 @@ import main
 import settings
 from compose import configure
 from readers.splits import DataOptions
-from scripts.bench import profile, recommender, sasrec, scale, search, sids, tokenizer, train, trie, varlen
+from scripts.bench import recommender, scale, search, tokenizer, train
 from scripts.bench.common import Figures, job
 from scripts.make_demo import build_demo
 from settings import Config
@@ -36,8 +34,7 @@ from trainer import TrainOptions
 from utils import Problem, is_file, keep_freed_memory, log_to, problems_exit_2, whole_number, write_json
 
 SECTIONS = {
-    s.__name__.rpartition(".")[2]: s.measure
-    for s in (train, search, recommender, trie, tokenizer, sids, scale, sasrec, varlen)
+    s.__name__.rpartition(".")[2]: s.measure for s in (train, search, recommender, tokenizer, scale)
 }
 
 
@@ -46,8 +43,7 @@ def run(argv: list[str]) -> None:
     if {"--help", "-h"} & set(argv):
         print(__doc__)
         return
-    flags = {word for word in argv if word in ("--quick", "--profile")}
-    given, words = settings.split_off([a for a in argv if a not in flags], ["json", "beams", "trace"])
+    given, words = settings.split_off([a for a in argv if a != "--quick"], ["json", "beams"])
     wanted = [w for w in words if not w.startswith("--")]
     if unknown := [w for w in wanted if w not in SECTIONS]:
         raise Problem(f"{unknown[0]!r}: no such section; there are {', '.join(SECTIONS)}")
@@ -55,12 +51,9 @@ def run(argv: list[str]) -> None:
     cfg = configuration([w for w in words if w.startswith("--")])
     with TemporaryDirectory() as folder:
         what = job(
-            cfg, Path(folder), "--quick" in flags, _widths(given.get("beams", str(cfg[SearchOptions].num_beams)))
+            cfg, Path(folder), "--quick" in argv, _widths(given.get("beams", str(cfg[SearchOptions].num_beams)))
         )
         print(machine(cfg), flush=True)
-        if "--profile" in flags:
-            profile.show(what, given.get("trace"))
-            return
         found: dict[str, Figures] = {}
         for name in wanted or SECTIONS:
             found[name] = SECTIONS[name](what)

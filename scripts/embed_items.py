@@ -23,12 +23,10 @@ from readers.encoders import (
     Cache,
     EmbedOptions,
     Encoder,
-    axes_of,
     embed,
     identity,
     locate,
     open_encoder,
-    read_axes,
 )
 from readers.files import find_file
 from readers.texts import digest_of, read_texts
@@ -47,23 +45,16 @@ def run(argv: list[str]) -> None:
         raise Problem("embed_items.py: needs one data set, DIR/NAME; --help shows how")
     if cfg.fields and cfg.template is not None:
         raise Problem("fields and template both say what the text is; give one of them")
-    if cfg.pca and cfg.pca_from is not None:
-        raise Problem("pca and pca_from both say what to reduce to; give one of them")
     log_to(None, main=True)
     folder = Path(folders[0])
     items = read_texts(items_of(folder), cfg.fields, cfg.template)
     place, revision = locate(cfg.model, cfg.revision)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     made = identity(cfg, place, revision, device)
-    card = {**made, "fields": cfg.fields, "template": cfg.template, "pca": cfg.pca, "items": len(items.ids),
-            "texts": digest_of(items.texts)}  # fmt: skip
-    axes = None
-    if cfg.pca_from is not None:
-        axes = read_axes(Path(cfg.pca_from))
-        card["pca_from"] = digest(Path(cfg.pca_from))
-    reduced = len(axes.axis_kD) if axes is not None else cfg.pca
+    told = {"fields": cfg.fields, "template": cfg.template}
+    card = {**made, **told, "items": len(items.ids), "texts": digest_of(items.texts)}
     label = re.sub(r"[^a-z0-9]+", "-", Path(cfg.model).name.lower()).strip("-") or "model"
-    out = folder / f"{folder.name}.emb-{label}{f'-pca{reduced}' if reduced else ''}.npy"
+    out = folder / f"{folder.name}.emb-{label}.npy"
     if done(out, card):
         log.info(f"{out}: is there already, of these texts and this model")
         return
@@ -75,11 +66,6 @@ def run(argv: list[str]) -> None:
 
     content = embed(items.texts, opened, cache)
     width, seconds = content.shape[1], time.perf_counter() - begin
-    if axes is None and cfg.pca:
-        axes = axes_of(content, cfg.pca)
-    if axes is not None:
-        content = axes.reduce(content)
-        axes.write(out.with_suffix(".axes.npz"))
     write_array(out, content)
     write_json(out.with_suffix(".json"), {**card, "width": content.shape[1], "file": digest(out)})
     log.info(f"{len(cache.found) - known} texts encoded to {width} numbers in {seconds:.1f} s on {device.type}")

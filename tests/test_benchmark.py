@@ -10,11 +10,11 @@ from conftest import tiny_overrides, words, write_tiny
 
 from readers.splits import DataOptions
 from scripts import benchmark
-from scripts.bench import common, plain, search, sids, train, trie
+from scripts.bench import common, plain, search, train
 from trainer import TrainOptions
 from utils import Problem
 
-QUICK = ["tokenizer", "sasrec"]
+QUICK = ["tokenizer"]
 SLOW = ["recommender", "train", "search"]
 NAMED = [
     "recommender.samples_per_s",
@@ -93,20 +93,6 @@ def test_the_plain_search_gets_no_more_beams_than_fit(argv):
     assert [search.users_at_once(job, width) for width in (1, 20, 5000)] == [256, 64, 1]
 
 
-def test_both_tries_allow_the_same(argv):
-    """A walk of random items' prefixes: the children of our rows are the keys of the dictionaries."""
-    sid_NL = trie.random_sids(2000)
-    ours, theirs = trie.Tensors(sid_NL), trie.Dictionaries(sid_NL)
-    node = torch.zeros(1, dtype=torch.long)
-    prefix = [plain.START]
-    for level, code in enumerate(sid_NL[7].tolist()):
-        child = ours.trie.children(level, node)
-        allowed = (child.token[child.there] + 1 + 256 * level).tolist()
-        assert sorted(allowed) == sorted(theirs.trie.allowed(0, torch.tensor(prefix)))
-        node = child.node[0, (child.token[0] == code).nonzero()[0]]
-        prefix.append(code + 1 + 256 * level)
-
-
 @pytest.mark.parametrize(("argv", "said"), [
     (["trian"], "'trian': no such section; there are train, search"),
     (["search", "--beams=20,x"], "--beams: expected numbers such as 20,50,80"),
@@ -115,9 +101,3 @@ def test_both_tries_allow_the_same(argv):
 def test_a_wrong_command_is_refused(argv, said):
     with pytest.raises(Problem, match=said):
         benchmark.run(argv)
-
-
-def test_the_growth_of_pairs_contrast_and_hit_rate_is_measured():
-    found = sids.source(50)
-    assert len(found.train) == 10 * 50 and found.count_N.sum() == 11 * 50  # ten pairs an item
-    assert all(work(200) > 0 for work in (sids.count, sids.contrast, sids.hit_rate))

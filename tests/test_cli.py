@@ -501,7 +501,7 @@ def test_words_that_are_not_options(words):
         cli.words_and_options(words, [])
 
 
-@pytest.mark.parametrize("name", ["compare", "reproduce", "sid_study", "length_study", "cut_study", "holdout_study"])
+@pytest.mark.parametrize("name", ["compare", "reproduce", "sid_study", "length_study", "cut_study"])
 def test_the_help_of_a_study(monkeypatch, capsys, name):
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
     runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")

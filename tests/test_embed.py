@@ -114,29 +114,6 @@ def test_minilm_is_that_of_sentence_transformers(shop):
     np.testing.assert_allclose(found, model.encode([f"{t} by old tea" for t in titles(shop)]), atol=2e-6)
 
 
-def test_principal_components(models, shop):
-    """Up to their signs those of a singular value decomposition."""
-    whole = embedded(shop, models / "llama")
-    found = embedded(shop, models / "llama", "--pca=3", label="llama-pca3")
-    left, scale, _ = np.linalg.svd(whole.astype(np.float64) - whole.mean(0), full_matrices=False)
-    np.testing.assert_allclose(np.abs(found), np.abs(left[:, :3] * scale[:3]), atol=1e-5)
-
-
-def test_new_items_are_reduced_along_the_axes_of_the_old_ones(models, shop, tmp_path):
-    found = embedded(shop, models / "llama", "--pca=3", label="llama-pca3")
-    axes, new = shop / "shop.emb-llama-pca3.axes.npz", tmp_path / "new" / "shop"
-    new.mkdir(parents=True)
-    lines = (shop / "shop.items.jsonl").read_text().splitlines()
-    (new / "shop.items.jsonl").write_text("\n".join(lines[4:6]) + "\n")
-    again = embedded(new, models / "llama", f"--pca_from={axes}", label="llama-pca3")
-    np.testing.assert_allclose(again, found[4:6], atol=1e-6)
-    (tmp_path / "no.npz").write_bytes(b"no")
-    with pytest.raises(Problem, match=r"pca_from: .*no\.npz holds no axes"):
-        embed_items.run([str(new), f"--model={models / 'llama'}", f"--pca_from={tmp_path / 'no.npz'}"])
-    with pytest.raises(Problem, match="pca and pca_from both say"):
-        embed_items.run([str(new), f"--model={models / 'llama'}", f"--pca_from={axes}", "--pca=2"])
-
-
 def test_training_reads_them(models, shop):
     data = read_dataset(DataOptions(dataset="shop", data_path=str(shop.parent)))
     with pytest.raises(Problem, match=r"python scripts/embed_items.py .*shop makes them"):
@@ -195,7 +172,8 @@ def test_nothing_is_encoded_twice(models, shop, counted):
     again = embedded(shop, models / "llama", "--fields=title")
     assert counted[19:] == ["new lamp"]
     np.testing.assert_array_equal(again[:20], first[::-1])
-    embedded(shop, models / "llama", "--fields=title", "--max_length=3", "--pca=2", label="llama-pca2")
+    (shop / "shop.emb-llama.npy").unlink()
+    embedded(shop, models / "llama", "--fields=title", "--max_length=3")
     assert len(counted) == 20 + 20  # texts that are cut have other vectors
 
 
@@ -233,7 +211,6 @@ def test_a_run_that_was_stopped_goes_on(models, shop, counted, monkeypatch):
     (["--template={title"], r"template: '\{title' \("),
     (["--template=plain"], r"names no plain field"),
     (["--template={title.__class__}"], r"names no plain field"),
-    (["--pca=17"], r"pca: 17 components of 20 items with 16 numbers; at most 16"),
     (["--max_length=600"], r"max_length: .*llama reads 24 tokens at most, not 600"),
     (["--model=MODELS/Tiny-ST", "--max_length=600"], r"max_length: .*Tiny-ST reads \d+ tokens at most, not 600"),
     (["--dtype=int8"], r"dtype: expected one of auto, float32, bfloat16"),

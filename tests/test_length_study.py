@@ -8,7 +8,7 @@ from conftest import tiny_overrides, write_tiny
 import main
 import settings
 from compose import cli
-from scripts import cut_study, holdout_study, length_study, study
+from scripts import cut_study, length_study, study
 from utils import Problem, read_json
 
 DVAE = {"tokenizer": "dvae", "num_emb_list": [16, 16, 16], "dvae_steps": 12, "rqvae_epochs": 3, "rqvae_batch_size": 32,
@@ -68,15 +68,6 @@ def test_every_arm_is_a_run_that_can_be_composed(name):
     assert lengths["fixed2"]["target_length"] is lengths["cut2 permuted"]["target_length"] is None
     assert lengths["cut2"]["target_length"] == 2 and lengths["rqvae3"]["num_emb_list"] == [256] * 3
 
-
-def test_held_out_items_take_no_part_in_the_fit(shop):
-    """A tenth of them, with figures of their own; a tokenizer that would see them all the same is refused."""
-    argv = [str(shop / "config" / "tiny.yaml"), "--target_length=2.0"]
-    found = holdout_study.study(argv)
-    items = [row["items"] for row in found.values()]
-    assert items[1] == round(0.1 * sum(items)) and all(1 <= row["length"] <= 3 for row in found.values())
-    with pytest.raises(Problem, match="needs a tokenizer with weights: counts"):
-        holdout_study.study([*argv, "--weights=uniform"])
 
 
 def test_the_study_of_the_cut_draws_what_it_measured(shop, tmp_path, monkeypatch):
