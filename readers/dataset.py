@@ -5,7 +5,7 @@ position of its target in that array, never a list.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -120,10 +120,28 @@ def title(row: Any) -> str:
     return whole_text(re.sub(r"\s+", " ", str(text)).strip()[:200])
 
 
-def assemble(
-    folder: Path, stem: str, cfg: DataOptions, catalogue: Catalogue, parts: Parts, paths: list[Path]
-) -> Dataset:
+@dataclass(frozen=True)
+class Found:
+    """What a reader makes of the interactions. paths: the files that it read; split_hash: of them and of the rules."""
+
+    catalogue: Catalogue
+    parts: Parts
+    paths: list[Path]
+    split_hash: str = ""
+
+
+def hashed(found: Found, cfg: DataOptions) -> Found:
+    """The same with its hash."""
+    rules: list[object] = ["time", cfg.time_quantile] if cfg.split != "leave_one_out" else []
+    rules += [True, TEST_SHARE, cfg.seed] if cfg.split == "time_groups" else []
+    rules += [cfg.k_core] if cfg.k_core else []
+    rules += [cfg.users_col, cfg.items_col, cfg.time_col] if found.paths[0].suffix.lower() == ".csv" else []
+    return replace(found, split_hash=digest(cfg.short_users, *rules, *found.paths))
+
+
+def assemble(folder: Path, stem: str, cfg: DataOptions, found: Found) -> Dataset:
     """A data set of what a reader found, with its embeddings' file and hash; Problem names a file that is missing."""
+    catalogue, parts = found.catalogue, found.parts
     embedding = Path(cfg.semantic_emb_path) if cfg.semantic_emb_path else find_embedding(folder, stem)
     if cfg.semantic_emb_path and embedding and not is_file(embedding):
         named, embedding = embedding, folder / embedding
@@ -137,17 +155,12 @@ def assemble(
             "semantic_emb_path"
         )
     items = find_file(folder, stem, ".items.jsonl", say=False)
-    popularity = np.bincount(parts.training, minlength=len(catalogue) + 1)
+    popularity = np.pad(parts.count, (0, len(catalogue) + 1 - len(parts.count)))
     others = [*([items] if items else []), *([embedding] if embedding else [])]
-    rules: list[object] = ["time", cfg.time_quantile] if cfg.split != "leave_one_out" else []
-    rules += [True, TEST_SHARE, cfg.seed] if cfg.split == "time_groups" else []
-    rules += [cfg.k_core] if cfg.k_core else []
-    rules += [cfg.users_col, cfg.items_col, cfg.time_col] if paths[0].suffix.lower() == ".csv" else []
-    split_hash = digest(cfg.short_users, *rules, *paths)
     log_split(parts, cfg)
     return Dataset(
-        stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding, split_hash,
-        digest(split_hash, *others), parts.facts, folder, Stamp.of(embedding) if embedding else None,
+        stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding, found.split_hash,
+        digest(found.split_hash, *others), parts.facts, folder, Stamp.of(embedding) if embedding else None,
     )  # fmt: skip
 
 

@@ -22,18 +22,18 @@ def locate(cfg: DataOptions) -> tuple[Path, str]:
     if not root.is_dir():
         raise Problem(f"data_path: {str(root)!r} is no folder and no .csv file; name that of the data: --data_path=DIR")
     inner = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() == stem.lower()]
-    here = _spelled_alike(root, stem)
+    here = spelled_alike(root, stem)
     folder = root
     if root / stem in inner or not any(p.name.startswith(f"{stem}.") for p in here):
         if inner and here and root / stem not in inner:  # another vocabulary as a folder, and one beside it
             inner.append(here[0])
         folder = _one_of(inner, root / stem) or root
-    if not _spelled_alike(folder, stem):
+    if not spelled_alike(folder, stem):
         raise Problem(f"data_path: neither {root / stem} nor {root} holds files called {stem}.*")
     return folder, stem
 
 
-def _spelled_alike(folder: Path, stem: str) -> list[Path]:
+def spelled_alike(folder: Path, stem: str) -> list[Path]:
     """The files `<stem>.*` of a folder, whatever the case of their stem, in the order of their names."""
     return [p for p in sorted(folder.iterdir()) if p.is_file() and p.name.lower().startswith(f"{stem.lower()}.")]
 
@@ -59,7 +59,7 @@ def _files(folder: Path, stem: str) -> list[Path]:
     So `T.items.jsonl` may complete `t.inter`, but not where it stands beside `T.inter`. Problem when there are
     several data sets in other spellings.
     """
-    found = _spelled_alike(folder, stem)
+    found = spelled_alike(folder, stem)
     sets = {p.name[: len(stem)]: p for p in found if p.name.lower()[len(stem) :] in INTERACTIONS.values()}
     if len(sets) > 1 and stem in sets:
         return [p for p in found if p.name.startswith(f"{stem}.")]

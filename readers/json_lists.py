@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from readers.dataset import Catalogue, Dataset, assemble, title
+from readers.dataset import Catalogue, Found, title
 from readers.files import find_file, need_file
-from readers.splits import DataOptions, leave_one_out, parts_of, training_items
+from readers.splits import DataOptions, leave_one_out, parts_of, training_counts
 from utils import Problem, quoted, read_json
 
 
-def read_json_lists(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
+def read_json_lists(folder: Path, stem: str, cfg: DataOptions, scratch: Path | None) -> Found:
     """<Name>.inter.json: user -> item indices from 0, in time order; <Name>.item.json: their texts."""
     path = need_file(folder, stem, ".inter.json")
     found = read_json(path)
@@ -32,4 +32,4 @@ def read_json_lists(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
     catalogue = Catalogue([str(i) for i in range(n)], titles)
     offsets = np.concatenate([[0], np.cumsum([len(v) for v in found.values()], dtype=np.int64)])
     splits = leave_one_out(flat, offsets, list(found), cfg.short_users, path)
-    return assemble(folder, stem, cfg, catalogue, parts_of(splits, training_items(splits[0], splits[1])), [path])
+    return Found(catalogue, parts_of(splits, training_counts(splits[0], splits[1])), [path])

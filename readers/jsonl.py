@@ -4,21 +4,21 @@ from pathlib import Path
 
 import numpy as np
 
-from readers.dataset import SPLITS, Catalogue, Dataset, assemble
+from readers.dataset import SPLITS, Catalogue, Found
 from readers.files import json_lines, need_file
-from readers.splits import DataOptions, Split, parts_of, training_items
+from readers.splits import DataOptions, Split, parts_of, training_counts
 from utils import Problem, quoted, read_json
 
 
-def read_jsonl(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
+def read_jsonl(folder: Path, stem: str, cfg: DataOptions, scratch: Path | None) -> Found:
     """The released layout: a row a sample, item tokens, ids in .emb_map.json (1..N, [PAD] is 0)."""
     map_path = need_file(folder, stem, ".emb_map.json")
     catalogue = _map_file(map_path)
     number = catalogue.numbers()
     paths = [need_file(folder, stem, f".{part}.jsonl") for part in SPLITS]
     splits = [_jsonl_split(p, number) for p in paths]
-    parts = parts_of(splits, training_items(splits[0], splits[1]))
-    return assemble(folder, stem, cfg, catalogue, parts, [*paths, map_path])
+    parts = parts_of(splits, training_counts(splits[0], splits[1]))
+    return Found(catalogue, parts, [*paths, map_path])
 
 
 def _map_file(path: Path) -> Catalogue:

@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from readers.dataset import SPLITS, Dataset
-from readers.files import detect, locate
+from readers.dataset import SPLITS, Dataset, Found, assemble, hashed
+from readers.files import detect, locate, spelled_alike
 from readers.json_lists import read_json_lists
 from readers.jsonl import read_jsonl
 from readers.splits import SHORTEST, DataOptions
+from readers.store import read_once
 from readers.tables import read_csv, read_inter, read_inter_splits
 from utils import Problem
 
 TIMED = ("inter", "csv")  # layouts that say when
 
 
-LAYOUTS: dict[str, Callable[[Path, str, DataOptions], Dataset]] = {
+LAYOUTS: dict[str, Callable[[Path, str, DataOptions, Path | None], Found]] = {
     "inter": read_inter,
     "inter_splits": read_inter_splits,
     "jsonl": read_jsonl,
@@ -35,11 +36,17 @@ def read_dataset(cfg: DataOptions) -> Dataset:
         )
     if cfg.k_core and layout not in TIMED:
         raise Problem(f"k_core: works on one .inter or .csv file; the layout {layout!r} comes split")
-    data = LAYOUTS[layout](folder, stem, cfg)
-    for name in SPLITS:
-        if not len(data.split(name)):
-            raise Problem(f"{folder}: the {name} part of {cfg.dataset!r} is empty; {_lacking(name, layout, cfg)}")
-    return data
+
+
+    def read(scratch: Path | None) -> Found:
+        found = LAYOUTS[layout](folder, stem, cfg, scratch)
+        for name in SPLITS:
+            if not len(getattr(found.parts, name)):
+                raise Problem(f"{folder}: the {name} part of {cfg.dataset!r} is empty; {_lacking(name, layout, cfg)}")
+        return hashed(found, cfg)
+
+    files = [p for p in spelled_alike(folder, stem) if ".emb" not in p.name.lower()]
+    return assemble(folder, stem, cfg, read_once(folder, stem, layout, cfg, files, read))
 
 
 def _lacking(name: str, layout: str, cfg: DataOptions) -> str:

@@ -6,11 +6,13 @@ time in the order of the file.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from readers.columns import Column, groups_of
 from settings import option
 from utils import Problem, log, quoted
 
@@ -125,27 +127,31 @@ class Split:
 
 @dataclass(frozen=True)
 class Parts:
-    """The three parts, every item that the training part holds (with repeats), and figures to report."""
+    """The three parts, how often the training part holds each item up to the largest there, and figures to report."""
 
     train: Split
     valid: Split
     test: Split
-    training: np.ndarray
+    count: np.ndarray
     facts: Facts = field(default_factory=dict)
 
 
-def cold_targets(split: Split, training: np.ndarray) -> int:
+def cold_targets(split: Split, count: np.ndarray) -> int:
     """Samples whose target the training part never shows."""
-    return int((~np.isin(split.targets, training)).sum())
+    return int((~np.isin(split.targets, count.nonzero()[0])).sum())
 
 
 # ---------------------------------------------------------------- leave-one-out
 
 
 def leave_one_out(
-    items: np.ndarray, offsets: np.ndarray, names: Sequence[str], short_users: str, source: Path
-) -> list[Split]:
-    """Last item to test, the one before to valid, every earlier one with a history to train."""
+    items: np.ndarray, offsets: np.ndarray, names: Sequence[str], short_users: str, source: Path,
+    folder: Path | None = None,
+) -> list[Split]:  # fmt: skip
+    """Last item to test, the one before to valid, every earlier one with a history to train.
+
+    folder: where arrays as long as the log are kept, None for memory.
+    """
     lengths = np.diff(offsets)
     short = lengths < SHORTEST
     if short.any() and short_users == "refuse":
@@ -156,12 +162,16 @@ def leave_one_out(
         )
     if short.any():
         log.info(f"{short.sum()} users with fewer than {SHORTEST} interactions are left out")
-        items = items[np.repeat(~short, lengths)]
-        offsets = np.concatenate([[0], lengths[~short].cumsum()])
-    place = np.arange(len(items)) - np.repeat(offsets[:-1], np.diff(offsets))
-    left = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(len(items))  # 1 on the last item
-    train = np.flatnonzero((place >= 1) & (left >= 3))
-    return [Split(items, offsets, p) for p in (train, offsets[1:] - 2, offsets[1:] - 1)]
+        kept = Column(np.int32, folder)
+        for a, b in groups_of(offsets):
+            kept.add(items[offsets[a] : offsets[b]][np.repeat(~short[a:b], lengths[a:b])])
+        items, offsets = kept.array(), np.concatenate([[0], lengths[~short].cumsum()])
+    train = Column(np.int64, folder)
+    for a, b in groups_of(offsets):
+        size = np.diff(offsets[a : b + 1])
+        left = np.repeat(offsets[a + 1 : b + 1], size) - np.arange(offsets[a], offsets[b])  # 1 on the last item
+        train.add(offsets[a] + np.flatnonzero((left >= 3) & (left < np.repeat(size, size))))
+    return [Split(items, offsets, p) for p in (train.array(), offsets[1:] - 2, offsets[1:] - 1)]
 
 
 def as_given(items: np.ndarray, offsets: np.ndarray, part: np.ndarray) -> list[Split]:
@@ -171,28 +181,33 @@ def as_given(items: np.ndarray, offsets: np.ndarray, part: np.ndarray) -> list[S
     return [Split(items, offsets, np.flatnonzero(has_history & (part == p))) for p in range(3)]
 
 
-def training_items(train: Split, valid: Split) -> np.ndarray:
-    """The items of the training part: whatever stands before a user's validation item.
+def training_counts(train: Split, valid: Split) -> np.ndarray:
+    """How often the training part holds each item: whatever stands before a user's validation item.
 
     Where a sample is a row of its own, its target, and its history unless that is another sample whole, or all but its
     first item (a history that was cut): a user's samples tell each item once, a lone window all of its items.
     """
     if train.items is valid.items:
-        end = train.offsets[1:].copy()
+        end, count = train.offsets[1:].copy(), np.zeros(0, np.int64)
         end[valid.users()] = valid.position
-        place = np.arange(len(train.items))
-        return train.items[place < np.repeat(end, np.diff(train.offsets))]
+        for a, b in groups_of(train.offsets):
+            place = np.arange(train.offsets[a], train.offsets[b])
+            held = place < np.repeat(end[a:b], np.diff(train.offsets[a : b + 1]))
+            more = np.bincount(train.items[place[held]], minlength=len(count))
+            more[: len(count)] += count
+            count = more
+        return count
     rows = [train.items[a : b + 1] for a, b in zip(train.offsets[train.users()], train.position, strict=True)]
     whole = {row.tobytes() for row in rows} | {row[1:].tobytes() for row in rows if len(row) > 2}
     begun = [row[:-1] for row in rows if row[:-1].tobytes() not in whole]
-    return np.concatenate([train.targets, *begun])
+    return np.bincount(np.concatenate([train.targets, *begun]))
 
 
-def parts_of(splits: Sequence[Split], training: np.ndarray) -> Parts:
+def parts_of(splits: Sequence[Split], count: np.ndarray) -> Parts:
     """Three splits with what is to be reported of them."""
     train, valid, test = splits
-    cold: Facts = {f"cold_{name}_targets": cold_targets(s, training) for name, s in (("valid", valid), ("test", test))}
-    return Parts(train, valid, test, training, cold)
+    cold: Facts = {f"cold_{name}_targets": cold_targets(s, count) for name, s in (("valid", valid), ("test", test))}
+    return Parts(train, valid, test, count, cold)
 
 
 # ---------------------------------------------------------------- by time
@@ -200,15 +215,24 @@ def parts_of(splits: Sequence[Split], training: np.ndarray) -> Parts:
 
 @dataclass(frozen=True)
 class Log:
-    """Rows of some users: user, item and time of each, [n]; user numbers run below `users`."""
+    """Rows user by user: item and time of each, [n]; offsets: where each user's begin, [users + 1]."""
 
-    user: np.ndarray
     item: np.ndarray
     time: np.ndarray
-    users: int
+    offsets: np.ndarray
+
+    @property
+    def users(self) -> int:
+        return len(self.offsets) - 1
+
+    @cached_property
+    def user(self) -> np.ndarray:
+        """User number of each row, [n]."""
+        return np.repeat(np.arange(self.users), np.diff(self.offsets))
 
     def of(self, chosen: np.ndarray) -> "Log":
-        return Log(self.user[chosen], self.item[chosen], self.time[chosen], self.users)
+        kept = np.bincount(self.user[chosen], minlength=self.users)
+        return Log(self.item[chosen], self.time[chosen], np.concatenate([[0], kept.cumsum()]))
 
     def split(self, kept: np.ndarray, target: np.ndarray) -> Split:
         """The rows `kept`, with a sample for each row `target`, [n] bool both."""
@@ -238,14 +262,14 @@ def by_time(rows: Log, q: float, source: Path) -> Parts:
     test, test_facts = _first_after(rows, cut, np.inf)
     begins = np.ones(len(rows.user), bool)
     begins[1:] = np.diff(rows.user) > 0
-    training = rows.item[trained]
+    count = np.bincount(rows.item[trained])
     facts: Facts = {
         "time_cut": cut, "valid_time_cut": valid_cut, "rows_before_cut": int(past.sum()),
         "users_before_cut": len(np.unique(rows.user[past])), "training_rows": int(trained.sum()),
         **{f"valid_{k}": v for k, v in valid_facts.items()}, **{f"test_{k}": v for k, v in test_facts.items()},
-        "cold_valid_targets": cold_targets(valid, training), "cold_test_targets": cold_targets(test, training),
+        "cold_valid_targets": cold_targets(valid, count), "cold_test_targets": cold_targets(test, count),
     }  # fmt: skip
-    return Parts(rows.split(trained, ~begins), valid, test, training, facts)
+    return Parts(rows.split(trained, ~begins), valid, test, count, facts)
 
 
 def _refuse_places(rows: Log, source: Path) -> None:
@@ -295,9 +319,10 @@ def by_time_as_published(rows: Log, q: float, test_share: float, seed: int) -> P
         parts.append(_only(split, kept))
         facts |= {f"{name}_time_cut": cut} | {f"{name}_{k}": v for k, v in found.items()}
     train, test = parts
-    facts["cold_test_targets"] = cold_targets(test, train.items)
+    count = np.bincount(train.items)
+    facts["cold_test_targets"] = cold_targets(test, count)
     log.warning("split as published: no validation part, the training targets choose the checkpoint")
-    return Parts(train, train, test, train.items, facts)
+    return Parts(train, train, test, count, facts)
 
 
 def _only(split: Split, kept: np.ndarray) -> Split:
@@ -308,12 +333,13 @@ def _only(split: Split, kept: np.ndarray) -> Split:
     return Split(split.items[rows], offsets, (np.cumsum(rows) - 1)[split.position])
 
 
-def divide(rows: Log, names: Sequence[str], cfg: DataOptions, source: Path) -> Parts:
-    """The parts that `split` and its options ask for."""
+def divide(
+    rows: Log, names: Sequence[str], cfg: DataOptions, source: Path, folder: Path | None = None
+) -> Parts:
+    """The parts that `split` and its options ask for; folder: of long arrays, as in `leave_one_out`."""
     if cfg.split == "time_groups":
         return by_time_as_published(rows, cfg.time_quantile, TEST_SHARE, cfg.seed)
     if cfg.split == "time":
         return by_time(rows, cfg.time_quantile, source)
-    offsets = np.searchsorted(rows.user, np.arange(rows.users + 1))
-    splits = leave_one_out(rows.item, offsets, names, cfg.short_users, source)
-    return parts_of(splits, training_items(splits[0], splits[1]))
+    splits = leave_one_out(rows.item, rows.offsets, names, cfg.short_users, source, folder)
+    return parts_of(splits, training_counts(splits[0], splits[1]))

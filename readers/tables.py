@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from readers.dataset import SPLITS, Catalogue, Dataset, assemble, items_file
+from readers.columns import Column, in_order, pieces
+from readers.dataset import SPLITS, Catalogue, Found, items_file
 from readers.delimited import Delimited, Watched
 from readers.files import need_file
-from readers.splits import DataOptions, Log, as_given, divide, parts_of
+from readers.splits import DataOptions, Log, Parts, as_given, divide, parts_of
 from utils import Problem, log, quoted, regular_file, shortened
 
 UNITS = {1e11: 1.0, 1e14: 1e3, 1e17: 1e6, np.inf: 1e9}  # times since 1970 below so much are seconds, ms, us, ns
@@ -38,25 +39,25 @@ class Columns:
         return self.separator == ","
 
 
-def read_inter(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
+def read_inter(folder: Path, stem: str, cfg: DataOptions, scratch: Path | None) -> Found:
     """One .inter file, split here."""
     path = need_file(folder, stem, ".inter")
-    return _from_rows([path], [read_rows(path)], folder, stem, cfg)
+    return _from_rows([path], [read_rows(path, scratch=scratch)], folder, stem, cfg, scratch)
 
 
-def read_csv(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
+def read_csv(folder: Path, stem: str, cfg: DataOptions, scratch: Path | None) -> Found:
     """One comma-separated file whose columns the options name, split here."""
     named = Path(cfg.data_path)
     path = named if named.is_file() else need_file(folder, stem, ".csv")
     columns = Columns(cfg.users_col, cfg.items_col, cfg.time_col, ",")
     log.info(f"{path}: columns: users {columns.user}, items {columns.item}, times {columns.time}")
-    return _from_rows([path], [read_rows(path, columns)], folder, stem, cfg)
+    return _from_rows([path], [read_rows(path, columns, scratch)], folder, stem, cfg, scratch)
 
 
-def read_inter_splits(folder: Path, stem: str, cfg: DataOptions) -> Dataset:
+def read_inter_splits(folder: Path, stem: str, cfg: DataOptions, scratch: Path | None) -> Found:
     """Three .inter files, split as they come; a history is all of a user's earlier rows."""
     paths = [need_file(folder, stem, f".{part}.inter") for part in SPLITS]
-    return _from_rows(paths, [read_rows(p) for p in paths], folder, stem, cfg)
+    return _from_rows(paths, [read_rows(p) for p in paths], folder, stem, cfg, scratch)
 
 
 @dataclass(frozen=True)
@@ -70,29 +71,46 @@ class Rows:
     items: list[str]
 
 
-def read_rows(path: Path, columns: Columns | None = None) -> Rows:
-    """Read a table of interactions (.inter unless told); Problem names the file and line of the first bad row."""
+class Coder:
+    """Words to whole numbers, by first occurrence."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.number: dict[str, int] = {}
+        self.codes = Column(np.int32, folder)
+
+    def add(self, cells: pa.DictionaryArray) -> None:
+        known = self.number
+        codes = np.array([known.setdefault(word, len(known)) for word in cells.dictionary.to_pylist()], np.int32)
+        self.codes.add(codes[cells.indices.to_numpy()])
+
+
+def read_rows(path: Path, columns: Columns | None = None, scratch: Path | None = None) -> Rows:
+    """Read a table of interactions (.inter unless told); Problem names the file and line of the first bad row.
+
+    scratch: a folder for the columns of a long one, None for memory.
+    """
     columns = columns or Columns()
     if len(set(columns.all())) < 3:
         raise Problem(f"users_col, items_col, time_col: {', '.join(columns.all())} are not three different columns")
     text = Delimited(regular_file(path), columns.separator, columns.quoted)
     coded, number = pa.dictionary(pa.int32(), pa.string()), pa.float64()
     types = {columns.user: coded, columns.item: coded, columns.time: number}
+    users, items, times = Coder(scratch), Coder(scratch), Column(np.float64, scratch)
     try:
         _check_header(text, columns)
-        table = csv.read_csv(Watched(text), **text.options(types)).unify_dictionaries()
+        with csv.open_csv(Watched(text), **text.options(types)) as batches:
+            for batch in batches:
+                users.add(batch[columns.user])
+                items.add(batch[columns.item])
+                time = batch[columns.time].to_numpy(zero_copy_only=False)
+                if not np.isfinite(time).all():
+                    raise ValueError("a timestamp is empty or not finite")
+                times.add(time)
     except (pa.ArrowException, OSError, ValueError, KeyError) as e:
         raise _bad_row(text, columns, str(e).splitlines()[0]) from None
-    time = table[columns.time].to_numpy()
-    if not np.isfinite(time).all():
-        raise _bad_row(text, columns, "a timestamp is empty or not finite")
-    codes = {c: table[c].combine_chunks() for c in (columns.user, columns.item)}
-    names = {c: (a.chunk(0) if isinstance(a, pa.ChunkedArray) else a) for c, a in codes.items()}
-    words = {c: a.dictionary.to_pylist() for c, a in names.items()}
-    if any("" in w for w in words.values()):
+    if "" in users.number or "" in items.number:
         raise _bad_row(text, columns, "a user or item is empty")
-    user, item = (names[c].indices.to_numpy() for c in (columns.user, columns.item))
-    return Rows(user, item, time, words[columns.user], words[columns.item])
+    return Rows(users.codes.array(), items.codes.array(), times.array(), list(users.number), list(items.number))
 
 
 def _check_header(text: Delimited, columns: Columns) -> None:
@@ -140,14 +158,13 @@ def unit_of(time: float) -> float:
 
 def warn_of(path: Path, rows: Rows) -> None:
     """Say what makes a wrong order, or one user or item of several, and is legal nonetheless."""
-    last = float(rows.time.max(initial=0))
-    if last > FIRST_TIME and (unset := int((rows.time <= 0).sum())):
+    edges = [-np.inf, np.nextafter(0, 1), FIRST_TIME, *UNITS]  # unset, no time since 1970, seconds, milliseconds, ...
+    unset, _, *of_unit = sum((np.histogram(piece, edges)[0] for piece in pieces(rows.time)), np.zeros(6, int)).tolist()
+    if sum(of_unit) and unset:
         log.warning(f"{path}: {unset} rows have the time 0, which puts them before all others; is theirs unknown?")
-    later = rows.time[rows.time > FIRST_TIME]
-    if len(later) and unit_of(float(later.min())) != unit_of(last):
-        few = [int((np.abs(later) < below).sum()) for below in UNITS]
-        counts = ", ".join(f"{n} in {name}" for n, name in zip(np.diff(few, prepend=0), UNIT_NAMES, strict=True) if n)
-        log.warning(f"{path}: the times seem to be of several units ({counts} since 1970); give all the same one")
+    if np.count_nonzero(of_unit) > 1:
+        told = ", ".join(f"{n} in {name}" for n, name in zip(of_unit, UNIT_NAMES, strict=True) if n)
+        log.warning(f"{path}: the times seem to be of several units ({told} since 1970); give all the same one")
     for role, codes, words in (("user", rows.user, rows.users), ("item", rows.item, rows.items)):
         for number, word in enumerate(words):
             if word.strip().lower() in NOBODY:
@@ -162,7 +179,9 @@ def warn_of(path: Path, rows: Rows) -> None:
             log.warning(f"{path}: {len(padded)} {role}s begin or end with a blank, as {quoted(padded[0])}{same}")
 
 
-def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cfg: DataOptions) -> Dataset:
+def _from_rows(
+    paths: list[Path], parts: list[Rows], folder: Path, stem: str, cfg: DataOptions, scratch: Path | None
+) -> Found:
     for path, rows in zip(paths, parts, strict=True):
         warn_of(path, rows)
     if len(parts) == 1 and cfg.k_core:
@@ -175,28 +194,36 @@ def _from_rows(paths: list[Path], parts: list[Rows], folder: Path, stem: str, cf
         seen = dict.fromkeys(token for rows in parts for token in rows.items)
         catalogue = Catalogue(list(seen), [""] * len(seen), keyed=False)
     number = catalogue.numbers()
-    user_number: dict[str, int] = {}
-    users, items, times = [], [], []
     for path, rows in zip(paths, parts, strict=True):
-        for token in rows.items:
-            if token not in number:
-                raise Problem(
-                    f"{path}: item {quoted(token)} is not in {stem}.items.jsonl; add its line (and its embedding) or "
-                    "drop its interactions"
-                )
-        users.append(np.array([user_number.setdefault(u, len(user_number)) for u in rows.users], np.int32)[rows.user])
-        items.append(np.array([number[t] for t in rows.items], np.int32)[rows.item])
-        times.append(rows.time)
-    part = np.repeat(np.arange(len(parts), dtype=np.int8), [len(t) for t in times])
-    user, item, time = np.concatenate(users), np.concatenate(items), np.concatenate(times)
+        if unknown := next((token for token in rows.items if token not in number), None):
+            raise Problem(
+                f"{path}: item {quoted(unknown)} is not in {stem}.items.jsonl; add its line (and its embedding) or "
+                "drop its interactions"
+            )
+    if len(parts) > 1:
+        return Found(catalogue, _as_given(parts, number), paths)
+    (rows,) = parts
+    numbers, item = np.array([number[t] for t in rows.items], np.int32), Column(np.int32, scratch)
+    for piece in pieces(rows.item):
+        item.add(numbers[piece])
+    names = rows.users
+    log_of = Log(*in_order(rows.user, item.array(), rows.time, len(names), scratch))
+    parts.clear()
+    del rows, item  # room for what comes of them
+    return Found(catalogue, divide(log_of, names, cfg, paths[0], scratch), paths)
+
+
+def _as_given(parts: list[Rows], number: dict[str, int]) -> Parts:
+    """The parts of three tables."""
+    user_number: dict[str, int] = {}
+    users = [np.array([user_number.setdefault(u, len(user_number)) for u in p.users], np.int32)[p.user] for p in parts]
+    items = [np.array([number[t] for t in p.items], np.int32)[p.item] for p in parts]
+    part = np.repeat(np.arange(len(parts), dtype=np.int8), [len(p.time) for p in parts])
+    user, item, time = np.concatenate(users), np.concatenate(items), np.concatenate([p.time for p in parts])
     order = np.lexsort((time, part, user))  # stable: ties keep the file's order
-    ordered = Log(user[order], item[order], time[order], len(user_number))
-    if len(parts) == 1:
-        found = divide(ordered, list(user_number), cfg, paths[0])
-    else:
-        part, offsets = part[order], np.searchsorted(ordered.user, np.arange(ordered.users + 1))
-        found = parts_of(as_given(ordered.item, offsets, part), ordered.item[part == 0])
-    return assemble(folder, stem, cfg, catalogue, found, paths)
+    user, item, part = user[order], item[order], part[order]
+    offsets = np.searchsorted(user, np.arange(len(user_number) + 1))
+    return parts_of(as_given(item, offsets, part), np.bincount(item[part == 0]))
 
 
 def core(rows: Rows, k: int) -> Rows:

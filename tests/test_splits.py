@@ -32,7 +32,8 @@ def log_of(rows):
     user = np.array([users.index(r[0]) for r in rows])
     order = np.lexsort(([r[2] for r in rows], user))
     item = np.array([items.index(r[1]) + 1 for r in rows])
-    return Log(user[order], item[order], np.array([r[2] for r in rows], float)[order], len(users)), users, items
+    offsets = np.searchsorted(user[order], np.arange(len(users) + 1))
+    return Log(item[order], np.array([r[2] for r in rows], float)[order], offsets), users, items
 
 
 def pairs(split):
@@ -88,7 +89,7 @@ def test_by_time_equals_a_loop(rows, q):
         found = {users[u]: ([items[i - 1] for i in h], items[t - 1]) for u, (h, t) in pairs(split).items()}
         assert found == naive(rows, begin, end)
     trained = [i for _, i, t in rows if t < valid_cut]
-    assert sorted(items[i - 1] for i in parts.training) == sorted(trained)
+    assert sorted(items[i - 1] for i in np.repeat(np.arange(len(parts.count)), parts.count)) == sorted(trained)
     assert len(parts.train) == len(trained) - len({u for u, _, t in rows if t < valid_cut})
     f = parts.facts
     there = len({u for u, _, t in rows if t >= cut})

@@ -1,14 +1,20 @@
 """How cost grows: history length, catalogue, batch, processes, interactions."""
 
 import json
+import multiprocessing
 import os
+import re
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from pyarrow import csv
 
 import settings
 from compose import build, configure
@@ -18,7 +24,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from scripts import run
 from scripts.bench import common
-from scripts.bench.common import HOST, Figures, Job, device, figure, growth, peak_memory_of, seconds
+from scripts.bench.common import Figures, Job, device, figure, growth, seconds
 from scripts.make_demo import build_demo
 from sids.search import SearchOptions
 from sids.tokenizer import CodeOptions
@@ -36,7 +42,7 @@ def measure(job: Job) -> Figures:
     found |= _sweep("batch", batches, lambda b: (model, b, 10))
     found |= _sweep("catalogue", sizes, lambda n: (random_model(job, n), 64, 10))
     found |= _processes()
-    for n in [10**6] if job.quick else [10**6, 10**7, 10**8]:
+    for n in [10**6] if job.quick else [10**6, 10**7, 10**8, 10**9]:
         found |= _interactions(n)
     return found
 
@@ -112,33 +118,60 @@ def _processes() -> Figures:
 
 
 def _interactions(n: int) -> Figures:
-    """Load time and bytes an interaction of a synthetic log of n lines."""
-    exponent = len(str(n)) - 1
+    """Start-up of a process on a synthetic log of n lines: the first, which keeps its arrays, and a later one, and of
+    two later ones at once. GB that a process has for itself; what is mapped is shared.
+    """
+    exponent, found = len(str(n)) - 1, {}
     with TemporaryDirectory() as folder:
         write_log(Path(folder) / "big.inter", n)
         cfg = configure.build({"dataset": "big", "data_path": folder, "short_users": "drop"})[DataOptions]
-        begin = time.perf_counter()
-        data = read_dataset(cfg)
-        took = time.perf_counter() - begin
-        arrays = {id(a): a for s in (data.train, data.valid, data.test) for a in (s.items, s.offsets, s.position)}
-        held = sum(a.nbytes for a in arrays.values())
-        del data, arrays
-        peak = peak_memory_of(read_dataset, cfg, where=HOST)
-    return {
-        f"interactions_1e{exponent}_load_s": figure(took),
-        f"interactions_1e{exponent}_bytes_each": figure(held / n),
-        f"interactions_1e{exponent}_load_peak_gb": figure(peak),
-    }
+        for name, processes in (("first", 1), ("later", 1), ("two_later", 2)):
+            took, private = private_memory_of(read_dataset, cfg, processes=processes)
+            found[f"interactions_1e{exponent}_{name}_s"] = figure(took)
+            found[f"interactions_1e{exponent}_{name}_private_gb"] = figure(private)
+    return found
+
+
+def private_memory_of(work: Callable[..., object], *args: Any, processes: int) -> tuple[float, float]:
+    """(seconds, peak of the memory in GB that belongs to a process alone) of the slowest and largest of some."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes) as pool:
+        pool.map(_imported, range(processes))
+        found = pool.starmap(_watched, [(work, args)] * processes, chunksize=1)
+    return max(took for took, _ in found), max(peak for _, peak in found)
+
+
+def _imported(number: int) -> None:
+    time.sleep(0.5)  # so that each process gets one
+
+
+def _watched(work: Callable[..., object], args: tuple[Any, ...]) -> tuple[float, float]:
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            held = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            peak[0] = max(peak[0], int(held[1]) if held else 0)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begin = time.perf_counter()
+    result = work(*args)
+    took = time.perf_counter() - begin
+    del result
+    done.set()
+    watcher.join()
+    return took, peak[0] * 1024 / 1e9
 
 
 def write_log(path: Path, n: int) -> None:
-    """A log of n interactions: users of ten interactions on average, items by Zipf's law."""
+    """A log of n interactions in time order: a thousandth as many users, items by Zipf's law."""
     random = np.random.default_rng(0)
-    with path.open("w") as f:
-        f.write("user_id:token\titem_id:token\ttimestamp:float\n")
+    with path.open("wb") as f:
+        f.write(b"user_id:token\titem_id:token\ttimestamp:float\n")
         for begin in range(0, n, 10**6):
             rows = min(10**6, n - begin)
-            user = random.integers(0, max(3, n // 10), rows)
+            user = random.integers(0, max(3, n // 1000), rows)
             item = random.zipf(1.3, rows) % 100_000
-            when = np.arange(begin, begin + rows)
-            f.write("\n".join(map("{}\t{}\t{}".format, user.tolist(), item.tolist(), when.tolist())) + "\n")
+            table = pa.table({"u": user, "i": item, "t": np.arange(begin, begin + rows)})
+            csv.write_csv(table, f, csv.WriteOptions(include_header=False, delimiter="\t"))

@@ -1,0 +1,126 @@
+"""A large data set is read once: its arrays are kept as NumPy files, which every process maps and none changes.
+
+They lie in <folder>/.<name>.arrays/<key>, or under ~/.cache/diger where that folder cannot be written. The key is a
+hash of the options and of the name, size and time of every file of the data set, so that a changed file has another
+one. What is damaged, or of another version, is made anew.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from readers.dataset import SPLITS, Catalogue, Found
+from readers.splits import DataOptions, Parts, Split
+from settings import fields_of
+from utils import Problem, Unwritable, digest, log, read_json, whole_folder, write_json
+
+VERSION = 1
+LARGE = 1 << 26  # bytes of files below which reading them again is as quick
+ARRAYS = ("items", "offsets", "position")  # of a split
+Read = Callable[[Path | None], Found]  # of a scratch folder for long columns, None for memory
+
+
+def read_once(folder: Path, stem: str, layout: str, cfg: DataOptions, files: list[Path], read: Read) -> Found:
+    """What `read` finds in the files of a data set: of large ones from the store, after the first time."""
+    if sum(path.stat().st_size for path in files) < LARGE:
+        return read(None)
+    root = place_of(folder, stem)
+    path = root / key_of(layout, cfg, files)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with alone(root):  # the processes of a run come at once, and one of them reads
+            if (found := opened(path)) is not None:
+                return found
+            log.info(f"{folder}: reading {stem} once; its arrays are kept in {path}")
+            with tempfile.TemporaryDirectory(prefix=".reading-", dir=root) as scratch:
+                keep(path, read(Path(scratch)))
+            for old in root.iterdir():
+                if old != path and old.is_dir():
+                    remove(old)
+            return opened(path) or read(None)
+    except (OSError, Unwritable) as e:
+        log.warning(f"{root}: the arrays of {stem} cannot be kept ({e}); every process reads the files itself")
+        return read(None)
+
+
+def place_of(folder: Path, stem: str) -> Path:
+    """Beside the data where one may write there, else in the user's cache."""
+    if os.access(folder, os.W_OK):
+        return folder / f".{stem}.arrays"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "diger" / f"{stem}-{digest(str(folder.resolve()))}"
+
+
+def key_of(layout: str, cfg: DataOptions, files: list[Path]) -> str:
+    """Of all that the arrays are made from. How histories are cut is decided later."""
+    later = {"data_path", "data_format", "semantic_emb_path", "max_his_len", "history_tokens"}
+    options = {k: v for k, v in asdict(cfg).items() if k in fields_of(DataOptions) and k not in later}
+    stats = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in sorted(files)]
+    return digest(VERSION, layout, options, stats)
+
+
+@contextlib.contextmanager
+def alone(root: Path) -> Any:
+    """Within, no other process is within for the same folder; where there are no locks, anybody may be."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            held.callback(os.close, number := os.open(root, os.O_RDONLY))
+            fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+
+
+def keep(path: Path, found: Found) -> None:
+    """Write all of it, or nothing."""
+    number: dict[int, int] = {}  # arrays that parts share are written once
+    splits = {}
+    with whole_folder(path) as draft:
+        for name in SPLITS:
+            split = getattr(found.parts, name)
+            for array in (getattr(split, k) for k in ARRAYS):
+                if id(array) not in number:
+                    number[id(array)] = len(number)
+                    np.save(draft / f"{number[id(array)]}.npy", array)
+            splits[name] = {k: number[id(getattr(split, k))] for k in ARRAYS}
+        np.save(draft / "count.npy", found.parts.count)
+        names = pa.table({"id": found.catalogue.ids, "title": found.catalogue.titles})
+        parquet.write_table(names, draft / "catalogue.parquet")
+        sizes = {p.name: p.stat().st_size for p in sorted(draft.iterdir())}
+        facts = {"keyed": found.catalogue.keyed, "facts": found.parts.facts, "split_hash": found.split_hash}
+        write_json(draft / "card.json", {"version": VERSION, "splits": splits, "files": sizes, **facts})
+
+
+def opened(path: Path) -> Found | None:
+    """What is kept there, its arrays mapped; None where nothing is, or something is damaged, which is removed."""
+    if not path.is_dir():
+        return None
+    try:
+        card = read_json(path / "card.json")
+        if card["version"] != VERSION or {n: (path / n).stat().st_size for n in card["files"]} != card["files"]:
+            raise ValueError("files were cut, or are of another version")
+        arrays = {n: np.load(path / n, mmap_mode="r").view(np.ndarray) for n in card["files"] if n.endswith(".npy")}
+        train, valid, test = (Split(*(arrays[f"{card['splits'][name][k]}.npy"] for k in ARRAYS)) for name in SPLITS)
+        names = parquet.read_table(path / "catalogue.parquet")
+        catalogue = Catalogue(names["id"].to_pylist(), names["title"].to_pylist(), card["keyed"])
+        parts = Parts(train, valid, test, np.array(arrays["count.npy"]), card["facts"])
+        return Found(catalogue, parts, [], str(card["split_hash"]))
+    except (Problem, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as e:
+        log.warning(f"{path}: damaged ({e}); made anew")
+        remove(path)
+        return None
+
+
+def remove(folder: Path) -> None:
+    """A folder of the store with its files."""
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
