@@ -316,8 +316,10 @@ def recommend_users(loaded: Loaded, given: dict[str, str], k: int, allow: list[s
     """The lists of all users of a file, into a file."""
     from serve import bulk
 
-    log_to(None, main=True)
+    acc = accelerator(loaded.cfg)
+    log_to(None, main=acc.is_main_process)
     bulk.check_output(Path(given["output"]))
+    acc.wait_for_everyone()  # nobody has written it yet
     begin = time.perf_counter()
     allowed = None if allow is None else [loaded.number[token] for token in allow]
     offer = loaded.offer(allowed, [loaded.number[token] for token in deny])
@@ -327,6 +329,7 @@ def recommend_users(loaded: Loaded, given: dict[str, str], k: int, allow: list[s
     rows = bulk.recommend_all(loaded, histories, Path(given["output"]), k, offer)
     seconds = time.perf_counter() - begin
     log.info(f"{given['output']}: {rows} recommendations for {len(histories)} users in {seconds:.0f} s")
+    acc.end_training()
 
 
 def why_nothing(loaded: Loaded, history: list[str], allow: list[str] | None, deny: list[str]) -> str:

@@ -8,6 +8,7 @@ with _multi or _autoregressive behind it, one of the first three is decoded that
 stand in brackets: two_stage[rq_kmeans], frqud[rq_transformer]. A method's preset is
 config/<data set>_<method>.yaml, else that of --config, else config/<data set>.yaml, or such a file beside the data.
 Finished runs of the same options are reused. Each method is compared with the first, paired over users and seeds.
+NPROC=2 trains and ranks on two processes.
 """
 
 import re

@@ -8,8 +8,12 @@ is OLD, an earlier map of the same items. What needs neither interactions nor em
 --queries: histories and targets of the validation (to choose by) or of the test set (to report). --sizes: codes of each
 level, where an index does not use the last ones. With two tokenizers --against also gives the paired difference of
 their embedding hit rates at 30. Further options are those of the data (--semantic_emb_path=...).
+Processes of a launcher share the neighbours out:
+
+  python scripts/launcher.py --config_file accelerate_multi_cpu.yaml scripts/sid_quality.py FILE ...
 """
 
+import os
 import sys
 import time
 from argparse import Namespace
@@ -19,6 +23,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from accelerate import PartialState
 
 import settings
 from compose import parts, restore
@@ -27,7 +32,7 @@ from readers.dataset import Dataset, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs.exported import read_folder
-from sids import lengths, neighbour_recall, quality
+from sids import distributed, lengths, neighbour_recall, quality
 from sids.checkpoint import load_state
 from sids.files import read_index
 from sids.pairs import PairOptions, pairs_of
@@ -139,7 +144,9 @@ def run(argv: list[str]) -> dict[str, Any]:
     if queries not in ("valid", "test"):
         raise Problem(f"--queries: expected valid or test, got {quoted(queries)}")
     sizes = settings.coerce(list[int], given["sizes"], "sizes", {"ge": 1}) if "sizes" in given else None
-    log_to(None, main=True)
+    if "WORLD_SIZE" in os.environ:
+        PartialState(cpu=True)  # joins the others
+    log_to(None, main=distributed.rank() == 0)
     begin = time.perf_counter()
     found = subject_of(Path(files[0]), data_words, sizes)
     figures, rates = measured(found, queries)
@@ -152,10 +159,12 @@ def run(argv: list[str]) -> dict[str, Any]:
     name = f"{found.data.name}, {queries} queries" if found.data else "no data set"
     log.info(f"{files[0]} ({name}; {time.perf_counter() - begin:.0f} s)\n\n{quality.text(figures, rates)}")
     plain = {"file": files[0], "queries": queries, **figures, "groups": groups, "embedding_hit_rate": rates}
-    if "json" in given:
+    if "json" in given and distributed.rank() == 0:
         write_json(Path(given["json"]), plain)
     return plain
 
 
 if __name__ == "__main__":
     as_command(__doc__, run)
+    if distributed.processes() > 1:
+        PartialState().destroy_process_group()

@@ -47,6 +47,7 @@ from runs.folder import RunFolder, RunOptions
 from runs.report import check_protocol, read_ranks
 from runs.table import NOTE, Row, Table, differences_table, figures_table, judged
 from scripts.make_demo import build_demo
+from scripts.run import launch, processes_wanted
 from settings import Config
 from sids.tokenizer import CodeOptions
 from utils import (
@@ -427,7 +428,11 @@ def trained(name: str, cfg: Config, data: Dataset, ask: Asked) -> RunFolder:
         build.train_tokenizer(cfg, data)
     options = digest(data.hash, settings.counting(cfg), *build.named_files(cfg).values())
     cfg = configure.change(cfg, run_name=f"compare-{parts.folder_name(cfg)}-{options}", resume="auto")
-    run = main.train(cfg, main.SAME_AGAIN)
+    if (processes := processes_wanted()) > 1:
+        launch(cfg, processes)
+    else:
+        main.train(cfg, main.SAME_AGAIN)
+    run = RunFolder.of(cfg)
     log_to(None, main=True)
     if run.changed:
         raise Problem(f"{run.path}: went on with other options than its name stands for; move it away, or remove it")

@@ -3,6 +3,7 @@
 Shape letters: B users of a batch, k list length.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from pyarrow import csv, parquet
 from tqdm import tqdm
 
@@ -19,7 +22,7 @@ from readers.tables import read_rows
 from serve.loaded import Candidates, Loaded
 from utils import Problem, log, quoted, whole_file
 
-CHUNK = 64  # batches that are sorted by length together, so that little is padded
+CHUNK = 16  # batches that are sorted by length together, so that little is padded; what a process ranks at a time
 SCHEMA = pa.schema(
     {"user_id": pa.string(), "rank": pa.int32(), "item_id": pa.string(), "title": pa.string(), "score": pa.float32()}
 )
@@ -72,34 +75,55 @@ def check_output(output: Path) -> None:
 
 
 def recommend_all(loaded: Loaded, histories: Histories, output: Path, k: int, offer: Candidates | None = None) -> int:
-    """Write the k best items of every user; returns the number of rows.
+    """Write the k best items of every user, ranked by all processes; returns the number of rows.
 
     Parquet and CSV have a row an item (user_id, rank from 1, item_id, title, score), JSON lines an object a user.
     The file appears when it is whole. Problem where one is there already, or its name has none of these endings.
     """
     check_output(output)
-    done = 0
-    with whole_file(output) as f, tqdm(total=len(histories), unit=" users", leave=False, disable=None) as bar:
-        write, close = WRITERS[output.suffix.lower()](f)
-        try:
-            for table, users in _tables(loaded, histories, k, offer or loaded.offer(None, ())):
-                write(table)
+    state, done = PartialState(), 0
+    chunks, offer = chunks_of(loaded, histories), offer or loaded.offer(None, ())
+    mine = _tables(loaded, histories, k, offer, chunks[state.process_index :: state.num_processes])
+    with contextlib.ExitStack() as open_files:
+        write = open_files.enter_context(writing(output)) if state.is_main_process else None
+        silent = None if state.is_main_process else True
+        bar = open_files.enter_context(tqdm(total=len(histories), unit=" users", leave=False, disable=silent))
+        for first in range(0, len(chunks), state.num_processes):
+            tables = gather_object([next(mine, None)])  # in the order of the users
+            for table, users in zip(tables, chunks[first:], strict=False):
                 done += len(table)
-                bar.update(users)
-        finally:
-            close()  # while the file is open, also where it will be thrown away
+                if write is not None:
+                    write(table)
+                bar.update(len(users))
     return done
 
 
-def _tables(loaded: Loaded, histories: Histories, k: int, offer: Candidates) -> Iterator[tuple[pa.Table, int]]:
-    """A table of rows for each chunk of users, in their order, and how many users it had."""
-    size = loaded.cfg[EvalOptions].eval_batch_size
+@contextlib.contextmanager
+def writing(output: Path) -> Iterator[Write]:
+    """What takes the tables of a file, which appears when it is whole."""
+    with whole_file(output) as f:
+        write, close = WRITERS[output.suffix.lower()](f)
+        try:
+            yield write
+        finally:
+            close()  # while the file is open, also where it will be thrown away
+
+
+def chunks_of(loaded: Loaded, histories: Histories) -> list[np.ndarray]:
+    """The users that are ranked at a time, whatever the number of processes."""
+    size = loaded.cfg[EvalOptions].eval_batch_size * CHUNK
+    return [np.arange(a, min(a + size, len(histories))) for a in range(0, len(histories), size)]
+
+
+def _tables(
+    loaded: Loaded, histories: Histories, k: int, offer: Candidates, chunks: list[np.ndarray]
+) -> Iterator[pa.Table]:
+    """A table of rows for each chunk of users, in their order."""
+    size, k = loaded.cfg[EvalOptions].eval_batch_size, min(k, offer.size)
     names = {"user_id": histories.users, "item_id": loaded.items, "title": loaded.titles}
     text = {name: pa.array(values, pa.string()) for name, values in names.items()}
     length = np.diff(histories.offsets)
-    k = min(k, offer.size)
-    for begin in range(0, len(histories), size * CHUNK):
-        users = np.arange(begin, min(begin + size * CHUNK, len(histories)))
+    for users in chunks:
         item_Bk, score_Bk = np.zeros((len(users), k), np.int64), np.full((len(users), k), -np.inf, np.float32)
         by_length = np.argsort(-length[users], kind="stable")
         for rows in np.array_split(by_length, -(-len(users) // size)):
@@ -113,7 +137,7 @@ def _tables(loaded: Loaded, histories: Histories, k: int, offer: Candidates) -> 
             text["item_id"].take(pa.array(item_Bk[held] - 1)), text["title"].take(pa.array(item_Bk[held] - 1)),
             pa.array(score_Bk[held]),
         ]  # fmt: skip
-        yield pa.table(columns, schema=SCHEMA), len(users)
+        yield pa.table(columns, schema=SCHEMA)
 
 
 # ---------------------------------------------------------------- formats

@@ -8,6 +8,7 @@ its own rows alone, it counts as often as there are processes: the gradients are
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -98,6 +99,20 @@ def of_first(make: Callable[[], T]) -> T:
     if rank() == 0:
         raise Problem(found[1])
     raise SystemExit(2)
+
+
+def share(rows: np.ndarray) -> np.ndarray:
+    """This process's part of some rows, for `joined`."""
+    return np.array_split(rows, processes())[rank()]
+
+
+def joined(part: np.ndarray) -> np.ndarray:
+    """The parts of all processes, one after the other, on all of them."""
+    if processes() == 1:
+        return part
+    found: list[Any] = [None] * processes()
+    dist.all_gather_object(found, part)
+    return np.concatenate(found)
 
 
 def largest(number: int) -> int:

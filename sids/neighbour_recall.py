@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from readers.splits import Split
+from sids import distributed
 
 KS = (5, 10, 20, 30, 100)
 LONGEST = 50  # items of a history that ask
@@ -70,20 +71,21 @@ def neighbours(x_ND: Tensor, width: int, item_M: np.ndarray | None = None) -> Ne
     """Exact, in float64: cosines that agree to 12 digits are equal. item_M: whose, default all.
 
     Equal rows are multiplied once, so that their cosines are equal whatever the order of sums. In a large catalogue
-    faiss proposes rows in float32, and what its error may have hidden is searched again.
+    faiss proposes rows in float32, and what its error may have hidden is searched again. Processes share the items out.
     """
     n = len(x_ND)
     if n * FINE * 2 >= 2**63:
         raise ValueError(f"{n} items: similarity and index do not fit into 63 bits")
     item_M = np.arange(n) if item_M is None else np.unique(item_M)
     row_UD, row_N = distinct(F.normalize(x_ND.double(), dim=1))
-    width = min(width, n - 1)
-    if n <= DENSE:
-        return Neighbours(item_M, *_among_all(row_UD, row_N, item_M, width))
-    near_MW, score_MW, sure_M = _among_proposed(row_UD, row_N, item_M, width)
-    if not sure_M.all():
-        near_MW[~sure_M], score_MW[~sure_M] = _among_all(row_UD, row_N, item_M[~sure_M], width)
-    return Neighbours(item_M, near_MW, score_MW)
+    width, mine = min(width, n - 1), distributed.share(item_M)
+    if n <= DENSE or not len(mine):
+        near, score = _among_all(row_UD, row_N, mine, width)
+    else:
+        near, score, sure = _among_proposed(row_UD, row_N, mine, width)
+        if not sure.all():
+            near[~sure], score[~sure] = _among_all(row_UD, row_N, mine[~sure], width)
+    return Neighbours(item_M, distributed.joined(near), distributed.joined(score))
 
 
 def _among_all(row_UD: Tensor, row_N: Tensor, item_M: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import killed
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -134,3 +135,23 @@ def test_a_failure_leaves_no_part_of_a_file(trained, log_file, tmp_path):
     with pytest.raises(Exception):  # noqa: B017 - whatever the model says of an item that is none
         bulk.recommend_all(loaded, histories, tmp_path / "recs.parquet", 5)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["two_stage", "sasrec"])
+def test_two_processes_rank_as_one(trained, log_file, tmp_path, name):
+    """The file of `recommend` to the bit, the order of users included, and the figures of `evaluate`, said once."""
+    argv = ["recommend", f"--checkpoint={trained[2][name].best}", f"--users={log_file[0]}", "--eval_batch_size=2"]
+    outputs = [tmp_path / f"{n}.csv" for n in (1, 2)]
+    main.main([*argv, f"--output={outputs[0]}"])
+    codes, said = killed.train(tmp_path, [*argv, f"--output={outputs[1]}"], processes=2)
+    assert codes == [0, 0], said
+    assert outputs[0].read_bytes() == outputs[1].read_bytes() and not said[1]
+    figures = []
+    for n in (1, 2):
+        words = ["evaluate", f"--checkpoint={trained[2][name].best}", "--split=valid"]
+        codes, said = killed.train(tmp_path, words, processes=n)
+        assert codes == [0] * n, said
+        figures.append([line for line in said[0].splitlines() if "users_per_s" not in line])
+        assert not any(said[1:])
+    assert figures[0] == figures[1] and len(figures[0]) > 4

@@ -18,6 +18,7 @@ from runs import guard
 from sids import distributed, fit
 from sids.checkpoint import PretrainOptions
 from sids.fit import Pretrainer
+from sids.neighbour_recall import Queries, hit_figures, neighbours
 from sids.tokenizer import Source
 from utils import Problem, Stopped, read_checkpoint, read_json
 
@@ -170,3 +171,32 @@ def test_what_is_fitted_at_once_is_not_shared_out(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "processes", lambda: 2)
     with pytest.raises(Problem, match="rq_kmeans is fitted by one process; start the command without a launcher"):
         build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
+
+
+def hit_rates(path, rank, processes, port):
+    """Neighbours and hit rates of made-up items, to a file a rank."""
+    torch.set_num_threads(1)
+    join_group(rank, processes, port)
+    if processes > 1:
+        PartialState(cpu=True)
+    x_ND = torch.randn(33, 4, generator=torch.Generator().manual_seed(0))
+    queries = Queries.of([[0, 5], [7], [32, 3, 9]], [[4], [30], [1, 2]])
+    near = neighbours(x_ND, 7)
+    torch.save([*map(torch.from_numpy, near), hit_figures(x_ND, queries)], path / f"{processes}-{rank}.pt")
+    if processes > 1:
+        PartialState().destroy_process_group()
+
+
+@pytest.mark.dist
+def test_neighbours_are_shared_out(tmp_path):
+    """33 items over two processes: both have what one has."""
+    ranks = [(tmp_path, 0, 1, 0), *((tmp_path, rank, 2, port) for port in [free_port()] for rank in range(2))]
+    children = [server.Process(target=hit_rates, args=args) for args in ranks]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for found in two:
+        assert all(map(torch.equal, found[:3], one[:3])) and found[3] == one[3]
