@@ -102,6 +102,7 @@ def train(cfg: Config, advice: str | None = None, data: Dataset | None = None) -
     with guard.fail_together(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
+    guard.check_shared(acc, run.path, run.name_of_run, data.hash)
     on_epoch = tracking.tracked(cfg, acc, model.sizes if isinstance(model, GenerativeModel) else (), report.EpochLog())
     fit = Trainer(cfg, model, data, acc, run, portable(cfg, data, tokenizer, model), on_epoch)
     model.announce(fit.reachable)

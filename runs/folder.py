@@ -130,7 +130,7 @@ class RunFolder:
             self.keep(cfg)
         if not self.identity.is_file():
             write_json(self.identity, {"run": secrets.token_hex(8)})
-        self.id = self._identity()
+        self.id = self.name_of_run()
         self._note_environment()
 
     def _note_environment(self) -> None:
@@ -143,7 +143,7 @@ class RunFolder:
         """environment.json, {} where there is none."""
         return self._read(self.environment) if self.environment.is_file() else {}
 
-    def _identity(self) -> str | None:
+    def name_of_run(self) -> str | None:
         """The run's random name, None where nobody has claimed the folder."""
         if not self.identity.is_file():
             return None
@@ -154,7 +154,7 @@ class RunFolder:
         if self.id is None:
             return
         try:
-            there = self.config.is_file() and self._identity() == self.id
+            there = self.config.is_file() and self.name_of_run() == self.id
         except Problem:
             there = False
         if not there:
@@ -166,7 +166,7 @@ class RunFolder:
     def check_own(self, path: Path, state: dict[str, Any]) -> None:
         """Problem when a file of this folder was written by another run."""
         self._still_ours()
-        mine, theirs = self._identity(), state.get("run")
+        mine, theirs = self.name_of_run(), state.get("run")
         if theirs != mine:
             raise Problem(
                 f"{path}: was written by another run ({shown(theirs)}) than the one that lives here ({mine}); put its "

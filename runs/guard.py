@@ -5,17 +5,20 @@ import ctypes
 import errno
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
-from utils import Problem, Stopped, keep_freed_memory, log, make_folder, problems_exit_2
+from utils import Problem, Stopped, keep_freed_memory, log, make_folder, one_line, problems_exit_2
 
 # ---------------------------------------------------------------- one writer
 
@@ -127,12 +130,31 @@ def command(run: Callable[[list[str]], object]) -> NoReturn:
     if in_group:  # in a session of its own, where nobody else would end it
         die_with_parent()
     keep_freed_memory()
-    with problems_exit_2():
+    with problems_exit_2(), others_there():
         run(sys.argv[1:])
     if in_group:  # all is written and said; a thread of the group that is not through may abort the interpreter's end
         logging.shutdown()
         os._exit(0)
     raise SystemExit(0)
+
+
+LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out waiting", "socket timeout")
+
+
+@contextlib.contextmanager
+def others_there() -> Iterator[None]:
+    """Within, a process that waits for another one which has gone ends in one line, said once a machine."""
+    try:
+        yield
+    except RuntimeError as e:  # gloo's; that of other back ends is one, too
+        if not isinstance(e, torch.distributed.DistError) and not any(words in str(e).lower() for words in LOST):
+            raise
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise SystemExit(2) from None
+        raise Problem(
+            f"another process of this run has ended or cannot be reached ({one_line(e)}); what was saved is whole: "
+            "start all of them again with the same --run_name and --resume=auto"
+        ) from None
 
 
 def run_launcher(command: list[str], advice: str, **environment: str) -> int:
@@ -155,6 +177,30 @@ def run_launcher(command: list[str], advice: str, **environment: str) -> int:
                 told = True
         stop_if_asked()
     return child.returncode
+
+
+def check_shared(acc: Accelerator, folder: Path, identity: Callable[[], str | None], data: str) -> None:
+    """Problem, on all processes, where one does not see the run folder as the first one left it, or has other data.
+
+    identity: what this process reads in the folder; data: hash of the data that it has read.
+    """
+    if acc.num_processes == 1:
+        return
+    wanted, wanted_data = broadcast_object_list([identity(), data])
+    with fail_together(acc):
+        end, where = time.monotonic() + PATIENCE, f"process {acc.process_index} on {platform.node()}"
+        while identity() != wanted and time.monotonic() < end:  # a network's file system may be late
+            time.sleep(0.2)
+        if identity() != wanted:
+            raise Problem(
+                f"output_dir: {where} does not see {folder.resolve()} as the first process wrote it; name a "
+                "folder that all machines share"
+            )
+        if data != wanted_data:
+            raise Problem(f"data_path: {where} has other data than the first process; copy the same files everywhere")
+
+
+PATIENCE = 10.0  # seconds until a file must be seen by all machines
 
 
 @contextlib.contextmanager

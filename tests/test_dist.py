@@ -1,7 +1,9 @@
 """Two processes through the real launcher against one: same training, same results."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,13 +18,16 @@ from conftest import tiny_overrides, write_tiny
 from killed import free_port, join_group, server
 
 import data as batches
+import main
 from compose import build, configure
 from main import portable
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from runs import guard
 from runs.folder import RunFolder
 from scripts import run as run_script
 from trainer import Trainer
+from utils import problems_exit_2
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -154,6 +159,80 @@ class Script:
         said = self.process.communicate(timeout=60)[0]
         wait_for(lambda: not any(map(alive, [self.launcher, *self.workers])), 60)
         return said
+
+
+def nodes(folder):
+    """Two launchers on this machine, one process each, as two machines would be started; (process, its output) each."""
+    config = yaml.safe_load((ROOT / "accelerate_multi_node.yaml").read_text()) | {"use_cpu": True, "num_processes": 2}
+    (folder / "node.yaml").write_text(yaml.safe_dump(config | {"main_process_port": free_port()}))
+    started = []
+    for rank in range(2):
+        out = folder / f"node-{rank}.txt"
+        launcher = [ROOT / "scripts" / "launcher.py", f"--config_file={folder / 'node.yaml'}", f"--machine_rank={rank}"]
+        command = [sys.executable, *map(str, launcher), str(ROOT / "main.py"), f"--config={folder / 'tiny.yaml'}"]
+        with out.open("w") as f:
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            started.append((subprocess.Popen(command, env=env, stdout=f, stderr=subprocess.STDOUT), out))
+    return started
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_two_machines_of_which_one_dies(tmp_path):
+    """The other one ends within half a minute, in one line; started again, both come to the result of one process."""
+    write_tiny(tmp_path / "dataset" / "tiny")
+    options = tiny_overrides(tmp_path) | {"dropout_rate": 0, "lr_id": 1e-3, "hot_threshold_ratio": 1.0, "epochs": 3}
+    options |= {"run_name": "two", "batch_size": 16, "save_steps": 1, "uncertainty": "frqud", "resume": "auto"}
+    cfg = configure.build(options)
+    options["rqvae_path"] = str(build.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(options))
+    folders = [tmp_path / "out" / "tiny" / name for name in ("one", "two")]
+    (first, said), (second, _) = nodes(tmp_path)
+    wait_for(lambda: [*folders[1].glob("last/step-*.pth")])
+    second.kill()
+    assert first.wait(30) != 0
+    (line,) = [x for x in said.read_text().splitlines() if "error" in x]
+    assert "another process of this run has ended" in line and "--resume=auto" in line
+    assert "Traceback" not in said.read_text()
+    assert all(torch.load(path, weights_only=True)["progress"]["step"] for path in folders[1].glob("last/*.pth"))
+    for process, out in nodes(tmp_path):
+        assert process.wait(120) == 0, out.read_text()
+    main.main([f"--config={tmp_path / 'tiny.yaml'}", "--run_name=one", "--batch_size=32"])
+    states = [torch.load(f / "best_model.pth", weights_only=True)["model"] for f in folders]
+    for key, value in states[0].items():
+        assert torch.allclose(value.double(), states[1][key].double(), atol=2e-4), key
+    results = [json.loads((f / "test.json").read_text()) for f in folders]
+    assert results[0]["recall@10"] == results[1]["recall@10"]
+
+
+def compared(folder, rank, port, what):
+    """Hold what two machines see beside each other; the second one has another run folder, or other data."""
+    join_group(rank, 2, port)
+    acc, told = Accelerator(cpu=True), ["run", "data"]
+    guard.PATIENCE = 0.0
+    if rank and what in told:
+        told[told.index(what)] = None if what == "run" else "other"
+    with (folder / f"{rank}.txt").open("w") as f, contextlib.redirect_stderr(f), problems_exit_2():
+        guard.check_shared(acc, Path("out"), lambda: told[0], told[1])
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("what", "said"), [
+    ("nothing", ""),
+    ("run", "output_dir: process 1 on .* all machines share"),
+    ("data", "data_path: process 1 on .* has other"),
+])  # fmt: skip
+def test_machines_that_do_not_share_their_files_are_told_before_training(tmp_path, what, said):
+    port = free_port()
+    children = [server.Process(target=compared, args=(tmp_path, rank, port, what)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == ([2, 2] if said else [0, 0])
+    texts = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    assert re.search(said, texts[0]) and not texts[1]
 
 
 def by_script(monkeypatch, folder, processes, *options):
