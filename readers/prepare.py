@@ -145,8 +145,11 @@ class Coder:
         return whole.to_physical().to_numpy().astype(np.int32), words
 
 
-def read_events(raw: Raw) -> Events:
-    """All rows of a source; Problem names the file and row of the first that is not one."""
+def read_events(raw: Raw, *, rated: bool = False) -> Events:
+    """All rows of a source; Problem names the file and row of the first that is not one.
+
+    rated: ratings are needed; else they are left out where one is no number.
+    """
     coders = {"user": Coder(), "item": Coder()}
     numbers: dict[str, list[np.ndarray]] = {"time": [], "rating": []}
     seen = 0
@@ -163,7 +166,10 @@ def read_events(raw: Raw) -> Events:
                     timed = "time" in batch.columns
                     numbers["time"].append(clock.seconds(batch) if timed else np.arange(seen, seen + len(batch)))
                     if "rating" in batch.columns:
-                        numbers["rating"].append(numeric(part.path, batch, "rating").astype(np.float32))
+                        found = _number(batch["rating"])
+                        if rated:
+                            _all_there(part.path, batch, "rating", found, "is not a number")
+                        numbers["rating"].append(found.fill_null(np.nan).to_numpy().astype(np.float32))
                     seen += batch.height
                     bar.update(batch.height)
     if not seen:
@@ -174,7 +180,12 @@ def read_events(raw: Raw) -> Events:
     time = np.concatenate(numbers["time"]).astype(np.float64)
     rating = np.concatenate(numbers["rating"]) if numbers["rating"] else None
     if rating is not None and len(rating) != seen:
-        raise Problem(f"{raw.parts[0].path}: some of the files have ratings and some have not; prepare them alike")
+        if rated:
+            raise Problem(f"{raw.parts[0].path}: some of the files have ratings and some have not; prepare them alike")
+        rating = np.full(seen, np.nan)
+    if rating is not None and (none := int((~np.isfinite(rating)).sum())):
+        log.info(f"{raw.parts[0].path}: {none} rows have no number as rating, so ratings are left out")
+        rating = None
     return Events(user, item, time, users, items, rating)
 
 
@@ -196,6 +207,8 @@ def numeric(path: Path, batch: pl.DataFrame, role: str) -> np.ndarray:
 
 
 def _number(cells: pl.Series) -> pl.Series:
+    if cells.dtype.is_nested():
+        return pl.repeat(None, len(cells), dtype=pl.Float64, eager=True)
     text = cells.str.strip_chars() if cells.dtype == pl.String else cells
     return text.cast(pl.Float64, strict=False)
 
@@ -248,7 +261,7 @@ def _dates(cells: pl.Series) -> pl.Series:
 
 def prepare(raw: Raw, cfg: PrepareOptions) -> tuple[Prepared, dict[str, Any]]:
     """(the data set, what each step left)."""
-    events = read_events(raw)
+    events = read_events(raw, rated=cfg.min_rating is not None)
     steps: dict[str, Any] = {"read": events.counts()}
     source = raw.parts[0].path
     last = float(events.time.max())

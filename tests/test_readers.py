@@ -336,7 +336,7 @@ def test_users_too_short_to_train_on(tmp_path):
         (lines({"item_id": "p"}, {"item_id": None}), r"line 2: no item_id"),
         (lines({"item_id": "p"}, ["item_id", "q"]), r"line 2: no item_id"),
         (lines({"item_id": "p"}) + '\n{"item_id": "q"\n', r"line 3: not readable as JSON"),
-        (lines({"item_id": "p"}).encode() + b'{"item_id": "\xff"}\n', r"not readable as text"),
+        (lines({"item_id": "p"}).encode() + b'{"item_id": "\xff"}\n', r"line 2: not UTF-8"),
     ],
 )
 def test_a_bad_items_file_is_named_with_its_line(tmp_path, text, message):
