@@ -65,7 +65,10 @@ class Delimited:
 
     def columns(self) -> list[str]:
         """The names of the columns; [] of an empty file."""
-        return list(self.header) or next((cells for _, _, cells in self.rows() if cells), [])
+        found = list(self.header) or next((cells for _, _, cells in self.rows() if cells), [])
+        if found and found[0].lower().startswith("sep="):
+            raise Problem(f"{self.path}, line 1: {quoted(found[0])} is for Excel alone; remove that line")
+        return found
 
     def parsed(self, lines: Iterable[str]) -> Iterator[tuple[int, int, list[str]]]:
         """(first line, last line, cells) of each row by Python's csv module, empty lines have no cells; csv.Error with
@@ -106,8 +109,9 @@ class Delimited:
             width = width or len(cells)
             if cells and len(cells) != width:
                 raise Problem(
-                    f"{self.path}, line {line}: {len(cells)} cells where the first line has {width}; put a cell that "
-                    "holds the separator in quotes, complete a row that was cut off"
+                    f"{self.path}, line {line}: {len(cells)} cells where "
+                    f"{'such a file' if self.header else 'the first line'} has {width}; put a cell that holds"
+                    " the separator in quotes, complete a row that was cut off"
                 )
             if end > line and (lost := swallowed(cells, self.separator)):
                 raise Problem(

@@ -76,7 +76,7 @@ def head(path: Path) -> str:
     """The first line of a text, the column names of a Parquet file; "" where it cannot be read."""
     with contextlib.suppress(*DAMAGED, Problem, pl.exceptions.PolarsError):
         if is_parquet(path):
-            return ",".join(pl.scan_parquet(path).collect_schema().names())
+            return ",".join(pl.scan_parquet(path, hive_partitioning=True).collect_schema().names())
         with open_binary(path) as f:
             return f.readline(HEAD).decode("utf-8-sig", errors="replace").rstrip("\r\n")
     return ""
@@ -140,7 +140,7 @@ def scan(path: Path, columns: Sequence[str] | None = None, **how: Any) -> pl.Laz
     regular_file(path)
     with reading(path):
         if is_parquet(path):
-            frame = pl.scan_parquet(path)
+            frame = pl.scan_parquet(path, hive_partitioning=True)
             there = frame.collect_schema().names()
         elif ending(path) in JSON:
             there = list(columns or json_keys(path))
@@ -201,6 +201,15 @@ def cell(value: Any) -> str | None:
     return value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False)
 
 
+def leaves(value: Any) -> Iterator[str]:
+    """The texts of a list of lists that are not empty."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from leaves(each)
+    elif value is not None and str(value).strip():
+        yield str(value).strip()
+
+
 def json_keys(path: Path, most: int | None = 1000) -> dict[str, None]:
     """The keys of the first objects of a file, of all where most is None."""
     rows = itertools.islice(objects(path), most)
@@ -225,9 +234,10 @@ def objects(path: Path, parse: Callable[[str], Any] = parse_json) -> Iterator[tu
 
 
 def separator(path: Path) -> str:
-    """Tab, comma, semicolon or bar: whatever the first line holds most of."""
+    """Tab, comma, semicolon or bar: whatever the first line holds most of, a blank where it holds none."""
     first = head(path)
-    return max("\t,;|", key=first.count)
+    found = max("\t,;|", key=first.count)
+    return " " if " " in first and found not in first else found
 
 
 def part(
@@ -240,6 +250,9 @@ def part(
     """
     named = {role: name for role, name in zip(ROLES, names, strict=False) if name is not None}
     frame = scan(path, columns or list(named.values()), **how)
+    for role, name in named.items():
+        if frame.collect_schema()[name].is_nested() and role != "rating":
+            raise Problem(f"{path}: {quoted(name)} holds a list a row; explode it first, to a row for each {role}")
     frame = frame if keep is None else frame.filter(keep)
     return Part(path, frame.select(ROW, **{role: pl.col(name) for role, name in named.items()}), named)
 

@@ -18,6 +18,7 @@ from readers.raw.scan import (
     ending,
     files_of,
     is_parquet,
+    leaves,
     one,
     part,
     reading,
@@ -114,7 +115,7 @@ def _column(path: Path, there: Sequence[str], role: str, named: str | None) -> s
     if (not found or named is not None) and not is_parquet(path) and any(VALUE.fullmatch(name) for name in there):
         raise Problem(
             f"{path}, line 1: {_listed(there)} look like a row, not like the names of the columns; add a line before "
-            "it such as user_id,item_id,timestamp"
+            "it such as user_id,item_id,timestamp, separated alike"
         )
     if found:
         return found[0]
@@ -171,4 +172,4 @@ def _joined(value: object) -> str:
             value = json.loads(value)
         except ValueError:
             return str(value)
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(leaves(value)) if isinstance(value, list) else str(value)
