@@ -117,6 +117,9 @@ def problems_exit_2() -> Iterator[None]:
     What was printed has been delivered when it ends well. A reader that went away (| head) ends it as SIGPIPE would,
     a full device with status 2.
     """
+    with contextlib.suppress(ValueError):  # a thread has no signals
+        if callable(signal.getsignal(signal.SIGINT)):
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # that of runs.early has done its work
     ready_streams()
     commit()
     try:

@@ -36,7 +36,7 @@ def locate(cfg: DataOptions) -> tuple[Path, str]:
 
 def _spelled_alike(folder: Path, stem: str) -> list[Path]:
     """The files `<stem>.*` of a folder, whatever the case of their stem, in the order of their names."""
-    return [p for p in sorted(folder.iterdir()) if p.is_file() and p.name.lower().startswith(f"{stem.lower()}.")]
+    return [p for p in sorted(folder.iterdir()) if not p.is_dir() and p.name.lower().startswith(f"{stem.lower()}.")]
 
 
 def _one_of(found: list[Path], wanted: Path, *, say: bool = True) -> Path | None:

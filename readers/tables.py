@@ -17,6 +17,7 @@ from utils import Problem, log, quoted, regular_file, shortened
 UNITS = {1e11: 1.0, 1e14: 1e3, 1e17: 1e6, np.inf: 1e9}  # times since 1970 below so much are seconds, ms, us, ns
 UNIT_NAMES = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 FIRST_TIME = 1e8  # a time since 1970 that is no count of rows or days
+DATES = "scripts/prepare_data.py makes a data set of a table with dates"
 NOBODY = ("nan", "null", "none", "na", "n/a", "nil", "undefined")  # what programs write where nothing is known
 ROUNDED = re.compile(r"\d\.\d+E\+\d+")  # Excel's long numbers
 
@@ -120,7 +121,7 @@ def _bad_row(text: Delimited, columns: Columns, reason: str) -> Problem:
             if not cells[user] or not cells[item]:
                 return Problem(f"{where}: empty user or item")
             if not _is_number(cells[time]):
-                return Problem(f"{where}: timestamp {quoted(cells[time])} is not a number")
+                return Problem(f"{where}: timestamp {quoted(cells[time])} is not a number; {DATES}")
     except Problem as e:
         return e
     return text.fault(reason)

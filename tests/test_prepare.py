@@ -502,6 +502,16 @@ def test_a_key_of_late_lines_is_read(tmp_path):
         prepare_data.run([*argv, "--rating_col=stars_of", "--min_rating=1", "--out", str(tmp_path / "out" / "rated")])
 
 
+@pytest.mark.parametrize("lacking", [ImportError("no module"), NameError("name 'PyLazyFrame' is not defined")])
+def test_without_polars_or_its_runtime(lacking, monkeypatch, tmp_path):
+    def fails(*args):
+        raise lacking
+
+    monkeypatch.setattr(pl, "LazyFrame", fails)
+    with pytest.raises(Problem, match="needs polars"):
+        prepare_data.run(["x.csv", f"--out={tmp_path / 'x'}"])
+
+
 def test_nothing_is_overwritten(shop, tmp_path, capsys):
     refused(tmp_path, capsys, [str(shop), "--out", str(tmp_path / "demo")], "demo is the name of the demo's data")
     refused(tmp_path, capsys, [str(shop), "--out", str(shop)], "is there already; choose another name")

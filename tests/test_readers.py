@@ -430,9 +430,7 @@ BAD_EMBEDDING = {
     "three dimensions": (FIVE[..., None], r"expected floating-point .*found float32 \[5, 2, 1\]"),
     "no width": (FIVE[:, :0], r"expected floating-point .*found float32 \[5, 0\]"),
     "integers": (FIVE.astype(np.int64), r"expected floating-point .*found int64 \[5, 2\]"),
-    "pickled objects": (FIVE.astype(object), r"not readable as \.npy"),
-    "empty file": (b"", r"not readable as \.npy"),
-    "text": ("1 2\n3 4\n", r"not readable as \.npy"),
+    "empty file": (b"", "no NumPy array"),
 }
 
 
