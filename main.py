@@ -9,6 +9,8 @@
 configuration.
 """
 
+import runs.early  # noqa: F401
+
 import csv
 import inspect
 import io

@@ -117,6 +117,9 @@ def problems_exit_2() -> Iterator[None]:
     What was printed has been delivered when it ends well. A reader that went away (| head) ends it as SIGPIPE would,
     a full device with status 2.
     """
+    with contextlib.suppress(ValueError):  # a thread has no signals
+        if callable(signal.getsignal(signal.SIGINT)):
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # that of runs.early has done its work
     ready_streams()
     commit()
     try:
@@ -212,6 +215,63 @@ def regular_file(path: str | Path, missing: str = "no such file") -> Path:
     if kind != stat.S_IFREG:
         raise Problem(f"{path}: not readable, it is {KINDS.get(kind, 'no file')}; name a regular file")
     return path
+
+
+START = 512  # bytes of a file that tell what it is
+GZIP, PARQUET, NUMPY, TORCH = "gzip", "a Parquet file", "a NumPy array", "a file of torch.save"
+UNPACK, EXPORT = "unpack it and name what it holds", "save it as .csv (UTF-8) or .parquet"
+UTF8 = "save it as CSV UTF-8, or convert it: iconv -f {} -t utf-8 FILE"
+SIGNS = {  # how files begin that are no text -> what they are, what to do where a text is wanted
+    b"\x1f\x8b": (GZIP, "gunzip FILE"),
+    b"PAR1": (PARQUET, "rename it to end in .parquet"),
+    b"\x93NUMPY": (NUMPY, EXPORT),
+    b"version https://git-lfs": ("a pointer of Git LFS", "fetch the file itself: git lfs pull"),
+    **dict.fromkeys((b"\xff\xfe\0\0", b"\0\0\xfe\xff"), ("UTF-32", UTF8.format("utf-32"))),
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), ("UTF-16", UTF8.format("utf-16"))),
+    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF"), ("a picture or sound", EXPORT)),
+    **{sign: (f"a {name} archive", UNPACK) for sign, name in (
+        (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf", "7z"), (b"Rar!", "rar"),
+        (b"\x04\x22\x4d\x18", "lz4"), (b"\x1f\x9d", "compress"), (b"LZIP", "lzip"), (b"\xff\x06\0\0sNaPpY", "snappy"))},
+    **{sign: (f"a file of {name}", EXPORT) for sign, name in (
+        (b"\xd0\xcf\x11\xe0", "old Office"), (b"%PDF", "PDF"), (b"ORC", "ORC"), (b"ARROW1", "Arrow (Feather)"),
+        (b"FEA1", "Feather"), (b"Obj\x01", "Avro"), (b"SQLite format 3", "SQLite"), (b"\x89HDF", "HDF5"),
+        (b"RDX", "R"), (b"{\\rtf", "RTF"))},
+}  # fmt: skip
+
+
+def what_is(start: bytes) -> tuple[str, str] | None:
+    """(what a file is, how to make a text of it) by its first START bytes; None where it may be a text."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith(b"PK\x03\x04"):
+        inner = {b"[Content_Types]": ("an Excel workbook", EXPORT), b"xl/": ("an Excel workbook", EXPORT),
+                 b"data.pkl": (TORCH, EXPORT), b".npy": ("an .npz archive", EXPORT)}  # fmt: skip
+        return next((told for name, told in inner.items() if name in start), ("a zip archive", UNPACK))
+    if found := next((told for sign, told in SIGNS.items() if start.startswith(sign)), None):
+        return found
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page", "download it again"
+    if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return "a pickle", EXPORT
+    if start[8:9] == b"{" and b"\0" in start[:8]:
+        return "a safetensors file", EXPORT
+    if start[257:262] == b"ustar":
+        return "a tar archive", UNPACK
+    zeros = {"utf-16be": start[::2].count(0), "utf-16le": start[1::2].count(0)}  # in every second byte
+    coding = max(zeros, key=lambda c: zeros[c])
+    if zeros[coding] > max(1, len(start) / 4) and min(zeros.values()) <= len(start) / 20:
+        return "UTF-16", UTF8.format(coding)
+    return ("no text", EXPORT) if b"\0" in start else None
+
+
+def first_bytes(path: Path) -> bytes:
+    """What tells what a file is; Problem where no regular file is there."""
+    with regular_file(path).open("rb") as f:
+        return f.read(START)
+
+
+def kind_of(path: Path) -> str | None:
+    """What a file is by its first bytes, as what_is says it; None where it may be a text."""
+    return (what_is(first_bytes(path)) or (None,))[0]
 
 
 def is_file(path: str | Path) -> bool:
@@ -332,7 +392,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    regular_file(path)
+    if found := what_is(first_bytes(path)):
+        raise Problem(f"{path}: not readable as JSON ({found[0]})")
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:  # ValueError: damaged, or not UTF-8

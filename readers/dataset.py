@@ -16,7 +16,7 @@ import numpy as np
 from readers.files import find_embedding, find_file, json_lines
 from readers.splits import TEST_SHARE, DataOptions, Parts, Split
 from readers.texts import check_beside
-from utils import Problem, digest, is_file, log, quoted, regular_file, whole_text
+from utils import NUMPY, Problem, digest, is_file, kind_of, log, one_line, quoted, regular_file, whole_text
 
 SPLITS = ("train", "valid", "test")
 
@@ -191,6 +191,9 @@ def check_rows(path: Path, content_ND: np.ndarray, ids: list[str]) -> None:
                 raise Problem(f"{path}: row {row} (item {quoted(ids[row])}) {what}")
 
 
+AS_ARRAY = "save its vectors, a row an item: np.save('NAME.emb-MODEL.npy', np.asarray(vectors, 'float32'))"
+
+
 def open_array(path: Path) -> np.ndarray:
     """An .npy file, memory-mapped; Problem when it is none."""
     try:
@@ -198,8 +201,10 @@ def open_array(path: Path) -> np.ndarray:
         if not isinstance(found, np.ndarray):
             raise ValueError("an .npz archive")
     except Exception as e:  # numpy raises many kinds for a damaged header
-        reason = " ".join(str(e).split())[:160] or type(e).__name__
-        raise Problem(f"{path}: not readable as .npy ({reason})") from None
+        kind = kind_of(path) or "no NumPy array"
+        if kind == NUMPY and "bjects" not in str(e):
+            raise Problem(f"{path}: not readable as .npy ({one_line(e)}); write it again") from None
+        raise Problem(f"{path}: {'an array of Python objects' if kind == NUMPY else kind}; {AS_ARRAY}") from None
     return found
 
 
@@ -223,6 +228,10 @@ def read_embeddings(data: Dataset) -> np.ndarray:
     path = data.embedding_path
     if path is None:
         where = data.folder or data.name
+        for other in sorted(data.folder.glob(f"{data.name}.emb*")) if data.folder else ():
+            if not other.is_dir():
+                regular_file(other, "a link that leads nowhere")
+                raise Problem(f"{other}: {kind_of(other) or 'no NumPy array'}; {AS_ARRAY}")
         raise Problem(
             f"no content embeddings beside {data.name!r}: python scripts/embed_items.py {quote(str(where))} makes "
             "them; or set semantic_emb_path to a .npy with a row per item"

@@ -10,7 +10,7 @@ import io
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -19,30 +19,33 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow
 
-from utils import Problem, log, quoted, regular_file, shortened
+from utils import GZIP, START, Problem, first_bytes, log, quoted, shortened, what_is
 
-MAGIC = {b"\x1f\x8b": "gzip", b"PAR1": "parquet"}
-BLOCK = 1 << 23  # bytes that are read at a time; a row has room in one
-EMPTY = re.compile(rb"\n(?=\r?\n)")  # a line end before an empty line
-DIGITS = re.compile(r"\d+")
+BLOCK, STEP = 1 << 23, 1 << 18  # bytes that are read at a time, of which a row has room in one; that are looked at
+DIGIT, DIGITS, LINE_END = re.compile(rb"\d"), re.compile(r"\d+"), re.compile(r"\r\n|\n|\r")
 DAMAGED = (OSError, EOFError, zlib.error)  # what reading a file may meet that has no fault of form
-
-
-def magic(path: Path) -> str | None:
-    with path.open("rb") as f:
-        start = f.read(4)
-    return next((kind for mark, kind in MAGIC.items() if start.startswith(mark)), None)
+BOM = b"\xef\xbb\xbf"
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    return gzip.open(path) if magic(path) == "gzip" else path.open("rb")  # type: ignore[return-value]
+    """The bytes of a text, .gz or not; Problem where it is none."""
+    kind, remedy = what_is(first_bytes(path)) or ("", "")
+    if kind == GZIP:
+        with gzip.open(path) as inner:
+            kind, remedy = what_is(inner.read(START)) or ("", "")
+        if not kind:
+            return gzip.open(path)  # type: ignore[return-value]
+        kind += " within gzip"
+    if kind:
+        raise Problem(f"{path}: {kind}; {remedy}")
+    return path.open("rb")
 
 
 def text_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:
     """(number, line) of a text, .gz or not; Problem where it is damaged or not UTF-8."""
     number = 0
     try:
-        with open_binary(regular_file(path)) as f:
+        with open_binary(path) as f:
             for number, line in enumerate(f, 1):
                 yield number, line.decode(encoding if number == 1 else encoding.removesuffix("-sig")).rstrip("\r\n")
     except UnicodeDecodeError:
@@ -62,51 +65,59 @@ class Delimited:
 
     def columns(self) -> list[str]:
         """The names of the columns; [] of an empty file."""
-        return list(self.header) or next((cells for _, _, cells in self.rows() if cells), [])
+        found = list(self.header) or next((cells for _, _, cells in self.rows() if cells), [])
+        if found and found[0].lower().startswith("sep="):
+            raise Problem(f"{self.path}, line 1: {quoted(found[0])} is for Excel alone; remove that line")
+        return found
 
-    def rows(self) -> Iterator[tuple[int, int, list[str]]]:
-        """(first line, last line, cells) of each row, slowly; empty lines have no cells. Problem where one is none."""
+    def parsed(self, lines: Iterable[str]) -> Iterator[tuple[int, int, list[str]]]:
+        """(first line, last line, cells) of each row by Python's csv module, empty lines have no cells; csv.Error with
+        reason, first and last line of what is no row.
+        """
         csv.field_size_limit(sys.maxsize)
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
-        with io.TextIOWrapper(open_binary(self.path), "utf-8-sig", "surrogateescape", newline="") as lines:
-            reader = csv.reader(lines, delimiter=self.separator, quoting=quoting, strict=True)
-            begin = 1
-            try:
-                for cells in reader:
-                    yield begin, reader.line_num, cells
-                    begin = reader.line_num + 1
-            except csv.Error as e:
-                raise Problem(f"{self.path}, line {begin}: {self._said(e, begin, reader.line_num)}") from None
+        reader = csv.reader(lines, delimiter=self.separator, quoting=quoting, strict=True)
+        begin = 1
+        try:
+            for cells in reader:
+                yield begin, reader.line_num, cells
+                begin = reader.line_num + 1
+        except csv.Error as e:
+            raise csv.Error(str(e), begin, reader.line_num) from None
 
-    def _said(self, error: csv.Error, begin: int, end: int) -> str:
-        if "expected after" not in str(error) and "unexpected end" not in str(error):
-            return f"not readable as a table ({error})"
+    def rows(self) -> Iterator[tuple[int, int, list[str]]]:
+        """The same of the whole file, slowly; Problem where a row is none."""
+        with io.TextIOWrapper(open_binary(self.path), "utf-8-sig", "surrogateescape", newline="") as lines:
+            try:
+                yield from self.parsed(lines)
+            except csv.Error as e:
+                raise Problem(f"{self.path}, line {e.args[1]}: {self._said(*e.args)}") from None
+
+    def _said(self, reason: str, begin: int, end: int) -> str:
+        if "expected after" not in reason and "unexpected end" not in reason:
+            return f"not readable as a table ({reason})"
         where = "" if begin == end else f" (read up to line {end}, it ends nowhere or within a cell)"
         return (
             f"a quotation mark inside a cell, or a quotation that has no end{where}; write a mark of a cell twice and "
             'put the cell in quotes: "17"" monitor"'
         )
 
-    def check(self) -> tuple[int, int]:
-        """(empty lines, line ends within cells) by Python's csv module; Problem at the first row that is none."""
-        width, empty, within = len(self.header), 0, 0
+    def check(self) -> None:
+        """Problem at the first row that is none, by Python's csv module."""
+        width = len(self.header)
         for line, end, cells in self.rows():
             width = width or len(cells)
-            if not cells:
-                empty += 1
-            elif len(cells) != width:
+            if cells and len(cells) != width:
                 raise Problem(
-                    f"{self.path}, line {line}: {len(cells)} cells where the first line has {width}; put a cell that "
-                    "holds the separator in quotes, complete a row that was cut off"
+                    f"{self.path}, line {line}: {len(cells)} cells where "
+                    f"{'such a file' if self.header else 'the first line'} has {width}; put a cell that holds"
+                    " the separator in quotes, complete a row that was cut off"
                 )
-            elif end > line:
-                within += end - line
-                if lost := swallowed(cells, self.separator):
-                    raise Problem(
-                        f"{self.path}, line {line}: a quotation that begins here holds what looks like another row, "
-                        f"{quoted(lost)}; end the quotation where its cell ends"
-                    )
-        return empty, within
+            if end > line and (lost := swallowed(cells, self.separator)):
+                raise Problem(
+                    f"{self.path}, line {line}: a quotation that begins here holds what looks like another row, "
+                    f"{quoted(lost)}; end the quotation where its cell ends"
+                )
 
     def fault(self, reason: object) -> Problem:
         """What is wrong with a text that pyarrow does not read, with its line where one is found."""
@@ -139,7 +150,7 @@ def swallowed(cells: list[str], separator: str) -> str | None:
     `u17` is like `u5` and 1700000000 like 1700000005.
     """
     for place, cell in enumerate(cells):
-        *whole, last = cell.splitlines()[1:] or [""]
+        *whole, last = LINE_END.split(cell)[1:] or [""]
         for line, width in [*((line, len(cells)) for line in whole), (last, place + 1)]:
             found = line.split(separator)
             compared = zip(cells, found if line is not last else found[:-1], strict=False)
@@ -158,44 +169,93 @@ class Watched(io.RawIOBase):
     says at their end what made no row.
 
     In a sound text each mark that opens a quotation stands behind a separator, a line end or a mark, and each that
-    closes one before such. Where that does not hold, or a cell holds a line end, Python's csv module has the last word.
+    closes one before such. Where that does not hold, Python's csv module has the last word.
     """
 
     def __init__(self, text: Delimited) -> None:
         self.text, self.file = text, open_binary(text.path)
         self.edge = np.zeros(256, bool)
         self.edge[list(b'"\r\n' + text.separator.encode())] = True
-        self.rest, self.inside, self.sure = b"\n", 0, not text.quoted  # the last byte that was looked at, and one more
+        self.rest, self.width = b"", len(text.columns())  # rest: what follows the last row that is whole
+        self.begun = self.done = False
         self.empty = self.within = 0  # empty lines, line ends within cells: what makes no row
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes of the file; Problem where a quotation that they end or begin swallows rows."""
+        """The next bytes of the file; Problem where a quotation in the rows that they end swallows others."""
         block = self.file.read(size)
-        if not self.rest:
-            return block
-        window = self.rest + (block or b"\n")
-        self.rest = window[-2:] if block else b""
-        if not self.sure and not self._sound(np.frombuffer(window, np.uint8), last=not block):
-            self.empty, self.within = self.text.check()
-            self.sure = True
-        elif not self.within and (b"\n\n" in window or b"\n\r" in window):
-            self.empty += len(EMPTY.findall(window[:-1]))
-        if not block and (self.empty or self.within):
-            log.info(
-                f"{self.text.path}: {self.empty} empty lines left out, {self.within} line ends belong to quoted cells"
-            )
+        for begin in range(0, len(block), STEP):
+            piece = block[begin : begin + STEP]
+            self._look(self.rest + (piece if self.begun else piece.removeprefix(BOM)))
+            self.begun = True
+        if not block and not self.done:
+            self.done = True
+            self._look(self.rest + b"\n" if self.rest else b"")
+            if self.empty or self.within:
+                told = f"{self.empty} empty lines left out, {self.within} line ends belong to quoted cells"
+                log.info(f"{self.text.path}: {told}")
         return block
 
-    def _sound(self, byte: np.ndarray, *, last: bool) -> bool:
-        mark = byte[1:-1] == ord('"')
-        if not self.inside and not mark.any():
-            return True
-        inside = (np.cumsum(mark, dtype=np.uint8) + self.inside) & 1  # behind each byte
-        opens, closes = mark & (inside == 1), mark & (inside == 0)
-        self.inside = int(inside[-1])
-        edge, within = self.edge[byte], (byte[1:-1] == ord("\n")) & (inside == 1)
-        sound = edge[:-2][opens].all() and edge[2:][closes].all() and not within.any()
-        return bool(sound) and not (last and self.inside)
+    def _look(self, chunk: bytes) -> None:
+        """Check the rows of what begins with a row, and keep those that it does not complete."""
+        byte = np.frombuffer(chunk, np.uint8)
+        ends = byte == ord("\n")
+        behind = ends[1:] | (byte[1:] == ord("\r")) if b"\r" in chunk else ends[1:]
+        empty = chunk[:1] in (b"\n", b"\r") or bool((ends[:-1] & behind).any())
+        if not empty and not (self.text.quoted and b'"' in chunk):
+            self.rest = chunk[chunk.rfind(b"\n") + 1 :]
+            return
+        mark, end = np.flatnonzero((byte == ord('"')) & self.text.quoted), np.flatnonzero(ends)
+        inner = np.searchsorted(mark, end) % 2 == 1
+        whole = int(end[~inner].max(initial=-1)) + 1
+        if not self._sound(byte, mark) or (self.done and whole < len(chunk)) or len(chunk) - whole > 2 * BLOCK:
+            self.rest = self._slowly(chunk)
+            return
+        self.rest = chunk[whole:]
+        end, inner = end[end < whole], inner[end < whole]
+        length = np.diff(end, prepend=-1)
+        alone = (length == 1) | ((length == 2) & (byte[end - 1] == ord("\r")))
+        self.empty += int((alone & ~inner & ~np.roll(inner, 1)).sum())
+        if inner.any():
+            self.within += int(inner.sum())
+            self._look_within(chunk, end, inner)
+
+    def _sound(self, byte: np.ndarray, mark: np.ndarray) -> bool:
+        opens, closes = mark[::2], mark[1::2]
+        before, behind = byte[opens[opens > 0] - 1], byte[closes[closes < len(byte) - 1] + 1]
+        return bool(self.edge[before].all() and self.edge[behind].all())
+
+    def _look_within(self, chunk: bytes, end: np.ndarray, inner: np.ndarray) -> None:
+        """Look at the rows with a line within a cell that has digits and as many separators as a row. end: where lines
+        end, [L]; inner: whether within a cell, [L].
+        """
+        line, outer, looked = np.flatnonzero(inner), end[~inner], -1
+        places = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord(self.text.separator))
+        needed = np.searchsorted(places, end[line]) + self.width - 2  # the last separator that a row would have
+        many = (needed >= 0) & (needed < len(places))
+        line, needed = line[many], needed[many]
+        for n in line[places[needed] < end[line + 1]].tolist():
+            row = int(np.searchsorted(outer, end[n]))
+            if row > looked and DIGIT.search(chunk, end[n], end[n + 1]):
+                looked = row
+                self._slowly(chunk[outer[row - 1] + 1 if row else 0 : outer[row] + 1], count=False)
+
+    def _slowly(self, chunk: bytes, *, count: bool = True) -> bytes:
+        """Check rows by Python's csv module; what it does not complete."""
+        lines = io.StringIO(chunk.decode("utf-8", "surrogateescape"), newline="").readlines()
+        whole = 0
+        try:
+            for begin, end, cells in self.text.parsed(lines):
+                if end == len(lines) and count and not self.done:
+                    break
+                self.empty += count * (not cells)
+                self.within += count * (end - begin)
+                if end > begin and swallowed(cells, self.text.separator):
+                    raise self.text.fault("a quotation swallows rows")
+                whole = end
+        except csv.Error as e:
+            if self.done or "unexpected end" not in str(e) or len(chunk) > 3 * BLOCK:
+                raise self.text.fault(e) from None
+        return "".join(lines[whole:]).encode("utf-8", "surrogateescape")

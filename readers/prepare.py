@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from readers.raw.scan import ROLES, ROW, Part, Raw, reading
+from readers.raw.scan import ROLES, ROW, Part, Raw, head, reading
 from readers.tables import Rows, core_rows, unit_of, warn_of
 from settings import option
 from utils import Problem, log, quoted, shortened, whole_text
@@ -50,6 +50,8 @@ class PrepareOptions:
     test_days: float | None = option(
         None, "length of the test period in days, instead of time_quantile; timestamps must be in seconds", gt=0
     )
+
+    anonymous: Literal["error", "drop"] = option("error", "what to do with rows whose user is empty")
 
     def __post_init__(self) -> None:
         if self.test_days is not None and self.split != "time":
@@ -145,8 +147,11 @@ class Coder:
         return whole.to_physical().to_numpy().astype(np.int32), words
 
 
-def read_events(raw: Raw) -> Events:
-    """All rows of a source; Problem names the file and row of the first that is not one."""
+def read_events(raw: Raw, *, rated: bool = False, drop: bool = False) -> Events:
+    """All rows of a source; Problem names the file and row of the first that is not one.
+
+    rated: ratings are needed; else they are left out where one is no number. drop: rows without a user are left out.
+    """
     coders = {"user": Coder(), "item": Coder()}
     numbers: dict[str, list[np.ndarray]] = {"time": [], "rating": []}
     seen = 0
@@ -154,16 +159,17 @@ def read_events(raw: Raw) -> Events:
         for part in raw.parts:
             clock = Clock(part.path)
             with reading(part.path):
-                for batch in part.frame.collect_batches(chunk_size=BATCH, engine="streaming"):
-                    if not batch.height:
-                        continue
+                for batch in batches_of(part, drop=drop):
                     check_ids(part, batch)
                     for role, coder in coders.items():
                         coder.add(batch[role].cast(pl.String))
                     timed = "time" in batch.columns
                     numbers["time"].append(clock.seconds(batch) if timed else np.arange(seen, seen + len(batch)))
                     if "rating" in batch.columns:
-                        numbers["rating"].append(numeric(part.path, batch, "rating").astype(np.float32))
+                        found = _number(batch["rating"])
+                        if rated:
+                            _all_there(part.path, batch, "rating", found, "is not a number")
+                        numbers["rating"].append(found.fill_null(np.nan).to_numpy().astype(np.float32))
                     seen += batch.height
                     bar.update(batch.height)
     if not seen:
@@ -174,8 +180,25 @@ def read_events(raw: Raw) -> Events:
     time = np.concatenate(numbers["time"]).astype(np.float64)
     rating = np.concatenate(numbers["rating"]) if numbers["rating"] else None
     if rating is not None and len(rating) != seen:
-        raise Problem(f"{raw.parts[0].path}: some of the files have ratings and some have not; prepare them alike")
+        if rated:
+            raise Problem(f"{raw.parts[0].path}: some of the files have ratings and some have not; prepare them alike")
+        rating = np.full(seen, np.nan)
+    if rating is not None and (none := int((~np.isfinite(rating)).sum())):
+        log.info(f"{raw.parts[0].path}: {none} rows have no number as rating, so ratings are left out")
+        rating = None
     return Events(user, item, time, users, items, rating)
+
+
+def batches_of(part: Part, *, drop: bool) -> Iterator[pl.DataFrame]:
+    """The rows of a part, some at a time; drop: without those whose user is empty, which the log counts."""
+    dropped = 0
+    for batch in part.frame.collect_batches(chunk_size=BATCH, engine="streaming"):
+        found = batch.filter(pl.col("user").cast(pl.String).fill_null("") != "") if drop else batch
+        dropped += batch.height - found.height
+        if found.height:
+            yield found
+    if dropped:
+        log.warning(f"{part.path}: {dropped} rows without a user are left out")
 
 
 def check_ids(part: Part, batch: pl.DataFrame) -> None:
@@ -185,7 +208,8 @@ def check_ids(part: Part, batch: pl.DataFrame) -> None:
                           (text.str.contains(UNFIT), "holds a tab or line end, which no .inter file can")):  # fmt: skip
             if bad.any():
                 row = batch.row(int(bad.arg_max() or 0), named=True)
-                raise Problem(f"{part.path}, row {row[ROW]}: the {role} {what}; mend or leave out that row")
+                drop = ", or all such: --anonymous=drop" if role == "user" and what == "is empty" else ""
+                raise Problem(f"{part.path}, row {row[ROW]}: the {role} {what}; mend or leave out that row{drop}")
 
 
 def numeric(path: Path, batch: pl.DataFrame, role: str) -> np.ndarray:
@@ -196,6 +220,8 @@ def numeric(path: Path, batch: pl.DataFrame, role: str) -> np.ndarray:
 
 
 def _number(cells: pl.Series) -> pl.Series:
+    if cells.dtype.is_nested():
+        return pl.repeat(None, len(cells), dtype=pl.Float64, eager=True)
     text = cells.str.strip_chars() if cells.dtype == pl.String else cells
     return text.cast(pl.Float64, strict=False)
 
@@ -216,6 +242,8 @@ class Clock:
 
     def seconds(self, batch: pl.DataFrame) -> np.ndarray:
         cells = batch["time"]
+        if isinstance(cells.dtype, pl.Time | pl.Duration):
+            raise Problem(f"{self.path}: the column of the times has no dates ({cells.dtype}); name one that has")
         if cells.dtype.is_temporal():
             found = cells.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
             _all_there(self.path, batch, "time", found, "is no date")
@@ -248,7 +276,7 @@ def _dates(cells: pl.Series) -> pl.Series:
 
 def prepare(raw: Raw, cfg: PrepareOptions) -> tuple[Prepared, dict[str, Any]]:
     """(the data set, what each step left)."""
-    events = read_events(raw)
+    events = read_events(raw, rated=cfg.min_rating is not None, drop=cfg.anonymous == "drop")
     steps: dict[str, Any] = {"read": events.counts()}
     source = raw.parts[0].path
     last = float(events.time.max())
@@ -360,6 +388,8 @@ def texts_of(raw: Raw, items: list[str]) -> tuple[list[str], dict[str, int]]:
             if not any(v.strip() for k, v in row.items() if k != "item_id"):
                 empty.add(token)
     bare = [token for token in items if token not in found or token in empty]
+    if empty_files := [path for path in raw.text_files if not head(path)]:
+        raise Problem(f"{empty_files[0]}: holds no items; get it again, or leave it out")
     if raw.text_files and not found:
         raise Problem(
             f"{', '.join(map(str, raw.text_files))}: no id there is one of the items that are kept, whose first is "

@@ -1,6 +1,7 @@
 """Tables of interactions: one or three .inter files, one .csv file."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from utils import Problem, log, quoted, regular_file, shortened
 UNITS = {1e11: 1.0, 1e14: 1e3, 1e17: 1e6, np.inf: 1e9}  # times since 1970 below so much are seconds, ms, us, ns
 UNIT_NAMES = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 FIRST_TIME = 1e8  # a time since 1970 that is no count of rows or days
+DATES = "scripts/prepare_data.py makes a data set of a table with dates"
 NOBODY = ("nan", "null", "none", "na", "n/a", "nil", "undefined")  # what programs write where nothing is known
 ROUNDED = re.compile(r"\d\.\d+E\+\d+")  # Excel's long numbers
 
@@ -98,19 +100,27 @@ def read_rows(path: Path, columns: Columns | None = None, scratch: Path | None =
     users, items, times = Coder(scratch), Coder(scratch), Column(np.float64, scratch)
     try:
         _check_header(text, columns)
-        with csv.open_csv(Watched(text), **text.options(types)) as batches:
-            for batch in batches:
-                users.add(batch[columns.user])
-                items.add(batch[columns.item])
-                time = batch[columns.time].to_numpy(zero_copy_only=False)
-                if not np.isfinite(time).all():
-                    raise ValueError("a timestamp is empty or not finite")
-                times.add(time)
+        for batch in _batches(text, types, whole=scratch is None):
+            users.add(batch[columns.user])
+            items.add(batch[columns.item])
+            time = batch[columns.time].to_numpy(zero_copy_only=False)
+            if not np.isfinite(time).all():
+                raise ValueError("a timestamp is empty or not finite")
+            times.add(time)
     except (pa.ArrowException, OSError, ValueError, KeyError) as e:
         raise _bad_row(text, columns, str(e).splitlines()[0]) from None
     if "" in users.number or "" in items.number:
         raise _bad_row(text, columns, "a user or item is empty")
     return Rows(users.codes.array(), items.codes.array(), times.array(), list(users.number), list(items.number))
+
+
+def _batches(text: Delimited, types: dict[str, pa.DataType], *, whole: bool) -> Iterator[pa.RecordBatch]:
+    """The rows, some at a time; whole: read at once, which is quicker and takes more memory."""
+    if whole:
+        yield from csv.read_csv(Watched(text), **text.options(types)).to_batches()
+        return
+    with csv.open_csv(Watched(text), **text.options(types)) as batches:
+        yield from batches
 
 
 def _check_header(text: Delimited, columns: Columns) -> None:
@@ -138,7 +148,7 @@ def _bad_row(text: Delimited, columns: Columns, reason: str) -> Problem:
             if not cells[user] or not cells[item]:
                 return Problem(f"{where}: empty user or item")
             if not _is_number(cells[time]):
-                return Problem(f"{where}: timestamp {quoted(cells[time])} is not a number")
+                return Problem(f"{where}: timestamp {quoted(cells[time])} is not a number; {DATES}")
     except Problem as e:
         return e
     return text.fault(reason)

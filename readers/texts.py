@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 
+from readers.delimited import text_lines
 from readers.files import json_lines
-from utils import Problem, digest, is_file, log, quoted, read_json
+from utils import Problem, digest, is_file, log, quoted, read_json, whole_text
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def read_texts(path: Path, fields: Sequence[str], template: str | None, *, say: 
         else:
             text = ". ".join(values[k] for k in wanted or values if values.get(k))
         ids.append(str(row["item_id"]))
-        texts.append(text)
+        texts.append(whole_text(text))
     if missing := [name for name in wanted if name not in known]:
         raise Problem(
             f"{path}: no item has a field {quoted(missing[0])}; there are {', '.join(sorted(known)) or 'none'}"
@@ -47,10 +48,12 @@ def read_texts(path: Path, fields: Sequence[str], template: str | None, *, say: 
 def names_in(template: str | None) -> list[str]:
     """The fields that a template names; Problem where it is not one."""
     try:
-        names = [name for _, name, how, _ in Formatter().parse(template or "") if name is not None]
+        fields = [field for field in Formatter().parse(template or "") if field[1] is not None]
     except ValueError as e:
         raise Problem(f"template: {quoted(template)} ({e}); write it as '{{title}}, by {{brand}}'") from None
-    if template is not None and (not names or any(not re.fullmatch(r"\w+", n) for n in names)):
+    names = [str(name) for _, name, _, _ in fields]
+    plain = all(re.fullmatch(r"[^\W\d]\w*", str(name)) and not how and not as_what for _, name, how, as_what in fields)
+    if template is not None and not (names and plain):
         raise Problem(f"template: {quoted(template)} names no plain field; write it as '{{title}}, by {{brand}}'")
     return names
 
@@ -74,8 +77,9 @@ def digest_of(texts: Sequence[str]) -> str:
 def check_beside(embedding: Path, items: Path | None, ids: Sequence[str]) -> None:
     """Problem where what lies beside embeddings says that they are of other texts, or of items in another order.
 
-    Beside <file>.npy: <file>.json, as scripts/embed_items.py writes it; <file>.ids.json or .ids.txt, the rows' ids.
-    items: the .items.jsonl whose texts are meant; ids: the items in the order in which rows are wanted.
+    Beside <file>.npy: <file>.json, as scripts/embed_items.py writes it; <file>.ids.json or .ids.txt, the rows' ids. The
+    log names what else lies there and is not read. items: the .items.jsonl whose texts are meant; ids: the items in the
+    order in which rows are wanted.
     """
     card = embedding.with_suffix(".json")
     made = read_json(card) if is_file(card) else None
@@ -87,11 +91,17 @@ def check_beside(embedding: Path, items: Path | None, ids: Sequence[str]) -> Non
                 "these in another order; embed them again (scripts/embed_items.py), or remove that file if the rows "
                 "are those of the items"
             )
-    for path in (p for p in map(embedding.with_suffix, (".ids.json", ".ids.txt")) if is_file(p)):
-        rows = read_json(path) if path.suffix == ".json" else path.read_text(encoding="utf-8").split("\n")
-        for row, (told, own) in enumerate(zip(rows, ids, strict=False)):
-            if str(told).strip() != own:
-                raise Problem(
-                    f"{embedding}: row {row} is {quoted(str(told))} as {path.name} has it, item {row} {quoted(own)}; "
-                    "bring the rows into the order of the items"
-                )
+    known = [embedding.with_suffix(end) for end in (".npy", ".json", ".axes.npz", ".ids.json", ".ids.txt")]
+    for path in (p for p in known[-2:] if is_file(p)):
+        rows = read_json(path) if path.suffix == ".json" else [line for _, line in text_lines(path)]
+        rows = [str(row).strip() for row in (rows if isinstance(rows, list) else [])]
+        told = [*rows, *["none"] * (len(ids) - len(rows))]
+        bad = next((row for row, own in enumerate(ids) if told[row] != own), None)
+        if bad is not None:
+            raise Problem(
+                f"{embedding}: row {bad} is {quoted(told[bad])} as {path.name} has it, item {bad} {quoted(ids[bad])}; "
+                "bring the rows into the order of the items"
+            )
+    beside = sorted(embedding.parent.glob(f"{embedding.stem}[._-]*"))
+    if others := [p.name for p in beside if p not in known and p.suffix != ".npy"]:
+        log.warning(f"{embedding}: {', '.join(others)} beside is not read; the ids of rows would be: {known[-1].name}")

@@ -14,6 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import runs.early  # noqa: F401
+
 import numpy as np
 import torch
 from torch import Tensor

@@ -2,19 +2,23 @@
 
   python scripts/embed_items.py DIR/NAME                                      with all-MiniLM-L6-v2
   python scripts/embed_items.py DIR/NAME --model OWNER/NAME --fields title,brand [--key=value ...]
+  python scripts/embed_items.py DIR/NAME --out OTHER                          where DIR/NAME cannot be written to
 
-What was encoded stays in DIR/NAME/NAME.embed-cache: a run that was stopped goes on, new items cost only themselves. The
+What was encoded stays beside, in NAME.embed-cache: a run that was stopped goes on, new items cost only themselves. The
 folder may be removed. Models of sentence-transformers need: pip install -r requirements-data.txt
 """
 
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import runs.early  # noqa: F401
 
 import torch
 
@@ -30,7 +34,18 @@ from readers.encoders import (
 )
 from readers.files import find_file
 from readers.texts import digest_of, read_texts
-from utils import Problem, digest, log, log_to, problems_exit_2, read_json, write_array, write_json
+from utils import (
+    Problem,
+    digest,
+    log,
+    log_to,
+    make_folder,
+    one_line,
+    problems_exit_2,
+    read_json,
+    write_array,
+    write_json,
+)
 
 
 def run(argv: list[str]) -> None:
@@ -39,12 +54,10 @@ def run(argv: list[str]) -> None:
     if {"--help", "-h"} & set(argv):
         print(__doc__, settings.help_text(kinds), sep="\n")
         return
-    folders, _, config = settings.command(argv, kinds, [])
-    cfg = config[EmbedOptions]
+    folders, named, config = settings.command(argv, kinds, ["out"])
     if len(folders) != 1:
         raise Problem("embed_items.py: needs one data set, DIR/NAME; --help shows how")
-    if cfg.fields and cfg.template is not None:
-        raise Problem("fields and template both say what the text is; give one of them")
+    cfg = config[EmbedOptions]
     log_to(None, main=True)
     folder = Path(folders[0])
     items = read_texts(items_of(folder), cfg.fields, cfg.template)
@@ -54,11 +67,12 @@ def run(argv: list[str]) -> None:
     told = {"fields": cfg.fields, "template": cfg.template}
     card = {**made, **told, "items": len(items.ids), "texts": digest_of(items.texts)}
     label = re.sub(r"[^a-z0-9]+", "-", Path(cfg.model).name.lower()).strip("-") or "model"
-    out = folder / f"{folder.name}.emb-{label}.npy"
+    target = Path(named.get("out", folder))
+    out = target / f"{folder.name}.emb-{label}.npy"
     if done(out, card):
         log.info(f"{out}: is there already, of these texts and this model")
         return
-    cache, begin = Cache(folder / f"{folder.name}.embed-cache" / digest(made)), time.perf_counter()
+    cache, begin = Cache(cache_folder(target, folder.name) / digest(made)), time.perf_counter()
     known = len(cache.found)
 
     def opened() -> Encoder:
@@ -70,6 +84,8 @@ def run(argv: list[str]) -> None:
     write_json(out.with_suffix(".json"), {**card, "width": content.shape[1], "file": digest(out)})
     log.info(f"{len(cache.found) - known} texts encoded to {width} numbers in {seconds:.1f} s on {device.type}")
     log.info(f"{out}: {list(content.shape)}, {content.dtype}")
+    if target != folder:
+        log.info(f"training reads them by --semantic_emb_path={out}")
     if others := [p.name for p in sorted(folder.glob(f"{folder.name}.emb*.npy")) if p != out]:
         log.warning(f"{folder}: {', '.join(others)} as well; choose by --semantic_emb_path={out}, or remove the others")
 
@@ -80,6 +96,16 @@ def items_of(folder: Path) -> Path:
     if path is None:
         raise Problem(f"{folder}: no {folder.name}.items.jsonl there; scripts/prepare_data.py makes such a folder")
     return path
+
+
+def cache_folder(target: Path, name: str) -> Path:
+    """The folder of the cache, which can be written to; Problem where it cannot."""
+    try:
+        make_folder(target / f"{name}.embed-cache")
+        with tempfile.TemporaryFile(dir=target / f"{name}.embed-cache"):
+            return target / f"{name}.embed-cache"
+    except (Problem, OSError) as e:
+        raise Problem(f"{target}: cannot be written to ({one_line(e)}); name another folder by --out") from None
 
 
 def done(out: Path, card: dict[str, Any]) -> bool:

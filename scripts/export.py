@@ -12,6 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import runs.early  # noqa: F401
+
 import settings
 from serve.hub import HubModel
 from utils import Problem, as_command, log, log_to, one_line, quoted, whole_folder

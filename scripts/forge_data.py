@@ -16,6 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import runs.early  # noqa: F401
+
 import numpy as np
 
 import settings

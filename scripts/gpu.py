@@ -19,6 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import runs.early  # noqa: F401
+
 import settings
 from utils import Problem, as_command, environment, log, log_to, make_folder, write_json, write_text
 

@@ -5,6 +5,11 @@ python scripts/launcher.py [options of `accelerate launch`] main.py ...        c
 
 import logging
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runs.early  # noqa: F401
 
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException

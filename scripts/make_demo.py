@@ -20,12 +20,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runs.early  # noqa: F401
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils import Problem, Unwritable, problems_exit_2, shown, whole_folder
 
 FILES = INTERACTIONS, ITEMS, EMBEDDINGS = "demo.inter", "demo.items.jsonl", "demo.emb-text.npy"

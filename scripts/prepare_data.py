@@ -13,13 +13,14 @@ import json
 import re
 import sys
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import runs.early  # noqa: F401
 
 import numpy as np
 import yaml
@@ -52,8 +53,13 @@ READ = {"own": "auto", "recbole": "inter", "letter": "json", "diger": "jsonl"}  
 
 def run(argv: list[str]) -> None:
     """The command: a data set in the one layout, with its card and preset, or a conversion to another layout."""
-    if find_spec("polars") is None:
-        raise Problem("prepare_data.py needs polars, which is not installed: pip install -r requirements-data.txt")
+    try:
+        import polars
+
+        polars.LazyFrame()
+    except (ImportError, NameError):  # not there, or without its runtime
+        need = "prepare_data.py needs polars, which is not installed or lacks its runtime"
+        raise Problem(f"{need}: pip install -r requirements-data.txt") from None
     from readers.prepare import PrepareOptions, cut_at, prepare
     from readers.raw.kinds import KINDS, WRITERS, find
     from readers.raw.scan import SourceOptions

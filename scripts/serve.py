@@ -20,6 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import runs.early  # noqa: F401
+
 import settings
 from serve.loaded import load
 from utils import Problem, as_command, log, log_to, quoted

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import runs.early  # noqa: F401
+
 import torch
 from accelerate import PartialState
 

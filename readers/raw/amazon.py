@@ -13,7 +13,19 @@ from typing import Any
 
 import polars as pl
 
-from readers.raw.scan import Raw, SourceOptions, Texts, ending, files_of, head, is_parquet, objects, part, reading
+from readers.raw.scan import (
+    Raw,
+    SourceOptions,
+    Texts,
+    ending,
+    files_of,
+    head,
+    is_parquet,
+    leaves,
+    objects,
+    part,
+    reading,
+)
 from utils import Problem, parse_json
 
 REVIEWS = {  # what only this year's files name -> columns of user, item, time, rating
@@ -93,13 +105,5 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 def _text(value: Any, field: str) -> str:
     """Nested lists in one line, entities resolved."""
-    words = list(dict.fromkeys(_leaves(value)))
+    words = list(dict.fromkeys(leaves(value)))
     return " ".join(html.unescape((", " if field in LISTS else " ").join(words)).split())
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, list | tuple):
-        for each in value:
-            yield from _leaves(each)
-    elif value is not None and str(value).strip():
-        yield str(value).strip()

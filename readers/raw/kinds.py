@@ -52,6 +52,9 @@ def find(source: Path, cfg: SourceOptions) -> Raw:
     else:
         raise Problem(f"source: {quoted(cfg.source)} is unknown; expected auto or one of {', '.join(KINDS)}")
     raw = KINDS[name].read(source, cfg)
+    read = {*(p.path for p in raw.parts), *raw.text_files}
+    if left := [p.relative_to(source) for p in sorted(source.rglob("*")) if p.is_file() and p not in read]:
+        log.info(f"{source}: not read: {shortened(', '.join(map(str, left)))}")
     if is_split(part_named(p.path.relative_to(source)) for p in raw.parts if source.is_dir()):
         names = shortened(", ".join(p.path.name for p in raw.parts))
         log.warning(f"{source}: the parts of a split are read as one log, in the order {names}, and split anew")

@@ -15,9 +15,10 @@ import pyarrow as pa
 from polars.io.plugins import register_io_source
 from pyarrow import csv as arrow
 
-from readers.delimited import DAMAGED, Delimited, Watched, magic, open_binary, text_lines
+from readers.delimited import DAMAGED, Delimited, Watched, open_binary, text_lines
+from readers.files import json_lines
 from settings import option
-from utils import Problem, parse_json, quoted, regular_file, shortened
+from utils import PARQUET, Problem, first_bytes, kind_of, parse_json, quoted, regular_file, shortened, shown, what_is
 
 ROLES = ("user", "item", "time", "rating")
 ROW = "row"  # column of a part: the number that people give to a row
@@ -25,6 +26,8 @@ JSON = (".json", ".jsonl", ".ndjson")  # an object a line
 ATOMIC = (".inter", ".item")  # tab-separated, a quotation mark is a character
 SPLIT_NAMES = (("train", "training"), ("valid", "validation", "val", "dev"), ("test", "testing"))
 JSON_BATCH = 50_000  # objects that become a table at a time
+TABULAR = (".csv", ".tsv", ".txt", ".parquet", ".dat", ".data", *JSON, *ATOMIC)
+ASIDE = re.compile(r"[._]|~\$|(readme|licen[cs]e|changelog)\b", re.I)  # names of what is kept beside data
 HEAD = 1 << 16  # bytes of a file that are looked at to tell what it is
 Texts = Callable[[set[str]], Iterator[dict[str, str]]]  # ids that are wanted -> {"item_id": ..., field: text}
 
@@ -71,9 +74,9 @@ class Raw:
 
 def head(path: Path) -> str:
     """The first line of a text, the column names of a Parquet file; "" where it cannot be read."""
-    with contextlib.suppress(*DAMAGED, pl.exceptions.PolarsError):
+    with contextlib.suppress(*DAMAGED, Problem, pl.exceptions.PolarsError):
         if is_parquet(path):
-            return ",".join(pl.scan_parquet(path).collect_schema().names())
+            return ",".join(pl.scan_parquet(path, hive_partitioning=True).collect_schema().names())
         with open_binary(path) as f:
             return f.readline(HEAD).decode("utf-8-sig", errors="replace").rstrip("\r\n")
     return ""
@@ -85,17 +88,27 @@ def ending(path: Path) -> str:
 
 
 def files_of(source: Path) -> list[Path]:
-    """The file itself, or the files below a folder but our own cards, in the order of their names; those of a split in
-    that of its parts.
+    """The file itself, or the files below a folder but our own cards and what other programs keep beside, in the order
+    of their names; those of a split in that of its parts. Problem where one is no table although its name says so.
     """
+    found = [source]
     if source.is_dir():
-        found = sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith("."))
-        found = [p for p in found if not p.name.endswith(".card.json")]
+        below = sorted(p for p in source.rglob("*") if p.is_file() and not p.name.endswith(".card.json"))
+        found = [p for p in below if not any(ASIDE.match(w) for w in p.relative_to(source).parts)]
         if not found:
-            raise Problem(f"{source}: an empty folder; name the file or folder of the interactions")
+            beside = f", beside {', '.join(p.name for p in below[:3])}" if below else ""
+            raise Problem(f"{source}: an empty folder{beside}; name the file or folder of the interactions")
         parts = {p: part_named(p.relative_to(source)) for p in found}
-        return sorted(found, key=lambda p: parts[p] or 0) if is_split(parts.values()) else found
-    return [regular_file(source)]
+        found = sorted(found, key=lambda p: parts[p] or 0) if is_split(parts.values()) else found
+    for path in (p for p in found if ending(p) in TABULAR or not source.is_dir()):
+        if ending(path) == ".parquet":
+            kind, remedy = what_is(first_bytes(path)) or ("no Parquet file", "give it the ending that it should have")
+            if kind != PARQUET:
+                raise Problem(f"{path}: {kind}; {remedy}")
+        elif kind_of(path) != PARQUET:
+            with reading(path):
+                open_binary(path).close()
+    return found
 
 
 def part_named(path: Path) -> int | None:
@@ -127,7 +140,7 @@ def scan(path: Path, columns: Sequence[str] | None = None, **how: Any) -> pl.Laz
     regular_file(path)
     with reading(path):
         if is_parquet(path):
-            frame = pl.scan_parquet(path)
+            frame = pl.scan_parquet(path, hive_partitioning=True)
             there = frame.collect_schema().names()
         elif ending(path) in JSON:
             there = list(columns or json_keys(path))
@@ -149,7 +162,7 @@ def scan(path: Path, columns: Sequence[str] | None = None, **how: Any) -> pl.Laz
 
 
 def is_parquet(path: Path) -> bool:
-    return ending(path) == ".parquet" or magic(path) == "parquet"
+    return ending(path) == ".parquet" or kind_of(path) == PARQUET
 
 
 def _frame(names: list[str], batches: Callable[[list[str]], Iterator[pl.DataFrame]], first: int) -> pl.LazyFrame:
@@ -188,6 +201,15 @@ def cell(value: Any) -> str | None:
     return value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False)
 
 
+def leaves(value: Any) -> Iterator[str]:
+    """The texts of a list of lists that are not empty."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from leaves(each)
+    elif value is not None and str(value).strip():
+        yield str(value).strip()
+
+
 def json_keys(path: Path, most: int | None = 1000) -> dict[str, None]:
     """The keys of the first objects of a file, of all where most is None."""
     rows = itertools.islice(objects(path), most)
@@ -205,22 +227,17 @@ def columns_of(path: Path, *, whole: bool = False) -> list[str]:
 
 def objects(path: Path, parse: Callable[[str], Any] = parse_json) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not empty; Problem where one is no object."""
-    for number, line in text_lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = parse(line)
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as e:
-            raise Problem(f"{path}, line {number}: not readable as JSON ({shortened(e)})") from None
+    for number, row in json_lines(path, parse):
         if not isinstance(row, dict):
-            raise Problem(f"{path}, line {number}: expected a JSON object, found {shortened(line, 40)}")
+            raise Problem(f"{path}, line {number}: expected a JSON object, found {shown(row, 40)}")
         yield number, row
 
 
 def separator(path: Path) -> str:
-    """Tab, comma, semicolon or bar: whatever the first line holds most of."""
+    """Tab, comma, semicolon or bar: whatever the first line holds most of, a blank where it holds none."""
     first = head(path)
-    return max("\t,;|", key=first.count)
+    found = max("\t,;|", key=first.count)
+    return " " if " " in first and found not in first else found
 
 
 def part(
@@ -233,6 +250,9 @@ def part(
     """
     named = {role: name for role, name in zip(ROLES, names, strict=False) if name is not None}
     frame = scan(path, columns or list(named.values()), **how)
+    for role, name in named.items():
+        if frame.collect_schema()[name].is_nested() and role != "rating":
+            raise Problem(f"{path}: {quoted(name)} holds a list a row; explode it first, to a row for each {role}")
     frame = frame if keep is None else frame.filter(keep)
     return Part(path, frame.select(ROW, **{role: pl.col(name) for role, name in named.items()}), named)
 

@@ -59,17 +59,24 @@ def _part(path: Path) -> Part:
 
 def read_numbers(path: Path) -> dict[str, str]:
     """Number -> id, of a file with `id<TAB>number` a line; {} where there is none."""
-    if not path.is_file():
-        return {}
-    rows = (line.split("\t") for _, line in text_lines(path) if line)
-    return {cells[-1]: cells[0] for cells in rows}
+    found: dict[str, str] = {}
+    for line, text in text_lines(path) if path.is_file() else ():
+        token, *number = text.split("\t")
+        if text and (len(number) != 1 or not number[0].isdecimal()):
+            raise Problem(f"{path}, line {line}: expected an id, a tab and a number, found {quoted(text)}")
+        found |= {number[0]: token} if text else {}
+    return found
 
 
 def renamed(found: Part, stem: str) -> Part:
     """The part with ids in place of its numbers, where <stem>.user2id and .item2id beside it know them."""
     frame = found.frame
     for role in ("user", "item"):
-        if ids := read_numbers(found.path.with_name(f"{stem}.{role}2id")):
+        path = found.path.with_name(f"{stem}.{role}2id")
+        if ids := read_numbers(path):
+            there = found.frame.select(pl.col(role).cast(pl.String).unique()).collect()[role].to_list()
+            if unknown := [n for n in there if n is not None and n not in ids]:
+                raise Problem(f"{found.path}: {role} {quoted(unknown[0])} is not in {path}; add it there")
             frame = frame.with_columns(pl.col(role).replace_strict(ids, default=None, return_dtype=pl.String))
     return Part(found.path, frame)
 

@@ -8,33 +8,53 @@ from pathlib import Path
 import polars as pl
 
 from readers.prepare import Prepared
-from readers.raw.scan import ROLES, Raw, SourceOptions, Texts, columns_of, ending, files_of, one, part, reading, scan
+from readers.raw.scan import (
+    JSON,
+    ROLES,
+    Raw,
+    SourceOptions,
+    Texts,
+    columns_of,
+    ending,
+    files_of,
+    is_parquet,
+    leaves,
+    one,
+    part,
+    reading,
+    scan,
+)
 from utils import Problem, log, quoted, shortened
 
-USUAL = {  # usual names, without case, underscores and spaces
-    "users_col": ("userid", "user", "customerid", "visitorid", "reviewerid", "memberid", "uid"),
+USUAL = {  # usual names, without case and what separates words
+    "users_col": ("userid", "user", "customerid", "customer", "visitorid", "reviewerid", "memberid", "clientid",
+                  "accountid", "username", "buyerid", "uid"),
     "items_col": ("itemid", "item", "productid", "product", "movieid", "articleid", "businessid", "parentasin", "asin",
-                  "sku", "iid"),
-    "time_col": ("timestamp", "time", "datetime", "date", "unixreviewtime", "ts", "eventtime", "createdat"),
-    "rating_col": ("rating", "stars", "overall", "score"),
+                  "bookid", "isbn", "videoid", "trackid", "songid", "newsid", "stockcode", "sku", "iid"),
+    "time_col": ("timestamp", "time", "datetime", "date", "unixreviewtime", "unixtime", "ts", "eventtime", "createdat",
+                 "timestampms", "purchasedate", "orderdate", "invoicedate"),
+    "rating_col": ("rating", "stars", "overall", "score", "bookrating"),
 }  # fmt: skip
 ROLE_NAMES = {"users_col": "users", "items_col": "items", "time_col": "times"}
-TITLES = ("title", "name", "itemname", "productname", "producttitle", "itemtitle")
+NONE = "none"  # as time_col: there is none, rows come in the order of time
+TITLES = ("title", "name", "itemname", "productname", "producttitle", "itemtitle", "booktitle")
 INDEX = re.compile(r"(Unnamed: \d+|__index_level_\d+__)?")  # columns that pandas writes beside those of a table
 TYPE = re.compile(r":(token|float)(_seq)?$")  # of an atomic file
-TABLES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson", ".json")
+BETWEEN = re.compile(r"[\s_.-]+|:.*")
+VALUE = re.compile(r"\s*([+-]?\d[\d.,eE+-]*|\d{4}-\d\d.*)\s*")  # a number or date, as no column is called
+TABLES = (".csv", ".tsv", ".txt", ".parquet", *JSON)
 
 
 def fits(source: Path, files: list[Path]) -> bool:
-    return all(ending(p) in TABLES for p in files)
+    return any(ending(p) in TABLES for p in files)
 
 
 def read(source: Path, cfg: SourceOptions) -> Raw:
     """Clicks, and items with their texts where a file has them; Problem when a column cannot be told."""
     files, texts = files_of(source), Path(cfg.items) if cfg.items else None
-    if source.is_dir() and texts is None:  # a file that names no user holds the items
-        lists = [p for p in files if cfg.users_col is None and not _usual(columns_of(p), "users_col")]
-        texts = one(lists, "items") if lists and len(lists) < len(files) else None
+    if source.is_dir():
+        files, found = _sorted(files, cfg)
+        texts = texts or found
     if texts is not None and files == [texts]:
         raise Problem(f"{texts}: is named as clicks and as items; give the items a file of their own, a row an item")
     of_items = columns_of(texts, whole=True) if texts else []
@@ -55,6 +75,21 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
     return Raw("table", parts, texts_of(texts, ids, cfg.text_cols), (texts,))
 
 
+def _sorted(files: list[Path], cfg: SourceOptions) -> tuple[list[Path], Path | None]:
+    """The files of a folder that hold clicks, with a user and an item, and the one that holds items alone."""
+    there = {p: columns_of(p) for p in files if ending(p) in TABLES}
+
+    def have(role: str, *other: str) -> list[Path]:
+        named = getattr(cfg, role)
+        return [p for p, names in there.items() if named in names or (_usual(names, role) and named is None)
+                or any(_plain(name) in other for name in names)]  # fmt: skip
+
+    users, items = have("users_col"), have("items_col")
+    clicks = [p for p in users if p in items] or users
+    lists = [p for p in [*items, *have("items_col", "id", *USUAL["items_col"])] if p not in users]
+    return clicks or list(there), one(list(dict.fromkeys(lists)), "items") if lists and clicks else None
+
+
 def write(data: Prepared, folder: Path, name: str) -> None:
     """A comma-separated table of the usual columns; texts as in our own layout."""
     names = dict(zip(ROLES, ("UserId", "ProductId", "Timestamp", "Rating"), strict=True))
@@ -63,23 +98,30 @@ def write(data: Prepared, folder: Path, name: str) -> None:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace(" ", "").partition(":")[0]
+    return BETWEEN.sub("", name.lower())
 
 
 def _column(path: Path, there: Sequence[str], role: str, named: str | None) -> str | None:
     """The column of a role: the one that is named, else the only one with a usual name."""
-    if named is not None:
-        if named not in there and named not in (there := columns_of(path, whole=True)):
-            raise Problem(f"{path}: no column {quoted(named)} ({role}); there are {_listed(there)}")
-        return named
-    found = _usual(there, role)
+    if role == "time_col" and named == NONE and NONE not in there:
+        return None
+    found = [named] if named is not None else _usual(there, role)
+    if named is not None and named not in there and named not in (there := columns_of(path, whole=True)):
+        raise Problem(f"{path}: no column {quoted(named)} ({role}); there are {_listed(there)}")
+    if role == "rating_col":
+        return found[0] if len(found) == 1 else None
     if len(found) > 1:
         raise Problem(f"{path}: {' and '.join(found)} may both be meant; choose by --{role}=NAME")
+    if (not found or named is not None) and not is_parquet(path) and any(VALUE.fullmatch(name) for name in there):
+        raise Problem(
+            f"{path}, line 1: {_listed(there)} look like a row, not like the names of the columns; add a line before "
+            "it such as user_id,item_id,timestamp, separated alike"
+        )
     if found:
         return found[0]
-    if role == "rating_col":
-        return None
-    raise Problem(f"{path}: which column holds the {ROLE_NAMES[role]}? Set --{role}=NAME; there are {_listed(there)}")
+    order = f", or --{role}={NONE} where rows are in the order of time" if role == "time_col" else ""
+    what = ROLE_NAMES[role]
+    raise Problem(f"{path}: which column holds the {what}? Set --{role}=NAME{order}; there are {_listed(there)}")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -130,4 +172,4 @@ def _joined(value: object) -> str:
             value = json.loads(value)
         except ValueError:
             return str(value)
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(leaves(value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,235 @@
+"""Files as people have them: the right rows and a word in the log, or one line that says what the file is."""
+
+import bz2
+import datetime
+import gzip
+import io
+import json
+import lzma
+import re
+import tarfile
+import zipfile
+
+import polars as pl
+import pytest
+
+from scripts import prepare_data
+from utils import Problem
+
+CLICKS = "user_id,item_id,timestamp\n" + "".join(f"u{n // 4},i{n % 4},{1700000000 + n}\n" for n in range(12))
+ITEMS = "item_id,title\n" + "".join(f"i{n},Item {n}\n" for n in range(4))
+SOUND = {"u0": "0123", "u1": "0123", "u2": "0123"}
+TAB = CLICKS.replace(",", "\t")
+
+
+def zipped(name, content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as f:
+        f.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(content):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as f:
+        entry = tarfile.TarInfo("clicks.csv")
+        entry.size = len(content)
+        f.addfile(entry, io.BytesIO(content.encode()))
+    return buffer.getvalue()
+
+
+def frame_of(write, **columns):
+    buffer = io.BytesIO()
+    getattr(pl.DataFrame(columns or {"user_id": ["u"], "item_id": ["i"], "timestamp": [1]}), write)(buffer)
+    return buffer.getvalue()
+
+
+def prepared(tmp_path, files, *options):
+    """The data set of some files: the file itself where there is one, else their folder."""
+    for name, content in files.items():
+        path = tmp_path / "src" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    source = path if len(files) == 1 else tmp_path / "src"
+    prepare_data.run([str(source), "--out", str(tmp_path / "shop"), "--k_core=0", *options])
+    return tmp_path / "shop"
+
+
+def sequences(folder):
+    found = {}
+    for line in (folder / "shop.inter").read_text().splitlines()[1:]:
+        user, item = line.split("\t")[:2]
+        found[user] = found.get(user, "") + item[-1]
+    return found
+
+
+def with_text(title, ending="csv", of="items"):
+    sep = "\t" if ending == "tsv" else ","
+    return ITEMS.replace(",", sep) + f"i9{sep}{title}\n"
+
+
+NAMELESS = CLICKS.partition("\n")[2]
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+PAGE = "<!DOCTYPE html>\n<html><body>Sign in</body></html>\n"
+REVIEW = '{"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1}\n'
+
+
+def dated(*cells, name="date"):
+    return f"user_id,item_id,{name}\n" + "".join(f"u0,i{n},{cell}\n" for n, cell in enumerate(cells))
+
+
+def both(columns, *names):
+    """A table with two columns of one role."""
+    columns = [*columns.split(), *names]
+    return ",".join(columns) + "\n" + ",".join("ui345"[: len(columns)]) + "\n"
+
+
+REFUSED = {
+    # what a file is
+    "zip": ({"c.csv": zipped("c.csv", CLICKS)}, r"c\.csv: a zip archive; unpack it"),
+    "zip.": ({"c.zip": zipped("c.csv", CLICKS)}, r"c\.zip: a zip archive; unpack it"),
+    "xlsx": ({"c.csv": zipped("[Content_Types].xml", "<?xml")}, "an Excel workbook; save it as .csv"),
+    "bz2": ({"c.csv": bz2.compress(CLICKS.encode())}, "a bzip2 archive; unpack it"),
+    "xz": ({"c.csv.xz": lzma.compress(CLICKS.encode())}, "an? xz archive; unpack it"),
+    "tar": ({"c.csv": tarred(CLICKS)}, "a tar archive; unpack it"),
+    "tar.gz": ({"c.csv.gz": gzip.compress(tarred(CLICKS))}, "a tar archive within gzip; unpack it"),
+    "gz twice": ({"c.csv.gz": gzip.compress(gzip.compress(CLICKS.encode()))}, "gzip within gzip; gunzip"),
+    "feather": ({"c.feather": frame_of("write_ipc")}, r"c\.feather: a file of Arrow \(Feather\); save it as"),
+    "avro": ({"c.csv": frame_of("write_avro")}, "a file of Avro; save it as"),
+    "utf-16": ({"c.csv": CLICKS.encode("utf-16")}, "UTF-16; save it as CSV UTF-8, or convert it: iconv -f utf-16"),
+    "utf-16 tsv": ({"c.tsv": TAB.encode("utf-16-be")}, "UTF-16; save it as CSV UTF-8, .* -f utf-16be"),
+    "utf-32": ({"c.csv": CLICKS.encode("utf-32")}, "UTF-32; save it"),
+    "utf-16 items": ({"c.csv": CLICKS, "i.csv": ITEMS.encode("utf-16")}, r"i\.csv: UTF-16; save it"),
+    "latin-1": ({"c.csv": CLICKS.replace("u2", "ü").encode("latin-1")}, r"line 10: not UTF-8; convert it: iconv"),
+    "page": ({"c.csv": PAGE}, r"c\.csv: a web page; download it again"),
+    "page as gz": ({"reviews_X.json.gz": PAGE, "meta_X.json.gz": gzip.compress(b"{'asin': 'B1'}\n")},
+                   r"reviews_X\.json\.gz: a web page"),
+    "pointer": ({"reviews_X.json.gz": LFS, "meta_X.json.gz": gzip.compress(b"{'asin': 'B1'}\n")},
+                r"reviews_X\.json\.gz: a pointer of Git LFS; fetch the file itself"),
+    "pointer meta": ({"X_5.json.gz": gzip.compress(REVIEW.encode()), "meta_X.json.gz": LFS}, "meta_X.* a pointer of"),
+    "pointer parquet": ({"c.parquet": LFS}, r"c\.parquet: a pointer of Git LFS"),
+    "sep=;": ({"c.csv": "sep=;\n" + CLICKS.replace(",", ";")}, "line 1: 'sep=' is for Excel alone; remove"),
+    # quotes, cells
+    **{cell: ({"c.csv": CLICKS, f"i.{ending}": with_text(cell, ending)}, rf"i\.{ending}, line 6: a quotation mark")
+       for ending in ("csv", "tsv") for cell in ('"17" tv"', '"The \\"Big\\" 0"', '"Big" tv', '"Foo, \\"Bar\\", Baz"')},
+    "cell too many": ({"c.csv": CLICKS.replace("u1,i2", "u1,x,i2")}, "line 8: 4 cells where the first line has 3"),
+    "cell too many of jsonl": ({"c.jsonl": '{"user_id": "u"\n'}, "line 1: not readable as JSON"),
+    # roles
+    **{" and ".join(names): ({"c.csv": both(others, *names)}, f"{names[0]} and {names[1]} may .* by --{role}=")
+       for role, others, *names in (
+           ("time_col", "user_id item_id", "date", "time"), ("time_col", "user_id item_id", "datetime", "time"),
+           ("time_col", "user_id item_id", "Time Stamp", "ts"), ("items_col", "user_id ts", "product", "sku"),
+           ("items_col", "user_id ts", "movie-id", "item"), ("users_col", "item_id ts", "user", "customer_id"))},
+    "no header": ({"c.csv": NAMELESS}, "line 1: u0, i0, 1700000000 look like a row, .* add a line before it"),
+    "no header, pairs": ({"c.txt": "1 4\n1 5\n2 4\n"}, "line 1: 1, 4 look like a row, .* separated alike"),
+    "no header, told": ({"c.csv": NAMELESS}, "line 1: u0, i0, 1700000000 look like a row",
+                        "--users_col=u0", "--items_col=i0", "--time_col=1700000000"),
+    "no time": ({"c.csv": "user_id,isbn,book_rating\nu,i,5\n"}, "or --time_col=none where rows are in the"),
+    # times
+    "two-digit years": ({"c.csv": dated("30-01-24", "31-01-24", "01-02-24")}, "'30-01-24' is no date like"),
+    "two-digit years first": ({"c.csv": dated("24-01-30 10:00:00", "24-01-31 10:00:00")}, "10:00:00' is no date"),
+    "american": ({"c.csv": dated("05/31/2024", "06/01/2024")}, "'05/31/2024' is no date like"),
+    # parquet
+    "lists": ({"c.parquet": frame_of("write_parquet", user_id=["u"], item_id=[["a", "b"]], timestamp=[[1, 2]])},
+              "'item_id' holds a list a row; explode it first"),
+    "clock": ({"c.parquet": frame_of("write_parquet", user_id=["u"], item_id=["a"], time=[datetime.time(1)])},
+              "has no dates"),
+    "u.data of three columns": ({"u.data": "1\t2\t3\n"}, "line 1: 3 cells where such a file has 4"),
+    "empty user": ({"c.csv": CLICKS + ",i1,5\n"}, "row 14: the user is empty; mend .* or all such: --anonymous=drop"),
+    # beside
+    "item2id": ({"L.inter.json": '{"0": [0, 2]}', "L.item2id": "a\t0\nb\t1\n"},
+                "json: item '2' is not in .*L.item2id; add"),
+    "item2id with blanks": ({"L.inter.json": '{"0": [0, 1]}', "L.item2id": "a 0\nb 1\n"}, "2id, line 1: expected"),
+    "item2id reversed": ({"L.inter.json": '{"0": [0, 1]}', "L.item2id": "0\ta\n1\tb\n"}, "2id, line 1: expected"),
+    "inter with blanks": ({"x.inter": "user_id:token\titem_id:token\ttimestamp:float\nu i 1\n"}, "line 2: 1 cells"),
+    "empty meta": ({"c.csv": CLICKS, "i.csv": ""}, r"i\.csv: empty"),
+    "empty meta of Amazon": ({"X_5.json.gz": gzip.compress(REVIEW.encode()), "meta_X.json": ""}, "holds no items"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_one_true_line(case, tmp_path):
+    files, message, *options = REFUSED[case]
+    with pytest.raises(Problem, match=message) as told:
+        prepared(tmp_path, files, *options)
+    assert "\n" not in str(told.value) and not (tmp_path / "shop").exists()
+
+
+PAIRS, HEAD = [f"u{n // 4} i{n % 4}\n" for n in range(12)], CLICKS.partition("\n")[0] + "\n"
+RATED = [line + ("," + cell) for line, cell in zip(CLICKS.splitlines(), ["rating", *"54—3 12345"], strict=False)]
+READ = {
+    **{f"separated by {sep!r}": ({"c.txt": CLICKS.replace(",", sep)}, "") for sep in ",;|\t "},
+    **{f"line ends {end!r}": ({"c.csv": CLICKS.replace("\n", end)}, "") for end in ("\r\n", "\r", "\n\n")},
+    "empty lines": ({"c.csv": CLICKS.replace("u1,i0", "\n\nu1,i0") + "\n"}, "3 empty lines left out"),
+    "byte order mark": ({"c.csv": "\ufeff" + CLICKS}, ""),
+    "byte order mark and quotes": ({"c.csv": "\ufeff" + CLICKS.replace("user_id", '"user_id"')}, ""),
+    "blanks after commas": ({"c.csv": CLICKS.replace(",17", ", 17")}, ""),
+    "all caps": ({"c.csv": CLICKS.replace("user_id,item_id,timestamp", "USER-ID,Item.ID,Time Stamp")}, "users USER-ID"),
+    "online retail": ({"c.csv": CLICKS.replace("user_id,item_id,timestamp", "CustomerID,StockCode,InvoiceDate")}, ""),
+    "no times": ({"c.csv": "User-ID;ISBN\n" + "".join(PAIRS).replace(" ", ";")}, "", "--time_col=none"),
+    "pairs": ({"c.txt": "user item\n" + "".join(PAIRS)}, "", "--time_col=none"),
+    "iso dates": ({"c.csv": dated("2024-01-30", "2024-01-31", "2024-02-01T10:00:00Z")}, "", {"u0": "012"}),
+    # ratings that nobody asks for
+    "ratings": ({"c.csv": "\n".join(RATED)}, "2 rows have no number as rating, so ratings are left",
+                {"u0": "0123", "u1": "0123", "u2": "01"}),
+    "two ratings": ({"c.csv": both("user_id item_id ts", "stars", "overall")}, "", {"u": "i"}),
+    # folders
+    "spark": ({"part-0.csv": CLICKS, "_SUCCESS": "", "_delta_log/0.json": "{}", "README.md": "x", "~$c.csv": "x",
+               ".c.csv.crc": "x", "LICENSE.txt": "free"}, r"not read: .*README\.md, _SUCCESS, _delta_log"),
+    "users beside": ({"c.csv": CLICKS, "users.csv": "user_id,age\nu0,5\n", "i.csv": ITEMS}, r"not read: users\.csv"),
+    "hive": ({f"date=2024-05-0{d}/part-0.parquet": frame_of("write_parquet", user_id=["u"], item_id=[f"i{d}"])
+              for d in (1, 2, 3)}, "times date", {"u": "123"}),
+    # a split
+    "train, test": ({"test.csv": HEAD + "u0,i9,4\n", "train.csv": HEAD + "u0,i0,3\nu0,i4,4\n"},
+                    r"read as one log, in the order train\.csv, test\.csv, and split anew", {"u0": "049"}),
+    "folders of a split": ({f"{p}/0.csv": HEAD + f"u0,i{n},4\n" for n, p in enumerate(("train", "val", "test"))},
+                           "read as one log", {"u0": "012"}),
+    # ids
+    **{f"users {word}": ({"c.csv": CLICKS.replace("u2", word)}, f"4 rows are of the user '{word}', which",
+                         {"u0": "0123", "u1": "0123", word: "0123"}) for word in ("nan", "NULL", "None", "N/A")},
+    "items of Excel": ({"c.csv": CLICKS.replace("i3", "1.23457E+12")}, "1 items are numbers that were cut short",
+                       {f"u{n}": "0122" for n in range(3)}),
+    "blanks behind": ({"c.csv": CLICKS.replace("u2,i1", "u2,i1 ")}, "1 of them those of another item without",
+                      {"u0": "0123", "u1": "0123", "u2": "0 23"}),
+    "nobody": ({"c.csv": CLICKS + ",i1,5\n,i2,6\n"}, "2 rows without a user are left out", "--anonymous=drop"),
+    # times
+    "two units": ({"c.csv": dated("1700000000", "1700000001000", name="ts")}, r"several units \(1 in seconds",
+                  {"u0": "01"}),
+    "time 0": ({"c.csv": dated("1700000000", "0", name="ts")}, "1 rows have the time 0", {"u0": "10"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ)
+def test_every_row_is_read_and_the_log_says_what_is_odd(case, tmp_path, capsys):
+    files, told, *more = READ[case]
+    want = next((m for m in more if isinstance(m, dict)), SOUND)
+    folder = prepared(tmp_path, files, *(m for m in more if isinstance(m, str)))
+    assert sequences(folder) == want
+    out = capsys.readouterr().out
+    assert re.search(told, out) and re.search("columns: users .*, items ", out)
+
+
+TEXTS = {
+    "pandas' index": ("i.csv", ",item_id,title\n0,i0,A\n", {"title": "A"}),
+    "pandas' index, unnamed": ("i.csv", "Unnamed: 0,item_id,title\n0,i0,A\n", {"title": "A"}),
+    "pandas' index in Parquet": (
+        "i.parquet", frame_of("write_parquet", item_id=["i0"], title=["A"], __index_level_0__=[7]), {"title": "A"}),
+    "inches": ("i.csv", 'item_id,title\ni0,17" tv\n', {"title": '17" tv'}),
+    "inches, tabs": ("i.tsv", 'item_id\ttitle\ni0\tA 17" tv, 3" deep\n', {"title": 'A 17" tv, 3" deep'}),
+    "entities": ("i.csv", "item_id,title\ni0,Salt &amp; Pepper\n", {"title": "Salt &amp; Pepper"}),
+    "nested": ("i.jsonl", '{"id": "i0", "categories": [["A", "B"], ["C"]]}\n', {"categories": "A, B, C"}),
+    "NaN": ("i.jsonl", '\ufeff{"item_id": "i0", "title": "A", "price": NaN}\n', {"title": "A", "price": "NaN"}),
+    "id": ("i.csv", "id,title\ni0,A\n", {"title": "A"}),
+    "lines": ("i.csv", 'item_id,text\ni0,"a\n\nb"\n', {"text": "a\n\nb"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_texts_are_as_they_stand(case, tmp_path, capsys):
+    name, content, want = TEXTS[case]
+    folder = prepared(tmp_path, {"c.csv": CLICKS, name: content})
+    first = json.loads((folder / "shop.items.jsonl").read_text().splitlines()[0])
+    assert first == {"item_id": "i0", **want}
+    out = capsys.readouterr().out
+    assert ("HTML" in out) == (case == "entities") and "3 of 4 items have no text" in out
+    assert re.search("left out: '(Unnamed: 0|__index_level_0__)?'", out) or "pandas" not in case
