@@ -232,7 +232,7 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any], preset: Path | No
     found = cli.presets(f"{dataset}_{method}", dataset, overrides)
     found += [preset] if preset else cli.presets(dataset, dataset, overrides)
     if not found:
-        raise Problem(f"config/{dataset}.yaml: no such preset, nor beside the data; copy one for your own data")
+        raise cli.no_preset(dataset, overrides)
     kind = {"method": "diger", "uncertainty": method} if method in DECAYS else {"method": method}
     if method in parts.BASELINES:
         kind = {}  # nothing to train; the protocol is that of the preset
