@@ -206,6 +206,11 @@ def parse_overrides(overrides: Sequence[str], text: Iterable[str] = ()) -> dict[
     return found
 
 
+def at_home(value: Any) -> Any:
+    """The same with the home folder for a leading ~, which a shell leaves behind `=`."""
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
+
+
 def split_off(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str]]:
     """Split off `--name value` or `--name=value` for some names; the rest stays in order."""
     found: dict[str, str] = {}
@@ -217,7 +222,7 @@ def split_off(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[s
             continue
         if name in found:
             raise Problem(f"--{name}: given twice")
-        found[name] = value if sep else next(words, "")
+        found[name] = at_home(value if sep else next(words, ""))
         if not found[name]:
             raise Problem(f"--{name}: needs a value")
     return found, rest
@@ -257,6 +262,7 @@ def hints(cls: type) -> dict[str, Any]:
 def coerce(want: Any, value: Any, key: str, limits: Any) -> Any:
     """Convert `value` to the option's type; Problem quotes key and value when it does not fit."""
     origin, members = get_origin(want), get_args(want)
+    value = at_home(value) if limits.get("path") else value
     if origin in (types.UnionType, Union):
         if value is None and type(None) in members:
             return None

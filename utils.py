@@ -411,10 +411,17 @@ def read_checkpoint(path: str | Path, allow: tuple[type, ...] = ()) -> dict[str,
         with torch.serialization.safe_globals(list(allow)):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises many kinds for a damaged file
-        reason = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
+        kind, text = kind_of(path), str(e)
+        if held := re.search(r"(?:Unsupported global: GLOBAL|Trying to load unsupported GLOBAL) ([\w.]+)", text):
+            raise Problem(
+                f"{path}: holds a {held[1]}, which is code that reading would run, so nothing is read; save it again "
+                "where it comes from, with tensors, numbers and texts alone"
+            ) from None
+        if kind not in (TORCH, "a pickle", "a zip archive") and first_bytes(path):
+            raise Problem(f"{path}: no checkpoint but {kind or 'another file'}; name a file of torch.save") from None
         raise Problem(
-            f"{path}: not a readable checkpoint, perhaps truncated ({reason}); "
-            "use another one or run its training again"
+            f"{path}: not a readable checkpoint, perhaps truncated ({one_line(e)[:160]}); use another one or run its "
+            "training again"
         ) from None
     if not isinstance(state, dict):
         raise Problem(f"{path}: a checkpoint holds a dictionary, this file a {type(state).__name__}")

@@ -79,11 +79,26 @@ def preset_of(path: Path, overrides: dict[str, Any], typed: str | None = None) -
 
 def presets(stem: str, dataset: str, overrides: dict[str, Any]) -> list[Path]:
     """The files <stem>.yaml there are: beside the data, where scripts/prepare_data.py puts one, then in config/."""
-    beside = Path(str(overrides.get("data_path", DataOptions().data_path))) / dataset
-    found = [p for p in (folder / f"{stem}.yaml" for folder in (beside, CONFIG)) if is_file(p)]
+    place = Path(settings.at_home(str(overrides.get("data_path", DataOptions().data_path))))
+    found = [p for p in (folder / f"{stem}.yaml" for folder in (place / dataset, place, CONFIG)) if is_file(p)]
     if len(found) > 1:
         log.warning(f"{found[0]} is the preset, since it lies beside the data; for {found[1]} say --config={found[1]}")
     return found
+
+
+def no_preset(dataset: str, overrides: dict[str, Any]) -> Problem:
+    """Why there is no preset for a data set: it is no name, its data are elsewhere, or nobody has written one."""
+    place, known = overrides.get("data_path"), ", ".join(sorted(p.stem for p in CONFIG.glob("*.yaml")))
+    if Path(dataset).name != dataset:
+        path = Path(dataset)
+        return Problem(f"{dataset}: is a path; write the name of the data set, {path.name} --data_path={path.parent}")
+    if place is not None and not Path(settings.at_home(str(place))).exists():
+        return Problem(f"data_path: {place} is not there; name the folder that holds {dataset}/ or its files")
+    where = f"in {place}, nor in {place}/{dataset}" if place is not None else "beside the data (--data_path=DIR)"
+    return Problem(
+        f"config/{dataset}.yaml: no such configuration, and no {dataset}.yaml {where}, where scripts/prepare_data.py "
+        f"puts it; there are {known}; copy one for your own data"
+    )
 
 
 def words_and_options(argv: list[str], names: list[str]) -> tuple[dict[str, str], list[str], dict[str, Any]]:

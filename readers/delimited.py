@@ -220,25 +220,28 @@ class Watched(io.RawIOBase):
         self.empty += int((alone & ~inner & ~np.roll(inner, 1)).sum())
         if inner.any():
             self.within += int(inner.sum())
-            self._look_within(chunk, end, inner)
+            self._look_within(chunk, end, inner, mark)
 
     def _sound(self, byte: np.ndarray, mark: np.ndarray) -> bool:
         opens, closes = mark[::2], mark[1::2]
         before, behind = byte[opens[opens > 0] - 1], byte[closes[closes < len(byte) - 1] + 1]
         return bool(self.edge[before].all() and self.edge[behind].all())
 
-    def _look_within(self, chunk: bytes, end: np.ndarray, inner: np.ndarray) -> None:
-        """Look at the rows with a line within a cell that has digits and as many separators as a row. end: where lines
-        end, [L]; inner: whether within a cell, [L].
+    def _look_within(self, chunk: bytes, end: np.ndarray, inner: np.ndarray, mark: np.ndarray) -> None:
+        """Look at the rows with a line within a cell that has digits and as many separators as a row, or as a part of
+        one where the cell ends. end: where lines end, [L]; inner: whether within a cell, [L]; mark: the marks, [M].
         """
         line, outer, looked = np.flatnonzero(inner), end[~inner], -1
+        close = mark[1::2]
+        close = close[np.append(mark[2::2], -1)[: len(close)] != close + 1]  # one before another mark closes nothing
+        last = ~inner[line + 1]
+        stop = np.where(last, close[np.searchsorted(close, end[line])], end[line + 1])
         places = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord(self.text.separator))
-        needed = np.searchsorted(places, end[line]) + self.width - 2  # the last separator that a row would have
-        many = (needed >= 0) & (needed < len(places))
-        line, needed = line[many], needed[many]
-        for n in line[places[needed] < end[line + 1]].tolist():
+        count = np.searchsorted(places, stop) - np.searchsorted(places, end[line])
+        like = np.where(last, (count > 0) & (count < self.width), count == self.width - 1)
+        for n, until in zip(line[like].tolist(), stop[like].tolist(), strict=True):
             row = int(np.searchsorted(outer, end[n]))
-            if row > looked and DIGIT.search(chunk, end[n], end[n + 1]):
+            if row > looked and DIGIT.search(chunk, end[n], until):
                 looked = row
                 self._slowly(chunk[outer[row - 1] + 1 if row else 0 : outer[row] + 1], count=False)
 

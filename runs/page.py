@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -14,7 +14,8 @@ from runs import charts
 from runs.charts import escaped
 from runs.folder import RunFolder
 from runs.report import check_protocol, read_ranks
-from utils import Problem, log, read_checkpoint, read_json, write_text
+from runs.table import told_apart
+from utils import Problem, digest, log, read_checkpoint, read_json, write_text
 
 MOST_ITEMS = 20_000  # in the prefix tree; browsers take no more
 MOST_GROUPS = 40  # of colliding items
@@ -42,7 +43,7 @@ HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 class Finished:
     """What a finished run has left, as far as the report shows it."""
 
-    name: str
+    name: str  # method, and what tells it from others of the page
     folder: RunFolder
     options: dict[str, Any]
     results: dict[str, Any]
@@ -92,7 +93,8 @@ def finished(folder: RunFolder) -> Finished:
     rank = read_ranks(folder)
     spelled = [list(map(str, sids[str(i)])) for i in range(len(items))] if sids else []
     rows = folder.rows()
-    return Finished(folder.path.name, folder, options, results, rows, rank, spelled, items, titles, state.get("split"))
+    name = str(results.get("method"))
+    return Finished(name, folder, options, results, rows, rank, spelled, items, titles, state.get("split"))
 
 
 def write(folder: RunFolder) -> None:
@@ -106,7 +108,10 @@ def write(folder: RunFolder) -> None:
 def page(runs: Sequence[Finished]) -> str:
     """The report of one run, or of several side by side; Problem when they were measured in unlike ways."""
     check_alike(runs)
-    title = f"{runs[0].results.get('dataset')}: {', '.join(r.name for r in runs)}"
+    seeds, hashes = [f"seed {r.options.get('seed')}" for r in runs], [digest(str(r.folder.path))[:4] for r in runs]
+    names = told_apart([r.name for r in runs], seeds, hashes)
+    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    title = f"{runs[0].results.get('dataset')}: {', '.join(names)}"
     body = [HEAD.format(title=escaped(title), style=STYLE), f"<h1>{escaped(title)}</h1>", metrics_table(runs)]
     body += ["<h2>Protocol</h2>", protocol_card(runs)]
     if len(runs) > 1:
@@ -146,9 +151,10 @@ def metrics_table(runs: Sequence[Finished]) -> str:
         rate = run.results.get("collision_rate")
         cells += [escaped(used), "-" if rate is None else f"{rate:.4f}"]
         cells.append(escaped(f"{run.results.get('epochs_trained')} ({run.results.get('best_epoch')})"))
-        method = escaped(f"{run.name} [{run.results.get('method')}]")
-        lines.append(f"<tr><td>{method}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
-    for name, row in runs[0].folder.beside().items():
+        lines.append(f"<tr><td>{escaped(run.name)}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
+    taken = {run.name for run in runs}
+    for other, row in runs[0].folder.beside().items():
+        name = f"{other}, beside {runs[0].name}" if other in taken else other
         cells = [f"{row[m]:.4f}" if m in row else "-" for m in names]
         lines.append(f"<tr><td>{escaped(name)}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
     note = f"{runs[0].rank.shape[1]} test users; ± half of the 95 % interval over users"
@@ -192,7 +198,7 @@ def _environment(*names: str) -> Callable[[Finished], str]:
 
 
 CARD: Mapping[str, Callable[[Finished], str]] = {
-    "method": lambda run: str(run.results.get("method")),
+    "folder": lambda run: run.folder.path.name,
     "tokenizer, recommender": _option("tokenizer", "recommender"),
     "split": lambda run: f"{run.options.get('split')} (hash {run.split})",
     "longest history": _option("max_his_len"),

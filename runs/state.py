@@ -14,7 +14,7 @@ from data import Batch
 from recommenders.base import Model
 from runs import guard
 from runs.folder import RunFolder, RunOptions
-from settings import Config, judging
+from settings import Config, flat, judging
 from utils import Problem, load_weights, log, not_finite, one_line
 
 SHOWN = 20  # users named when a batch has no finite loss
@@ -160,14 +160,20 @@ class RunState:
 
     def _check_world(self, begun: Any) -> None:
         """Problem when the run was begun with other data, files or another global batch."""
-        same = begun == self.world
-        if isinstance(begun, dict) and self.options.resume_with_changes:
-            same = begun | {"processes": self.world["processes"]} == self.world
-        if not same:
-            raise Problem(
-                f"{self.run.path}: was begun with {begun}, now there are {self.world}; resume it with the same data, "
-                "files and global batch (another number of processes needs resume_with_changes: true)"
-            )
+        before, now = begun if isinstance(begun, dict) else {}, self.world
+        differs = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        if self.options.resume_with_changes and "processes" in differs:
+            differs.remove("processes")
+        if not differs:
+            return
+        reason, way = "other data or files", "resume it with the same data and files, or choose another run_name"
+        if set(differs) <= {"processes", "global_batch"}:
+            names = {"processes": "processes", "global_batch": "samples a step"}
+            reason = " and ".join(f"{before[k]} {names[k]} (now {now[k]})" for k in differs)
+            part = before["global_batch"] * flat(self.cfg)["batch_size"] / now["global_batch"]
+            size = f" --batch_size={part:.0f}" if "global_batch" in differs else ""
+            way = f"resume it with as many, or add{size} --resume_with_changes=true"
+        raise Problem(f"{self.run.path}: was begun with {reason}; {way}")
 
     def _restore(self, state: dict[str, Any], epochs: int) -> None:
         """Take everything that training has changed; rates and decays come from the configuration."""

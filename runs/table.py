@@ -105,6 +105,18 @@ def judged(rows: Mapping[str, Row], compared: Mapping[str, Sequence[str]], metri
 # ---------------------------------------------------------------- as people read it
 
 
+def told_apart(names: Sequence[str], *more: Sequence[str]) -> list[str]:
+    """Names of rows; behind equal ones the first of `more` that tells them apart, else their number."""
+    found = list(names)
+    for name in {n for n in names if list(names).count(n) > 1}:
+        rows = [i for i, n in enumerate(names) if n == name]
+        number = [str(i) for i in range(1, len(names) + 1)]
+        by = next((m for m in (*more, number) if len({m[i] for i in rows}) == len(rows)), number)
+        for i in rows:
+            found[i] = f"{name}, {by[i]}"
+    return found
+
+
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table whose columns are aligned, for terminals."""
     cells = [list(heads), *map(list, lines)]

@@ -106,7 +106,7 @@ def run(argv: list[str]) -> None:
 
 def free_folder(out: Path) -> Path:
     """The folder of the data set to be; Problem where something is in the way, or its name is no name."""
-    if not settings.plain_name(out.name):
+    if not settings.plain_name(out.name) or out.name.startswith("-"):
         raise Problem(f"--out: {out} ends in no plain name; write --out DIR/NAME, NAME being that of the data set")
     if out.name == "demo":
         raise Problem(f"--out: {out} is the name of the demo's data, which the run scripts make; choose another one")

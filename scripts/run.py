@@ -96,10 +96,9 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
         raise Problem(f"one data set at a time, not {', '.join(names)}; options are written --key=value")
     name = names[0] if names else "demo"
     found = cli.presets(name, name, overrides)
-    path = Path(given.get("config", found[0] if found else cli.CONFIG / f"{name}.yaml"))
-    known = ", ".join(sorted(p.stem for p in cli.CONFIG.glob("*.yaml")))
-    own = f"{name}.yaml beside the data is looked for as well, where scripts/prepare_data.py puts it: --data_path=DIR"
-    regular_file(path, f"no such configuration; there are {known}; {own}")
+    if "config" not in given and not found:
+        raise cli.no_preset(name, overrides)
+    path = regular_file(given.get("config") or found[0], "no such configuration")
     preset = cli.preset_of(path, overrides, names[0] if names else None)
     preset = {k: v for k, v in preset.items() if k not in DECAYS}  # the script's name says it
     preset |= {"uncertainty": uncertainty, "method": "diger"}

@@ -45,7 +45,7 @@ from recommenders.diffusion import FineTuningOptions
 from runs import charts
 from runs.folder import RunFolder, RunOptions
 from runs.report import check_protocol, read_ranks
-from runs.table import NOTE, Row, Table, differences_table, figures_table, judged
+from runs.table import NOTE, Row, Table, differences_table, figures_table, judged, told_apart
 from scripts.make_demo import build_demo
 from scripts.run import launch, processes_wanted
 from settings import Config
@@ -233,7 +233,7 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any], preset: Path | No
     found = cli.presets(f"{dataset}_{method}", dataset, overrides)
     found += [preset] if preset else cli.presets(dataset, dataset, overrides)
     if not found:
-        raise Problem(f"config/{dataset}.yaml: no such preset, nor beside the data; copy one for your own data")
+        raise cli.no_preset(dataset, overrides)
     kind = {"method": "diger", "uncertainty": method} if method in DECAYS else {"method": method}
     if method in parts.BASELINES:
         kind = {}  # nothing to train; the protocol is that of the preset
@@ -464,7 +464,7 @@ def measured(
             run.look_at_test()  # another search; another protocol belongs to the look that the run has had
         other, model, _ = restore.restore(run.best, [f"--{k}={v}" for k, v in changes.items()])
         acc = main.accelerator(other)
-        found = evaluate(model.to(acc.device), data.test, other[EvalOptions], other[DataOptions], acc, run.path.name)
+        found = evaluate(model.to(acc.device), data.test, other[EvalOptions], other[DataOptions], acc, parts.label(cfg))
         save_ranks(run, what, found, data.test.users())
         write_json(path, found.figures)
     return read_ranks(run, split=what)[1], read_json(path)
@@ -490,7 +490,8 @@ class Finished:
 
     @property
     def labels(self) -> dict[str, str]:
-        return {name: result.arm.label for name, result in self.results.items()}
+        labels = [result.arm.label for result in self.results.values()]
+        return dict(zip(self.results, told_apart(labels, list(self.results)), strict=True))
 
     def tables(self, metrics: Sequence[str]) -> dict[str, Table]:
         """Of each view the rows' figures and differences."""
@@ -511,9 +512,9 @@ class Finished:
         """Each view's figures and differences in Markdown."""
         notes, blocks = {name: result.note() for name, result in self.results.items()}, []
         for view, table in tables.items():
-            blocks += [f"**{view}**", figures_table(table, metrics, self.labels, notes)]
+            blocks += [f"**{self.data.name}, {view}**", figures_table(table, metrics, self.labels, notes)]
             blocks.append(differences_table(table, compared_by, self.labels))
-        lost = [f"- {r.arm.label} failed: {r.failure}" for r in self.results.values() if r.failure]
+        lost = [f"- {self.labels[r.arm.name]} failed: {r.failure}" for r in self.results.values() if r.failure]
         return "\n\n".join(filter(None, [*blocks, NOTE, "\n".join(lost)]))
 
     def plain(self, tables: Mapping[str, Table], **more: Any) -> dict[str, Any]:
@@ -543,7 +544,7 @@ class Finished:
                         points.setdefault(row["epoch"], []).append((minutes, row[f"valid/{metric}"]))
             whole = [each for each in points.values() if len(each) == len(result.runs)]
             if whole:
-                curves[result.arm.label] = [tuple(np.mean(each, 0).tolist()) for each in whole]
+                curves[self.labels[result.arm.name]] = [tuple(np.mean(each, 0).tolist()) for each in whole]
         return charts.curves(curves, x_label="minutes of training", y_label=f"validation {metric}") if curves else None
 
     def card(self, command: str) -> dict[str, Any]:

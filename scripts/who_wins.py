@@ -107,7 +107,8 @@ def run(argv: list[str]) -> dict[str, dict[str, Any]]:
     if not is_per_user(metric):
         raise Problem(f"--metric: {quoted(metric)} is not a metric of each user, like ndcg@10 or recall@10")
     table = compared(paths, split, metric, given.get("data_path"))
-    print(f"{metric}, {split}: run {printable(paths[0])}, base {printable(paths[1])}\n")
+    told = [f"{RunFolder(Path(path)).results().get('method')} ({path})" for path in paths]
+    print(f"{metric}, {split}: run {printable(told[0])}, base {printable(told[1])}\n")
     lines = [[name, str(row["users"]), f"{row['run']:.4f}", f"{row['base']:.4f}", f"{row['difference']:+.4f}",
               f"{row['z']:+.1f}"] for name, row in table.items()]  # fmt: skip
     print(markdown(["group", "users", "run", "base", "difference", "z"], lines))

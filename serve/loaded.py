@@ -131,6 +131,8 @@ def numbers(ids: Iterable[str], number: dict[str, int], source: str) -> list[int
 
 def hint(token: str, number: dict[str, int]) -> str:
     """What to do about an id that the catalogue does not have."""
+    if len(words := token.split()) > 1 and all(word in number for word in words):
+        return "separate ids by commas"
     near = nearest(token, number)
     return f"did you mean {quoted(near)}?" if near else "ids are those of the interaction log"
 

@@ -99,6 +99,7 @@ def load_state(path: Path, model: Tokenizer, name: str) -> None:
         raise Problem(f"{path}: holds no 'state_dict'; expected a tokenizer's checkpoint")
     if kind != name:
         raise Problem(f"{path}: holds a tokenizer of the kind {kind!r}, this run has {name!r}; set --tokenizer={kind}")
+    state = {str(k).removeprefix("module."): v for k, v in state.items()}  # DistributedDataParallel's
     own, passing = model.state_dict(), model.only_pre_training
     state = {k: v for k, v in state.items() if k in own or not str(k).startswith(passing)}
     own = {k: v for k, v in own.items() if k in state or k not in model.made_later}

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -247,6 +250,7 @@ def test_a_truncated_checkpoint_is_a_clean_problem(finished, tmp_path, capsys, c
     ("argv", "message"),
     [
         (["--history=i1,i4O"], r"item 'i4O' is not in the catalogue; did you mean 'i\d+'"),
+        (["--history=i3 i4"], r"item 'i3 i4' is not in the catalogue; separate ids by commas"),
         (["--history=i39,i40"], r"item 'i40' is not in the catalogue; did you mean 'i\d+'"),
         (["--history=1,2"], r"item '1' is not in the catalogue"),
         (["--history=,"], r"--history: needs at least one item"),
@@ -425,7 +429,9 @@ def test_every_run_script_names_a_decay_that_exists(path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["mars"], r"config/mars\.yaml: no such configuration; there are .*demo"),
+        (["mars"], r"config/mars\.yaml: no such configuration, and no .* there are .*demo"),
+        (["shop", "--data_path=nowhere/shop"], r"data_path: nowhere/shop is not there; name the folder"),
+        (["dataset/shop"], r"dataset/shop: is a path; write the name of the data set, shop --data_path=dataset"),
         (["demo", "scientific"], r"one data set at a time, not demo, scientific"),
         (["--epochs", "5"], r"write.* --key=value"),
         (["demo", "--epochs=many"], r"epochs: expected a whole number, got 'many'"),
@@ -433,6 +439,25 @@ def test_every_run_script_names_a_decay_that_exists(path):
 )
 def test_a_wrong_command_line_of_a_run_script(capsys, argv, message):
     assert re.search(message, fails(capsys, COMMANDS["run"], *argv))
+
+
+@pytest.mark.parametrize("place", ["", "toys", "~"])
+def test_a_preset_beside_the_data_is_found_whichever_folder_is_named(tmp_path, monkeypatch, place):
+    (tmp_path / "toys").mkdir()
+    (tmp_path / "toys" / "toys.yaml").write_text("dataset: toys\nepochs: 7\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = f"--data_path={'~/toys' if place == '~' else tmp_path / place}"
+    cfg = scripts.run.configuration("frqud", ["toys", given])
+    assert cfg[TrainOptions].epochs == 7 and not cfg[DataOptions].data_path.startswith("~")
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh", "link"])
+def test_a_run_script_by_any_shell_and_through_a_link(shell, tmp_path):
+    (tmp_path / "link.sh").symlink_to(ROOT / "run_FrqUD.sh")
+    words = ["bash", tmp_path / "link.sh"] if shell == "link" else [shell, ROOT / "run_FrqUD.sh"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ended = subprocess.run([*words, "mars"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert ended.returncode == 2 and "config/mars.yaml: no such configuration" in ended.stderr
 
 
 # the name that was typed, what config/toys.yaml says of the data set (None: nothing), more words
@@ -534,9 +559,9 @@ class Evil:
 def test_code_in_a_checkpoint_never_runs(tmp_path, capsys, place, zipped):
     path, marker = tmp_path / "evil.pth", tmp_path / "ran"
     torch.save({"state_dict": {}, place: Evil(marker)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(Problem, match=r"evil\.pth: not a readable checkpoint"):
+    with pytest.raises(Problem, match=r"evil\.pth: holds a getattr, which is code that reading would run"):
         load_rqvae(path, RQVAEOptions(layers=[16]), 10)
-    assert "not a readable checkpoint" in fails(capsys, main.main, "evaluate", f"--checkpoint={path}")
+    assert "holds a getattr, which is code that" in fails(capsys, main.main, "evaluate", f"--checkpoint={path}")
     assert not marker.exists()
     Evil(marker).__reduce__()[0](marker)
     assert marker.exists()  # the payload was a live one

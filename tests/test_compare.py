@@ -119,7 +119,7 @@ def test_a_wrong_command_is_refused(shop, words):
 
 
 def test_a_data_set_without_a_preset(shop):
-    with pytest.raises(Problem, match=r"config/other\.yaml: no such preset"):
+    with pytest.raises(Problem, match=r"config/other\.yaml: no such configuration"):
         compare.compare(["other", "sasrec"])
 
 

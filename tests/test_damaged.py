@@ -2,11 +2,13 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import fit_of, one_line
+from safetensors.torch import save_file
 
 import main
 import settings
@@ -14,7 +16,8 @@ from compose import build, configure
 from layers import kmeans
 from runs import guard
 from sids import fit as pretraining
-from utils import Problem
+from sids.checkpoint import load_state
+from utils import Problem, read_checkpoint
 
 NAN, INF = math.nan, math.inf
 
@@ -185,6 +188,53 @@ def test_a_second_stage_reads_its_first_with_the_same_care(ground, tmp_path, dam
     with pytest.raises(Problem, match=r"first\.pth") as problem:
         build.build_model(configure.build(ground[0] | second), ground[1])
     one_line(problem)
+
+
+# ---------------------------------------------------------------- other files and other processes
+
+
+OTHER_FILES = {
+    "pathlib": (lambda p: torch.save({"args": {"path": Path("x")}}, p), r"holds a pathlib\.\w+, which is code that"),
+    "numpy": (lambda p: torch.save({"x": np.float64(1)}, p), r"holds a numpy\.\w.*, which is code that"),
+    "a text": (lambda p: p.write_text("# DIGER\n"), "no checkpoint but another file; name a file of torch.save"),
+    "safetensors": (lambda p: save_file({"x": torch.ones(2)}, p), "no checkpoint but a safetensors file"),
+    "a pointer": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "but a pointer of Git LFS"),
+    "a page": (lambda p: p.write_text("<!doctype html>"), "no checkpoint but a web page"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_FILES)
+def test_a_file_that_is_no_checkpoint_says_what_it_is(case, tmp_path):
+    write, message = OTHER_FILES[case]
+    write(tmp_path / "x.pth")
+    with pytest.raises(Problem, match=r"x\.pth: .*" + message) as problem:
+        read_checkpoint(tmp_path / "x.pth")
+    assert "torch.load" not in one_line(problem)
+
+
+def test_a_tokenizer_that_was_saved_in_its_wrapper_is_read(ground, tmp_path):
+    """DistributedDataParallel puts `module.` before every name."""
+    path = Path(ground[0]["rqvae_path"])
+    state = torch.load(path, weights_only=True)
+    wrapped = state | {"state_dict": {f"module.{k}": v for k, v in state["state_dict"].items()}}
+    torch.save(wrapped, tmp_path / "x.pth")
+    cfg = configure.build(ground[0])
+    for p in (path, tmp_path / "x.pth"):
+        model = build.empty_tokenizer(cfg, ground[1].content_ND.shape[1])
+        load_state(p, model, "rqvae")
+        assert all(torch.equal(v, model.state_dict()[k]) for k, v in state["state_dict"].items())
+
+
+@pytest.mark.parametrize(("begun", "message"), [
+    ({"processes": 2, "global_batch": 32}, r"2 processes \(now 1\); .* or add --resume_with_changes=true"),
+    ({"processes": 2, "global_batch": 64}, r"64 samples a step \(now 32\); .* --batch_size=64 --resume_with"),
+    ({"processes": 1, "global_batch": 32, "data": "x"}, "was begun with other data or files; resume it with the same"),
+])  # fmt: skip
+def test_a_run_that_was_begun_on_other_processes_says_how_it_goes_on(ground, tmp_path, begun, message):
+    state = fit_of(ground, tmp_path).state
+    state._check_world(dict(state.world))
+    with pytest.raises(Problem, match=message):
+        state._check_world(state.world | begun)
 
 
 # ---------------------------------------------------------------- the state of a pre-training

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import tarfile
 import zipfile
@@ -13,6 +14,9 @@ import zipfile
 import polars as pl
 import pytest
 
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from readers.tables import Columns, read_rows
 from scripts import prepare_data
 from utils import Problem
 
@@ -233,3 +237,49 @@ def test_texts_are_as_they_stand(case, tmp_path, capsys):
     out = capsys.readouterr().out
     assert ("HTML" in out) == (case == "entities") and "3 of 4 items have no text" in out
     assert re.search("left out: '(Unnamed: 0|__index_level_0__)?'", out) or "pandas" not in case
+
+
+DIRECT = {
+    "17 in quotes": (lambda n: '"17" tv"' if n == 10 else "x", "line 12: a quotation mark inside a cell"),
+    "never ended": (lambda n: '"cut' if n == 10 else "x", "line 12: .* or a quotation that has no"),
+    "a separator": (lambda n: "Foo, Bar" if n == 10 else "x", "line 12: 5 cells where the first line has 4"),
+    "large": (lambda n: "y" * 200_000 if n == 9 else "a,b" if n == 10 else "x", "line 12: 5 cells where"),
+    "lines": (lambda n: f'"would buy\n\nagain {n}, yes, yes"', None),
+    "lines beyond a block": (lambda n: '"' + "would buy\n\nagain, yes, yes\n" * 4000 + '"', None),
+    "inches": (lambda n: '17" tv', None),
+}
+
+
+@pytest.mark.parametrize("case", DIRECT)
+def test_the_direct_csv_is_read_whole_or_refused(case, tmp_path):
+    cell, message = DIRECT[case]
+    path = tmp_path / "x.csv"
+    path.write_text("user,item,time,title\n" + "".join(f"u{n // 5},i{n % 5},{n},{cell(n)}\n" for n in range(100)))
+    columns = Columns("user", "item", "time", ",")
+    if message is None:
+        assert read_rows(path, columns).time.tolist() == list(range(100))
+    else:
+        with pytest.raises(Problem, match=message):
+            read_rows(path, columns)
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("x.csv", "user,item,time\nu,i,2024-05-20\n", "line 2: timestamp '2024-05-20' is not a number; scripts/prep"),
+    ("x.csv", zipped("x.csv", CLICKS), "a zip archive; unpack it"),
+    ("x.csv", CLICKS.encode("utf-16"), "UTF-16; save it"),
+    ("x.csv", gzip.compress(CLICKS.encode()), "no column 'user'"),
+])  # fmt: skip
+def test_the_direct_csv_says_what_a_file_is(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(Problem, match=message):
+        read_rows(tmp_path / name, Columns("user", "item", "time", ","))
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (os.mkfifo, "it is a pipe"), (lambda p: p.symlink_to(p), "Too many levels"),
+    (lambda p: p.symlink_to("no"), "no such"),
+])  # fmt: skip
+def test_what_is_no_file_is_named(make, message, tmp_path):
+    make(tmp_path / "tiny.inter")
+    with pytest.raises(Problem, match=rf"tiny\.inter: .*{message}"):
+        read_dataset(DataOptions(dataset="tiny", data_path=str(tmp_path)))

@@ -351,7 +351,7 @@ def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkey
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"batch_size": 16}, "same data, files and global batch"), ({"d_model": 32}, "does not fit this configuration"),
+    [({"batch_size": 16}, "add --batch_size=32 --resume"), ({"d_model": 32}, "does not fit this configuration"),
      ({"uncertainty": "none"}, "does not fit this configuration"), ({"method": "two_stage"}, "was begun with"),
      ({"logit_scale": 2.0}, "logit_scale: .* -> 2.0: a network that has begun cannot change it")],
 )  # fmt: skip
@@ -431,7 +431,7 @@ def test_resuming_on_another_tokenizer_file_is_noticed(ground, tmp_path):
         resume="auto",
         resume_with_changes=True,
     )
-    with pytest.raises(Problem, match=r"was begun with .*resume it with the same data, files"):
+    with pytest.raises(Problem, match=r"was begun with .*resume it with the same data and"):
         fit.train()
 
 

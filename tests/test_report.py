@@ -17,6 +17,7 @@ import main
 from compose import configure
 from runs import charts, page
 from runs.folder import RunFolder
+from runs.table import told_apart
 from scripts import report
 from utils import Problem, write_checkpoint
 
@@ -130,6 +131,34 @@ def test_runs_side_by_side(run, tmp_path):
     d = (better[1] < 10).astype(float) - (rank[1] < 10)
     assert f"z\xa0{d.mean() / (d.std(ddof=1) / len(d) ** 0.5):+.1f}" in text
     assert (run.path / "report.html").is_file()
+
+
+def test_runs_go_by_method_and_what_tells_them_apart(run, tmp_path):
+    """The same in the title, the table, the protocol and the legends; what stands beside has a name of its own."""
+    method = json.loads(run.test.read_text())["method"]
+    second = copy_of(run, tmp_path / "frqud-20260101-000000")
+    seeded = copy_of(run, tmp_path / "x")
+    text = (seeded.path / "config.yaml").read_text()
+    (seeded.path / "config.yaml").write_text(text.replace("seed: 2020", "seed: 7"))
+    beside = json.loads(run.baselines.read_text())
+    second.baselines.write_text(json.dumps({method: next(iter(beside.values()))}))
+    for runs, want in (([run], ""), ([run, seeded], r", seed \d+"), ([second, run, seeded], ", [0-9a-f]{4}")):
+        text = page.page([page.finished(r) for r in runs])
+        names = re.findall(r"<h2>(.*?): training</h2>", text)
+        assert len(set(names)) == len(runs) and all(re.fullmatch(re.escape(method) + want, name) for name in names)
+        assert f"<h1>tiny: {', '.join(names)}</h1>" in text
+        for name in names:
+            assert f"<tr><td>{name}</td>" in text and f"<th class=text>{name}</th>" in text
+            assert len(runs) == 1 or f"</svg> {name}</span>" in text
+        rows = re.findall(r"<tr><td>(.*?)</td>", text)
+        assert len(rows) == len(set(rows)) and all(r.path.name in text for r in runs)
+
+
+@pytest.mark.parametrize(("names", "want"), [
+    (["a", "b"], ["a", "b"]), (["a", "a"], ["a, x", "a, y"]), (["a", "b", "a", "a"], ["a, 1", "b", "a, 3", "a, 4"]),
+])  # fmt: skip
+def test_equal_names_are_told_apart(names, want):
+    assert told_apart(names, ["same"] * len(names), ["x", "y", "y", "y"][: len(names)]) == want
 
 
 @pytest.mark.parametrize(
