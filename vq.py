@@ -20,7 +20,7 @@ from settings import option
 from sids import distributed
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.codebooks import CodebookEMA, CodebookOptions
-from sids.tokenizer import ROWS, Distances, Learned, Source, in_pieces, through
+from sids.tokenizer import ROWS, Distances, Learned, Rows, Source, in_pieces, mean_of, through
 from utils import Contradiction, Problem
 
 SINKHORN_ITERATIONS = 50
@@ -173,21 +173,29 @@ class RQVAE(ContentTokenizer, Learned):
         """Hold the catalogue; on a fresh start take the embeddings' spread and k-means on one batch."""
         if fresh and self.side is not None:
             self.side.learn(source, seed)
-        x_ND = torch.cat(list(in_pieces(self.seen(source.content_ND))))
+        rows = self.seen(source.content_ND)
         if fresh and self.cfg.standardize_embeddings:
-            self.get_buffer("shift").copy_(x_ND.mean(0))
-            self.get_buffer("spread").copy_((x_ND - x_ND.mean(0)).std())
-            if not 1e-30 < float(self.get_buffer("spread")) < 1e30:
-                raise Problem(
-                    "standardize_embeddings: the embeddings are all alike, there is no spread to divide by; "
-                    "embed the items anew or leave the option out"
-                )
-        self.register_buffer("x_ND", self.prepare(x_ND.to(self.rq.codebooks()[0].device)), persistent=False)
+            self._take_spread(rows)
+        self.hold(rows, self.width)
         if fresh:
             first = RQVAE.batches(self, source, size, seed, 0)[0]
-            self.init_codebooks(self.get_buffer("x_ND")[first], self.cfg.kmeans_iters, seed)
+            self.init_codebooks(self.rows_of(first), self.cfg.kmeans_iters, seed)
         if fresh and self.upkeep is not None:
             self.upkeep.begin()
+
+    def _take_spread(self, rows: Rows) -> None:
+        """Mean of each dimension, and one standard deviation of all that is left."""
+        mean_D, total = mean_of(rows), 0.0
+        for piece in in_pieces(rows):
+            total += float((piece.double() - mean_D).square().sum())
+        spread = (total / max(len(rows) * len(mean_D) - 1, 1)) ** 0.5
+        self.get_buffer("shift").copy_(mean_D)
+        self.get_buffer("spread").fill_(spread)
+        if not 1e-30 < spread < 1e30:
+            raise Problem(
+                "standardize_embeddings: the embeddings are all alike, there is no spread to divide by; "
+                "embed the items anew or leave the option out"
+            )
 
     def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Tensor]:
         """Rows of the catalogue in a fresh random order, `size` at a time."""
@@ -196,7 +204,7 @@ class RQVAE(ContentTokenizer, Learned):
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """|decoder(sum_l q_l) - x|^2 + w L_vq of the rows of a batch."""
-        recon, vq, _ = self(self.get_buffer("x_ND")[batch], self.cfg.rqvae_assignment)
+        recon, vq, _ = self(self.rows_of(batch), self.cfg.rqvae_assignment)
         return recon + self.cfg.quant_loss_weight * vq, {"recon": recon, "vq": vq}
 
     def forward(self, x_ND: Tensor, rule: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,10 +235,10 @@ class RQVAE(ContentTokenizer, Learned):
     @torch.no_grad()
     def disagreement(self, size: int, seed: int) -> list[float]:
         """Share of items per level whose code in a batch of pre-training is not the catalogue's; [] for equal rules."""
-        x_ND, rule = self.get_buffer("x_ND"), self.cfg.rqvae_assignment
+        rule, device = self.cfg.rqvae_assignment, self.rq.codebooks()[0].device
         if rule == self.cfg.catalogue_assignment == "argmin" or not any(self.cfg.sk_epsilons):
             return []
-        z_Nd = through(self.encoder, x_ND.split(ROWS), x_ND.device)
+        z_Nd = through(self.encoder, self.pieces(), device)
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(z_Nd)))
         batches_NL = torch.cat([self.rq.assign(z_Nd[rows], rule) for rows in order.split(size)])
         differ_NL = batches_NL != self.rq.assign(z_Nd, self.cfg.catalogue_assignment)[order]

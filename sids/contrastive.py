@@ -214,7 +214,7 @@ class ContrastiveRQVAE(RQVAE):
 
     def contrast(self, pair_B2: Tensor) -> tuple[Contrast, Tensor]:
         """(contrastive loss, VQ loss) of some pairs; both sides pass the network together."""
-        x_ND = self.get_buffer("x_ND")[pair_B2.T.reshape(-1)]
+        x_ND = self.rows_of(pair_B2.T.reshape(-1))
         out_Nd, vq, _ = self.straight_through(distributed.spread(self.encoder, x_ND), self.cfg.rqvae_assignment)
         output = distributed.spread(self.decoder, out_Nd)
         no = excluded(pair_B2.cpu(), self._adjacency, x_ND.device)

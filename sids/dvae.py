@@ -279,12 +279,15 @@ class Discrete(Learned):
     """What discrete autoencoders share: sender, receiver, and interactions as examples."""
 
     keeps_last = True  # the schedules end at the last step
-    x_ND: Tensor
 
     def __init__(self, cfg: DiscreteOptions, n_input: int, *, stops: bool, sums: bool = False) -> None:
         super().__init__()
         self.cfg: Any = cfg
         self.sender, self.receiver = Sender(cfg, n_input, stops=stops), Receiver(cfg, n_input, sums=sums)
+
+    def prepare(self, x_ND: Tensor) -> Tensor:
+        """Unit vectors."""
+        return F.normalize(x_ND, dim=1)
 
     @abstractmethod
     def spell(self, x_BD: Tensor) -> Tensor:
@@ -315,8 +318,7 @@ class Discrete(Learned):
         """Hold the catalogue as unit vectors."""
         if len(self.batches(source, size, seed, 0)) == 0:
             raise Problem(f"rqvae_batch_size: {size} is more than the training part's interactions; lower it")
-        x_ND = torch.cat(list(in_pieces(source.content_ND)))
-        self.register_buffer("x_ND", F.normalize(x_ND.to(self.receiver.table.device), dim=1), persistent=False)
+        self.hold(source.content_ND, source.content_ND.shape[1])
 
     def batches(self, source: Source, size: int, seed: int, epoch: int) -> list[Tensor]:
         """Item rows of the training interactions in a fresh random order, `size` at a time, whole batches only.
@@ -355,9 +357,9 @@ class DVAE(Discrete):
     def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
         super().begin(source, size, seed, fresh=fresh)
         teacher = cache(lambda: residual_kmeans(self.cfg, source, seed))
-        self.lesson = cache(lambda: teacher().encode(source.content_ND).to(self.x_ND.device))
+        self.lesson = cache(lambda: teacher().encode(source.content_ND).to(self.receiver.table.device))
         if fresh and self.receiver.sum_TVD is not None:
-            centre_TVD = torch.stack(teacher().centres()) * self.x_ND.shape[1] ** 0.5
+            centre_TVD = torch.stack(teacher().centres()) * source.content_ND.shape[1] ** 0.5
             self.receiver.sum_TVD.data.copy_(centre_TVD)
 
     def spell(self, x_BD: Tensor) -> Tensor:
@@ -370,7 +372,7 @@ class DVAE(Discrete):
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch of item rows at a step of the schedules."""
-        cfg, x_BD = self.cfg, self.x_ND[batch]
+        cfg, x_BD = self.cfg, self.rows_of(batch)
         if step < cfg.taught_share * cfg.dvae_steps:
             return self._lesson(x_BD, batch)
         tau = cosine(*TAU, step, RAMP * cfg.dvae_steps)

@@ -103,7 +103,7 @@ class Reinforce(Discrete):
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch of item rows at a step of the schedules."""
-        cfg, x_BD = self.cfg, self.x_ND[batch]
+        cfg, x_BD = self.cfg, self.rows_of(batch)
         drawn = self.draw(x_BD, sample=True)
         told_BT = content(drawn.code_BT, ends=cfg.learns_length)
         last_B = (told_BT >= 0).sum(1) - 1

@@ -21,6 +21,7 @@ from settings import option
 from utils import Contradiction, Problem
 
 ROWS = 8192  # rows of a catalogue that go through a network at a time
+HELD = 1 << 30  # bytes of a catalogue's embeddings, as float32, up to which pre-training holds them in memory
 Distances = Callable[[Tensor, Tensor], Tensor]  # rows [n], codes before a level [n, l] -> squared distances [n, K]
 
 
@@ -127,6 +128,34 @@ class Learned(Tokenizer):
     """Learned step by step, in the loop of sids/fit.py."""
 
     keeps_last = False  # true where no figure tells which state is better
+    x_ND: Tensor | None  # the catalogue as `prepare` makes it, where it is held
+    rows: "Rows"
+
+    def prepare(self, x_ND: Tensor) -> Tensor:
+        """What the network takes of some rows: as they come."""
+        return x_ND
+
+    def hold(self, rows: "Rows", width: int) -> None:
+        """Keep the catalogue in memory, or a large one where it is: `rows_of` then reads what a batch needs."""
+        self.rows, small = rows, len(rows) * width * 4 <= HELD
+        device = next(self.parameters()).device
+        held = self.prepare(torch.cat(list(in_pieces(rows))).to(device)) if small else None
+        self.register_buffer("x_ND", held, persistent=False)
+
+    def rows_of(self, row_B: Tensor) -> Tensor:
+        """The prepared embeddings of some items, [B, width]."""
+        if self.x_ND is not None:
+            return self.x_ND[row_B]
+        weight = next(self.parameters())
+        return self.prepare(torch.from_numpy(np.asarray(self.rows[row_B.cpu().numpy()], np.float32)).to(weight))
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The same of all items, some at a time."""
+        if self.x_ND is not None:
+            yield from self.x_ND.split(ROWS)
+        else:
+            weight = next(self.parameters())
+            yield from (self.prepare(piece.to(weight)) for piece in in_pieces(self.rows))
 
     @abstractmethod
     def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
@@ -200,7 +229,7 @@ class Joined:
     def __len__(self) -> int:
         return len(self.content_ND)
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         centred = np.array(self.content_ND[rows], np.float32) - self.mean_D
         length = np.linalg.norm(centred, axis=1, keepdims=True)
         return np.concatenate([centred / np.maximum(length, 1e-12), self.vector_NV[rows]], 1)
@@ -215,7 +244,7 @@ class UnitRows:
     def __len__(self) -> int:
         return len(self.content_ND)
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         row_ND = np.array(self.content_ND[rows], np.float32)
         return row_ND / np.maximum(np.linalg.norm(row_ND, axis=1, keepdims=True), 1e-12)
 

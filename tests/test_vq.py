@@ -6,11 +6,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import load_rqvae
+from conftest import load_rqvae, tiny_overrides, write_tiny
 
-from compose import configure
+from compose import build, configure
 from joint.quantizer import measure_scales
 from joint.uncertainty import DECAYS, UncertaintyOptions
+from readers.layouts import read_dataset
+from readers.splits import DataOptions
+from sids import tokenizer
 from sids.tokenizer import Source, through
 from utils import Problem
 from vq import RQVAE, RQVAEOptions
@@ -195,3 +198,24 @@ def test_the_distances_that_settle_collisions_are_those_that_assign():
     content_ND = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
     code_NL, distances = model.encode(content_ND), model.distances_of(content_ND)
     assert torch.equal(distances(torch.arange(60), code_NL[:, :1]).argmin(1), code_NL[:, 1])
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"behaviour": "pairs", "behaviour_width": 4}, {"standardize_embeddings": True, "rqvae_assignment": "sinkhorn"},
+    {"tokenizer": "contrastive"},
+    {"tokenizer": "dvae", "num_emb_list": [8, 8], "dvae_steps": 20, "rqvae_batch_size": 16},
+])  # fmt: skip
+def test_rows_that_are_read_when_needed_teach_the_same(tmp_path, monkeypatch, changes):
+    """A catalogue on disk, in half precision, against the same in memory: the tokenizers are equal to the bit."""
+    folder = write_tiny(tmp_path / "dataset" / "tiny")
+    path = folder / "tiny.emb-test.npy"
+    np.save(path, np.load(path).astype(np.float16))
+    found = []
+    for name, most in (("held", 1 << 30), ("read", 0)):
+        monkeypatch.setattr(tokenizer, "HELD", most)
+        own = {"method": "two_stage", "output_dir": str(tmp_path / name)}
+        cfg = configure.build(tiny_overrides(tmp_path) | own | changes)
+        data = read_dataset(cfg[DataOptions])
+        found.append(torch.load(build.train_tokenizer(cfg, data), weights_only=True)["state_dict"])
+    assert found[0].keys() == found[1].keys() and not any("x_ND" in key for key in found[0])
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())

@@ -26,9 +26,11 @@ from scripts import run
 from scripts.bench import common
 from scripts.bench.common import Figures, Job, device, figure, growth, seconds
 from scripts.make_demo import build_demo
+from sids import tokenizer
 from sids.search import SearchOptions
-from sids.tokenizer import CodeOptions
+from sids.tokenizer import CodeOptions, Source
 from trainer import TrainOptions
+from vq import RQVAE, RQVAEOptions
 
 
 def measure(job: Job) -> Figures:
@@ -44,7 +46,7 @@ def measure(job: Job) -> Figures:
     found |= _processes()
     for n in [10**6] if job.quick else [10**6, 10**7, 10**8, 10**9]:
         found |= _interactions(n)
-    return found
+    return found if job.quick else found | _embeddings()
 
 
 def random_model(job: Job, n_items: int) -> GenerativeModel:
@@ -132,8 +134,51 @@ def _interactions(n: int) -> Figures:
     return found
 
 
+def _embeddings() -> Figures:
+    """Items/s of pre-training steps, embeddings of width 512 in a float16 file read batch by batch, beside the same in
+    memory (10^6 items); and the private memory, in GB, of steps on 10^7.
+    """
+    found: Figures = {}
+    with TemporaryDirectory() as folder:
+        for exponent in (6, 7):
+            path = Path(folder) / f"{exponent}.npy"
+            out = np.lib.format.open_memmap(path, "w+", np.float16, (10**exponent, 512))
+            for begin in range(0, len(out), 10**5):
+                out[begin : begin + 10**5] = np.random.default_rng(begin).standard_normal((10**5, 512), np.float32)
+            del out
+            sides = {"read": (0, path)} | ({"held": (1 << 40, path)} if exponent == 6 else {})
+            figures = {name: private_memory_of(_steps, *args, processes=1) for name, args in sides.items()}
+            speed = [BATCH * STEPS / took for took, _ in figures.values()]
+            found[f"embeddings_1e{exponent}_items_per_s"] = figure(*speed)
+            found[f"embeddings_1e{exponent}_private_gb"] = figure(*(peak for _, peak in figures.values()))
+    return found
+
+
+BATCH, STEPS = 1024, 100
+
+
+def _steps(held: int, path: Path) -> float:
+    """Steps of pre-training a small RQ-VAE; the seconds that they take."""
+    tokenizer.HELD = held
+    cfg = configure.build({"layers": [512, 256], "e_dim": 64})[RQVAEOptions]
+    content_ND = np.load(path, mmap_mode="r")
+    source = Source(content_ND, np.ones(len(content_ND)), None)  # type: ignore[arg-type]
+    model = RQVAE(cfg, content_ND.shape[1]).train()
+    model.begin(source, BATCH, 0, fresh=True)
+    optimizer = torch.optim.AdamW(model.parameters())
+    batches = model.batches(source, BATCH, 0, 0)[:STEPS]
+    begin = time.perf_counter()
+    for step, batch in enumerate(batches):
+        optimizer.zero_grad()
+        model.loss(batch, step)[0].backward()
+        optimizer.step()
+    return time.perf_counter() - begin
+
+
 def private_memory_of(work: Callable[..., object], *args: Any, processes: int) -> tuple[float, float]:
-    """(seconds, peak of the memory in GB that belongs to a process alone) of the slowest and largest of some."""
+    """(seconds, peak of the memory in GB that belongs to a process alone) of the slowest and largest of some. A number
+    that the work returns is its own count of seconds.
+    """
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes) as pool:
         pool.map(_imported, range(processes))
@@ -157,7 +202,7 @@ def _watched(work: Callable[..., object], args: tuple[Any, ...]) -> tuple[float,
     watcher.start()
     begin = time.perf_counter()
     result = work(*args)
-    took = time.perf_counter() - begin
+    took = result if isinstance(result, float) else time.perf_counter() - begin
     del result
     done.set()
     watcher.join()
