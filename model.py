@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data import Batch
 from layers import soft_label_loss
+from recommenders import items
 from recommenders.base import Model
 from recommenders.items import best_items
 from recommenders.protocol import Logs, Scorer, TopK
@@ -22,6 +23,7 @@ from sids.legal import Legal
 from sids.search import AllTokens, SearchOptions, Tree, Trie, beam_search, spell
 from sids.table import SidOptions, SidTable, SidVocabulary, ended
 from sids.tokenizer import Quantized
+from utils import log
 
 PATHS = ("history", "target", "teacher")  # gradient paths from L_rec to the codebooks, where SIDs learn
 
@@ -201,10 +203,25 @@ class GenerativeModel(Model):
         return soft_label_loss(logits_RV, index_R, p_UV, row_R, self.target_gradient, log_usage, rows)
 
     def item_loss(self, batch: Batch, rec: RecLoss) -> Tensor:
-        """Cross-entropy of the next item itself among all items (LIGER, arXiv:2411.18814), mean over rows."""
+        """Cross-entropy of the next item itself among all items (LIGER, arXiv:2411.18814), mean over rows; of a large
+        catalogue among a sample.
+        """
+        if self.n_items > items.EXACT:
+            return self._sampled_item_loss(batch, rec)
         item_Nh = self.recommender.catalogue(self.sids.token_NP, batch.item_U, rec.teacher_UPh)
         item_RN = self.recommender.item_logits(rec.state_Rh, item_Nh)
         return F.cross_entropy(item_RN, batch.item_U[rec.row_R] - 1)
+
+    def _sampled_item_loss(self, batch: Batch, rec: RecLoss) -> Tensor:
+        def vectors(row_X: Tensor) -> Tensor:
+            place_X = torch.searchsorted(batch.item_U, row_X + 1).clamp(max=len(batch.item_U) - 1)
+            taught_X11 = (batch.item_U[place_X] == row_X + 1)[:, None, None]
+            token_XPh = self.recommender.look_up(self.sids.token_NP[row_X])
+            return self.recommender.item_table(torch.where(taught_X11, rec.teacher_UPh[place_X], token_XPh), row_X + 1)
+
+        assert self.recommender.whole is not None
+        query_Rh = self.recommender.whole(rec.state_Rh)
+        return items.sampled_loss(query_Rh, vectors, batch.item_U[rec.row_R] - 1, self.n_items)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Logs]:
         """(L_rec of a batch and the loss of whole items, its parts for the log)."""
@@ -214,6 +231,10 @@ class GenerativeModel(Model):
             logs["loss/item"] = weight * self.item_loss(batch, rec)
             loss = loss + logs["loss/item"]
         return loss, {k: v.detach() for k, v in {"loss": loss, **logs}.items()}
+
+    def announce(self, reachable: dict[str, float]) -> None:
+        if self.n_items > items.EXACT:  # whichever losses there are
+            log.info(f"losses over whole items: of {self.n_items} items {items.SAMPLED} are drawn for each step")
 
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"name": "rec", "params": list(self.recommender.parameters())}]

@@ -208,6 +208,7 @@ class Diger(JointMethod):
 
     def announce(self, reachable: dict[str, float]) -> None:
         """Figures per level that tell harmful, inert and overshooting runs apart before they train."""
+        super().announce(reachable)
         q = self.tokenizer.options
         log.info(
             f"DIGER: uncertainty {self.decay.cfg.uncertainty}, gradient {self.options.gradient}, forward "

@@ -115,10 +115,10 @@ class JointRQVAE(RQVAE):
         now = measure_scales(self.rq, self.latents(), self.scale_L.tolist(), decay)
         return {f"keep_probability/level_{i}": s.keep for i, s in enumerate(now, 1)}
 
-    def item_vectors(self) -> Tensor:
-        """(z - mean z) / rms(z - mean z) of the whole catalogue, [N, d]; mean and rms are those of the start."""
+    def item_vectors(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """(z - mean z) / rms(z - mean z) of some rows of the catalogue, [N, d]; mean and rms are those of the start."""
         with torch.autocast(self.input_Nd.device.type, enabled=False):
-            return (self.moved(self._stages[1](self.input_Nd)) - self.centre_d) / self.unit
+            return (self.moved(self._stages[1](self.input_Nd[rows]), rows) - self.centre_d) / self.unit
 
     def moved(self, content_Ud: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """z of some rows of the catalogue from their content's latents: the same (joint/offsets.py adds to them)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data import Batch
 from model import RecLoss
-from recommenders.items import softmax_loss
+from recommenders import items
 
 
 class Term(Protocol):
@@ -40,8 +40,10 @@ class LatentTerm(nn.Linear):
 
     def forward(self, model: Any, batch: Batch, rec: RecLoss) -> Tensor:  # type: ignore[override]
         query_Rd, item_R = super().forward(rec.state_Rh), batch.item_U[rec.row_R]
+        if model.n_items > items.EXACT:
+            return items.sampled_loss(query_Rd, model.tokenizer.item_vectors, item_R - 1, model.n_items)
         one_R = torch.ones_like(item_R, dtype=torch.float32)
-        return softmax_loss(query_Rd, model.tokenizer.item_vectors(), item_R - 1, one_R) / len(item_R)
+        return items.softmax_loss(query_Rd, model.tokenizer.item_vectors(), item_R - 1, one_R) / len(item_R)
 
 
 class OffsetTerm:

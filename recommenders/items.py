@@ -179,6 +179,29 @@ def softmax_loss(h_Rd: Tensor, table_Nd: Tensor, target_R: Tensor, weight_R: Ten
     return loss
 
 
+EXACT = 1 << 16  # items up to which a softmax over the whole catalogue is computed as it is
+SAMPLED = 1 << 13  # items that stand for all others beyond that, drawn anew each step
+
+
+def sampled_loss(
+    h_Rd: Tensor, vectors: Callable[[Tensor], Tensor], target_R: Tensor, n_items: int
+) -> Tensor:
+    """Mean over rows of -log softmax(h @ table.T)[target], the partition function estimated by a uniform sample: each
+    of its M items stands for N / M (log-Q correction, Bengio and Senecal 2008); a row's own target is not among them.
+
+    vectors: rows of the table -> their vectors, with gradient; target_R: rows of the table.
+    """
+    sample_M = torch.randint(n_items, (SAMPLED,), device=h_Rd.device)
+    goal_U, place_R = target_R.unique(return_inverse=True)
+    with torch.autocast(h_Rd.device.type, enabled=False):
+        goal_Ud, sample_Md = vectors(torch.cat([goal_U, sample_M])).split([len(goal_U), SAMPLED])
+        h_Rd = h_Rd.to(goal_Ud.dtype)
+        own_R = (h_Rd * goal_Ud[place_R]).sum(1)
+        other_RM = h_Rd @ sample_Md.T + math.log(n_items / SAMPLED)
+        other_R = other_RM.masked_fill(sample_M == target_R[:, None], -torch.inf).logsumexp(1)
+        return (torch.logaddexp(own_R, other_R) - own_R).mean()
+
+
 def best_items(score_BN: Tensor, k: int, excluded_BS: Tensor | None = None) -> TopK:
     """The k best items by score, column i being item i + 1; 0 where there are fewer."""
     if excluded_BS is not None:

@@ -139,10 +139,13 @@ class TokenNetwork(nn.Module, ABC):
     def item_logits(self, state_Rh: Tensor, token_NPh: Tensor) -> Tensor:
         """Scores of whole items [R, N]: what is looked for against the sum of an item's tokens and its own vector."""
         assert self.whole is not None
-        y_Nh = token_NPh.sum(1)
-        if self.own is not None:
-            y_Nh = y_Nh + self.own.weight[1:]
+        y_Nh = self.item_table(token_NPh, slice(1, None))
         return F.linear(self.whole(state_Rh), y_Nh).to(y_Nh.dtype)
+
+    def item_table(self, token_XPh: Tensor, item_X: Tensor | slice) -> Tensor:
+        """What whole items are scored by, [X, h]: the sum of an item's tokens and its own vector."""
+        y_Xh = token_XPh.sum(1)
+        return y_Xh if self.own is None else y_Xh + self.own.weight[item_X]
 
     def item_scores(self, hidden_Bh: Tensor, tokens: Callable[[Tensor], Tensor]) -> Tensor:
         """What a search asks of whole items: log-probabilities over the catalogue, [B, N]; tokens as in `scorer`."""

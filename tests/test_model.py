@@ -13,6 +13,7 @@ from data import make_batch
 from joint.gradient import idle_paths
 from model import PATHS
 from readers.splits import Split
+from recommenders import items
 from utils import Problem
 
 KINDS = ["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"]
@@ -334,6 +335,34 @@ def test_the_item_loss_is_the_cross_entropy_of_the_next_item(kind, own):
         score = model.recommender.scorer(lambda item: model.sids.tokens(item).token, batch.history_BS)
     want = -score(4, None, None).gather(1, batch.target_B[:, None] - 1).mean()
     assert float(got) == float(logged) == pytest.approx(float(want), rel=1e-4) and model.weights["item"] == 2.0
+
+
+@pytest.mark.parametrize("term", ["item", "latent"])
+def test_a_sample_of_a_large_catalogue_stands_for_all_of_it(term, monkeypatch):
+    """With many draws the sampled loss and its gradients come to the exact ones; each draw weighs N / M."""
+    options = {"item_loss": 1.0, "item_embedding": True} if term == "item" else {"latent_loss": 1.0}
+    model, batch = joint(recommender="rq_transformer", assignment_forward="history", **options).eval(), some_batch()
+
+    def measured():
+        model.zero_grad()
+        rec = model.sid_loss(batch, model.quantize(batch))
+        loss = next(extra for extra in model.extras if extra.name == term)(model, batch, rec)
+        loss.backward()
+        return float(loss), {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+
+    loss, grads = measured()
+    monkeypatch.setattr(items, "EXACT", 0)
+    monkeypatch.setattr(items, "SAMPLED", 300_000)
+    torch.manual_seed(0)
+    other, others = measured()
+    assert other == pytest.approx(loss, rel=2e-3) and grads.keys() == others.keys()
+    for name, grad in grads.items():
+        assert float((grad - others[name]).norm()) < 0.03 * float(grad.norm()) + 1e-5, name
+    monkeypatch.setattr(items, "SAMPLED", 5)  # few draws: another number each time, the mean partition function right
+    h, table, goal = torch.randn(1, 4), torch.randn(9, 4), torch.tensor([3])
+    exact = (h @ table.T).logsumexp(1) - (h @ table.T)[:, 3]
+    found = torch.stack([items.sampled_loss(h, lambda rows: table[rows], goal, 9) for _ in range(4000)])
+    assert float(found.exp().mean()) == pytest.approx(float(exact.exp()), rel=0.05) and float(found.std()) > 0
 
 
 def test_a_decay_scales_the_loss_of_sids_and_follows_it_alone():
