@@ -179,7 +179,7 @@ class RQVAE(ContentTokenizer, Learned):
             self.get_buffer("spread").copy_((x_ND - x_ND.mean(0)).std())
             if not 1e-30 < float(self.get_buffer("spread")) < 1e30:
                 raise Problem(
-                    "standardize_embeddings: the embeddings are all alike, there is no spread to divide by; "
+                    "standardize_embeddings: all embeddings are equal, so their standard deviation is zero; "
                     "embed the items anew or leave the option out"
                 )
         self.register_buffer("x_ND", self.prepare(x_ND.to(self.rq.codebooks()[0].device)), persistent=False)
