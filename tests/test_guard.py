@@ -341,7 +341,7 @@ def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkey
         fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto")
     monkeypatch.setattr(guard.log, "propagate", True)
     fit = fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto", resume_with_changes=True)
-    assert "goes on with changed options (epochs: 1 -> 2; lr_rec: 0.001 -> 0.002)" in caplog.text
+    assert "continues with changed options (epochs: 1 -> 2; lr_rec: 0.001 -> 0.002)" in caplog.text
     fit.train()
     written = configure.load(fit.run.config)
     assert (written[TrainOptions].epochs, written[TrainOptions].lr_rec) == (2, 2e-3)
@@ -468,7 +468,7 @@ def test_a_half_made_tokenizer_is_not_trained_on(ground, tmp_path):
     path.write_bytes(Path(options["rqvae_path"]).read_bytes())
     cfg = configure.build(options | {"rqvae_path": str(path)})
     (tmp_path / "last.pth").write_bytes(b"x")
-    with pytest.raises(Problem, match="its pre-training has not ended; repeat the command"):
+    with pytest.raises(Problem, match="its pre-training has not ended; continue it by the same"):
         build.tokenizer_of(cfg, data)
     (tmp_path / "report.json").write_text("{}")  # killed at its very end
     build.tokenizer_of(cfg, data)
