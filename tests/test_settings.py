@@ -259,7 +259,7 @@ def test_a_saved_configuration_loads_equal(tmp_path_factory, raw):
 
 
 def test_resuming_needs_a_name():
-    with pytest.raises(Problem, match="resume: auto needs the run_name"):
+    with pytest.raises(Problem, match="resume: auto needs a run_name"):
         configure.load(None, ["--resume=auto"])
 
 
