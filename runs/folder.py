@@ -58,6 +58,9 @@ class RunOptions:
         "whether run_FrqUD.sh and run_SDUD.sh also train the two-stage baseline with the same tokenizer",
         free=True,
     )
+    with_sasrec: bool = option(
+        False, "whether run_FrqUD.sh and run_SDUD.sh also train SASRec, for twice the epochs", free=True
+    )
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.trackers if name not in TRACKERS]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that reads the code without running it.
+# Everything that reads the code and the pages without running them.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/setup.sh
@@ -8,3 +8,4 @@ cd "$here"
 "$PY" -m ruff check .
 "$PY" -m mypy .
 "$(dirname "$PY")/shellcheck" -x run_*.sh scripts/*.sh .ci/run
+bash scripts/docs.sh build

@@ -3,9 +3,11 @@
   python scripts/prepare_data.py clicks.csv --items items.csv --out dataset/shop
   python scripts/prepare_data.py SOURCE --out DIR/NAME [--key=value ...]   SOURCE: a file, or a folder as published
   python scripts/prepare_data.py SOURCE --out DIR/NAME --to LAYOUT         written for another program
+  python scripts/prepare_data.py --fetch NAME [--out DIR/NAME]             a published data set, downloaded and prepared
   python scripts/prepare_data.py --download REPOSITORY --out DIR           files of a Hugging Face repository, checked
 
-docs/your_data.md says which sources and layouts there are. Needs polars: pip install -r requirements-data.txt
+docs/data-formats.md says which sources and layouts there are, docs/get-the-data.md which names.
+Needs polars: pip install -r requirements-data.txt
 """
 
 import hashlib
@@ -27,6 +29,7 @@ import yaml
 
 import settings
 from readers.dataset import SPLITS
+from readers.fetch import compare, degrees, fetch, published
 from readers.layouts import read_dataset
 from readers.splits import SHORTEST, DataOptions
 from utils import (
@@ -71,13 +74,18 @@ def run(argv: list[str]) -> None:
             f"\nsources: {', '.join(KINDS)}\nlayouts of --to: {', '.join(WRITERS)} (default own, which training reads)"
         )
         return
-    sources, named, cfg = settings.command(argv, kinds, ["out", "to", "download"])
+    own = ["out", "to", "download", "fetch"]
     log_to(None, main=True)
+    sources, named, cfg = settings.command(argv, kinds, own)
     if "download" in named:
         from readers.hub import download
 
         download(named["download"], Path(named.get("out", ".")))
         return
+    if "fetch" in named:
+        if sources:
+            raise Problem(f"--fetch={named['fetch']}: takes no SOURCE beside it; drop {sources[0]}")
+        sources, named, cfg = fetched(named, argv, kinds, own)
     layout = named.get("to", "own")
     if len(sources) != 1 or "out" not in named:
         raise Problem("prepare_data.py: needs one SOURCE and --out DIR/NAME; --help shows how")
@@ -102,6 +110,21 @@ def run(argv: list[str]) -> None:
 
     card = write_whole(out, fill)
     show(card, out, data)
+    if "fetch" in named:
+        found = card["statistics"]
+        compare(named["fetch"], (found["users"], found["items"], found["interactions"]), found["degrees"])
+
+
+def fetched(named: dict[str, str], argv: list[str], kinds: dict[str, type], own: list[str]) -> Any:
+    """The command line of a published data set, once its files are there: what is typed goes before its own options."""
+    name = named["fetch"]
+    usual = published(name).options
+    out = named.get("out", f"dataset/{name}")
+    free_folder(Path(out))  # before anything is fetched
+    typed = {word.partition("=")[0] for word in argv}
+    more = [word for word in usual if word.partition("=")[0] not in typed]
+    folder = fetch(name, Path(out).parent / f"{Path(out).name}-published")
+    return settings.command([str(folder), *argv, *more, *([] if "out" in named else [f"--out={out}"])], kinds, own)
 
 
 def free_folder(out: Path) -> Path:
@@ -138,6 +161,7 @@ def described(data: "Prepared", folder: Path, layout: str, cfg: "PrepareOptions"
     facts: dict[str, Any] = {
         "statistics": {
             **counts,
+            "degrees": degrees(data.user, data.item),
             "density": counts["interactions"] / (counts["users"] * counts["items"]),
             "of_a_user": {"mean": float(lengths.mean()), "median": float(np.median(lengths)),
                           "least": int(lengths.min()), "most": int(lengths.max())},
@@ -189,7 +213,9 @@ def preset(name: str, items: int, samples: int, cfg: "PrepareOptions", *, drop: 
     while size < LARGEST_BATCH and size * STEPS < samples:
         size *= 2
     text = re.sub(r"^batch_size:.*$", f"batch_size: {size}", text, flags=re.MULTILINE)
-    more = ["short_users: drop"] if drop and cfg.split == "leave_one_out" else []
+    text = re.sub(r"^with_two_stage:.*\n", "", text, flags=re.MULTILINE)
+    more = ["with_two_stage: true", "with_sasrec: true"]  # one table of all that a shop would choose from
+    more += ["short_users: drop"] if drop and cfg.split == "leave_one_out" else []
     more += [f"split: time\ntime_quantile: {cfg.time_quantile}"] if cfg.split == "time" else []
     begin = (
         f"# The sizes of config/{base}.yaml; change what you like.  bash run_FrqUD.sh {quote(name)} --data_path=DIR\n"

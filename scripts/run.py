@@ -1,4 +1,4 @@
-"""One end-to-end run: demo data, tokenizer, joint training, test, table. Called by run_*.sh.
+"""One end-to-end run: demo data, tokenizer, baselines, joint training, test, table. Called by run_*.sh.
 
   bash run_FrqUD.sh [data set] [--key=value ...]      NPROC=2 for two processes
 
@@ -29,6 +29,7 @@ from runs.folder import RunFolder, RunOptions
 from scripts.make_demo import build_demo
 from settings import Config
 from sids.tokenizer import CodeOptions
+from trainer import TrainOptions
 from utils import (
     Problem,
     keep_freed_memory,
@@ -57,15 +58,16 @@ def run(uncertainty: str, argv: list[str]) -> None:
         print(settings.dump(cfg), end="")
         return
     data, folder, beside = check_before_training(cfg), RunFolder.of(cfg), beside_of(cfg)
-    for run in (folder, *([RunFolder.of(beside)] if beside is not None else [])):
-        run.check_of(data)
-    lacking = [c for c in (beside, cfg) if c is not None and not RunFolder.of(c).finished]
+    for each in (cfg, *beside.values()):
+        RunFolder.of(each).check_of(data)
+    lacking = [c for c in (*beside.values(), cfg) if not RunFolder.of(c).finished]
     if lacking and cfg[CodeOptions].rqvae_path is None:
         build.train_tokenizer(cfg, data)
     for each in lacking:
         train(each, processes, data)
-    if beside is not None:
-        write_json(folder.baselines, {"two_stage": RunFolder.of(beside).results(), **folder.beside()})
+    if beside:
+        figures = {name: RunFolder.of(each).results() for name, each in beside.items()}
+        write_json(folder.baselines, figures | folder.beside())
         page.write(folder)
     report.log_results(folder)
     log.info(f"run folder: {folder.path}")
@@ -79,11 +81,11 @@ def check_before_training(cfg: Config) -> Dataset:
         except OSError as e:
             raise Problem(f"the demo data cannot be written: {e}; clear that folder or set data_path") from None
     RunFolder.of(cfg).check_free_or_same(cfg)
-    if (beside := beside_of(cfg)) is not None:
+    for name, beside in beside_of(cfg).items():
         try:
             RunFolder.of(beside).check_free_or_same(beside)
         except Problem as e:
-            raise Problem(f"{e}; or leave the baseline out: --with_two_stage=false") from None
+            raise Problem(f"{e}; or leave the baseline out: --with_{name}=false") from None
     data = main.check_data(cfg)
     build.check_named(cfg, data)
     return data
@@ -118,16 +120,19 @@ def processes_wanted() -> int:
     return number
 
 
-def two_stage_of(cfg: Config) -> Config:
-    """The same run on the frozen tokenizer."""
-    return configure.change(cfg, method="two_stage", run_name=f"{cfg[RunOptions].run_name}-two_stage")
+def baseline_of(cfg: Config, method: str) -> Config:
+    """The run of a baseline beside this one; two_stage has the same tokenizer, not updated."""
+    # an epoch over items costs a fraction, and SASRec's best needs more of them (docs/baselines.md)
+    epochs = cfg[TrainOptions].epochs * (2 if method == "sasrec" else 1)
+    return configure.change(cfg, method=method, epochs=epochs, run_name=f"{cfg[RunOptions].run_name}-{method}")
 
 
-def beside_of(cfg: Config) -> Config | None:
-    """The two-stage run whose figures are asked for and do not stand beside this run's own yet."""
+def beside_of(cfg: Config) -> dict[str, Config]:
+    """The baselines whose figures are asked for and do not stand beside this run's own yet, by method."""
     folder = RunFolder.of(cfg)
-    has = folder.finished and "two_stage" in folder.beside()
-    return two_stage_of(cfg) if cfg[RunOptions].with_two_stage and not has else None
+    there = folder.beside() if folder.finished else {}
+    asked = {"two_stage": cfg[RunOptions].with_two_stage, "sasrec": cfg[RunOptions].with_sasrec}
+    return {name: baseline_of(cfg, name) for name, wanted in asked.items() if wanted and name not in there}
 
 
 def train(cfg: Config, processes: int, data: Dataset) -> None:

@@ -1,18 +1,19 @@
 # shellcheck shell=bash
 # Sourced by the scripts: sets PY to a Python that can run the code, making .venv if need be.
-#   source scripts/setup.sh run|test
+#   source scripts/setup.sh run|test|docs
 
 # Threads that spin long starve each other on a busy machine, threads that never spin are slow on small tensors.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-usable() { # usable PYTHON run|test: has the packages, torch not older than 2.6?
+usable() { # usable PYTHON run|test|docs: has the packages, torch not older than 2.6?
   "$1" - "$2" >/dev/null 2>&1 <<'PYTHON'
 import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 need = "torch accelerate transformers yaml numpy pyarrow faiss sklearn scipy tqdm colorama".split()
-need += ["pytest", "xdist", "pytest_timeout", "hypothesis", "polars", "sentence_transformers"] if sys.argv[1] == "test" else []
+need += {"test": ["pytest", "xdist", "pytest_timeout", "hypothesis", "polars", "sentence_transformers"],
+         "docs": ["polars", "mkdocs", "material", "mkdocstrings"]}.get(sys.argv[1], [])
 old = tuple(map(int, version("torch").split("+")[0].split(".")[:2])) < (2, 6)
 sys.exit(sys.version_info < (3, 11) or old or any(find_spec(n) is None for n in need))
 PYTHON
@@ -20,7 +21,7 @@ PYTHON
 
 setup() {
   local kind=$1 file=requirements.txt active
-  [ "$kind" = test ] && file=requirements-dev.txt
+  case $kind in test) file=requirements-dev.txt ;; docs) file=requirements-docs.txt ;; esac
   active=$(command -v python3 || command -v python || true)
   if [ -n "$active" ] && usable "$active" "$kind"; then
     PY=$active

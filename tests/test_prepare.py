@@ -390,8 +390,9 @@ def test_a_split_by_time_is_counted_and_named(shop, tmp_path):
 ])  # fmt: skip
 def test_batches_grow_with_the_data(items, samples, want):
     """So that an epoch has 200 steps at most, as long as a batch is not too large."""
-    text = prepare_data.preset("s", items, samples, PrepareOptions(), drop=False)
-    assert yaml.safe_load(text)["batch_size"] == want
+    options = yaml.safe_load(prepare_data.preset("s", items, samples, PrepareOptions(), drop=False))
+    assert options["batch_size"] == want
+    assert options["with_two_stage"] and options["with_sasrec"]  # whatever the size, one table of them all
 
 
 def test_the_run_script_takes_it_as_it_is(shop):

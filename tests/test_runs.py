@@ -22,6 +22,7 @@ from main import finish
 from readers.dataset import read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from runs import report
 from runs.folder import RunFolder
 from runs.guard import log
 from runs.state import Progress
@@ -161,10 +162,10 @@ def test_the_embeddings_are_opened_once(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(options, folder) of a finished pair of runs: DIGER and the two-stage baseline beside it."""
+    """(options, folder) of a finished run of DIGER with two trained baselines beside it."""
     root = tmp_path_factory.mktemp("finished")
     write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"run_name": "r", "epochs": 1, "with_two_stage": True}
+    options = tiny_overrides(root) | {"run_name": "r", "epochs": 1, "with_two_stage": True, "with_sasrec": True}
     (root / "config.yaml").write_text(yaml.safe_dump(options))
     scripts.run.run("frqud", [f"--config={root / 'config.yaml'}"])
     return root / "config.yaml", root / "out" / "tiny" / "r"
@@ -197,9 +198,7 @@ def test_a_finished_run_is_not_trained_on(finished, capsys, command, told, chang
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(
-    "free", [[], ["--resume_with_changes=true"], ["--save_steps=3", "--log_dir=elsewhere"]]
-)
+@pytest.mark.parametrize("free", [[], ["--resume_with_changes=true"], ["--save_steps=3", "--log_dir=elsewhere"]])
 def test_a_finished_run_is_printed_again(finished, capsys, monkeypatch, tmp_path, command, free):
     config, folder = finished
     monkeypatch.chdir(tmp_path)
@@ -212,7 +211,7 @@ def test_a_finished_run_is_printed_again(finished, capsys, monkeypatch, tmp_path
 def test_a_baseline_with_other_options_is_refused_with_its_remedy(finished, capsys, tmp_path):
     """The run itself is not finished, its two-stage twin is."""
     config, folder = finished
-    for name in ("r", "r-two_stage"):
+    for name in ("r", "r-two_stage", "r-sasrec"):
         shutil.copytree(folder.parent / name, tmp_path / "tiny" / name)
     (tmp_path / "tiny" / "r" / "test.json").unlink()
     argv = [
@@ -224,7 +223,18 @@ def test_a_baseline_with_other_options_is_refused_with_its_remedy(finished, caps
     ]
     err = fails(capsys, COMMANDS["run"], *argv, "--dry_run")
     assert re.search(r"r-two_stage: is finished .*new run_name .*--with_two_stage=false", err)
-    COMMANDS["run"]([*argv, "--dry_run", "--with_two_stage=false"])
+    err = fails(capsys, COMMANDS["run"], *argv, "--dry_run", "--with_two_stage=false")
+    assert re.search(r"r-sasrec: is finished .*new run_name .*--with_sasrec=false", err)
+    COMMANDS["run"]([*argv, "--dry_run", "--with_two_stage=false", "--with_sasrec=false"])
+
+
+def test_one_table_of_joint_two_stage_sasrec_and_the_baselines_without_training(finished):
+    _, folder = finished
+    rows = report.rows_of(RunFolder(folder))
+    assert [row["method"] for row in rows] == ["frqud", "two_stage", "sasrec", "popularity", "content"]
+    assert all(0 <= row["ndcg@10"] <= 1 for row in rows)
+    sasrec = yaml.safe_load((folder.with_name("r-sasrec") / "config.yaml").read_text())
+    assert (sasrec["method"], sasrec["epochs"]) == ("sasrec", 2)
 
 
 def test_a_baseline_of_other_data_does_not_stand_beside(finished, capsys, tmp_path):
