@@ -272,7 +272,7 @@ def check_ends(sids: SidTable, ends: int) -> None:
     """Problem when dedup tokens that are known already are more than there may be."""
     if sids.end_N is not None and (largest := int(sids.end_N.max())) >= ends:
         raise Problem(
-            f"sid_path: an dedup token is {largest}, the largest there may be is {ends - 1}; raise max_group where "
+            f"sid_path: a dedup token is {largest}, the largest there may be is {ends - 1}; raise max_group where "
             "lengths differ, else the last number of num_emb_list, or set collision: item"
         )
 

@@ -31,7 +31,10 @@ table{border-collapse:collapse}td,th{padding:3px 10px;border-bottom:1px solid #d
 td:first-child,th:first-child{text-align:left}td.text,th.text{text-align:left}
 tr.unlike td{background:#fff3d6}.heat{width:440px;height:300px;image-rendering:pixelated;border:1px solid #ccc}
 details details{margin-left:18px}summary{cursor:pointer}.sid{font-family:monospace;color:#0072b2}
-ul{margin:2px 0 2px 18px;padding-left:14px}
+ul{margin:2px 0 2px 18px;padding-left:14px}.wide{overflow-x:auto}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c}text{fill:#bbb}.grid{stroke:#3a3d42}
+.legend,.note{color:#aaa}h2,td,th,.heat{border-color:#3a3d42}tr.unlike td{background:#4a3a10}.sid{color:#6cb6e8}}
+@media(max-width:500px){body{margin:12px auto}figure,figure>svg,.heat{width:100%;height:auto}}
 """
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
@@ -115,7 +118,7 @@ def page(runs: Sequence[Finished]) -> str:
     body = [HEAD.format(title=escaped(title), style=STYLE), f"<h1>{escaped(title)}</h1>", metrics_table(runs)]
     body += ["<h2>Protocol</h2>", protocol_card(runs)]
     if len(runs) > 1:
-        body += ["<h2>Together</h2>", figures(together(runs))]
+        body += ["<h2>Comparison</h2>", figures(together(runs))]
     for run in runs:
         body.append(f"<h2>{escaped(run.name)}: training</h2>{figures(training(run))}")
         if run.sids:
@@ -160,7 +163,7 @@ def metrics_table(runs: Sequence[Finished]) -> str:
     note = f"{runs[0].rank.shape[1]} test users; ± half of the 95 % interval over users"
     if len(runs) > 1:
         note += f"; z: paired over users, against {runs[0].name}"
-    return f"<table>{''.join(lines)}</table><p class='note'>{escaped(note)}</p>"
+    return f"<div class='wide'><table>{''.join(lines)}</table></div><p class='note'>{escaped(note)}</p>"
 
 
 def _cell(run: Finished, base: Finished, metric: str) -> str:
@@ -177,7 +180,7 @@ def protocol_card(runs: Sequence[Finished]) -> str:
         kind = ' class="unlike"' if len(set(cells)) > 1 else ""
         lines.append(f"<tr{kind}><td>{escaped(name)}</td>{''.join(f'<td class=text>{c}</td>' for c in cells)}</tr>")
     head = "".join(f"<th class=text>{escaped(run.name)}</th>" for run in runs)
-    return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+    return f"<div class='wide'><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
 
 
 def _option(*names: str) -> Callable[[Finished], str]:
@@ -208,7 +211,7 @@ CARD: Mapping[str, Callable[[Finished], str]] = {
     "seen items masked": _option("mask_seen"),
     "users with short histories": _option("short_users"),
     "checkpoint chosen by": lambda run: f"validation {run.options.get('valid_metric')}",
-    "looks at the test set": lambda run: str(run.results.get("test_evaluations", "-")),
+    "test evaluations": lambda run: str(run.results.get("test_evaluations", "-")),
     "content embeddings (text encoder)": _content,
     "precision": _option("mixed_precision"),
     "seed": _option("seed"),
@@ -216,7 +219,7 @@ CARD: Mapping[str, Callable[[Finished], str]] = {
     "versions": _environment("python", "torch", "numpy"),
     "machine": _environment("platform", "gpu"),
     "equal timestamps": lambda run: "order of the file",
-    "equal scores": lambda run: "the target counts where the list has it",
+    "equal scores": lambda run: "the target has the rank at which the list holds it",
 }  # fmt: skip
 
 
@@ -234,7 +237,7 @@ def together(runs: Sequence[Finished]) -> Figures:
     """One chart a figure, one curve a run."""
     chosen = str(runs[0].options.get("valid_metric"))
     wanted = {f"valid/{chosen}": f"validation {chosen}", "loss/rec": "recommendation loss",
-              "collision_rate": "collision rate", "sid_changed_since_start": "SIDs unlike the first",
+              "collision_rate": "collision rate", "sid_changed_since_start": "items whose SID changed since the start",
               "noise_scale": "noise scale", "samples_per_s": "samples/s"}  # fmt: skip
     return [charts.lines(title, {run.name: run.curve(key) for run in runs}) for key, title in wanted.items()]
 
@@ -245,6 +248,7 @@ def training(run: Finished) -> Figures:
     rest = {k.removeprefix("loss/"): run.curve(k) for k in run.keys("loss/") if k != "loss/rec"}
     valid = {k.removeprefix("valid/"): run.curve(k) for k in run.keys("valid/")
              if "@" in k and k.count("/") == 1 and "coverage" not in k}  # fmt: skip
+    valid = {k: v for i, (k, v) in enumerate(valid.items()) if v not in [*valid.values()][:i]}  # ndcg@1 is recall@1
     churn = {k.replace("_", " "): run.curve(k) for k in run.keys("sid_changed") + run.keys("codes_changed")}
     noise = run.curves("noise_scale/") or {"noise scale": run.curve("noise_scale")}
     share = {k.replace("_", " "): run.curve(k) for k in ("stochastic_share", "sampled_differs", "sid_agreement")}
@@ -256,14 +260,14 @@ def training(run: Finished) -> Figures:
     return [
         charts.lines("validation", valid),
         charts.lines("loss", rec),
-        charts.lines("loss: tokenizer's terms", rest, log=True),
+        charts.lines("other terms of the loss", rest, log=True),
         *proof,
         charts.lines("noise scale", noise),
-        charts.lines("items with noise; drawn codes that differ", share),
+        charts.lines("share of items with noise, and with another sampled code", share),
         charts.lines("items whose SID changed in the epoch or since the start", churn),
         charts.lines("perplexity", run.curves("perplexity/")),
         charts.lines("collision rate", {"items": run.curve("collision_rate")}),
-        charts.lines("chance to keep the nearest code", run.curves("keep_probability/")),
+        charts.lines("probability that the sampled code is the nearest", run.curves("keep_probability/")),
         charts.lines("learning rate", run.curves("lr/"), log=True),
         charts.lines("samples/s", {"samples/s": run.curve("samples_per_s")}),
         charts.lines("peak memory, GB", {"GB": run.curve("peak_memory_gb")}),
@@ -285,12 +289,12 @@ def usage(run: Finished) -> Figures:
     final = {}
     for place in range(places):
         counts = Counter(sid[place] for sid in run.sids if len(sid) > place)
-        final[f"place {place + 1}"] = list(enumerate((float(n) for _, n in counts.most_common()), 1))
+        final[f"position {place + 1}"] = list(enumerate((float(n) for _, n in counts.most_common()), 1))
     return [*found, charts.lines("items of each token at the end, most used first", final, log=True, x_label="token")]
 
 
 def groups(run: Finished) -> list[list[int]]:
-    """Items that share all their codes, largest groups first; an dedup token, behind the levels or <z_...>, is none."""
+    """Items that share all their codes, largest groups first; a dedup token, behind the levels or <z_...>, is none."""
     found: dict[tuple[str, ...], list[int]] = {}
     levels = len(run.keys("codes_used/level_")) or None
     for item, sid in enumerate(run.sids):
@@ -310,7 +314,7 @@ def collisions(run: Finished) -> str:
         sid = escaped(" ".join(run.sids[group[0]]))
         titles = "; ".join(run.label(i) for i in group[:12]) + (" ..." if len(group) > 12 else "")
         lines.append(f"<li><span class='sid'>{sid}</span> {len(group)} items: {titles}</li>")
-    shown = f"<details><summary>the largest collision groups</summary><ul>{''.join(lines)}</ul></details>"
+    shown = f"<details><summary>largest groups of items with equal codes</summary><ul>{''.join(lines)}</ul></details>"
     return figures([chart]) + (shown if lines else "")
 
 
@@ -325,8 +329,8 @@ def tree(run: Finished) -> str:
             break
         shown += len(by_first[token])
         parts.append(_branch(run, by_first[token], 0))
-    left = f"<p class='note'>{len(run.sids) - shown} items more are left out.</p>" if shown < len(run.sids) else ""
-    heading = f"<summary>the catalogue by semantic ID ({shown} of {len(run.sids)} items)</summary>"
+    left = f"<p class='note'>{len(run.sids) - shown} more items are left out.</p>" if shown < len(run.sids) else ""
+    heading = f"<summary>catalogue by semantic ID ({shown} of {len(run.sids)} items)</summary>"
     return f"<details>{heading}{''.join(parts)}{left}</details>"
 
 

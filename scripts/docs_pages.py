@@ -1,15 +1,22 @@
-"""The pages of the site that come from code: options, commands, presets, Python API. A hook of mkdocs.yml.
+"""The source of the documentation site: the pages of docs/, and those that come from code.
 
-An option without a help text, a script without a docstring and a preset without a header fail the build. README,
-CONTRIBUTING, CHANGELOG and results/ become pages too. Links to other files of the repository become plain text.
+  python scripts/docs_pages.py OUT      called by scripts/docs.sh
+
+Options, commands, presets and the Python API are generated. An option without a help text, a script without a docstring,
+a preset without a header and a page without a place in NAV are errors. README, CONTRIBUTING, CHANGELOG and results/ are
+pages too. Links to other files of the repository become plain text.
 """
 
 import ast
+import importlib
+import inspect
 import posixpath
 import re
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,9 +27,17 @@ from compose import parts
 from readers.encoders import EmbedOptions
 from readers.prepare import PrepareOptions
 from readers.raw.scan import SourceOptions
-from utils import Problem
+from utils import Problem, as_command
 
-COPIED = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+NAV = {
+    "Tutorials": "first-run walkthrough your-shop",
+    "How-to": "get-the-data reproduce-the-paper choose-a-method read-the-report resume-and-recover gpu-and-multi-node "
+              "serving refresh-sids extend contributing",
+    "Reference": "options cli presets run-folder data-formats python-api glossary migrating changelog",
+    "Explanation": "method architecture performance forge varlen baselines",
+    "Research": "results diger log limitations faq",
+}  # fmt: skip
+COPIED = {"README.md": "index", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
 API = {
     "A trained model": ("serve.loaded", "serve.hub"),
     "Metrics and comparisons": ("metrics", "runs.paired"),
@@ -34,6 +49,9 @@ OF_SCRIPTS = {"prepare_data.py, source": SourceOptions, "prepare_data.py, prepar
               "embed_items.py": EmbedOptions}  # fmt: skip
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)|src=\"(?!https?:)([^\"]+)\"")
+
+
+# ---------------------------------------------------------------- pages from code
 
 
 def options_page(kinds: Mapping[str, type] | None = None) -> str:
@@ -51,11 +69,11 @@ def options_page(kinds: Mapping[str, type] | None = None) -> str:
                 said.append(f"one of {', '.join(map(str, get_args(want[name])))}")
             said += [f"{word} {f.metadata[k]}" for k, word in LIMITS.items() if k in f.metadata]
             said += [f"read with {' or '.join(f'`{n}`' for n in f.metadata['needs'])}"] if f.metadata["needs"] else []
-            text.append(f"| `{name}` | `{'-' if value is None else value}` | {escaped('; '.join(said))} |\n")
+            text.append(f"| `{name}` | `{'-' if value is None else value}` | {cell('; '.join(said))} |\n")
     return "".join(text)
 
 
-def escaped(text: str) -> str:
+def cell(text: str) -> str:
     """Text of a table's cell; what stands between angle brackets is no HTML."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
@@ -63,8 +81,7 @@ def escaped(text: str) -> str:
 def cli_page(files: list[Path] | None = None) -> str:
     """What each command says of itself; Problem where it says nothing."""
     text = ["# Commands\n\n`--help` prints the same and all options.\n"]
-    files = files or [ROOT / "main.py", *sorted((ROOT / "scripts").glob("*.py"))]
-    for path in files:
+    for path in files or [ROOT / "main.py", *sorted((ROOT / "scripts").glob("*.py"))]:
         source = path.read_text(encoding="utf-8")
         said = ast.get_docstring(ast.parse(source))
         if not said:
@@ -81,63 +98,103 @@ def presets_page(folder: Path = ROOT / "config") -> str:
         text = path.read_text(encoding="utf-8")
         if not (first := re.match(r"# (.+)\n", text)):
             raise Problem(f"{path}: a preset without a header; its first line says what it is for")
-        table.append(f"| [{path.stem}](#{path.stem}) | {escaped(first[1])} |\n")
+        table.append(f"| [{path.stem}](#{path.stem}) | {cell(first[1])} |\n")
         full.append(f"\n## {path.stem}\n\n```yaml\n{text}```\n")
     head = "# Presets\n\nThe files of `config/`. A preset is taken with `--config` or by the name of its data set.\n\n"
     return "".join([head, "| preset | what it is |\n|---|---|\n", *table, *full])
 
 
 def api_page() -> str:
-    """Directives that mkdocstrings fills from docstrings."""
-    text = ["# Python API\n\nFrom the docstrings. The modules are imported from the repository's folder.\n"]
+    """Public classes and functions with their docstrings."""
+    text = ["# Python API\n\nFrom the docstrings. Modules are imported from the repository's folder.\n"]
     for title, modules in API.items():
-        text += [f"\n## {title}\n", *(f"\n::: {module}\n" for module in modules)]
+        text.append(f"\n## {title}\n")
+        for name in modules:
+            module = importlib.import_module(name)
+            text.append(f"\n### `{name}`\n\n{prose(module)}\n")
+            text += [f"\n{entry}" for entry in members(module)]
     return "".join(text)
+
+
+def members(module: ModuleType) -> Iterator[str]:
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__ or not prose(value):
+            continue
+        if inspect.isclass(value):
+            yield f"#### `class {name}`\n\n{prose(value)}\n"
+            for part, inner in vars(value).items():
+                if inspect.isfunction(inner) and not part.startswith("_") and prose(inner):
+                    yield f"```python\n{part}{signature(inner)}\n```\n\n{prose(inner)}\n"
+        elif inspect.isfunction(value):
+            yield f"#### `{name}`\n\n```python\n{name}{signature(value)}\n```\n\n{prose(value)}\n"
+
+
+def signature(function: Any) -> str:
+    """The names without their modules, one parameter list."""
+    text = re.sub(r"<(?:class|function) '?([\w.]+)[^>]*>", r"\1", str(inspect.signature(function)))
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", text)
+
+
+def prose(value: Any) -> str:
+    """A docstring of one's own as Markdown."""
+    return inspect.cleandoc(vars(value).get("__doc__") or value.__doc__ or "").replace("<", "&lt;").replace("*", "\\*")
+
+
+# ---------------------------------------------------------------- pages of the repository
 
 
 def relinked(text: str, page: str) -> str:
     """Markdown whose links lead within the site; `page`: where it lies in the repository."""
-    moved = {source: name for name, source in COPIED.items()}
-    here = posixpath.dirname(page) if page not in moved else ""
-    depth = posixpath.dirname(page).removeprefix("docs").strip("/")
+    folder = "" if page in COPIED else posixpath.dirname(page)
+    depth = folder.removeprefix("docs")
 
     def one(found: re.Match[str]) -> str:
         mark, label, path, anchor, source = found.groups()
-        target = posixpath.normpath(posixpath.join(here, source or path)) if source or path else ""
-        place = moved.get(target) or (
-            target.removeprefix("docs/") if target.startswith(("docs/", "results/")) else None
-        )
-        if source:
-            return f'src="{posixpath.relpath(place or target, depth or ".")}"'
-        if not target:
+        if not (source or path):
             return found[0]
-        if place is None or target.endswith(".json"):
-            return label if label.strip("`") == target or "/" in label else f"{label} (`{target}`)"
-        return f"{mark}[{label}]({posixpath.relpath(place, depth or '.')}{anchor or ''})"
+        target = posixpath.normpath(posixpath.join(folder, source or path))
+        place = f"{COPIED[target]}.md" if target in COPIED else target.removeprefix("docs/")
+        if not source and (place == target and not target.startswith("results/") or target.endswith(".json")):
+            return label if target in label or "/" in label else f"{label} (`{target}`)"
+        place = posixpath.relpath(place, depth or ".")
+        return f'src="{place}"' if source else f"{mark}[{label}]({place}{anchor or ''})"
 
     return LINK.sub(one, text)
 
 
-# ---------------------------------------------------------------- what MkDocs calls
+def pages() -> dict[str, str]:
+    """Name -> Markdown of every page; Problem where a page has no place in the navigation, or a place no page."""
+    made = {"options.md": options_page(), "cli.md": cli_page(), "presets.md": presets_page(), "python-api.md": api_page()}
+    sources = [*(ROOT / name for name in COPIED), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md")]
+    for path in sources:
+        name = path.relative_to(ROOT).as_posix()
+        text = relinked(path.read_text(encoding="utf-8"), name)
+        if name.startswith("results/"):
+            text = f"---\norphan: true\n---\n{text}"
+        made[f"{COPIED[name]}.md" if name in COPIED else name.removeprefix("docs/")] = text
+    placed = {f"{name}.md" for names in NAV.values() for name in names.split()}
+    if wrong := placed ^ {name for name in made if "/" not in name and name != "index.md"}:
+        raise Problem(f"scripts/docs_pages.py: NAV and the pages differ in {', '.join(sorted(wrong))}")
+    for title, names in NAV.items():
+        tree = "\n".join(names.split())
+        made["index.md"] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{tree}\n```\n"
+    return made
 
 
-def on_files(files: Any, config: Any) -> Any:
-    from mkdocs.exceptions import PluginError
-    from mkdocs.structure.files import File
-
-    try:
-        made = {"options.md": options_page(), "cli.md": cli_page(), "presets.md": presets_page(),
-                "python-api.md": api_page()}  # fmt: skip
-    except Problem as e:
-        raise PluginError(str(e)) from None
-    made |= {name: (ROOT / source).read_text(encoding="utf-8") for name, source in COPIED.items()}
-    for name, content in made.items():
-        files.append(File.generated(config, name, content=content))
-    for path in [*(ROOT / "results").rglob("*.md"), *(ROOT / "results").rglob("*.svg")]:
-        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
-    return files
+def write(argv: list[str]) -> None:
+    if len(argv) != 1:
+        raise Problem("docs_pages.py: needs the folder that the source goes to")
+    out = Path(argv[0])
+    shutil.rmtree(out, ignore_errors=True)
+    for name, text in pages().items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for path in [*(ROOT / "docs" / "pictures").iterdir(), *(ROOT / "results").rglob("*.svg")]:
+        place = out / path.relative_to(ROOT).as_posix().removeprefix("docs/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    name = page.file.src_uri
-    return relinked(markdown, COPIED.get(name, name if name.startswith("results/") else f"docs/{name}"))
+if __name__ == "__main__":
+    as_command(__doc__, write)

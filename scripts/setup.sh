@@ -13,7 +13,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 need = "torch accelerate transformers yaml numpy pyarrow faiss sklearn scipy tqdm colorama".split()
 need += {"test": ["pytest", "xdist", "pytest_timeout", "hypothesis", "polars", "sentence_transformers"],
-         "docs": ["polars", "mkdocs", "material", "mkdocstrings"]}.get(sys.argv[1], [])
+         "docs": ["polars", "sphinx", "myst_parser", "furo"]}.get(sys.argv[1], [])
 old = tuple(map(int, version("torch").split("+")[0].split(".")[:2])) < (2, 6)
 sys.exit(sys.version_info < (3, 11) or old or any(find_spec(n) is None for n in need))
 PYTHON

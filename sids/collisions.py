@@ -1,4 +1,4 @@
-"""What becomes of items whose learned codes are equal: an dedup token tells them apart, they share, or some move.
+"""What becomes of items whose learned codes are equal: a dedup token tells them apart, they share, or some move.
 
 FORGE (arXiv:2509.20904) lets at most `cap` items share a SID and moves the others to another last code under the same
 prefix, the nearest free one (knn) or any (random). Here that is deterministic and loses no item; docs/forge.md says

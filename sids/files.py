@@ -11,7 +11,7 @@ from torch import Tensor
 from sids.table import SidTable
 from utils import Problem, log, quoted, read_json, shortened
 
-END = "z"  # letter of an dedup token where codes have unlike lengths
+END = "z"  # letter of a dedup token where codes have unlike lengths
 
 
 def letters(place: int) -> str:
@@ -48,10 +48,10 @@ def read_index(
 ) -> SidTable:
     """The SIDs of an index file, whoever made it; Problem names the item that does not fit.
 
-    A last token is an dedup token where it numbers the items of equal codes 0, 1, 2 ..., in any order, where it is the
+    A last token is a dedup token where it numbers the items of equal codes 0, 1, 2 ..., in any order, where it is the
     item's own number or 0 for one that stands alone, or where it is the <z_...> of lists of unlike length.
     sizes: codes of each level; default: the largest that occurs, and one. places: code places of a SID, where they are
-    known (sizes tell them too): then one token more that tells all items apart is an dedup token, whatever it counts.
+    known (sizes tell them too): then one token more that tells all items apart is a dedup token, whatever it counts.
     ids: those of a catalogue, whose order the table then has; the file's keys may be such ids (`keys`: ids) or numbers
     from 0 (numbers; without ids they must be).
     """

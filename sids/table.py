@@ -1,6 +1,6 @@
 """The table of semantic IDs: which tokens spell an item, and which item a row of tokens is.
 
-A SID is a row of learned codes, perhaps with an dedup token behind them that tells items of equal codes
+A SID is a row of learned codes, perhaps with a dedup token behind them that tells items of equal codes
 apart. Places count from 0; T is the most codes a SID has, P the most tokens.
 
 Shape letters: N items, T code positions, P token positions, G items of a leaf.
@@ -123,7 +123,7 @@ class SidTable:
     """All that trie, search, batches, exchange and reports know of SIDs.
 
     Items of one length have their dedup token at a position of its own, behind the codes. Where lengths differ,
-    an dedup token stands wherever an item ends: then a position has tokens 0 ... size - 1 for its codes, `ends`
+    a dedup token stands wherever an item ends: then a position has tokens 0 ... size - 1 for its codes, `ends`
     more for dedup tokens, and one for "behind the end", which every finished item goes on with.
     """
 

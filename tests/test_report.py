@@ -93,7 +93,7 @@ def test_what_it_shows_is_what_the_run_has_written(run):
 
 
 def test_groups_are_of_items_with_equal_codes(run):
-    """An dedup token is left out, the last code is not where all SIDs differ without one."""
+    """A dedup token is left out, the last code is not where all SIDs differ without one."""
     found = page.finished(run)
     assert found.keys("codes_used/level_") and len(found.sids[0]) == 4
     ended = [

@@ -1,0 +1,101 @@
+"""The documentation site: generated pages are complete, links lead somewhere, prose is short, the build has no warnings."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from compose import parts
+from scripts import docs_pages
+from settings import option
+from utils import Problem
+
+ROOT = Path(docs_pages.__file__).resolve().parent.parent
+BUILDS = all(find_spec(name) for name in ("sphinx", "myst_parser", "furo"))
+TUTORIALS = ["README.md", *(f"docs/{name}.md" for name in docs_pages.NAV["Tutorials"].split())]
+
+
+def test_every_option_and_preset_has_its_line():
+    page = docs_pages.options_page()
+    assert [name for name in parts.owners() if f"\n| `{name}` |" not in page] == []
+    table = docs_pages.presets_page()
+    assert all(f"| [{p.stem}](#{p.stem}) |" in table for p in (ROOT / "config").glob("*.yaml"))
+
+
+def test_what_says_nothing_of_itself_is_an_error(tmp_path):
+    @dataclass
+    class Silent:
+        loud: int = option(1, "heard")
+        mute: int = option(2, " ")
+
+    with pytest.raises(Problem, match=r"Silent: the option mute has no help text"):
+        docs_pages.options_page({"silent": Silent})
+    (tmp_path / "bare.yaml").write_text("epochs: 3\n")
+    with pytest.raises(Problem, match=r"bare\.yaml: a preset without a header"):
+        docs_pages.presets_page(tmp_path)
+    (tmp_path / "bare.py").write_text("print(1)\n")
+    with pytest.raises(Problem, match=r"bare\.py: a command without a docstring"):
+        docs_pages.cli_page([tmp_path / "bare.py"])
+
+
+def test_a_page_needs_a_place_in_the_navigation(monkeypatch):
+    made = docs_pages.pages()
+    assert {"options.md", "cli.md", "presets.md", "python-api.md", "index.md"} <= made.keys()
+    monkeypatch.setattr(docs_pages, "NAV", {**docs_pages.NAV, "Research": "results diger log limitations absent"})
+    with pytest.raises(Problem, match=r"NAV and the pages differ in absent\.md, faq\.md"):
+        docs_pages.pages()
+
+
+@pytest.mark.parametrize(
+    ("text", "page", "want"),
+    [
+        ("[a](docs/faq.md#x)", "README.md", "[a](faq.md#x)"),
+        ("[a](../CHANGELOG.md)", "docs/faq.md", "[a](changelog.md)"),
+        ("![p](../results/s/a.svg)", "docs/faq.md", "![p](results/s/a.svg)"),
+        ("[t](../../docs/results.md)", "results/s/a.md", "[t](../../results.md)"),
+        ("[how](../runs/paired.py)", "docs/faq.md", "how (`runs/paired.py`)"),
+        ('<img src="docs/pictures/a.svg">', "README.md", '<img src="pictures/a.svg">'),
+        ("[x](#below) [y](https://a.b)", "docs/faq.md", "[x](#below) [y](https://a.b)"),
+    ],
+)
+def test_links_lead_within_the_site(text, page, want):
+    assert docs_pages.relinked(text, page) == want
+
+
+def sentences(text):
+    """Words of each sentence outside tables, code and headings."""
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    text = re.sub(r"^\s*(\||#).*$", "", text, flags=re.M)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|`[^`]*`", r"X\1", text)
+    text = re.sub(r"^\s*(?:[-*]|\d+\.) ", "\n\n", text, flags=re.M)
+    for paragraph in re.split(r"\n\s*\n", text):
+        for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z*(\"X])", " ".join(paragraph.split())):
+            if len(words := re.findall(r"[^\s]*\w[^\s]*", sentence)) > 2:
+                yield len(words), sentence
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_sentences_are_short(path):
+    if path.name == "log.md":
+        return  # a history
+    found = list(sentences(path.read_text()))
+    assert [text for count, text in found if count > 30] == []
+    assert sum(count for count, _ in found) / max(len(found), 1) <= 18
+    if str(path.relative_to(ROOT)) in TUTORIALS:
+        assert not any(";" in text for _, text in found)
+
+
+@pytest.mark.skipif(not BUILDS, reason="the packages of requirements-docs.txt are not installed")
+def test_the_site_builds_without_a_warning(tmp_path):
+    docs_pages.write([str(tmp_path / "source")])
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-c", str(ROOT / "docs"), str(tmp_path / "source")]
+    built = subprocess.run(
+        [*command, str(tmp_path / "html")], capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}
+    )
+    assert (built.returncode, built.stderr) == (0, "")
+    assert "<table" in (tmp_path / "html" / "options.html").read_text()
