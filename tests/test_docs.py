@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compose import parts
-from scripts import docs_pages
+from scripts import docs_pages, make_demo, notebook
 from settings import option
 from utils import Problem
 
@@ -74,7 +74,7 @@ def sentences(text):
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|`[^`]*`", r"X\1", text)
     text = re.sub(r"^\s*(?:[-*]|\d+\.) ", "\n\n", text, flags=re.M)
     for paragraph in re.split(r"\n\s*\n", text):
-        for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z*(\"X])", " ".join(paragraph.split())):
+        for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z0-9*(\"±X])", " ".join(paragraph.split())):
             if len(words := re.findall(r"[^\s]*\w[^\s]*", sentence)) > 2:
                 yield len(words), sentence
 
@@ -99,3 +99,20 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
     assert (built.returncode, built.stderr) == (0, "")
     assert "<table" in (tmp_path / "html" / "options.html").read_text()
+
+
+def test_the_walkthrough_runs_and_its_page_shows_its_code(tmp_path, monkeypatch):
+    source = (ROOT / "docs" / "walkthrough.py").read_text()
+    page = (ROOT / "docs" / "walkthrough.md").read_text()
+    parts = [c.text if c.prose else f"```python\n{c.text}\n```" for c in notebook.cells(source)]
+    places = [page.find(part) for part in parts]
+    assert -1 not in places and places == sorted(places)  # python scripts/notebook.py docs/walkthrough.py writes it
+    monkeypatch.setattr(make_demo, "N_USERS", 150)
+    monkeypatch.chdir(ROOT)
+    made = notebook.executed(source, {"WORK": str(tmp_path), "PICTURES": str(tmp_path), "QUICK": True})
+    shown = re.findall(r"^!\[.*\]\(pictures/(.*)\)$", page, re.M)
+    assert re.findall(r"^!\[.*\]\(pictures/(.*)\)$", made, re.M) == shown and len(shown) == 3
+    assert all((tmp_path / name).read_text().startswith("<svg") for name in shown)
+    assert "SID of our item: [" in made and "items with other codes: " in made
+    with pytest.raises(Problem, match="needs one notebook"):
+        notebook.run(["page.md"])
