@@ -88,7 +88,7 @@ def train(cfg: Config, advice: str | None = None, data: Dataset | None = None) -
         with guard.fail_together(acc):
             run.check_of(data or read_dataset(cfg[DataOptions]))
         log_to(None, main=acc.is_main_process)
-        log.info(f"{run.path} is finished already")
+        log.info(f"{run.path} is finished: its results follow")
         if acc.is_main_process and not is_file(run.path / "report.html"):
             page.write(run)  # an end that was killed behind its results
         acc.end_training()
@@ -118,11 +118,11 @@ def train(cfg: Config, advice: str | None = None, data: Dataset | None = None) -
     return run
 
 
-SAME_AGAIN = "its state is saved; the same command goes on"  # of commands that find their runs by their options
+SAME_AGAIN = "its state is saved; the same command continues it"  # of commands that find their runs by their options
 
 
 def go_on(cfg: Config) -> str:
-    return f"its state is saved; go on with the same command and --run_name={cfg[RunOptions].run_name} --resume=auto"
+    return f"its state is saved; continue with the same command and --run_name={cfg[RunOptions].run_name} --resume=auto"
 
 
 def accelerator(cfg: Config, trackers: list[str] | None = None) -> Accelerator:
@@ -327,7 +327,7 @@ def recommend_users(loaded: Loaded, given: dict[str, str], k: int, allow: list[s
     allowed = None if allow is None else [loaded.number[token] for token in allow]
     offer = loaded.offer(allowed, [loaded.number[token] for token in deny])
     if not offer.size:
-        raise Problem("--allow, --deny: no item is left that may be recommended")
+        raise Problem("--allow, --deny: they leave no item to recommend")
     histories = bulk.read_histories(Path(given["users"]), loaded.number)
     rows = bulk.recommend_all(loaded, histories, Path(given["output"]), k, offer)
     seconds = time.perf_counter() - begin

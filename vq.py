@@ -193,7 +193,7 @@ class RQVAE(ContentTokenizer, Learned):
         self.get_buffer("spread").fill_(spread)
         if not 1e-30 < spread < 1e30:
             raise Problem(
-                "standardize_embeddings: the embeddings are all alike, there is no spread to divide by; "
+                "standardize_embeddings: all embeddings are equal, so their standard deviation is zero; "
                 "embed the items anew or leave the option out"
             )
 

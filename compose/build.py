@@ -90,7 +90,8 @@ def check_content(cfg: Config, data: Dataset) -> Dataset:
         try:
             read_embeddings(data)
         except Problem as e:
-            log.warning(f"{e}; {cfg[MethodOptions].method} needs no embeddings and goes on without content baseline")
+            name = cfg[MethodOptions].method
+            log.warning(f"{e}; {name} needs no embeddings and continues without the content baseline")
             return replace(data, embedding_path=None)
     return data
 
@@ -170,7 +171,7 @@ def tokenizer_of(cfg: Config, data: Dataset, path: Path | None = None) -> Any:
             f"{path}: no pre-trained tokenizer; run scripts/pretrain.py with the same options, or set rqvae_path"
         )
     if is_file(path.with_name("last.pth")) and not is_file(path.with_name("report.json")):
-        raise Problem(f"{path}: its pre-training has not ended; repeat the command of scripts/pretrain.py, it goes on")
+        raise Problem(f"{path}: its pre-training has not ended; continue it by the same scripts/pretrain.py command")
     check_content(cfg, data)
     model = empty_tokenizer(cfg, read_embeddings(data).shape[1])
     load_state(path, model, name)

@@ -40,7 +40,7 @@ def check_together(cfg: Config) -> None:
         )
     if cfg[MethodOptions].joint and cfg[SidOptions].shared:
         raise Contradiction(
-            f"collision: {cfg[SidOptions].collision} resolves the codes of a tokenizer at rest; joint training moves "
+            f"collision: {cfg[SidOptions].collision} resolves the codes of a frozen tokenizer; joint training moves "
             "them: use suffix or item, or method: two_stage",
             {"collision": "suffix"}, {"method": "two_stage"},
         )  # fmt: skip
@@ -51,7 +51,7 @@ def check_together(cfg: Config) -> None:
         )
     run, data = cfg[RunOptions], cfg[DataOptions]
     if run.resume == "auto" and run.run_name is None:
-        raise Problem("resume: auto needs the run_name to go on with")
+        raise Problem("resume: auto needs a run_name, that of the run to continue")
     for key, name in (("run_name", run.run_name), ("dataset", data.dataset)):
         if name is not None and not settings.plain_name(name):
             raise Problem(f"{key}: {quoted(name)} is not a plain name; folders go to output_dir and data_path")
@@ -68,12 +68,12 @@ def check_variable_length(cfg: Config) -> None:
         )
     if cfg[SidOptions].collision != "suffix":
         raise Contradiction(
-            "target_length: SIDs of unlike length end in a number within their group; use collision: suffix",
+            "target_length: variable-length SIDs end in a number within their group; use collision: suffix",
             {"collision": "suffix"},
         )
     if not cfg[SearchOptions].constrained:
         raise Contradiction("target_length: SIDs of unlike length are searched in the tree of those that exist; "
-                            "it cannot go with constrained: false", {"constrained": True})  # fmt: skip
+                            "this cannot be combined with constrained: false", {"constrained": True})  # fmt: skip
 
 
 def check_lists(cfg: Config) -> None:

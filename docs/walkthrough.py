@@ -55,8 +55,8 @@ print(data.catalogue.ids[item], titles[item])
 # %% [markdown]
 # ## 2. Text to embedding
 #
-# A text encoder has turned each title and category into a vector. Items with similar texts have similar vectors. These are
-# the five nearest by cosine:
+# A text encoder has turned each title and category into a vector. Items with similar texts have similar vectors. These
+# are the five nearest by cosine:
 
 # %%
 content = np.array(read_embeddings(data), dtype=np.float32)
@@ -74,7 +74,7 @@ for other in np.argsort(-cosine)[1:6]:
 
 # %%
 preset = settings.read_yaml(ROOT / "config" / "demo.yaml")
-short = {"rqvae_epochs": 20, "epochs": 1, "eval_step": 1} if quick else {"rqvae_epochs": 100, "epochs": 4, "eval_step": 1}
+short = {"rqvae_epochs": 20 if quick else 200, "epochs": 1 if quick else 4, "eval_step": 1}
 folders = {"data_path": str(work / "dataset"), "output_dir": str(work / "runs"), "log_dir": str(work / "logs")}
 
 
@@ -94,8 +94,8 @@ codes = tokenizer.encode(content)
 print("codes of our item:", codes[item].tolist())
 
 # %% [markdown]
-# How much of the embedding is still missing after each level? 1 is everything. The first level finds the kind of product,
-# the later ones refine it.
+# How much of the embedding is still missing after each level? 1 is everything. The first level finds the kind of
+# product, the later ones refine it.
 
 # %%
 rebuilt = tokenizer.decode(codes).numpy()  # [items, levels, width], from the first 1, 2, 3 codes
@@ -105,13 +105,14 @@ curve = {
     "our item": [(0, 1.0), *enumerate((missing[item] / spread[item]).tolist(), 1)],
     "mean of all items": [(0, 1.0), *enumerate((missing.sum(0) / spread.sum()).tolist(), 1)],
 }
-picture("what-is-missing-after-each-level", charts.lines("share of the embedding that is missing", curve, x_label="levels"))
+figure = charts.lines("share of the embedding that is missing", curve, x_label="levels")
+picture("what-is-missing-after-each-level", figure)
 
 # %% [markdown]
 # ## 4. Codes to a semantic ID
 #
-# Items with equal codes get a dedup token at the end, so every semantic ID (SID) is unique. Items with the same first
-# codes are similar:
+# Items with equal codes get a dedup token at the end, so every semantic ID (SID) is unique. A 0 there means that no
+# other item has these codes. Items with the same first codes are similar:
 
 # %%
 silently(main.train, cfg, data=data)
@@ -128,7 +129,7 @@ for depth in (3, 2, 1):
 # ## 5. SIDs to a recommendation
 #
 # The recommender has learned to read the SIDs of a history and to generate the next one, token by token. A beam search
-# keeps the best beginnings. Only tokens that continue an existing SID are scored. Here with three beams, after our item:
+# keeps the best beginnings. Only tokens that continue an existing SID are scored. Here with three beams after our item:
 
 # %%
 model = frozen.model
@@ -145,8 +146,8 @@ with torch.inference_mode():
         logits = score(position, token, parent).view(1, len(beams), -1).gather(2, child.token)
         logits = logits.masked_fill(~child.there, -torch.inf).log_softmax(2)
         open_ = [
-            ((*beams[b][0], int(child.token[0, b, c])), beams[b][1] + float(logits[0, b, c]), int(child.node[0, b, c]), b)
-            for b in range(len(beams))
+            ((*tokens, int(child.token[0, b, c])), p + float(logits[0, b, c]), int(child.node[0, b, c]), b)
+            for b, (tokens, p, _) in enumerate(beams)
             for c in range(child.token.shape[2])
             if bool(child.there[0, b, c])
         ]
@@ -165,11 +166,12 @@ for hit in frozen.recommend([[data.catalogue.ids[item]]], k=5)[0]:
 # %% [markdown]
 # ## 6. What joint training changes
 #
-# So far the SIDs were frozen. Now tokenizer and recommender learn together. The latent loss is on, and the codebooks move
-# faster than in the preset, so that a few epochs show something.
+# So far the SIDs were frozen. Now tokenizer and recommender learn together. The latent loss and the
+# usage correction are on ([Method](method.md), 5.4 and 5.5), and codes move faster than in the preset, so that a few
+# epochs show something.
 
 # %%
-moving = {"latent_loss": 1.0, "lr_id": 1e-3, "lr_offset": 1e-3, "recon_loss_weight": 0.0}
+moving = {"latent_loss": 1.0, "lr_id": 3e-4, "lr_offset": 3e-4, "recon_loss_weight": 0.0, "label_prior": "prefix"}
 joint_cfg = configured(method="diger", uncertainty="frqud", run_name="joint", **moving)
 joint = load(silently(main.train, joint_cfg, data=data).best)
 new = joint.model.sids.token_NP
@@ -180,16 +182,19 @@ for name, trained in {"before": frozen, "after": joint}.items():
     print(f"collisions {name}: {trained.model.sids.figures()['collision_rate']:.2f}")
 
 # %% [markdown]
-# Which items share our item's first code now, and which did before?
+# Here is an item that moved to another group. With which items did it share two codes before, and with which now?
 
 # %%
-for name, table in {"before": sids, "after": new}.items():
-    same = (table[:, 0] == table[item, 0]).nonzero()[:, 0].tolist()
-    print(f"{name}: {len(same)} items, for example", "; ".join(titles[i] for i in same if i != item)[:100], "...")
+for moved in (new[:, :2] != sids[:, :2]).any(1).nonzero()[:1, 0].tolist():
+    print(titles[moved])
+    for name, table in {"before": sids, "after": new}.items():
+        same = (table[:, :2] == table[moved, :2]).all(1).nonzero()[:, 0].tolist()
+        print(f"  {name}: {len(same)} items,", "; ".join(titles[i] for i in same if i != moved)[:80], "...")
 
 # %% [markdown]
 # Joint training brings together what users take after each other. The picture shows the share of successive clicks in
-# the training part whose two items have the same first 1, 2, 3 codes. Part of it is collisions, which rise too.
+# the training part whose two items have the same first 1, 2, 3 codes. It grows at two codes. At three it does not,
+# because the usage correction makes it costly to share a whole code, and collisions fall.
 
 # %%
 train = data.train
@@ -198,7 +203,8 @@ together = {
     name: [(depth, float((table[before, :depth] == table[after, :depth]).all(1).float().mean())) for depth in (1, 2, 3)]
     for name, table in {"frozen SIDs": sids, "after joint training": new}.items()
 }
-picture("successive-clicks-with-equal-first-codes", charts.lines("share of successive clicks", together, x_label="equal first codes"))
+figure = charts.lines("share of successive clicks", together, x_label="equal first codes")
+picture("successive-clicks-with-equal-first-codes", figure)
 
 # %% [markdown]
 # Does that make better recommendations here? On the validation items, epoch by epoch:
@@ -213,5 +219,5 @@ for name, points in curves.items():
     print(f"{name:10} {points[-1][1]:.4f}")
 
 # %% [markdown]
-# Not here: a network whose targets move needs longer. One seed and a few epochs on made-up data prove nothing.
+# Not here. One seed and a few epochs on made-up data prove nothing.
 # [Results](results.md) has the comparisons that count.

@@ -125,7 +125,7 @@ class Diger(JointMethod):
             )  # fmt: skip
         if search.legal_softmax and q.assignment_forward not in ("history", "cached"):
             raise Contradiction(
-                f"legal_softmax: a target drawn anew (assignment_forward: {q.assignment_forward}) may be a SID "
+                f"legal_softmax: a sampled target (assignment_forward: {q.assignment_forward}) may be a SID "
                 "that no item has; use assignment_forward: history or cached",
                 {"assignment_forward": "history"}, {"legal_softmax": False},
             )  # fmt: skip

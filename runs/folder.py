@@ -119,7 +119,7 @@ class RunFolder:
         if self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
             if cfg[RunOptions].resume != "auto":
                 raise Problem(
-                    f"{self.path}: holds a run already; choose another run_name, or go on with it: --resume=auto"
+                    f"{self.path}: holds a run already; choose another run_name, or continue it with --resume=auto"
                 )
             self._same(cfg)
 
@@ -206,7 +206,7 @@ class RunFolder:
         if differ and self.finished:  # whatever is trained now would be chosen by somebody who knows its test figures
             raise Problem(
                 f"{self.path}: is finished and was begun with other options ({'; '.join(differ)}); its test set has "
-                "been looked at, so it is not trained on: choose a new run_name (the old options print it again)"
+                "been evaluated, so it is not trained further; choose a new run_name (old options print its results)"
             )
         fixed = settings.sizeless(cfg)
         if wrong := [line for line in differ if line.partition(":")[0] in fixed]:
@@ -220,7 +220,7 @@ class RunFolder:
                 "run_name, or resume_with_changes: true"
             )
         if differ:
-            log.warning(f"{self.path}: goes on with changed options ({'; '.join(differ)})")
+            log.warning(f"{self.path}: continues with changed options ({'; '.join(differ)})")
 
     # ---- metrics
 
@@ -299,7 +299,7 @@ class RunFolder:
     def _looked(self) -> int:
         found = read_json(self.looks) if self.looks.is_file() else 0
         if type(found) is not int:
-            raise Problem(f"{self.looks}: expected a number, how often this run looked at its test set")
+            raise Problem(f"{self.looks}: expected one number, the test evaluations of this run")
         return found
 
     def look_once(self, result: str) -> int:

@@ -115,7 +115,7 @@ def check_protocol(options: Mapping[str, Mapping[str, Any]], leave: tuple[str, .
             ours, theirs = options[first].get(key), options[other].get(key)
             if ours != theirs:
                 raise Problem(
-                    f"{key}: {ours!r} for {first} but {theirs!r} for {other}; figures of unlike protocols "
+                    f"{key}: {ours!r} for {first} but {theirs!r} for {other}; figures of different protocols "
                     f"cannot be compared, set --{key}=... for all"
                 )
 
@@ -136,7 +136,7 @@ def read_ranks(run: RunFolder, wanted: Iterable[str] = (), split: str = "test") 
     known = [m for m in figures if "@" in m and "/" not in m and is_per_user(m)]
     longest = told.get("list_length", max(map(cutoff, known), default=0))
     if short := [m for m in wanted if cutoff(m) > longest]:
-        raise Problem(f"{run.path}: its lists are of {longest} items, which tell nothing of {short[0]}")
+        raise Problem(f"{run.path}: its lists are of {longest} items, too short for {short[0]}")
     try:
         found: np.ndarray = np.load(path, allow_pickle=False)
         rank = torch.from_numpy(found[1])

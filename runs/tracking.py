@@ -77,7 +77,7 @@ def start(cfg: Config, acc: Accelerator) -> None:
 
 
 def lost(name: str, error: Exception) -> None:
-    log.warning(f"trackers: {name}: {one_line(error) or type(error).__name__}; the run goes on without it")
+    log.warning(f"trackers: {name}: {one_line(error) or type(error).__name__}; the run continues without it")
 
 
 def named(figures: dict[str, float], tracker: str) -> dict[str, float]:

@@ -53,7 +53,7 @@ def tokenizer_of(path: str | Path, restored: restore.Restored, width: int) -> An
         raise Problem(f"{path}: recommends by items, which have to be trained; new items need semantic IDs")
     if restored.cfg[CodeOptions].variable_length:
         raise Problem(
-            f"{path}: its semantic IDs have unlike lengths, cut for all items together; train it anew with them"
+            f"{path}: its semantic IDs have several lengths, cut for all items together; train again with the new items"
         )
     tokenizer = restore.carried_tokenizer(path, restored, width, "--embeddings")
     if tokenizer is None:

@@ -2,9 +2,9 @@
 
   python scripts/docs_pages.py OUT      called by scripts/docs.sh
 
-Options, commands, presets and the Python API are generated. An option without a help text, a script without a docstring,
-a preset without a header and a page without a place in NAV are errors. README, CONTRIBUTING, CHANGELOG and results/ are
-pages too. Links to other files of the repository become plain text.
+Options, commands, presets and the Python API are generated. An option without a help text, a script without a
+docstring, a preset without a header and a page without a place in NAV are errors. README, CONTRIBUTING, CHANGELOG and
+results/ are pages too. Links to other files of the repository become plain text.
 """
 
 import ast
@@ -154,7 +154,7 @@ def relinked(text: str, page: str) -> str:
             return found[0]
         target = posixpath.normpath(posixpath.join(folder, source or path))
         place = f"{COPIED[target]}.md" if target in COPIED else target.removeprefix("docs/")
-        if not source and (place == target and not target.startswith("results/") or target.endswith(".json")):
+        if not source and ((place == target and not target.startswith("results/")) or target.endswith(".json")):
             return label if target in label or "/" in label else f"{label} (`{target}`)"
         place = posixpath.relpath(place, depth or ".")
         return f'src="{place}"' if source else f"{mark}[{label}]({place}{anchor or ''})"
@@ -164,7 +164,8 @@ def relinked(text: str, page: str) -> str:
 
 def pages() -> dict[str, str]:
     """Name -> Markdown of every page; Problem where a page has no place in the navigation, or a place no page."""
-    made = {"options.md": options_page(), "cli.md": cli_page(), "presets.md": presets_page(), "python-api.md": api_page()}
+    made = {"options.md": options_page(), "cli.md": cli_page(), "presets.md": presets_page()}
+    made["python-api.md"] = api_page()
     sources = [*(ROOT / name for name in COPIED), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md")]
     for path in sources:
         name = path.relative_to(ROOT).as_posix()

@@ -58,7 +58,7 @@ def subject_of(path: Path, data_words: list[str], sizes: list[int] | None) -> Su
         ids = None if data is None else data.catalogue.ids
         return checked(path, Subject(read_index(path, sizes, ids), None, data))
     if sizes is not None:
-        raise Problem(f"--sizes: {path} says itself how many codes it has; drop the option")
+        raise Problem(f"--sizes: {path} already says how many codes it has; drop the option")
     state = read_folder(path) if path.is_dir() else read_checkpoint(path, allow=(Namespace,))
     if "state_dict" in state:
         return of_tokenizer(path, state, read_data(settings.parse_overrides(data_words)))

@@ -212,7 +212,7 @@ def asked(argv: list[str], own: list[str], usual: str = "2020") -> tuple[dict[st
         if key in ("method", "uncertainty"):
             raise Problem(f"--{key}: is what the rows are; choose rows, as in: two_stage,frqud,sdud")
         if key in ("run_name", "resume"):
-            raise Problem(f"--{key}: a table names its runs by their options, finds them again and goes on; drop it")
+            raise Problem(f"--{key}: a table names its runs by their options and resumes them by itself; drop it")
     if not words:
         raise Problem("name a data set, as in: scientific --data_path=DIR")
     dataset, preset = words[0], Path(given["config"]) if "config" in given else None
@@ -291,7 +291,7 @@ def data_of(jobs: Sequence[Job]) -> Dataset:
     if any(j.arm.method == "content" or (j.arm.trains and build.reads_content(j.cfg)) for j in jobs):
         read_embeddings(data)
     if len(data.test) < FEW:
-        log.warning(f"{len(data.test)} test users rank nothing: read the intervals")
+        log.warning(f"{len(data.test)} test users are too few to rank methods: read the intervals")
     return data
 
 
@@ -435,10 +435,10 @@ def trained(name: str, cfg: Config, data: Dataset, ask: Asked) -> RunFolder:
     run = RunFolder.of(cfg)
     log_to(None, main=True)
     if run.changed:
-        raise Problem(f"{run.path}: went on with other options than its name stands for; move it away, or remove it")
+        raise Problem(f"{run.path}: was continued with other options than its name says; move it away, or remove it")
     if run.results().get("data") != data.hash:
         raise Problem(
-            f"{run.path}: was trained on other data than this table began with; a file of {data.name!r} has changed "
+            f"{run.path}: was trained on other data than this table started with; a file of {data.name!r} has changed "
             "meanwhile; the same command begins again"
         )
     return run

@@ -253,7 +253,7 @@ class Pretrainer:
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as e:
             raise Problem(f"{last}: not a state of this pre-training ({one_line(e)}); delete it") from None
         if self.best is not None and not self.path.is_file():
-            raise Problem(f"{self.path}: is gone, {last} goes on from it; put it back, or delete the other too")
+            raise Problem(f"{self.path}: is missing, {last} continues from it; put it back, or delete the other too")
         log.info(f"tokenizer: going on after epoch {epoch + 1}")
         return epoch + 1
 

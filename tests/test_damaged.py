@@ -289,7 +289,7 @@ def test_a_whole_pre_training_goes_on_and_groups_are_the_configurations(ground, 
     best = last.with_name("best_collision_model.pth")
     content = best.read_bytes()
     best.unlink()
-    with pytest.raises(Problem, match=r"best_collision_model\.pth: is gone"):
+    with pytest.raises(Problem, match=r"best_collision_model\.pth: is missing"):
         build.train_tokenizer(cfg, ground[1])
     best.write_bytes(content)
     path = build.train_tokenizer(cfg, ground[1])

@@ -261,7 +261,7 @@ def test_two_processes_stopped_and_resumed_give_the_result_of_one(tmp_path, monk
         os.kill(worker, signal.SIGCONT)
     said = script.end()
     assert script.process.returncode == 128 + signal.SIGTERM, said
-    assert said.splitlines()[-1].startswith("stopped by SIGTERM; its state is saved; go on with")
+    assert said.splitlines()[-1].startswith("stopped by SIGTERM; its state is saved; continue with")
     assert "Traceback" not in said and "SignalException" not in said, said
 
     by_script(monkeypatch, tmp_path, 2, "--resume=auto")

@@ -1,4 +1,4 @@
-"""The documentation site: generated pages are complete, links lead somewhere, prose is short, the build has no warnings."""
+"""The documentation: generated pages are complete, prose is short, the notebook runs, the site builds."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from compose import parts
+from joint import uncertainty
 from scripts import docs_pages, make_demo, notebook
 from settings import option
 from utils import Problem
@@ -94,9 +95,8 @@ def test_sentences_are_short(path):
 def test_the_site_builds_without_a_warning(tmp_path):
     docs_pages.write([str(tmp_path / "source")])
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-c", str(ROOT / "docs"), str(tmp_path / "source")]
-    built = subprocess.run(
-        [*command, str(tmp_path / "html")], capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}
-    )
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    built = subprocess.run([*command, str(tmp_path / "html")], check=False, capture_output=True, text=True, env=quiet)
     assert (built.returncode, built.stderr) == (0, "")
     assert "<table" in (tmp_path / "html" / "options.html").read_text()
 
@@ -116,3 +116,13 @@ def test_the_walkthrough_runs_and_its_page_shows_its_code(tmp_path, monkeypatch)
     assert "SID of our item: [" in made and "items with other codes: " in made
     with pytest.raises(Problem, match="needs one notebook"):
         notebook.run(["page.md"])
+
+
+def test_the_worked_example_of_a_decay_is_one():
+    """The code of docs/extend.md, as it stands there, with its own test."""
+    code, _, test = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extend.md").read_text(), re.S)
+    names = {**vars(uncertainty), "__name__": "extend"}
+    exec(code, names)
+    exec(test, names)
+    names["test_the_noise_is_gone_after_its_steps"]()
+    assert issubclass(names["Linear"], uncertainty.Decay)

@@ -341,7 +341,7 @@ def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkey
         fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto")
     monkeypatch.setattr(guard.log, "propagate", True)
     fit = fit_of(ground, tmp_path, epochs=2, lr_rec=2e-3, resume="auto", resume_with_changes=True)
-    assert "goes on with changed options (epochs: 1 -> 2; lr_rec: 0.001 -> 0.002)" in caplog.text
+    assert "continues with changed options (epochs: 1 -> 2; lr_rec: 0.001 -> 0.002)" in caplog.text
     fit.train()
     written = configure.load(fit.run.config)
     assert (written[TrainOptions].epochs, written[TrainOptions].lr_rec) == (2, 2e-3)

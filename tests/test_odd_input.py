@@ -264,7 +264,7 @@ def test_embeddings_that_are_all_alike(tiny_data, tiny_options, value):
     folder = tiny_data()
     np.save(folder / "tiny.emb-test.npy", np.full((40, 12), value, np.float32))
     cfg = configure.build(tiny_options | {"standardize_embeddings": True})
-    with pytest.raises(Problem, match="standardize_embeddings: the embeddings are all alike"):
+    with pytest.raises(Problem, match="standardize_embeddings: all embeddings are equal"):
         build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
 
 

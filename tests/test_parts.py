@@ -270,7 +270,7 @@ def test_the_second_network_from_the_command_line(place, capsys):
     main.main(["evaluate", "--checkpoint", str(folder / "best_model.pth")])
     assert f"test/ndcg@10 {results['ndcg@10']:.6g}\n" in capsys.readouterr().out
     assert "decay.usage_0" in read_checkpoint(folder / "best_model.pth")["model"]
-    with pytest.raises(Problem, match="legal_softmax: a target drawn anew"):
+    with pytest.raises(Problem, match="legal_softmax: a sampled target"):
         configure.load(None, ["--legal_softmax=true"])
     with pytest.raises(Problem, match=r"collision: item has as many dedup tokens .* needs legal_softmax: true"):
         configure.load(None, ["--collision=item"])

@@ -169,7 +169,7 @@ def test_embeddings_that_nobody_needs_stop_nobody(tmp_path, capsys):
     np.save(folder / "tiny.emb-test.npy", np.full((3, 4), np.nan))
     options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 8, "run_name": "r", "epochs": 1}
     main.main(words(options))
-    assert "goes on without content baseline" in capsys.readouterr().out
+    assert "continues without the content baseline" in capsys.readouterr().out
     run = tmp_path / "out" / "tiny" / "r"
     assert set(read_json(run / "baselines.json")) == {"popularity"} and read_json(run / "test.json")["data"]
 

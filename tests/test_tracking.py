@@ -129,7 +129,7 @@ def test_a_tracker_that_fails_costs_neither_the_training_nor_the_others(trained,
         patch.setattr("accelerate.accelerator.filter_trackers", lambda names, *more: names)
         run = main.train(configure.build(options))
     said = capsys.readouterr().out
-    assert said.count("trackers: wandb: no space left; the run goes on without it") == 1
+    assert said.count("trackers: wandb: no space left; the run continues without it") == 1
     assert run.finished and Path(run.metrics).is_file()
     events = events_of(tmp_path / "logs" / "tiny" / "lost" / tracking.PROJECT)
     assert {"loss", "valid/ndcg@5"} <= set(events.Tags()["scalars"])

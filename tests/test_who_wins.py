@@ -56,7 +56,7 @@ def test_refusals(trained, tmp_path):
         ([path, path, "--split=train"], "--split"),
         ([path, str(tmp_path)], "no finished run"),
         ([path, path, "--other=1"], "unknown option"),
-        ([path, path, "--metric=recall@500"], r"its lists are of \d+ items, which tell nothing of recall@500"),
+        ([path, path, "--metric=recall@500"], r"its lists are of \d+ items, too short for recall@500"),
     ):
         with pytest.raises(Problem, match=line):
             who_wins.run(words)
