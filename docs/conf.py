@@ -10,6 +10,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+smartquotes = False  # an option begins with two hyphens
 highlight_language = "none"
 pygments_style = "friendly"
 pygments_dark_style = "monokai"

@@ -22,8 +22,8 @@ EXCLUDED = 100  # denied items that a wider search makes up for; more of them ma
 
 
 class Candidates(NamedTuple):
-    """Which items may come: how many they are; the only ones (None: the whole catalogue); those of the catalogue that
-    are excluded out by a search so much wider, in which the others keep their scores.
+    """Which items may be recommended: how many; the only ones (None: the whole catalogue); those of the catalogue that
+    are left out by a search that is wider by their number, so that the others keep their scores.
     """
 
     size: int
@@ -47,11 +47,10 @@ class Loaded:
         self, histories: Sequence[Sequence[str]], k: int = 10, *, allow: Iterable[str] | None = None,
         deny: Iterable[str] = (),
     ) -> list[list[Recommendation]]:  # fmt: skip
-        """The best k items for each history of item ids, oldest first, of any length; best first.
+        """The best k items for each history of item ids, best first. Histories are oldest first, of any length.
 
-        allow: the only items that may come, None for all; deny: items that may not. With `mask_seen` those of
-        the history may not either. Fewer than k come where fewer are left. Problem names an id that is not in
-        the catalogue.
+        allow: the only items that may be recommended, None for all; deny: items that may not. With `mask_seen` items of
+        the history may not either. A list is shorter than k where fewer are left. Problem names an unknown id.
         """
         if k < 1:
             raise Problem(f"k: expected a whole number from 1, got {k!r}")
@@ -68,7 +67,7 @@ class Loaded:
         return found
 
     def offer(self, allow: Iterable[int] | None, deny: Iterable[int]) -> Candidates:
-        """What may come of the items allowed (None: all) less those denied, by their numbers."""
+        """The items allowed (None: all) less those denied, by their numbers."""
         refused, device = set(deny), next(self.model.parameters()).device
         if allow is None and len(refused) <= EXCLUDED:
             return Candidates(len(self.items) - len(refused), None, sorted(refused))
@@ -76,8 +75,9 @@ class Loaded:
         return Candidates(len(left), torch.tensor(left, dtype=torch.long, device=device), [])
 
     def rank(self, histories: Sequence[Sequence[int]], k: int, offer: Candidates | None = None) -> TopK:
-        """Lists of at most k item numbers for some histories of item numbers, one batch; offer: what may come, None for
-        the whole catalogue. Problem when a score is not finite.
+        """Lists of at most k item numbers for some histories of item numbers, one batch.
+
+        offer: which items may be recommended, None for the whole catalogue. Problem when a score is not finite.
         """
         size, candidates_M, excluded = offer or self.offer(None, ())
         if (k := min(k, size)) == 0:
