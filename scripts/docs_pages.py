@@ -31,8 +31,8 @@ from utils import Problem, as_command
 
 NAV = {
     "Tutorials": "first-run walkthrough your-shop",
-    "How-to": "get-the-data reproduce-the-paper choose-a-method read-the-report resume-and-recover gpu-and-multi-node "
-              "serving refresh-sids extend contributing",
+    "How-to": "get-the-data reproduce-the-paper choose-a-method compare-runs read-the-report resume-and-recover "
+              "gpu-and-multi-node serving refresh-sids extend contributing",
     "Reference": "options cli presets run-folder data-formats python-api glossary migrating changelog",
     "Explanation": "method architecture performance forge varlen baselines",
     "Research": "results diger log limitations faq",
