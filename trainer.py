@@ -300,12 +300,13 @@ class Trainer:
 
     def _announce(self) -> None:
         s, t = self.shape, self.cfg[TrainOptions]
-        whole = f" in {len(self.train_split)} whole sequences" if self.raw.sequences else ""
-        each = f" x {s.share:.3f} sequences a sample" if self.raw.sequences else ""
+        whole = f" in {len(self.train_split):,} sequences" if self.raw.sequences else ""
+        several = f" ({s.processes} processes, {s.accumulation} parts)" if s.processes * s.accumulation > 1 else ""
         factor = padding_factor(self.train_split, self.plan(0), s.longest)
         sizes = {g["name"]: sum(x.numel() for x in g["params"]) for g in self.optimizer.param_groups}
         log.info(
-            f"{len(self.data.train)} training samples{whole}, {self.steps_per_epoch} steps an epoch; global batch "
-            f"{s.global_batch} = {s.batch_size} x {s.processes} processes x {s.accumulation} accumulated{each}; "
-            f"padding x{factor:.2f}; precision {t.mixed_precision}; trained parameters {sizes}"
+            f"{len(self.data.train):,} training samples{whole}; {self.steps_per_epoch} steps an epoch, each of "
+            f"{s.batch_size * s.processes * s.accumulation} samples{several}; padding x{factor:.2f}; parameters "
+            f"{', '.join(f'{name} {n:,}' for name, n in sizes.items())}"
+            + (f"; precision {t.mixed_precision}" if t.mixed_precision != "no" else "")
         )

@@ -179,7 +179,7 @@ class RunState:
         """Take everything that training has changed; rates and decays come from the configuration."""
         self.progress = p = Progress(**state["progress"])
         if state["judged"] != self.judged and p.epoch < epochs:
-            log.warning("the best model so far was chosen by another metric; the choice starts again here")
+            log.warning("the best model so far was chosen by another validation; the choice starts again here")
             p.best, p.best_epoch = -math.inf, -1
         load_weights(self.model, state["model"])
         groups = self.optimizer.state_dict()["param_groups"]

@@ -68,7 +68,7 @@ def test_a_run_that_went_on_with_other_options_is_no_row(shop, tmp_path):
     assert len(looks(tmp_path)) == 2
     (own,) = (tmp_path / "out" / "tiny").glob("compare-*/run.json")
     own.write_text(mine.read_text())
-    with pytest.raises(Problem, match=r"compare-sasrec.*: went on with other options than its name stands for"):
+    with pytest.raises(Problem, match=r"compare-sasrec.*: was continued with other options than its name says"):
         shop("sasrec", "--seeds=1")
 
 
@@ -186,5 +186,5 @@ def test_data_that_change_while_a_table_is_made(shop, tmp_path, monkeypatch, end
         return run
 
     monkeypatch.setattr(main, "train", train)
-    with pytest.raises(Problem, match="was trained on other data than this table began with"):
+    with pytest.raises(Problem, match="was trained on other data than this table started with"):
         shop("sasrec,diffsasrec")

@@ -468,7 +468,7 @@ def test_a_half_made_tokenizer_is_not_trained_on(ground, tmp_path):
     path.write_bytes(Path(options["rqvae_path"]).read_bytes())
     cfg = configure.build(options | {"rqvae_path": str(path)})
     (tmp_path / "last.pth").write_bytes(b"x")
-    with pytest.raises(Problem, match="its pre-training has not ended; repeat the command"):
+    with pytest.raises(Problem, match="its pre-training has not ended; continue it by the same"):
         build.tokenizer_of(cfg, data)
     (tmp_path / "report.json").write_text("{}")  # killed at its very end
     build.tokenizer_of(cfg, data)
