@@ -95,7 +95,7 @@ def card(model: HubModel) -> str:
     rows = [(name, valid.get(name), model.test.get(name)) for name in cfg[EvalOptions].metrics]
     lines += ["| metric | validation | test |", "|---|---|---|"]
     lines += [f"| {name} | {figure(chosen)} | {figure(test)} |" for name, chosen, test in rows]
-    lines += ["", f"Full ranking of the catalogue, split {data.split}, seed {data.seed}; chosen on validation.", ""]
+    lines += ["", f"Full ranking of the catalogue, split {data.split}, seed {data.seed}. The checkpoint was chosen on validation.", ""]
     lines += ["```python", "from serve.loaded import load  # in a clone of the DIGER repository", ""]
     lines += [f'load("FOLDER").recommend([["{state["items"][0]}"]], k=5)', "```", "", "```bash"]
     lines += ["python main.py recommend --checkpoint FOLDER --history itemA,itemB --k 5"]
