@@ -32,9 +32,9 @@ from utils import Problem, as_command
 NAV = {
     "Tutorials": "first-run walkthrough your-shop",
     "How-to": "get-the-data reproduce-the-paper choose-a-method compare-runs read-the-report resume-and-recover "
-              "gpu-and-multi-node serving refresh-sids extend contributing",
+              "gpu-and-multi-node multi-node serving refresh-sids extend contributing",
     "Reference": "options cli presets run-folder data-formats python-api glossary migrating changelog",
-    "Explanation": "method architecture performance forge varlen baselines",
+    "Explanation": "method architecture performance forge varlen language-models baselines",
     "Research": "results diger log limitations faq",
 }  # fmt: skip
 COPIED = {"README.md": "index", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
@@ -163,7 +163,7 @@ def relinked(text: str, page: str) -> str:
 
 
 def pages() -> dict[str, str]:
-    """Name -> Markdown of every page; Problem where a page has no place in the navigation, or a place no page."""
+    """Name -> Markdown of every page; Problem where a page has no place in the navigation."""
     made = {"options.md": options_page(), "cli.md": cli_page(), "presets.md": presets_page()}
     made["python-api.md"] = api_page()
     sources = [*(ROOT / name for name in COPIED), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md")]
@@ -174,10 +174,10 @@ def pages() -> dict[str, str]:
             text = f"---\norphan: true\n---\n{text}"
         made[f"{COPIED[name]}.md" if name in COPIED else name.removeprefix("docs/")] = text
     placed = {f"{name}.md" for names in NAV.values() for name in names.split()}
-    if wrong := placed ^ {name for name in made if "/" not in name and name != "index.md"}:
-        raise Problem(f"scripts/docs_pages.py: NAV and the pages differ in {', '.join(sorted(wrong))}")
+    if lost := {name for name in made if "/" not in name and name != "index.md"} - placed:
+        raise Problem(f"scripts/docs_pages.py: NAV has no place for {', '.join(sorted(lost))}")
     for title, names in NAV.items():
-        tree = "\n".join(names.split())
+        tree = "\n".join(name for name in names.split() if f"{name}.md" in made)
         made["index.md"] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{tree}\n```\n"
     return made
 
