@@ -102,12 +102,12 @@ def download(address: str, path: Path, md5: str | None = None) -> None:
         said = f"status {e.code}" if isinstance(e, urllib.error.HTTPError) else " ".join(str(e).split())
         reason = shortened(said, 120)
         raise Problem(
-            f"{address}: could not be fetched ({reason or type(e).__name__}); the same command goes on where it "
+            f"{address}: could not be fetched ({reason or type(e).__name__}); the same command continues where it "
             f"stopped, or fetch that file elsewhere and put it here as {path}"
         ) from None
     if size and part.stat().st_size != size:
         came = f"{part.stat().st_size:,} of {size:,} bytes"
-        raise Problem(f"{address}: ended after {came}; the same command goes on there")
+        raise Problem(f"{address}: ended after {came}; the same command continues there")
     if md5 is not None and hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest() != md5:
         part.unlink()
         raise Problem(f"{address}: not the published file (its MD5 is not {md5}); it was removed, try again later")
