@@ -83,9 +83,7 @@ def run(argv: list[str]) -> None:
         download(named["download"], Path(named.get("out", ".")))
         return
     if "fetch" in named:
-        if sources:
-            raise Problem(f"--fetch={named['fetch']}: takes no SOURCE beside it; drop {sources[0]}")
-        sources, named, cfg = fetched(named, argv, kinds, own)
+        sources, named, cfg = fetched(sources, named, argv, kinds, own)
     layout = named.get("to", "own")
     if len(sources) != 1 or "out" not in named:
         raise Problem("prepare_data.py: needs one SOURCE and --out DIR/NAME; --help shows how")
@@ -115,9 +113,13 @@ def run(argv: list[str]) -> None:
         compare(named["fetch"], (found["users"], found["items"], found["interactions"]), found["degrees"])
 
 
-def fetched(named: dict[str, str], argv: list[str], kinds: dict[str, type], own: list[str]) -> Any:
+def fetched(
+    sources: list[str], named: dict[str, str], argv: list[str], kinds: dict[str, type], own: list[str]
+) -> Any:  # fmt: skip
     """The command line of a published data set, once its files are there: what is typed goes before its own options."""
     name = named["fetch"]
+    if sources:
+        raise Problem(f"--fetch={name}: takes no SOURCE beside it; drop {sources[0]}")
     usual = published(name).options
     out = named.get("out", f"dataset/{name}")
     free_folder(Path(out))  # before anything is fetched
