@@ -22,6 +22,8 @@ from typing import Any, Literal, get_args, get_origin
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import runs.early  # noqa: F401
+
 import settings
 from compose import parts
 from readers.encoders import EmbedOptions

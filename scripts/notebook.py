@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import runs.early  # noqa: F401
+
 import settings
 from utils import Problem, log, problems_exit_2, write_text
 
