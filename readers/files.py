@@ -108,7 +108,7 @@ def json_lines(path: Path, parse: Callable[[str], Any] = parse_json) -> Iterator
         if line.strip():
             try:
                 yield number, parse(line)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):  # also a number of thousands of digits
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as e:  # also a number of thousands of digits
                 why = "a value over several lines; write one a line: jq -c '.[]?' FILE"
                 why = why if line.strip() in ("[", "{") else shortened(e)
                 raise Problem(f"{path}, line {number}: not readable as JSON ({why})") from None
