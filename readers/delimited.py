@@ -192,7 +192,7 @@ class Watched(io.RawIOBase):
             self.begun = True
         if not block and not self.done:
             self.done = True
-            self._look(self.rest + b"\n" if self.rest else b"")
+            self._look(self.rest + b"\n" * (self.rest[-1:] not in (b"", b"\n")))
             if self.empty or self.within:
                 told = f"{self.empty} empty lines left out, {self.within} line ends belong to quoted cells"
                 log.info(f"{self.text.path}: {told}")

@@ -109,4 +109,6 @@ def json_lines(path: Path, parse: Callable[[str], Any] = parse_json) -> Iterator
             try:
                 yield number, parse(line)
             except (ValueError, SyntaxError, RecursionError, MemoryError) as e:  # also a number of thousands of digits
-                raise Problem(f"{path}, line {number}: not readable as JSON ({shortened(e)})") from None
+                why = "a value over several lines; write one a line: jq -c '.[]?' FILE"
+                why = why if line.strip() in ("[", "{") else shortened(e)
+                raise Problem(f"{path}, line {number}: not readable as JSON ({why})") from None

@@ -10,7 +10,7 @@ from readers.jsonl import read_jsonl
 from readers.splits import SHORTEST, DataOptions
 from readers.store import read_once
 from readers.tables import read_csv, read_inter, read_inter_splits
-from utils import Problem
+from utils import Problem, regular_file
 
 TIMED = ("inter", "csv")  # layouts that say when
 
@@ -45,7 +45,7 @@ def read_dataset(cfg: DataOptions) -> Dataset:
                 raise Problem(f"{folder}: the {name} part of {cfg.dataset!r} is empty; {_lacking(name, layout, cfg)}")
         return hashed(found, cfg)
 
-    files = [p for p in spelled_alike(folder, stem) if ".emb" not in p.name.lower()]
+    files = [regular_file(p) for p in spelled_alike(folder, stem) if ".emb" not in p.name.lower()]
     return assemble(folder, stem, cfg, read_once(folder, stem, layout, cfg, files, read))
 
 

@@ -20,8 +20,9 @@ UNITS = {1e11: 1.0, 1e14: 1e3, 1e17: 1e6, np.inf: 1e9}  # times since 1970 below
 UNIT_NAMES = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 FIRST_TIME = 1e8  # a time since 1970 that is no count of rows or days
 DATES = "scripts/prepare_data.py makes a data set of a table with dates"
-NOBODY = ("nan", "null", "none", "na", "n/a", "nil", "undefined")  # what programs write where nothing is known
-ROUNDED = re.compile(r"\d\.\d+E\+\d+")  # Excel's long numbers
+NOBODY = ("nan", "null", "none", "na", "n/a", "nil", "undefined", "unknown", "anonymous", "guest", "missing", "(null)",
+          "<na>", "#n/a", "(not set)", "\\n", "-", "?", "-1")  # what is written where nothing is known
+ROUNDED = re.compile(r"\d[.,]\d+E\+\d+", re.I)  # Excel's long numbers
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ Needs polars: pip install -r requirements-data.txt
 
 import hashlib
 import json
+import logging
 import re
 import sys
 from importlib.metadata import version
@@ -195,12 +196,16 @@ def split_counts(folder: Path, layout: str, cfg: "PrepareOptions") -> dict[str, 
         return {}
     split = {"split": cfg.split, "time_quantile": cfg.time_quantile} if layout in ("own", "recbole") else {}
     where = {"dataset": folder.name, "data_path": str(folder.parent), "data_format": READ[layout]}
+    log.setLevel(logging.ERROR)  # what is odd about the rows has been said of their source
     try:
         found = read_dataset(settings.section(DataOptions, {**where, **split, "short_users": "drop"}))
+        return {name: len(found.split(name)) for name in SPLITS}
     except Problem as e:
-        log.warning(f"not to be trained on as it is: {str(e).replace(str(folder.parent), '...')}")
-        return {"problem": str(e).replace(str(folder), folder.name)}
-    return {name: len(found.split(name)) for name in SPLITS}
+        problem = str(e)
+    finally:
+        log.setLevel(logging.INFO)
+    log.warning(f"not to be trained on as it is: {problem.replace(str(folder.parent), '...')}")
+    return {"problem": problem.replace(str(folder), folder.name)}
 
 
 def preset(name: str, items: int, samples: int, cfg: "PrepareOptions", *, drop: bool) -> str:

@@ -98,6 +98,9 @@ REFUSED = {
     "tar": ({"c.csv": tarred(CLICKS)}, "a tar archive; unpack it"),
     "tar.gz": ({"c.csv.gz": gzip.compress(tarred(CLICKS))}, "a tar archive within gzip; unpack it"),
     "gz twice": ({"c.csv.gz": gzip.compress(gzip.compress(CLICKS.encode()))}, "gzip within gzip; gunzip"),
+    "a zip in a folder": ({"c.zip": zipped("c.csv", CLICKS), "notes.md": "x"}, "beside c.zip, a zip archive; name"),
+    "a list": ({"c.json": '[{"user_id": "u"}]\n'}, r"line 1: a list of JSON; write an object a line: jq -c"),
+    "a long list": ({"c.json": '[\n{"user_id": "u"}\n]\n'}, r"line 1: .*\(a value over several lines; write one"),
     "feather": ({"c.feather": frame_of("write_ipc")}, r"c\.feather: a file of Arrow \(Feather\); save it as"),
     "avro": ({"c.csv": frame_of("write_avro")}, "a file of Avro; save it as"),
     "utf-16": ({"c.csv": CLICKS.encode("utf-16")}, "UTF-16; save it as CSV UTF-8, or convert it: iconv -f utf-16"),
@@ -146,6 +149,8 @@ REFUSED = {
     "item2id with blanks": ({"L.inter.json": '{"0": [0, 1]}', "L.item2id": "a 0\nb 1\n"}, "2id, line 1: expected"),
     "item2id reversed": ({"L.inter.json": '{"0": [0, 1]}', "L.item2id": "0\ta\n1\tb\n"}, "2id, line 1: expected"),
     "inter with blanks": ({"x.inter": "user_id:token\titem_id:token\ttimestamp:float\nu i 1\n"}, "line 2: 1 cells"),
+    "an extra tab": ({"x.inter": "a:token\tuser_id:token\titem_id:token\ttimestamp:float\nx\ty\tu\ti\t1\n"},
+                     "line 2: 5 cells where the first line has 4"),
     "empty meta": ({"c.csv": CLICKS, "i.csv": ""}, r"i\.csv: empty"),
     "empty meta of Amazon": ({"X_5.json.gz": gzip.compress(REVIEW.encode()), "meta_X.json": ""}, "holds no items"),
 }  # fmt: skip
@@ -186,11 +191,11 @@ READ = {
     # a split
     "train, test": ({"test.csv": HEAD + "u0,i9,4\n", "train.csv": HEAD + "u0,i0,3\nu0,i4,4\n"},
                     r"read as one log, in the order train\.csv, test\.csv, and split anew", {"u0": "049"}),
-    "folders of a split": ({f"{p}/0.csv": HEAD + f"u0,i{n},4\n" for n, p in enumerate(("train", "val", "test"))},
+    "folders of a split": ({f"{p}/0.csv": HEAD + f"u0,i{n},4\n" for n, p in enumerate(("TrainSet", "val", "Test"))},
                            "read as one log", {"u0": "012"}),
     # ids
     **{f"users {word}": ({"c.csv": CLICKS.replace("u2", word)}, f"4 rows are of the user '{word}', which",
-                         {"u0": "0123", "u1": "0123", word: "0123"}) for word in ("nan", "NULL", "None", "N/A")},
+                         {"u0": "0123", "u1": "0123", word: "0123"}) for word in ("nan", "NULL", "None", "#N/A", "-1")},
     "items of Excel": ({"c.csv": CLICKS.replace("i3", "1.23457E+12")}, "1 items are numbers that were cut short",
                        {f"u{n}": "0122" for n in range(3)}),
     "blanks behind": ({"c.csv": CLICKS.replace("u2,i1", "u2,i1 ")}, "1 of them those of another item without",
@@ -224,14 +229,16 @@ TEXTS = {
     "nested": ("i.jsonl", '{"id": "i0", "categories": [["A", "B"], ["C"]]}\n', {"categories": "A, B, C"}),
     "NaN": ("i.jsonl", '\ufeff{"item_id": "i0", "title": "A", "price": NaN}\n', {"title": "A", "price": "NaN"}),
     "id": ("i.csv", "id,title\ni0,A\n", {"title": "A"}),
+    "id, told": ("i.csv", "id,title\ni0,A\n", {"title": "A"}, "--items_col=id"),
+    "the clicks' name, told": ("i.csv", "id,title\ni0,A\n", {"title": "A"}, "--items_col=item_id"),
     "lines": ("i.csv", 'item_id,text\ni0,"a\n\nb"\n', {"text": "a\n\nb"}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", TEXTS)
 def test_texts_are_as_they_stand(case, tmp_path, capsys):
-    name, content, want = TEXTS[case]
-    folder = prepared(tmp_path, {"c.csv": CLICKS, name: content})
+    name, content, want, *options = TEXTS[case]
+    folder = prepared(tmp_path, {"c.csv": CLICKS, name: content}, *options)
     first = json.loads((folder / "shop.items.jsonl").read_text().splitlines()[0])
     assert first == {"item_id": "i0", **want}
     out = capsys.readouterr().out

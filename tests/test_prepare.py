@@ -425,7 +425,7 @@ WRONG = [
     ("clicks.parquet", b"PAR1 and then something else", [], r"clicks.parquet: not readable \(.*"),
     ("clicks.parquet", GOOD, [], r"clicks.parquet: no Parquet file; give it the ending"),
     ("clicks.jsonl", '{"user_id": 1}\n{"user_id":\n', [], r"clicks.jsonl, line 2: not readable as JSON"),
-    ("clicks.jsonl", "[1]\n", [], r"clicks.jsonl, line 1: expected a JSON object"),
+    ("clicks.jsonl", "[1]\n", [], r"clicks.jsonl, line 1: a list of JSON"),
     ("clicks.doc", "hello", [], r"of no kind that is known; name it: --source=KIND"),
     ("clicks.csv", GOOD, ["--source=excel"], r"source: 'excel' is unknown; expected auto or one of"),
     ("clicks.csv", GOOD, ["--min_rating=3"], r"min_rating: there are no ratings; name their column by rating_col"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from readers import delimited
+from readers.delimited import Delimited, Watched
 from readers.prepare import read_events
 from readers.raw.scan import Raw, part
 from readers.tables import Columns, read_rows
@@ -85,6 +86,16 @@ def readers_of(path, separator):
     return [lambda: read_rows(path, Columns(*NAMES, separator)), lambda: read_events(Raw("table", [part(path, NAMES)]))]
 
 
+def assert_counts(path, separator, text, step):
+    """What makes no row is counted as Python's csv module has it, however the file is cut."""
+    watched = Watched(Delimited(path, separator))
+    while watched.read(step):
+        pass
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    assert watched.empty == rows.count([])
+    assert watched.within == sum(cell.count("\n") for row in rows for cell in row)
+
+
 @pytest.mark.parametrize("block", [1 << 23, 700])
 @pytest.mark.parametrize("seed", range(60))
 def test_both_readers_find_the_rows_of_pythons_or_refuse(tmp_path, monkeypatch, seed, block):
@@ -100,6 +111,7 @@ def test_both_readers_find_the_rows_of_pythons_or_refuse(tmp_path, monkeypatch, 
     assert want
     for read in readers_of(path, separator):
         assert rows_of(read) == want
+    assert_counts(path, separator, text, chance.choice([1, 97, 10**6]))
     lines = text.split(end)
     for kind, damage in DAMAGE.items():
         places = [n for n, line in enumerate(lines) if n and line]
@@ -109,7 +121,10 @@ def test_both_readers_find_the_rows_of_pythons_or_refuse(tmp_path, monkeypatch, 
         path.write_bytes(end.join(broken).encode())
         want = rows_of_python(end.join(broken), separator)
         for read in readers_of(path, separator):
-            assert rows_of(read) in (None, want), kind
+            found = rows_of(read)
+            assert found in (None, want), kind
+        if found is not None:
+            assert_counts(path, separator, end.join(broken), 97)
 
 
 CLICK = "u{0},i{0},17000000{0:02},{1}\n"

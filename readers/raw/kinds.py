@@ -7,7 +7,7 @@ from typing import NamedTuple
 from readers.prepare import Prepared
 from readers.raw import amazon, diger, letter, movielens, recbole, sequences, table, vk_lsvd, yambda, yelp
 from readers.raw.scan import Raw, SourceOptions, files_of, is_split, part_named
-from utils import Problem, log, quoted, shortened
+from utils import Problem, kind_of, log, quoted, shortened
 
 
 class Kind(NamedTuple):
@@ -46,7 +46,9 @@ def find(source: Path, cfg: SourceOptions) -> Raw:
     if cfg.source == "auto":
         name = next((name for name, kind in KINDS.items() if kind.fits(source, files)), None)
         if name is None:
-            raise Problem(f"{source}: of no kind that is known; name it: --source=KIND, one of {', '.join(KINDS)}")
+            beside = next((f", beside {p.name}, {kind}" for p in files if (kind := kind_of(p))), "")
+            known = ", ".join(KINDS)
+            raise Problem(f"{source}: of no kind that is known{beside}; name it: --source=KIND, one of {known}")
     elif cfg.source in KINDS:
         name = cfg.source
     else:

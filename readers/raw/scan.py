@@ -24,7 +24,7 @@ ROLES = ("user", "item", "time", "rating")
 ROW = "row"  # column of a part: the number that people give to a row
 JSON = (".json", ".jsonl", ".ndjson")  # an object a line
 ATOMIC = (".inter", ".item")  # tab-separated, a quotation mark is a character
-SPLIT_NAMES = (("train", "training"), ("valid", "validation", "val", "dev"), ("test", "testing"))
+SPLIT_NAMES = (("train", "training"), ("valid", "validation", "val", "dev"), ("test", "testing", "holdout"))
 JSON_BATCH = 50_000  # objects that become a table at a time
 TABULAR = (".csv", ".tsv", ".txt", ".parquet", ".dat", ".data", *JSON, *ATOMIC)
 ASIDE = re.compile(r"[._]|~\$|(readme|licen[cs]e|changelog)\b", re.I)  # names of what is kept beside data
@@ -113,7 +113,7 @@ def files_of(source: Path) -> list[Path]:
 
 def part_named(path: Path) -> int | None:
     """Which part of a split, 0 to 2, a file's name or folder says that it is."""
-    words = re.split(r"[^a-z]+", str(path).lower())
+    words = [word.lower().removesuffix("set") for word in re.findall(r"[A-Z]*[a-z]*", str(path))]
     return next((n for n, names in enumerate(SPLIT_NAMES) for word in words if word in names), None)
 
 
@@ -228,6 +228,8 @@ def columns_of(path: Path, *, whole: bool = False) -> list[str]:
 def objects(path: Path, parse: Callable[[str], Any] = parse_json) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not empty; Problem where one is no object."""
     for number, row in json_lines(path, parse):
+        if isinstance(row, list):
+            raise Problem(f"{path}, line {number}: a list of JSON; write an object a line: jq -c '.[]' FILE")
         if not isinstance(row, dict):
             raise Problem(f"{path}, line {number}: expected a JSON object, found {shown(row, 40)}")
         yield number, row
