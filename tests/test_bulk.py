@@ -112,7 +112,7 @@ def test_what_the_model_does_not_know_is_left_out(trained, tmp_path):
         (["--output=a.csv", "--history=i1"], "go together"),
         (["--users=X", "--history=i1", "--output=a.csv"], "or --users"),
         (["--users=nowhere.inter", "--output=a.csv"], r"nowhere\.inter: no such file"),
-        (["--users=X", "--output=a.csv", "--allow=one", "--deny=one"], "no item is left"),
+        (["--users=X", "--output=a.csv", "--allow=one", "--deny=one"], "they leave no item to recommend"),
         (["--users=X", "--output=none/a.csv"], "the folder none is not there"),
     ],
 )
