@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
-from helpers import SHARED
+from helpers import LM, SHARED
 
-from compose import build, configure
+from compose import build, configure, parts
 from data import Shape, Steps, epoch_plan, histories, make_batch, recent, seen_items, sequences, within
 from layers import are_real
 from readers.layouts import read_dataset
@@ -17,7 +17,7 @@ from sids.files import to_index
 from sids.search import spell
 from utils import Problem
 
-NETWORKS = ["t5", "rq_transformer", "decoder"]
+NETWORKS = list(parts.NETWORKS)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def place(tmp_path_factory):
 def model_of(place, **more):
     options, data = place
     torch.manual_seed(1)
+    more = LM.get(more.get("recommender"), {}) | more
     return build.build_model(configure.build(options | more), data).model.eval()
 
 
@@ -51,7 +52,7 @@ def test_the_loss_is_minus_the_mean_log_probability_that_the_search_gives(place,
     assert len(set(model.sids.length_N.tolist())) > 1
     split = data.valid
     batch = make_batch(split, np.arange(12), 50)
-    if network != "t5":  # of a whole sequence every position is a target; compare histories of one item
+    if model.targets == "next":  # of a whole sequence every position is a target; compare histories of one item
         batch = make_batch(split, np.arange(12), 1)
     with torch.no_grad():
         loss = float(model(batch)[0])

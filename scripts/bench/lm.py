@@ -1,0 +1,101 @@
+"""Language models: our search beside `generate` with a prefix constraint, on the same weights, users and beams."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compose import configure
+from data import make_batch
+from model import GenerativeModel
+from readers.splits import DataOptions
+from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
+from scripts.bench.plain import NestedTrie
+from scripts.bench.search import OurSearch, users_at_once
+
+NETWORKS = ("causal_lm", "seq2seq_lm")
+
+
+def measure(job: Job) -> Figures:
+    """users/s per kind and number of beams, random weights of the sizes that the options say."""
+    data, found = job.data(), Figures()
+    for name in NETWORKS:
+        ours = OurSearch(Job(configure.change(job.cfg, recommender=name, lm=None), job.quick, job.beams), data)
+        theirs = Generated(ours.model)
+        for width in job.beams:
+            sides: dict[str, Callable[[int], float]] = {
+                "ours": partial(ours.users_per_s, width), "generate": partial(users_per_s, ours, theirs, width)
+            }  # fmt: skip
+            speed = interleave(job.rounds, sides)
+            found[f"{name}_users_per_s_{width}_beams"] = figure(speed["ours"], speed["generate"])
+    return found
+
+
+def users_per_s(ours: OurSearch, theirs: "Generated", width: int, turn: int) -> float:
+    """One batch of the ranking's plan, of users with histories of middling length."""
+    plan = ours.plan(width)
+    rows = plan[(len(plan) // 2 + turn) % len(plan)][: users_at_once(ours.job, width)]
+    history_BS = histories_of(ours, rows)
+    return len(rows) / seconds(lambda: theirs.beams(history_BS, width))
+
+
+def histories_of(ours: OurSearch, rows: np.ndarray) -> Tensor:
+    return make_batch(ours.split, rows, ours.job.cfg[DataOptions].max_his_len).history_BS.to(device())
+
+
+class ByPosition(nn.Module):
+    """A logits' table of transformers where only the codes of the position at hand have probability."""
+
+    def __init__(self, head: nn.Module, mask_PV: Tensor) -> None:
+        super().__init__()
+        self.head, self.mask_PV, self.position = head, mask_PV, 0
+
+    @property
+    def weight(self) -> Any:
+        return self.head.weight
+
+    def forward(self, state_RTh: Tensor) -> Tensor:
+        self.position += 1
+        logits: Tensor = self.head(state_RTh) + self.mask_PV[self.position - 1]
+        return logits
+
+
+class Generated:
+    """The same network as a model of transformers, asked as its documentation says."""
+
+    def __init__(self, ours: GenerativeModel) -> None:
+        network: Any = ours.recommender
+        self.model = network.as_transformers().to(device())
+        self.sizes, begin = network.vocabulary, len(network.words)
+        self.offset_P = torch.tensor([begin, *self.sizes]).cumsum(0)
+        mask_PV = torch.full((len(self.sizes), int(self.offset_P[-1])), -torch.inf)
+        for position, (a, b) in enumerate(zip(self.offset_P[:-1], self.offset_P[1:], strict=True)):
+            mask_PV[position, a:b] = 0
+        self.head = ByPosition(self.model.get_output_embeddings(), mask_PV.to(device()))
+        self.model.set_output_embeddings(self.head)
+        self.id_NP = ours.sids.token_NP.to(device()) + self.offset_P[:-1].to(device())
+        self.trie = NestedTrie(self.id_NP.cpu().numpy())
+
+    def inputs(self, history_BS: Tensor) -> dict[str, Tensor]:
+        """Histories as token ids, padded on the left as they are, with 0."""
+        there_BS = history_BS > 0
+        id_BSP = self.id_NP[(history_BS - 1).clamp(min=0)] * there_BS[..., None]
+        mask_BT = there_BS.long().repeat_interleave(len(self.sizes), 1)
+        return {"input_ids": id_BSP.flatten(1), "attention_mask": mask_BT}
+
+    @torch.inference_mode()
+    def beams(self, history_BS: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """(tokens [B, W, P], log-probabilities [B, W]), best first."""
+        asked = self.inputs(history_BS)
+        before = 1 if self.model.config.is_encoder_decoder else asked["input_ids"].shape[1]
+        self.head.position = 0
+        out = self.model.generate(
+            **asked, num_beams=width, num_return_sequences=width, max_new_tokens=len(self.sizes), do_sample=False,
+            length_penalty=0.0, prefix_allowed_tokens_fn=lambda _, ids: self.trie.allowed(0, ids[before - 1 :]),
+            return_dict_in_generate=True, output_scores=True, eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        token_BWP = out.sequences[:, before:].unflatten(0, (len(history_BS), width))
+        return token_BWP - self.offset_P[:-1].to(device()), out.sequences_scores.view(len(history_BS), width)
