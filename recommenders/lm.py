@@ -293,7 +293,6 @@ class Seq2SeqLM(LanguageModel):
         for stack in self.stacks.values():
             stack.set_attn_implementation(shared_keys())  # type: ignore[operator]
         self.start = nn.Parameter(torch.randn(self.width) * STD)
-        self.start_id: int = self.lm.get(pretrained.START) or self.lm.get("pad_token_id") or 0  # as `generate` has it
 
     def _stacks(self, model: Any) -> dict[str, nn.Module]:
         return {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
@@ -310,12 +309,12 @@ class Seq2SeqLM(LanguageModel):
         super().begin()
         if self.cfg.lm_path is not None:
             with torch.no_grad():
-                self.start.copy_(self.words[self.start_id])
+                self.start.copy_(self.words[self.lm[pretrained.START]])
 
     def as_transformers(self) -> Any:
         model = super().as_transformers()
         with torch.no_grad():
-            model.get_input_embeddings().weight[self.start_id] = self.start.cpu()
+            model.get_input_embeddings().weight[self.lm[pretrained.START]] = self.start.cpu()
         return model
 
     def encode(self, token_BSPh: Tensor, history_BS: Tensor, real_BSP: Tensor | None) -> Spelled:
@@ -354,7 +353,8 @@ class Seq2SeqLM(LanguageModel):
 
         token_BSP = tokens(history_BS)
         source = self.encode(self.look_up(token_BSP), history_BS, self.real(token_BSP))
-        keys, past = DynamicCache(), None
+        keys = DynamicCache()
+        past = EncoderDecoderCache(DynamicCache(), keys)
 
         def score(
             position: int, token_R: Tensor | None, parent_R: Tensor | None, candidates_RC: Tensor | None = None

@@ -3,7 +3,7 @@
 Nothing in a folder is executed: configurations are JSON, weights safetensors, and remote code is refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,9 +105,10 @@ def configured(lm: Mapping[str, Any]) -> Any:
 
 
 def completed(lm: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with the few words that a model needs which has no vocabulary."""
+    """The same with the few words that a model needs which has no vocabulary, and with where a decoder starts."""
     known = defaults(lm["model_type"])
-    return dict(lm) if "vocab_size" in lm else {k: v for k, v in WORDS.items() if k in known} | lm
+    needed = {START: lm.get("pad_token_id") or known.get("pad_token_id") or 0} if "vocab_size" in lm else WORDS
+    return {**{k: v for k, v in needed.items() if k in known}, **lm}
 
 
 def check_sizes(kind: str, config: Any, known: Mapping[str, Any]) -> None:
@@ -164,7 +165,7 @@ def config_of(folder: Path) -> dict[str, Any]:
         raise Problem(f"lm_path: {folder / 'config.json'} names no model_type; name the folder of a language model")
     known = defaults(kind)
     held = {k: v for k, v in said.items() if k in known and k not in ("transformers_version", "architectures", "dtype")}
-    return {"model_type": kind, "vocab_size": known.get("vocab_size"), **held}
+    return completed({"model_type": kind, "vocab_size": known.get("vocab_size"), **held})
 
 
 def weights_of(folder: Path, auto: str) -> Any:
@@ -221,8 +222,10 @@ def prompt_ids(folder: Path, rows: int, prompt: Mapping[str, str]) -> tuple[Tens
     before, found, behind = (text + prompt.get("assistant", "")).partition(PLACE)
     if not found:
         raise Problem(f"prompt: the chat template of {folder} leaves out {PLACE}")
-    read: Callable[[str], list[int]] = lambda part: tokenizer(part, add_special_tokens=False)["input_ids"]  # noqa: E731
-    return torch.tensor(read(before), dtype=torch.long), torch.tensor(read(behind), dtype=torch.long)
+    ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, behind)]
+    if tokenizer.unk_token_id in (unknown := [*ids[0], *ids[1]]):
+        log.warning(f"prompt: the tokenizer of {folder} knows {unknown.count(tokenizer.unk_token_id)} of its words not")
+    return torch.tensor(ids[0], dtype=torch.long), torch.tensor(ids[1], dtype=torch.long)
 
 
 # ---------------------------------------------------------------- adapters

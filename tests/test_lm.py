@@ -1,20 +1,30 @@
-"""Language models of transformers over SIDs: its own loss, gradient and `generate`, its own folders, what is refused."""
+"""Language models over SIDs beside transformers' own loss, gradient and `generate`; its folders; what is refused."""
+
+import shutil
 
 import pytest
 import torch
+import transformers
 from helpers import LM, SMALL, TINY, N, some_batch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 
+import main
 from compose import build, configure
+from recommenders import pretrained
+from scripts import export
 from scripts.bench.lm import Generated
+from serve.loaded import load
 
 KINDS = {
-    "qwen2": {"recommender": "causal_lm", **LM["causal_lm"]},
+    "qwen2": {"recommender": "causal_lm", "lm": {"model_type": "qwen2", **SMALL, "num_key_value_heads": 1}},
     "llama": {"recommender": "causal_lm", "lm": {"model_type": "llama", **SMALL, "tie_word_embeddings": True}},
     "gpt2": {"recommender": "causal_lm", "lm": {
         "model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "attn_pdrop": 0, "resid_pdrop": 0,
-        "embd_pdrop": 0}},
-    "t5": {"recommender": "seq2seq_lm", **LM["seq2seq_lm"]},
+        "embd_pdrop": 0, "eos_token_id": 1, "bos_token_id": 0}},
+    "t5": {"recommender": "seq2seq_lm", "lm": LM["seq2seq_lm"]["lm"] | {"num_layers": 2}},
 }  # fmt: skip
 
 
@@ -90,3 +100,64 @@ def test_items_scores_and_order_are_those_of_generate(kind, beams):
     assert (found.item_BW > 0).all()
     torch.testing.assert_close(found.score_BW, score_BW, atol=1e-5, rtol=0)
     assert torch.equal(model.sids.token_NP[found.item_BW - 1], token_BWP)
+
+
+# ---------------------------------------------------------------- folders
+
+
+@pytest.fixture(scope="module", params=LM)
+def run(request, ground):
+    """A joint run of one epoch with each kind."""
+    chosen = {"recommender": request.param, **LM[request.param], "epochs": 1, "run_name": request.param}
+    return main.train(configure.build(ground[0] | chosen))
+
+
+def test_an_exported_folder_is_read_by_us_and_by_transformers(run, tmp_path):
+    out = export.run([str(run.best), "--out", str(tmp_path / "out")])
+    ours = load(out)
+    assert ours.recommend([["i3", "i17"], ["i5"]], 10) == load(run.best).recommend([["i3", "i17"], ["i5"]], 10)
+    network = ours.model.recommender
+    theirs = getattr(transformers, network.auto).from_pretrained(out / "lm")
+    said = Generated(ours.model, theirs)
+    history_BS = torch.tensor([[ours.number["i3"], ours.number["i17"]]])
+    token_BWP, score_BW = said.beams(history_BS, 10)
+    found = ours.model.recommend(history_BS, 10)
+    assert torch.equal(ours.model.sids.token_NP[found.item_BW - 1], token_BWP)
+    torch.testing.assert_close(found.score_BW, score_BW, atol=1e-5, rtol=0)
+
+
+def saved(folder, kind):
+    """A language model as others publish it: a vocabulary of 40 words, tied tables, a tokenizer of 30 words."""
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "bought", "next", *"abcdefghijklmnopqrstuvwxyz"])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = Whitespace()
+    options = {**KINDS[kind]["lm"], "vocab_size": 40, "tie_word_embeddings": True, "pad_token_id": 0}
+    torch.manual_seed(1)
+    auto = "AutoModelForSeq2SeqLM" if kind == "t5" else "AutoModelForCausalLM"
+    pretrained.untrained(options, auto).save_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_pre_trained_model_and_a_prompt(ground, tmp_path, kind):
+    """Its weights, and the words around a history, are those of the folder; the run needs the folder no more."""
+    folder = saved(tmp_path / "lm", kind)
+    prompt = {"user": "bought {history} next", "assistant": " b"}
+    chosen = {"recommender": KINDS[kind]["recommender"], "lm_path": str(folder), "prompt": prompt}
+    place = {"method": "two_stage", "epochs": 1, "run_name": "r", "output_dir": str(tmp_path), "lr_rec": 1e-9}
+    run = main.train(configure.build(ground[0] | chosen | place))
+    shutil.rmtree(folder)
+    ours = load(run.best)
+    network, auto = ours.model.recommender, ours.model.recommender.auto
+    again = saved(tmp_path / "again", kind)
+    theirs = network.as_transformers()
+    kept = getattr(transformers, auto).from_pretrained(again)
+    for name, p in kept.named_parameters():
+        torch.testing.assert_close(theirs.get_parameter(name)[: len(p)], p, atol=1e-6, rtol=0)
+    assert network.before.tolist() == [2] and network.behind.tolist() == [3, 5]
+    history_BS = torch.tensor([[1, 2], [0, 3]])
+    score_BW = Generated(ours.model).beams(history_BS, 10)[1]
+    found = ours.model.recommend(history_BS, 10)
+    torch.testing.assert_close(found.score_BW, score_BW, atol=1e-5, rtol=0)

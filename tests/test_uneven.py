@@ -143,7 +143,8 @@ def test_equal_lengths_are_bit_for_bit_what_they_were(place, network, legal):
     options, data = place
     plain = model_of(place, recommender=network, legal_softmax=legal)
     torch.manual_seed(1)
-    cfg = configure.build(options | {"recommender": network, "legal_softmax": legal, "target_length": 3.0})
+    chosen = {"recommender": network, "legal_softmax": legal, "target_length": 3.0} | LM.get(network, {})
+    cfg = configure.build(options | chosen)
     model = build.empty_model(cfg, data.n_items, code_NT=plain.code_NT).eval()
     model.set_codes(plain.code_NT)
     model.load_state_dict(plain.state_dict())
@@ -289,8 +290,8 @@ def test_parts_of_a_step_keep_to_the_token_budget(place):
     split = within(data.train, None, model.item_tokens)
     shape = Shape(batch_size=64, tokens=200, tokens_per_item=4)
     steps, rows = Steps(split, epoch_plan(split, shape, 0, 0), shape), 0
-    for parts in (steps[i] for i in range(len(steps))):
-        for part in parts:
+    for step in range(len(steps)):
+        for part in steps[step]:
             token_BS = model.item_tokens[part.history_BS.clamp(min=1).numpy() - 1] * (part.history_BS > 0).numpy()
             assert token_BS.sum(1).max() * len(token_BS) <= 200
             rows += len(token_BS)

@@ -66,9 +66,10 @@ class ByPosition(nn.Module):
 class Generated:
     """The same network as a model of transformers, asked as its documentation says."""
 
-    def __init__(self, ours: GenerativeModel) -> None:
+    def __init__(self, ours: GenerativeModel, theirs: Any = None) -> None:
+        """theirs: the model of transformers, where it is there already."""
         network: Any = ours.recommender
-        self.model = network.as_transformers().to(device())
+        self.network, self.model = network, (theirs or network.as_transformers()).to(device())
         self.sizes, begin = network.vocabulary, len(network.words)
         self.offset_P = torch.tensor([begin, *self.sizes]).cumsum(0)
         mask_PV = torch.full((len(self.sizes), int(self.offset_P[-1])), -torch.inf)
@@ -80,11 +81,15 @@ class Generated:
         self.trie = NestedTrie(self.id_NP.cpu().numpy())
 
     def inputs(self, history_BS: Tensor) -> dict[str, Tensor]:
-        """Histories as token ids, padded on the left as they are, with 0."""
+        """Histories as token ids between the words of a prompt, what is there at the right end, 0 before it."""
         there_BS = history_BS > 0
-        id_BSP = self.id_NP[(history_BS - 1).clamp(min=0)] * there_BS[..., None]
-        mask_BT = there_BS.long().repeat_interleave(len(self.sizes), 1)
-        return {"input_ids": id_BSP.flatten(1), "attention_mask": mask_BT}
+        id_BT = self.id_NP[(history_BS - 1).clamp(min=0)].flatten(1)
+        mask_BT = there_BS.repeat_interleave(len(self.sizes), 1)
+        words = [ids.expand(len(history_BS), -1) for ids in (self.network.before, self.network.behind)]
+        id_BT = torch.cat([words[0], id_BT * mask_BT, words[1]], 1)
+        mask_BT = torch.cat([torch.ones_like(words[0]), mask_BT.long(), torch.ones_like(words[1])], 1)
+        order_BT = mask_BT.argsort(dim=1, stable=True)
+        return {"input_ids": id_BT.gather(1, order_BT), "attention_mask": mask_BT.gather(1, order_BT)}
 
     @torch.inference_mode()
     def beams(self, history_BS: Tensor, width: int) -> tuple[Tensor, Tensor]:
