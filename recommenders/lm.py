@@ -24,7 +24,7 @@ from recommenders import pretrained
 from recommenders.pretrained import LanguageModelOptions
 from recommenders.protocol import NetworkOutput, Scorer
 from recommenders.tokens import TokenNetwork
-from utils import Problem, one_line
+from utils import Problem, one_line, read_json, write_json
 
 STD = 0.02  # of new tokens beside no pre-trained ones
 Spelled = tuple[Tensor, Tensor]  # vectors [B, T, h] and which of them are there [B, T]
@@ -168,6 +168,8 @@ class LanguageModel(TokenNetwork):
 
     def export(self, folder: Path) -> None:
         self.as_transformers().save_pretrained(folder / "lm")
+        file = folder / "lm" / "config.json"  # where T5 forgets that its outputs are not scaled
+        write_json(file, read_json(file) | {k: v for k, v in self.lm.items() if k == "tie_word_embeddings"})
 
 
 def packed(x_BTh: Tensor, there_BT: Tensor) -> Spelled:

@@ -184,11 +184,12 @@ def weights_of(folder: Path, auto: str) -> Any:
         )  # fmt: skip
     except Exception as e:  # whatever the libraries meet in the files
         raise Problem(f"lm_path: {folder} cannot be loaded as {auto} ({one_line(e)})") from None
-    table = model.get_input_embeddings().weight
-    own = [name for name, p in model.named_parameters(remove_duplicate=False) if p is table]
     missing = sorted(told["missing_keys"])
-    # a library may fill the table of words from the logits' where its own name is missing
-    if not any(name.endswith(end.rpartition(".")[0].rpartition(".")[2] + ".weight") for end in own for name in names):
+    # the library fills the table of words in silence from the logits', where the names of the former are missing
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    heads = [f"{name}.weight" for name, module in model.named_modules() if module is head]
+    own = [n for n, p in model.named_parameters(remove_duplicate=False) if p is table and n not in heads]
+    if not any(name.endswith(".".join(end.split(".")[-2:])) for end in own for name in names):
         missing += own[:1]
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""

@@ -33,7 +33,7 @@ SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "nu
 LM = {  # the configurations of language models, by network
     "causal_lm": {"lm": {"model_type": "qwen2", **SMALL, "num_hidden_layers": 1, "num_key_value_heads": 1}},
     "seq2seq_lm": {"lm": {"model_type": "t5", "d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2,
-                          "dropout_rate": 0}},
+                          "dropout_rate": 0, "tie_word_embeddings": False}},
 }  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """Language models over SIDs beside transformers' own loss, gradient and `generate`; its folders; what is refused."""
 
+import json
 import shutil
 
 import pytest
 import torch
 import transformers
-from helpers import LM, SMALL, TINY, N, some_batch
+from helpers import LM, SMALL, TINY, N, one_line, some_batch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -17,6 +19,7 @@ from recommenders import pretrained
 from scripts import export
 from scripts.bench.lm import Generated
 from serve.loaded import load
+from utils import Problem
 
 KINDS = {
     "qwen2": {"recommender": "causal_lm", "lm": {"model_type": "qwen2", **SMALL, "num_key_value_heads": 1}},
@@ -161,3 +164,116 @@ def test_a_pre_trained_model_and_a_prompt(ground, tmp_path, kind):
     score_BW = Generated(ours.model).beams(history_BS, 10)[1]
     found = ours.model.recommend(history_BS, 10)
     torch.testing.assert_close(found.score_BW, score_BW, atol=1e-5, rtol=0)
+
+
+# ---------------------------------------------------------------- what is refused, before anything is trained
+
+
+def without(*names):
+    """A change of a folder's weights that leaves some out."""
+
+    def change(folder):
+        file = folder / "model.safetensors"
+        held = {k: v for k, v in load_file(file).items() if k not in names}
+        assert len(held) < len(load_file(file))
+        save_file(held, file, metadata={"format": "pt"})
+
+    return change
+
+
+def pickled(folder):
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def renamed(folder):
+    held = load_file(folder / "model.safetensors")
+    save_file({f"other.{k}": v for k, v in held.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def from_logits(folder):
+    """T5 whose table of words is missing, though its logits' table is there."""
+    held = load_file(folder / "model.safetensors")
+    held["lm_head.weight"] = held.pop("shared.weight")
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def narrow(folder):
+    """More tokens than the table of words has rows."""
+    file = folder / "tokenizer.json"
+    words = json.loads(file.read_text())
+    words["model"]["vocab"] |= {f"word{i}": 30 + i for i in range(11)}
+    file.write_text(json.dumps(words))
+
+
+def no_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+def torn(folder):
+    (folder / "model.safetensors").write_bytes(b"x" * 99)
+
+
+def as_text(folder):
+    (folder / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("llama", without("model.norm.weight"), r"has no weights called model\.norm\.weight; its names do not fit"),
+        ("llama", without("model.embed_tokens.weight"), r"has no weights called (lm_head|model\.embed_tokens)\.weight"),
+        ("t5", from_logits, r"has no weights called shared\.weight"),
+        ("llama", renamed, r"has no weights called .* and \d+ more"),
+        ("llama", pickled, r"has no \*\.safetensors; pickled weights are not read"),
+        ("llama", torn, "cannot be loaded as AutoModel"),
+        ("llama", lambda folder: (folder / "config.json").unlink(), r"config\.json: no such file"),
+        ("llama", as_text, r"config\.json: not readable as JSON"),
+        ("llama", narrow, r"prompt: the tokenizer of .* has 41 tokens, its model has room for 40"),
+        ("llama", no_tokenizer, "prompt: .* has no usable tokenizer"),
+        ("gpt2", None, "lm: gpt2 makes no Seq2SeqLM"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_one_line(tmp_path, kind, change, message):
+    folder = saved(tmp_path / "lm", kind)
+    if change is not None:
+        change(folder)
+    network = "seq2seq_lm" if kind in ("t5", "gpt2") else "causal_lm"
+    with pytest.raises(Problem, match=message) as problem:
+        cfg = configure.build({
+            **TINY, "recommender": network, "lm_path": str(folder), "prompt": {"user": "{history} next"},
+        })  # fmt: skip
+        build.network_of(cfg, N, build.vocabulary_of(cfg, N)).begin()
+    one_line(problem)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lm": {"model_type": "qwen3000"}}, r"no model_type 'qwen3000'; did you mean 'qwen\w+'\?"),
+        ({"lm": {"model_type": "qwen2", "hidden_sise": 8}}, "qwen2 has no 'hidden_sise'; did you mean 'hidden_size'"),
+        ({"lm": {"hidden_size": 8}}, "lm: needs a model_type"),
+        ({"lm": "qwen2"}, "lm: expected a mapping"),
+        ({"lm": {"model_type": "gpt2", "n_embd": 10, "n_head": 4}}, "width of 10, which 4 heads .* 12 would"),
+        ({"lm": {"model_type": "qwen2", **SMALL, "num_key_value_heads": 3}}, "num_key_value_heads 3 does not divide"),
+        ({"lm": {"model_type": "qwen2", **SMALL, "hidden_size": "wide"}}, "lm: "),
+        ({"lm": {"model_type": "t5"}}, "lm: t5 makes no CausalLM"),
+        ({"lm": {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_positions": 64}}, "has 64 places, a history of 50"),
+        ({"lm_path": "./nowhere"}, r"lm_path: \./nowhere is neither a folder nor a name on the hub"),
+        ({"lm_path": "owner/name"}, "lm_path: owner/name is no folder here; .* name its --lm_revision=COMMIT"),
+        ({"lm_path": "owner/name", "lm_revision": "abc"}, "lm_path: owner/name: not to be had from the hub"),
+        ({"prompt": {"user": "no place"}}, r"prompt: \{history\} must stand once in user"),
+        ({"prompt": {"system": "be brief"}}, "prompt: needs the key user"),
+        ({"prompt": {"human": "{history}"}}, "prompt: has no 'human'; there are system, user and assistant"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(options, message, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(Problem, match=message) as problem:
+        cfg = configure.build({**TINY, "recommender": "causal_lm", **options})
+        build.network_of(cfg, N, build.vocabulary_of(cfg, N))
+    one_line(problem)
