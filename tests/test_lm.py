@@ -143,12 +143,14 @@ def saved(folder, kind):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
-def test_a_pre_trained_model_and_a_prompt(ground, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "rank"), [("llama", 0), ("llama", 2), ("t5", 0)])
+def test_a_pre_trained_model_and_a_prompt(ground, tmp_path, kind, rank):
     """Its weights, and the words around a history, are those of the folder; the run needs the folder no more."""
+    if rank:
+        pytest.importorskip("peft")
     folder = saved(tmp_path / "lm", kind)
     prompt = {"user": "bought {history} next", "assistant": " b"}
-    chosen = {"recommender": KINDS[kind]["recommender"], "lm_path": str(folder), "prompt": prompt}
+    chosen = {"recommender": KINDS[kind]["recommender"], "lm_path": str(folder), "prompt": prompt, "lora_rank": rank}
     place = {"method": "two_stage", "epochs": 1, "run_name": "r", "output_dir": str(tmp_path), "lr_rec": 1e-9}
     run = main.train(configure.build(ground[0] | chosen | place))
     shutil.rmtree(folder)
@@ -164,6 +166,28 @@ def test_a_pre_trained_model_and_a_prompt(ground, tmp_path, kind):
     score_BW = Generated(ours.model).beams(history_BS, 10)[1]
     found = ours.model.recommend(history_BS, 10)
     torch.testing.assert_close(found.score_BW, score_BW, atol=1e-5, rtol=0)
+
+
+def test_adapters_alone_learn_and_are_merged_for_others():
+    pytest.importorskip("peft")
+    model = model_of("qwen2", lora_rank=2, gradient_checkpointing=True).train()
+    learned = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert learned == {n for n, _ in model.named_parameters() if ".lora_" in n or ".tables." in n} != set()
+    model(some_batch())[0].backward()
+    grouped = {id(p) for group in model.param_groups() for p in group["params"]}
+    assert grouped == {id(p) for p in model.parameters() if p.grad is not None}
+    history_BS = some_batch().history_BS
+    found, score_BW = model.eval().recommend(history_BS, 10), Generated(model).beams(history_BS, 10)[1]
+    torch.testing.assert_close(found.score_BW, score_BW, atol=1e-5, rtol=0)
+
+
+def test_activations_computed_again_change_no_gradient():
+    grads = []
+    for again in (False, True):
+        model = model_of("qwen2", gradient_checkpointing=again).train()
+        model(some_batch())[0].backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 # ---------------------------------------------------------------- what is refused, before anything is trained

@@ -4,17 +4,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compose import configure
 from data import make_batch
 from model import GenerativeModel
-from readers.splits import DataOptions
 from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
 from scripts.bench.plain import NestedTrie
-from scripts.bench.search import OurSearch, users_at_once
+from scripts.bench.search import OurSearch
 
 NETWORKS = ("causal_lm", "seq2seq_lm")
 
@@ -26,24 +24,17 @@ def measure(job: Job) -> Figures:
         ours = OurSearch(Job(configure.change(job.cfg, recommender=name, lm=None), job.quick, job.beams), data)
         theirs = Generated(ours.model)
         for width in job.beams:
-            sides: dict[str, Callable[[int], float]] = {
-                "ours": partial(ours.users_per_s, width), "generate": partial(users_per_s, ours, theirs, width)
-            }  # fmt: skip
-            speed = interleave(job.rounds, sides)
+            sides = {"ours": ours.model.recommend, "generate": theirs.beams}
+            speed = interleave(job.rounds, {k: partial(users_per_s, ours, side, width) for k, side in sides.items()})
             found[f"{name}_users_per_s_{width}_beams"] = figure(speed["ours"], speed["generate"])
     return found
 
 
-def users_per_s(ours: OurSearch, theirs: "Generated", width: int, turn: int) -> float:
-    """One batch of the ranking's plan, of users with histories of middling length."""
-    plan = ours.plan(width)
-    rows = plan[(len(plan) // 2 + turn) % len(plan)][: users_at_once(ours.job, width)]
-    history_BS = histories_of(ours, rows)
-    return len(rows) / seconds(lambda: theirs.beams(history_BS, width))
-
-
-def histories_of(ours: OurSearch, rows: np.ndarray) -> Tensor:
-    return make_batch(ours.split, rows, ours.job.cfg[DataOptions].max_his_len).history_BS.to(device())
+def users_per_s(ours: OurSearch, side: Callable[[Tensor, int], Any], width: int, turn: int) -> float:
+    """Two batches of the ranking's plan, of rather short and rather long histories."""
+    some = ours.rows(width, turn)
+    batches = [make_batch(ours.split, some[len(some) * i // 4], ours.longest).history_BS.to(device()) for i in (1, 3)]
+    return sum(map(len, batches)) / seconds(lambda: [side(history_BS, width) for history_BS in batches])
 
 
 class ByPosition(nn.Module):
