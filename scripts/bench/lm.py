@@ -1,27 +1,91 @@
-"""Language models: our search beside `generate` with a prefix constraint, on the same weights, users and beams."""
+"""Language models: our search beside `generate` with a prefix constraint, on the same weights, users and beams; what
+bf16, recomputed activations and LoRA change in training.
+"""
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compose import configure
+from compose import build, configure
 from data import make_batch
 from model import GenerativeModel
-from scripts.bench.common import Figures, Job, device, figure, interleave, seconds
+from readers.dataset import Dataset
+from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
 from scripts.bench.plain import NestedTrie
+from scripts.bench.recommender import changed, widest_step
 from scripts.bench.search import OurSearch
+from scripts.bench.train import OurSteps
+from sids.table import SidVocabulary
+from trainer import TrainOptions
 
 NETWORKS = ("causal_lm", "seq2seq_lm")
+WIDE = {
+    "model_type": "qwen2", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 4,
+}  # fmt: skip
+HALF_BILLION = {  # Qwen2.5-0.5B's sizes
+    "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+    "num_attention_heads": 14, "num_key_value_heads": 2,
+}  # fmt: skip
+SAVING: dict[str, dict[str, Any]] = {
+    "bf16": {"mixed_precision": "bf16"}, "recomputed": {"gradient_checkpointing": True},
+    **({"lora": {"lora_rank": 8}} if find_spec("peft") else {}),
+}  # fmt: skip
 
 
 def measure(job: Job) -> Figures:
-    """users/s per kind and number of beams, random weights of the sizes that the options say."""
-    data, found = job.data(), Figures()
+    """Of training, beside float32 with all saved: samples/s and peak memory of 4 layers of width 256, and what a token
+    of a model of half a billion weights leaves for the backward pass, in MB. Of searches users/s.
+    """
+    found = Figures()
+    jobs = {k: changed(job, recommender="causal_lm", lm=WIDE, **v) for k, v in {"plain": {}, **SAVING}.items()}
+    memory = {k: peak_memory_of(widest_step, each) for k, each in jobs.items()}  # while this process holds little
+    kept = {k: saved(changed(job, **SAVING.get(k, {}))) for k in jobs}
+    data = job.data()
+    steps = {k: OurSteps(each, data) for k, each in jobs.items()}
+    for side in steps.values():
+        side.warm_up()
+    speed = interleave(job.rounds, {k: side.samples_per_s for k, side in steps.items()})
+    for k in SAVING:
+        found[f"{k}_samples_per_s"] = figure(speed[k], speed["plain"])
+        found[f"{k}_peak_memory_gb"] = figure(memory[k], memory["plain"])
+        found[f"{k}_mb_a_token_of_0.5b"] = figure(kept[k], kept["plain"])
+    return found | searches(job, data)
+
+
+def saved(job: Job) -> float:
+    """MB that a further token leaves behind for the backward pass of half a billion weights, by layers of its sizes."""
+    cfg, layers = job.cfg, int(HALF_BILLION["num_hidden_layers"])
+    lm = {**HALF_BILLION, "num_hidden_layers": 2}
+    cfg = configure.change(cfg, method="two_stage", recommender="causal_lm", lm=lm)
+    network: Any = build.network_of(cfg, 1, SidVocabulary((256, 256, 256), 256)).train()
+    bf16 = cfg[TrainOptions].mixed_precision == "bf16"
+
+    def kept(tokens: int) -> int:
+        seen: dict[int, int] = {}
+
+        def note(x: Tensor) -> Tensor:
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        x_BTh = torch.randn(1, tokens, network.width, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), torch.autocast("cpu", enabled=bf16):
+            state_BTh = network.stacks["body"](inputs_embeds=x_BTh, use_cache=False).last_hidden_state
+        assert state_BTh.requires_grad  # what was saved is there until here
+        return sum(seen.values())
+
+    return (kept(256) - kept(128)) / 128 / 1e6 * layers / 2
+
+
+def searches(job: Job, data: Dataset) -> Figures:
+    """users/s per kind and number of beams, random weights of the usual sizes."""
+    found = Figures()
     for name in NETWORKS:
-        ours = OurSearch(Job(configure.change(job.cfg, recommender=name, lm=None), job.quick, job.beams), data)
+        ours = OurSearch(changed(job, recommender=name, lm=None), data)
         theirs = Generated(ours.model)
         for width in job.beams:
             sides = {"ours": ours.model.recommend, "generate": theirs.beams}
