@@ -63,7 +63,7 @@ class LanguageModelOptions:
 
 # ---------------------------------------------------------------- configurations
 
-START = "decoder_start_token_id"  # of any encoder-decoder, though not all list it
+START = "decoder_start_token_id"  # of every encoder-decoder, though not all list it
 WORDS = {"vocab_size": 2, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1, START: 0}  # beside codes alone
 
 

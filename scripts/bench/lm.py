@@ -27,7 +27,7 @@ WIDE = {
     "model_type": "qwen2", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 4,
 }  # fmt: skip
-HALF_BILLION = {  # Qwen2.5-0.5B's sizes
+HALF_BILLION: dict[str, Any] = {  # Qwen2.5-0.5B's sizes
     "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
     "num_attention_heads": 14, "num_key_value_heads": 2,
 }  # fmt: skip
@@ -59,7 +59,7 @@ def measure(job: Job) -> Figures:
 
 def saved(job: Job) -> float:
     """MB that a further token leaves behind for the backward pass of half a billion weights, by layers of its sizes."""
-    cfg, layers = job.cfg, int(HALF_BILLION["num_hidden_layers"])
+    cfg, layers = job.cfg, HALF_BILLION["num_hidden_layers"]
     lm = {**HALF_BILLION, "num_hidden_layers": 2}
     cfg = configure.change(cfg, method="two_stage", recommender="causal_lm", lm=lm)
     network: Any = build.network_of(cfg, 1, SidVocabulary((256, 256, 256), 256)).train()
