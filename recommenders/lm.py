@@ -39,8 +39,8 @@ class LanguageModel(TokenNetwork):
     taught: Literal["one", "next"] = "one"
     words: Tensor  # vectors of the vocabulary, [words, h]: they rest
     unwords: Tensor | None  # their logits' table where it is another one
-    before: Tensor  # token ids of the prompt before a history, and behind it
-    behind: Tensor
+    before: Tensor | None  # token ids of a prompt before a history, and behind it
+    behind: Tensor | None
 
     def __init__(
         self, cfg: LanguageModelOptions, vocabulary: tuple[int, ...], longest: int, n_items: int,
@@ -57,7 +57,7 @@ class LanguageModel(TokenNetwork):
         self.register_buffer("words", table.detach())
         self.register_buffer("unwords", None if head is table else head.detach())
         for name in ("before", "behind"):
-            self.register_buffer(name, torch.zeros(0, dtype=torch.long))
+            self.register_buffer(name, None)
         self.stacks = nn.ModuleDict(self._stacks(model))
         for stack in self.stacks.values():
             if stack.get_input_embeddings().weight is not table:  # type: ignore[operator]
@@ -102,13 +102,41 @@ class LanguageModel(TokenNetwork):
 
     def _check_places(self, config: Any) -> None:
         """Problem where a model has fewer places than the longest sequence."""
-        places = getattr(config, "max_position_embeddings", None)
-        need = len(self.before) + len(self.behind) + (self.longest + 1) * len(self.vocabulary)
-        if places is not None and need > places:
+        limits = [getattr(config, key, None) for key in ("max_position_embeddings", "sliding_window")]
+        words = sum(len(ids) for ids in (self.before, self.behind) if ids is not None)
+        need = words + (self.longest + 1) * len(self.vocabulary)
+        if need > (places := min(filter(None, limits), default=need)):
             raise Problem(
                 f"lm: {self.lm['model_type']} has {places} places, a history of {self.longest} items needs {need}; "
                 "lower max_his_len, or raise its own in lm"
             )
+
+    @torch.no_grad()
+    def _check_search(self) -> None:
+        """Problem where a search gives other logits than training: not every model reads a mask or places of one's own.
+
+        Two items, whose tokens are all 0 and all 1, follow one history.
+        """
+        P, items = len(self.vocabulary), torch.tensor([1, 2])
+        if min(self.vocabulary) < 3:  # 1 may stand behind an item's end
+            return
+        tokens = lambda item: (item - 1)[..., None].expand(*item.shape, P)  # noqa: E731
+        both = items.expand(2, 2)
+        batch = Batch(both, items, items, items, both - 1, items - 1, items > 0, torch.tensor(1.0))
+        self.eval()
+        try:
+            vector_UPh = self.look_up(tokens(items))
+            *_, want_RV = self(vector_UPh, batch, vector_UPh).logits
+            score = self.scorer(tokens, items[None])
+            found_RV = score(0, None, None)
+            for position in range(1, P):
+                found_RV = score(position, items - 1, items - 1 if position > 1 else torch.zeros_like(items))
+        except Exception as e:
+            raise Problem(f"lm: {self.lm['model_type']} does not run in a search ({one_line(e)})") from None
+        self.train()
+        want_RV = want_RV[-1:] if P == 1 else want_RV[len(want_RV) // 2 - 1 :: len(want_RV) // 2]
+        if not torch.allclose(want_RV.log_softmax(-1), found_RV, atol=1e-3):
+            raise Problem(f"lm: {self.lm['model_type']} scores otherwise in a search than in training; choose another")
 
     def begin(self) -> None:
         """Take the weights of the pre-trained model, and the prompt as its tokenizer reads it."""
@@ -132,16 +160,18 @@ class LanguageModel(TokenNetwork):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("before", "behind"):  # as long as the prompt is
-            if isinstance(held := state_dict.get(prefix + name), Tensor):
+            if self.cfg.prompt is not None and isinstance(held := state_dict.get(prefix + name), Tensor):
                 setattr(self, name, torch.zeros_like(held, device=self.words.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def read(self, token_BSPh: Tensor, there_BSP: Tensor) -> Spelled:
         """A history between the prompt's words, as vectors and which of them are there."""
-        words = [self.words[ids].expand(len(token_BSPh), -1, -1) for ids in (self.before, self.behind)]
-        there = [there_BSP.new_ones(x.shape[:2]) for x in words]
-        x_BTh = torch.cat([words[0].to(token_BSPh.dtype), token_BSPh.flatten(1, 2), words[1].to(token_BSPh.dtype)], 1)
-        return x_BTh * self.scale_in, torch.cat([there[0], there_BSP.flatten(1), there[1]], 1)
+        x, there = [token_BSPh.flatten(1, 2)], [there_BSP.flatten(1)]
+        if self.before is not None and self.behind is not None:
+            words = [self.words[ids].to(x[0].dtype).expand(len(x[0]), -1, -1) for ids in (self.before, self.behind)]
+            x = [words[0], *x, words[1]]
+            there = [there_BSP.new_ones(words[0].shape[:2]), *there, there_BSP.new_ones(words[1].shape[:2])]
+        return torch.cat(x, 1) * self.scale_in, torch.cat(there, 1)
 
     def there(self, history_BS: Tensor, real_BSP: Tensor | None) -> Tensor:
         """Which tokens of a history are there, [B, S, P]."""
@@ -194,6 +224,7 @@ class CausalLM(LanguageModel):
     def __init__(self, cfg: LanguageModelOptions, *sizes: Any) -> None:
         super().__init__(cfg, *sizes)
         self.targets: Literal["one", "next"] = "next" if cfg.prompt is None else "one"
+        self._check_search()
 
     def _stacks(self, model: Any) -> dict[str, nn.Module]:
         return {"body": model.base_model}
@@ -295,6 +326,7 @@ class Seq2SeqLM(LanguageModel):
         for stack in self.stacks.values():
             stack.set_attn_implementation(shared_keys())  # type: ignore[operator]
         self.start = nn.Parameter(torch.randn(self.width) * STD)
+        self._check_search()
 
     def _stacks(self, model: Any) -> dict[str, nn.Module]:
         return {"encoder": model.get_encoder(), "decoder": model.get_decoder()}

@@ -125,13 +125,19 @@ def check_sizes(kind: str, config: Any, known: Mapping[str, Any]) -> None:
         raise Problem(f"lm: {kind} has {heads} heads, which num_key_value_heads {each} does not divide; 1 would do")
 
 
-def untrained(lm: Mapping[str, Any], auto: str) -> Any:
-    """A model of transformers with random weights; auto: the class that makes it."""
+def maker(auto: str) -> Any:
+    """A class of transformers by its name; what it does is told by our own lines."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
+    return getattr(transformers, auto)
+
+
+def untrained(lm: Mapping[str, Any], auto: str) -> Any:
+    """A model of transformers with random weights; auto: the class that makes it."""
     config = configured(lm)
     try:
-        model = getattr(transformers, auto).from_config(config, attn_implementation="sdpa")
+        model = maker(auto).from_config(config, attn_implementation="sdpa")
     except Exception as e:  # of another kind (an encoder), or sizes that its layers do not take
         raise Problem(f"lm: {lm['model_type']} makes no {auto.removeprefix('AutoModelFor')} ({one_line(e)})") from None
     if getattr(config, "final_logit_softcapping", None):
@@ -170,7 +176,6 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 def weights_of(folder: Path, auto: str) -> Any:
     """The trained model of a folder in float32; Problem where weights are pickled, missing, of other names or sizes."""
-    import transformers
     from safetensors import safe_open
 
     files = sorted(folder.glob("*.safetensors"))
@@ -178,7 +183,7 @@ def weights_of(folder: Path, auto: str) -> Any:
         raise Problem(f"lm_path: {folder} has no *.safetensors; pickled weights are not read, save them as safetensors")
     try:
         names = {name for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118 - it is no dictionary
-        model, told = getattr(transformers, auto).from_pretrained(
+        model, told = maker(auto).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
             attn_implementation="sdpa", output_loading_info=True,
         )  # fmt: skip

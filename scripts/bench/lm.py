@@ -140,7 +140,8 @@ class Generated:
         there_BS = history_BS > 0
         id_BT = self.id_NP[(history_BS - 1).clamp(min=0)].flatten(1)
         mask_BT = there_BS.repeat_interleave(len(self.sizes), 1)
-        words = [ids.expand(len(history_BS), -1) for ids in (self.network.before, self.network.behind)]
+        prompt = [id_BT.new_zeros(0) if ids is None else ids for ids in (self.network.before, self.network.behind)]
+        words = [ids.expand(len(history_BS), -1) for ids in prompt]
         id_BT = torch.cat([words[0], id_BT * mask_BT, words[1]], 1)
         mask_BT = torch.cat([torch.ones_like(words[0]), mask_BT.long(), torch.ones_like(words[1])], 1)
         order_BT = mask_BT.argsort(dim=1, stable=True)
