@@ -186,9 +186,12 @@ class LanguageModel(TokenNetwork):
         """
         table = torch.cat([self.words, *(t.detach() for t in self.tables)]).cpu()
         model = pretrained.untrained({**self.lm, "vocab_size": len(table)}, self.auto)
-        for name, stack in self._stacks(model).items():
-            state = pretrained.plain_state(self.stacks[name])
-            stack.load_state_dict(state, strict=False)  # type: ignore[operator]
+        stacks: dict[str, Any] = self._stacks(model)
+        for name, stack in stacks.items():
+            words = stack.get_input_embeddings()
+            stack.set_input_embeddings(nn.Identity())
+            stack.load_state_dict(pretrained.plain_state(self.stacks[name]))
+            stack.set_input_embeddings(words)
         with torch.no_grad():
             model.get_input_embeddings().weight.copy_(table)
             if self.unwords is not None:

@@ -37,15 +37,21 @@ SAVING: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+TWIN = {"encoder_layers": 2, "decoder_layers": 2, "d_model": 128, "d_ff": 512, "d_kv": 32, "num_heads": 4}
+
+
 def measure(job: Job) -> Figures:
     """Of training, beside float32 with all saved: samples/s and peak memory of 4 layers of width 256, and what a token
-    of a model of half a billion weights leaves for the backward pass, in MB. Of searches users/s.
+    of a model of half a billion weights leaves for the backward pass, in MB. Of our T5 beside transformers' samples/s.
+    Of searches users/s.
     """
     found = Figures()
     jobs = {k: changed(job, recommender="causal_lm", lm=WIDE, **v) for k, v in {"plain": {}, **SAVING}.items()}
     memory = {k: peak_memory_of(widest_step, each) for k, each in jobs.items()}  # while this process holds little
     kept = {k: saved(changed(job, **SAVING.get(k, {}))) for k in jobs}
     data = job.data()
+    jobs["seq2seq_lm"] = changed(job, recommender="seq2seq_lm", lm=None)
+    jobs["t5"] = changed(job, recommender="t5", **TWIN)
     steps = {k: OurSteps(each, data) for k, each in jobs.items()}
     for side in steps.values():
         side.warm_up()
@@ -54,6 +60,7 @@ def measure(job: Job) -> Figures:
         found[f"{k}_samples_per_s"] = figure(speed[k], speed["plain"])
         found[f"{k}_peak_memory_gb"] = figure(memory[k], memory["plain"])
         found[f"{k}_mb_a_token_of_0.5b"] = figure(kept[k], kept["plain"])
+    found["t5_samples_per_s"] = figure(speed["t5"], speed["seq2seq_lm"])
     return found | searches(job, data)
 
 
