@@ -11,7 +11,6 @@ head.
 """
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -327,7 +326,7 @@ class Seq2SeqLM(LanguageModel):
     def __init__(self, cfg: LanguageModelOptions, *sizes: Any) -> None:
         super().__init__(cfg, *sizes)
         for stack in self.stacks.values():
-            stack.set_attn_implementation(shared_keys())  # type: ignore[operator]
+            stack.set_attn_implementation(pretrained.shared_keys())  # type: ignore[operator]
         self.start = nn.Parameter(torch.randn(self.width) * STD)
         self._check_search()
 
@@ -407,25 +406,3 @@ class Seq2SeqLM(LanguageModel):
             return self.scores(position, hidden_R1h[:, 0], candidates_RC)
 
         return score
-
-
-@cache
-def shared_keys() -> str:
-    """Name of an attention of transformers where a user's beams, which are rows of queries, share one row of keys."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    def attend(
-        module: nn.Module, q_RHTd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, mask: Tensor | None, **more: Any
-    ) -> tuple[Tensor, None]:
-        rows, users = len(q_RHTd), len(k_BHTd)
-        if rows == users:
-            return sdpa_attention_forward(module, q_RHTd, k_BHTd, v_BHTd, mask, **more)
-        q_BHWd = q_RHTd[:, :, 0].unflatten(0, (users, -1)).transpose(1, 2)  # beams become queries
-        y_BWHd, _ = sdpa_attention_forward(module, q_BHWd, k_BHTd, v_BHTd, mask, **more | {"is_causal": False})
-        return y_BWHd.flatten(0, 1)[:, None], None
-
-    AttentionInterface.register("shared_keys", attend)
-    AttentionMaskInterface.register("shared_keys", sdpa_mask)
-    return "shared_keys"

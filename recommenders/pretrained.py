@@ -1,6 +1,8 @@
 """Language models of transformers as files and configurations: what a network over semantic IDs is made of, and back.
 
 Nothing in a folder is executed: configurations are JSON, weights safetensors, and remote code is refused.
+
+Shape letters: R = B W rows of W beams for each of B users, H heads, T places, d width of a head.
 """
 
 from collections.abc import Mapping
@@ -234,7 +236,29 @@ def prompt_ids(folder: Path, rows: int, prompt: Mapping[str, str]) -> tuple[Tens
     return torch.tensor(ids[0], dtype=torch.long), torch.tensor(ids[1], dtype=torch.long)
 
 
-# ---------------------------------------------------------------- adapters
+# ---------------------------------------------------------------- what is put into a model
+
+
+@cache
+def shared_keys() -> str:
+    """Name of an attention of transformers where a user's beams, which are rows of queries, share one row of keys."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attend(
+        module: nn.Module, q_RHTd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, mask: Tensor | None, **more: Any
+    ) -> tuple[Tensor, None]:
+        rows, users = len(q_RHTd), len(k_BHTd)
+        if rows == users:
+            return sdpa_attention_forward(module, q_RHTd, k_BHTd, v_BHTd, mask, **more)
+        q_BHWd = q_RHTd[:, :, 0].unflatten(0, (users, -1)).transpose(1, 2)  # beams become queries
+        y_BWHd, _ = sdpa_attention_forward(module, q_BHWd, k_BHTd, v_BHTd, mask, **more | {"is_causal": False})
+        return y_BWHd.flatten(0, 1)[:, None], None
+
+    AttentionInterface.register("shared_keys", attend)
+    AttentionMaskInterface.register("shared_keys", sdpa_mask)
+    return "shared_keys"
 
 
 def adapted(body: nn.Module, rank: int) -> None:
