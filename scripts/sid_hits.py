@@ -17,6 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import runs.early  # noqa: F401
+
 import settings
 from readers import forge
 from utils import Problem, as_command, log, log_to, parse_json, quoted, read_json, regular_file, write_json
