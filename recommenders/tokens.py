@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -99,6 +100,12 @@ class TokenNetwork(nn.Module, ABC):
         """The scorer of a search; what does not depend on beams runs once per user. With `item_loss` whole items are a
         further position behind the last one. tokens: item numbers [...] -> their tokens [..., P].
         """
+
+    def begin(self) -> None:
+        """Take the weights that it starts training from, where these are not random."""
+
+    def export(self, folder: Path) -> None:
+        """Write what other programs can read of it beside an exported checkpoint; here nothing."""
 
     @property
     def width(self) -> int:

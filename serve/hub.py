@@ -42,6 +42,8 @@ class HubModel(ModelHubMixin, library_name="diger", tags=["recommendation", "sem
         config = {**state["config"], **local_paths(cfg)}
         sids = to_index(model.sids) if isinstance(model, GenerativeModel) else None
         write_folder(save_directory, {**state, "config": config, **({"test": self.test} if self.test else {})}, sids)
+        if isinstance(model, GenerativeModel):
+            model.recommender.export(save_directory)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **of_hub: Any) -> "HubModel":

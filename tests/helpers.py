@@ -29,6 +29,13 @@ TINY = {
     "d_model": 16, "d_ff": 32, "num_heads": 2, "d_kv": 8, "dropout_rate": 0.0, "num_beams": 10, "logit_scale": "auto",
 }  # fmt: skip
 
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+LM = {  # the configurations of language models, by network
+    "causal_lm": {"lm": {"model_type": "qwen2", **SMALL, "num_hidden_layers": 1, "num_key_value_heads": 1}},
+    "seq2seq_lm": {"lm": {"model_type": "t5", "d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2,
+                          "dropout_rate": 0, "tie_word_embeddings": False}},
+}  # fmt: skip
+
 
 # ---------------------------------------------------------------- commands
 
@@ -106,7 +113,7 @@ class Fixed(torch.nn.Module):
 
 def joint(**changes):
     torch.manual_seed(0)
-    cfg = configure.build({**TINY, **changes})
+    cfg = configure.build({**TINY, **LM.get(changes.get("recommender"), {}), **changes})
     content = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
     model = build.empty_model(cfg, N, D)
     model.tokenizer.init_codebooks(torch.from_numpy(content), 20, 0)

@@ -15,6 +15,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from conftest import tiny_overrides, write_tiny
+from helpers import LM
 from killed import free_port, join_group, server
 
 import data as batches
@@ -48,6 +49,8 @@ CASES = {
     "frqud_sdud": {"uncertainty": "frqud_sdud"},
     "rq_transformer": {**RQ, "label_prior": "usage"},
     "em": {**RQ, "method": "em", "em_every": 1, "epochs": 3},
+    "causal_lm": {"recommender": "causal_lm", **LM["causal_lm"]},
+    "seq2seq_lm": {"recommender": "seq2seq_lm", **LM["seq2seq_lm"]},
     "sinkhorn": {"uncertainty": "sdud", "auto_lambda_mode": "adaptive", "catalogue_assignment": "sinkhorn"},
 }
 

@@ -12,7 +12,7 @@ from conftest import tiny_overrides, words, write_tiny
 import main
 import scripts.add_items
 import scripts.pretrain
-from compose import build, configure
+from compose import build, configure, parts
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from scripts import sid_align, sid_quality
@@ -130,7 +130,7 @@ def test_the_exported_sids_give_the_same_training_bit_for_bit(given, tmp_path):
     assert sid_quality.run([str(run.best)])["embedding_hit_rate"] == {}
 
 
-@pytest.mark.parametrize("recommender", ["t5", "rq_transformer", "decoder"])
+@pytest.mark.parametrize("recommender", parts.NETWORKS)
 @pytest.mark.parametrize("collision", ["suffix", "item", "none"])
 def test_every_network_and_rule_takes_them(given, recommender, collision):
     options, original, _ = given

@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_overrides, write_tiny
+from helpers import LM
 
 import main
-from compose import build, configure
+from compose import build, configure, parts
 from data import Shape, sample
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
@@ -29,10 +30,10 @@ def tiny(tmp_path_factory):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("network", ["t5", "rq_transformer", "decoder"])
+@pytest.mark.parametrize("network", parts.NETWORKS)
 def test_loss_gradient_and_search_are_those_of_the_cpu(tiny, network):
     options, data = tiny
-    cfg = configure.build(options | {"recommender": network})
+    cfg = configure.build(options | {"recommender": network} | LM.get(network, {}))
     model = build.build_model(cfg, data).model.eval()
     (part,) = sample(data.train, Shape(32, longest=10, targets=model.targets), 0, 0)
     found = []
@@ -51,13 +52,14 @@ def test_loss_gradient_and_search_are_those_of_the_cpu(tiny, network):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", ["diger", "two_stage", "sasrec"])
-def test_a_run_in_bf16_ends_with_figures(tiny, tmp_path, method):
-    own = {"method": method, "run_name": method, "mixed_precision": "bf16", "output_dir": str(tmp_path)}
+@pytest.mark.parametrize("name", ["diger", "two_stage", "sasrec", "causal_lm", "seq2seq_lm"])
+def test_a_run_in_bf16_ends_with_figures(tiny, tmp_path, name):
+    chosen = {"method": "diger", "recommender": name} | LM[name] if name in LM else {"method": name}
+    own = {**chosen, "run_name": name, "mixed_precision": "bf16", "output_dir": str(tmp_path)}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny[0] | own))
     main.main([f"--config={path}"])
-    assert 0 <= RunFolder(tmp_path / "tiny" / method).results()["ndcg@10"] <= 1
+    assert 0 <= RunFolder(tmp_path / "tiny" / name).results()["ndcg@10"] <= 1
 
 
 # ---------------------------------------------------------------- scripts/gpu.py

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import TINY, D, N, joint, some_batch
 
-from compose import build, configure
+from compose import build, configure, parts
 from data import make_batch
 from joint.gradient import idle_paths
 from model import PATHS
@@ -34,7 +34,7 @@ def codebook_grads(model, loss):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("forward", ["sampled", "cached", "soft", "history"])
-@pytest.mark.parametrize("network", ["t5", "rq_transformer", "decoder"])
+@pytest.mark.parametrize("network", parts.NETWORKS)
 def test_the_recommendation_gradient_reaches_every_codebook_on_each_path(path, forward, network):
     model, batch = joint(assignment_forward=forward, recommender=network), some_batch()
     loss = model.sid_loss(batch, model.quantize(batch), (path,)).loss
@@ -197,7 +197,7 @@ def test_padding_changes_nothing():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frozen", [True, False])
-@pytest.mark.parametrize("network", ["t5", "rq_transformer", "decoder"])
+@pytest.mark.parametrize("network", parts.NETWORKS)
 def test_every_trainable_parameter_is_in_one_group_and_gets_a_gradient(kind, frozen, network):
     model = joint(uncertainty=kind, freeze_id_encoder=frozen, recommender=network)
     grouped = [p for g in model.param_groups() for p in g["params"]]
@@ -477,7 +477,7 @@ def test_golden_loss():
     assert got == pytest.approx(want, abs=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["rq_transformer", "t5", "decoder"])
+@pytest.mark.parametrize("kind", parts.NETWORKS)
 def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind):
     """Written out from its definition; it moves every item's latent, and by the history's path the codebooks."""
     model, batch = joint(recommender=kind, latent_loss=2.0, lr_offset=0.1).eval(), some_batch()
@@ -508,7 +508,7 @@ def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind
     assert codebook_grads(dead, loss) == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("kind", ["rq_transformer", "t5", "decoder"])
+@pytest.mark.parametrize("kind", parts.NETWORKS)
 def test_a_state_has_not_seen_its_target(kind):
     """Other tokens for the last target of each user leave the states that foretell it as they were."""
     model, batch = joint(recommender=kind).eval(), some_batch()

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_overrides, words, write_tiny
+from helpers import LM
 
 import main
 import scripts.pretrain
@@ -183,9 +184,17 @@ def test_only_what_differs_from_the_default_counts(place, monkeypatch):
 # ---------------------------------------------------------------- the Python door
 
 
-def test_the_door_recommends_what_the_model_does(run):
-    _, folder = run
-    loaded = load(folder / "best_model.pth")
+@pytest.fixture(scope="module", params=["t5", "causal_lm", "seq2seq_lm"])
+def served(request, place):
+    """The checkpoint of a two-stage run with each of some networks."""
+    root, options = place
+    scripts.pretrain.run([f"--config={root / 'c.yaml'}"])  # used again where another test has made it
+    chosen = {"recommender": request.param, **LM.get(request.param, {})}
+    return main.train(configure.build(options | chosen | {"run_name": f"door_{request.param}"})).best
+
+
+def test_the_door_recommends_what_the_model_does(served):
+    loaded = load(served)
     hits = loaded.recommend([["i3", "i17"], ["i5"] * 300], k=5)
     assert [len(h) for h in hits] == [5, 5] and hits[0][0].title == f"Item {hits[0][0].item[1:]}"
     history = torch.tensor([[loaded.number["i3"], loaded.number["i17"]]])
@@ -194,18 +203,16 @@ def test_the_door_recommends_what_the_model_does(run):
     assert [h.score for h in hits[0]] == pytest.approx(want.score_BW[0].tolist(), abs=1e-5)
 
 
-def test_allowed_and_denied_items(run):
-    _, folder = run
-    loaded = load(folder / "best_model.pth")
+def test_allowed_and_denied_items(served):
+    loaded = load(served)
     few = loaded.recommend([["i3"]], k=10, allow=["i1", "i2", "i9"], deny=["i9"])[0]
     assert {h.item for h in few} == {"i1", "i2"}
     assert loaded.recommend([["i3"]], k=10, allow=[])[0] == [] and loaded.recommend([], k=3) == []
 
 
-def test_what_is_denied_takes_no_place_of_a_list(run, monkeypatch):
+def test_what_is_denied_takes_no_place_of_a_list(served, monkeypatch):
     """The best items denied, as many as there are beams: what comes is what came behind them, with the same scores."""
-    _, folder = run
-    loaded = load(folder / "best_model.pth")
+    loaded = load(served)
     whole = loaded.recommend([["i3"]], k=30)[0]
     best = [h.item for h in whole[:20]]
     found = loaded.recommend([["i3"]], k=10, deny=best)[0]
@@ -228,17 +235,15 @@ def test_what_is_denied_takes_no_place_of_a_list(run, monkeypatch):
         ({"histories": [["i1"]], "k": 0}, "k: expected a whole number from 1"),
     ],
 )
-def test_bad_calls_of_the_door(run, call, message):
-    _, folder = run
+def test_bad_calls_of_the_door(served, call, message):
     with pytest.raises(Problem, match=message) as problem:
-        load(folder / "best_model.pth").recommend(**call)
+        load(served).recommend(**call)
     assert len(str(problem.value)) < 500
 
 
-def test_callers_with_unlike_lists_do_not_disturb_each_other(run):
+def test_callers_with_unlike_lists_do_not_disturb_each_other(served):
     """Threads over one model, each with an allow-list of its own."""
-    _, folder = run
-    loaded, wrong = load(folder / "best_model.pth"), []
+    loaded, wrong = load(served), []
     lists = [[f"i{i}" for i in range(start, 40, 4)] for start in range(4)]
     want = [loaded.recommend([["i3"]], k=5, allow=allow)[0] for allow in lists]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import tiny_overrides
-from helpers import Fixed, assert_same_state, evaluated, fit_of, rows
+from helpers import LM, Fixed, assert_same_state, evaluated, fit_of, rows
 
 from compose import build, configure, parts
 from evaluation import save_ranks
@@ -28,7 +28,8 @@ RQ = {
     "assignment_forward": "history", "label_prior": "usage",
 }  # fmt: skip
 LATENT = {"label_prior": "prefix", "latent_loss": 1.0, "lr_offset": 1e-3, "offset_prior": 0.1}
-SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}, "gumbel": RQ, "none": RQ | LATENT}
+SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}, "gumbel": RQ, "none": RQ | LATENT,
+         **{name: {"recommender": name, "uncertainty": "frqud", **lm} for name, lm in LM.items()}}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", SPLIT)
@@ -70,11 +71,14 @@ def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path, kind)
 
 @pytest.mark.parametrize(
     ("method", "stop_at"),
-    [("diger", 3), ("diger", 11), ("diger", 14), ("sasrec", 7), ("diffsasrec", 7), ("diffsasrec", 13)],
+    [("diger", 3), ("diger", 11), ("diger", 14), ("sasrec", 7), ("diffsasrec", 7), ("diffsasrec", 13),
+     ("causal_lm", 11), ("seq2seq_lm", 11)],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, method, stop_at, monkeypatch):
     """Stopped in a step of the first or second epoch; states are saved every two steps."""
     changes = {"uncertainty": "frqud_sdud", "save_steps": 2, "epochs": 3, "lr_id": 1e-3, "method": method}
+    if method in LM:
+        changes |= {"method": "diger", "recommender": method, **LM[method]}
     whole = fit_of(ground, tmp_path / "whole", **changes)
     whole.train()
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_overrides, write_tiny
-from helpers import SHARED
+from helpers import LM, SHARED
 
-from compose import build, configure
+from compose import build, configure, parts
 from data import Shape, Steps, epoch_plan, histories, make_batch, recent, seen_items, sequences, within
 from layers import are_real
 from readers.layouts import read_dataset
@@ -17,7 +17,7 @@ from sids.files import to_index
 from sids.search import spell
 from utils import Problem
 
-NETWORKS = ["t5", "rq_transformer", "decoder"]
+NETWORKS = list(parts.NETWORKS)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def place(tmp_path_factory):
 def model_of(place, **more):
     options, data = place
     torch.manual_seed(1)
+    more = LM.get(more.get("recommender"), {}) | more
     return build.build_model(configure.build(options | more), data).model.eval()
 
 
@@ -51,7 +52,7 @@ def test_the_loss_is_minus_the_mean_log_probability_that_the_search_gives(place,
     assert len(set(model.sids.length_N.tolist())) > 1
     split = data.valid
     batch = make_batch(split, np.arange(12), 50)
-    if network != "t5":  # of a whole sequence every position is a target; compare histories of one item
+    if model.targets == "next":  # of a whole sequence every position is a target; compare histories of one item
         batch = make_batch(split, np.arange(12), 1)
     with torch.no_grad():
         loss = float(model(batch)[0])
@@ -142,7 +143,8 @@ def test_equal_lengths_are_bit_for_bit_what_they_were(place, network, legal):
     options, data = place
     plain = model_of(place, recommender=network, legal_softmax=legal)
     torch.manual_seed(1)
-    cfg = configure.build(options | {"recommender": network, "legal_softmax": legal, "target_length": 3.0})
+    chosen = {"recommender": network, "legal_softmax": legal, "target_length": 3.0} | LM.get(network, {})
+    cfg = configure.build(options | chosen)
     model = build.empty_model(cfg, data.n_items, code_NT=plain.code_NT).eval()
     model.set_codes(plain.code_NT)
     model.load_state_dict(plain.state_dict())
@@ -288,8 +290,8 @@ def test_parts_of_a_step_keep_to_the_token_budget(place):
     split = within(data.train, None, model.item_tokens)
     shape = Shape(batch_size=64, tokens=200, tokens_per_item=4)
     steps, rows = Steps(split, epoch_plan(split, shape, 0, 0), shape), 0
-    for parts in (steps[i] for i in range(len(steps))):
-        for part in parts:
+    for step in range(len(steps)):
+        for part in steps[step]:
             token_BS = model.item_tokens[part.history_BS.clamp(min=1).numpy() - 1] * (part.history_BS > 0).numpy()
             assert token_BS.sum(1).max() * len(token_BS) <= 200
             rows += len(token_BS)

@@ -27,7 +27,7 @@ def sides(job: Job) -> dict[str, Job]:
 def measure(job: Job) -> Figures:
     """Training samples/s (frozen and joint), users/s of a search and peak memory; the baseline is our T5."""
     jobs, data = sides(job), job.data()
-    memory = [peak_memory_of(_widest, jobs[name]) for name in ("rq", "t5")]  # while this process holds little
+    memory = [peak_memory_of(widest_step, jobs[name]) for name in ("rq", "t5")]  # while this process holds little
     frozen = {name: OurSteps(jobs[name], data) for name in jobs}
     joint, plain = OurSteps(jobs["rq"], data, "diger"), PlainSteps(jobs["t5"], data)
     steps: dict[str, Any] = {**frozen, "joint": joint, "plain": plain}
@@ -48,7 +48,7 @@ def measure(job: Job) -> Figures:
     }
 
 
-def _widest(job: Job) -> None:
+def widest_step(job: Job) -> None:
     """The step that needs the most memory, twice (optimizer state comes with the first)."""
     data: Dataset = job.data()
     steps = OurSteps(job, data)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from compose import configure
 from data import Steps, padding_factor
@@ -87,6 +88,7 @@ class OurSteps:
 
 def trainer_of(cfg: Config, model: Model, data: Dataset) -> Trainer:
     """The product's trainer over a model; nothing is written."""
+    AcceleratorState._reset_state()  # one process measures unlike precisions
     acc = Accelerator(mixed_precision=cfg[TrainOptions].mixed_precision, cpu=not torch.cuda.is_available())
     with TemporaryDirectory() as folder:
         return Trainer(cfg, model, data, acc, RunFolder(Path(folder) / "run"), {}, lambda row, best: None)
