@@ -170,6 +170,7 @@ READ = {
     **{f"separated by {sep!r}": ({"c.txt": CLICKS.replace(",", sep)}, "") for sep in ",;|\t "},
     **{f"line ends {end!r}": ({"c.csv": CLICKS.replace("\n", end)}, "") for end in ("\r\n", "\r", "\n\n")},
     "empty lines": ({"c.csv": CLICKS.replace("u1,i0", "\n\nu1,i0") + "\n"}, "3 empty lines left out"),
+    "empty lines before": ({"c.csv": "\n\r\n" + CLICKS.replace(",", ";")}, "2 empty lines left out"),
     "byte order mark": ({"c.csv": "\ufeff" + CLICKS}, ""),
     "byte order mark and quotes": ({"c.csv": "\ufeff" + CLICKS.replace("user_id", '"user_id"')}, ""),
     "blanks after commas": ({"c.csv": CLICKS.replace(",17", ", 17")}, ""),

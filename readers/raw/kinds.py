@@ -55,7 +55,11 @@ def find(source: Path, cfg: SourceOptions) -> Raw:
         raise Problem(f"source: {quoted(cfg.source)} is unknown; expected auto or one of {', '.join(KINDS)}")
     raw = KINDS[name].read(source, cfg)
     read = {*(p.path for p in raw.parts), *raw.text_files}
-    if left := [p.relative_to(source) for p in sorted(source.rglob("*")) if p.is_file() and p not in read]:
+    if left := [
+        p.relative_to(source)
+        for p in sorted(source.rglob("*"))
+        if p.is_file() and p not in read and not p.name.endswith(".card.json")
+    ]:
         log.info(f"{source}: not read: {shortened(', '.join(map(str, left)))}")
     if is_split(part_named(p.path.relative_to(source)) for p in raw.parts if source.is_dir()):
         names = shortened(", ".join(p.path.name for p in raw.parts))

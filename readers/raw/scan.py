@@ -73,12 +73,13 @@ class Raw:
 
 
 def head(path: Path) -> str:
-    """The first line of a text, the column names of a Parquet file; "" where it cannot be read."""
+    """The first line of a text that is not empty, the column names of a Parquet file; "" where it cannot be read."""
     with contextlib.suppress(*DAMAGED, Problem, pl.exceptions.PolarsError):
         if is_parquet(path):
             return ",".join(pl.scan_parquet(path, hive_partitioning=True).collect_schema().names())
         with open_binary(path) as f:
-            return f.readline(HEAD).decode("utf-8-sig", errors="replace").rstrip("\r\n")
+            lines = (f.readline(HEAD).decode("utf-8-sig", errors="replace").lstrip("\r\n") for _ in range(100))
+            return re.split(r"[\r\n]", next(filter(None, lines), ""), maxsplit=1)[0]
     return ""
 
 
