@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,7 +125,10 @@ sys.meta_path.insert(0, Finder)
 def test_an_interrupt_amid_the_imports_is_one_line(command, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTS)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run([sys.executable, command], env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, command], env=environment, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a job of a script
+    )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (130, "stopped by SIGINT; the same command begins again\n")
 
 

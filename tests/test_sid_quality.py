@@ -128,7 +128,7 @@ def test_two_tokenizers_are_compared_query_by_query(place):
         ([], "needs one file"),
         (["TOKENIZER"], "--dataset: name the data set"),
         (["TOKENIZER", "--dataset=tiny", "--epochs=3"], "unknown option 'epochs'"),
-        (["TOKENIZER", "--sizes", "8,8,8"], "--sizes: .* says itself"),
+        (["TOKENIZER", "--sizes", "8,8,8"], "--sizes: .* already says how many"),
         (["INDEX", "--queries=train"], "--queries: expected valid or test"),
         (["INDEX", "--against", "SHORT"], "has 1 items, not 40"),
     ],

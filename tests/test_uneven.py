@@ -189,7 +189,7 @@ def test_what_cannot_go_with_unlike_lengths_is_refused(place):
     options, _ = place
     for more, match in (
         ({"method": "diger", "tokenizer": "rqvae"}, "use method: two_stage"),
-        ({"constrained": False}, "cannot go with constrained: false"),
+        ({"constrained": False}, "cannot be combined with constrained: false"),
         ({"target_length": 3.5}, "target_length: 3.5 codes of 3 levels"),
         ({"target_length": 0.5}, "target_length"),
     ):
