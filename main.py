@@ -50,6 +50,7 @@ from utils import (
     load_weights,
     log,
     log_to,
+    now,
     one_line,
     quoted,
     regular_file,
@@ -152,7 +153,7 @@ def with_run_name(cfg: Config) -> Config:
     """Give the run a name, the same on every process."""
     if cfg[RunOptions].run_name is not None:
         return cfg
-    name = [f"{parts.folder_name(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}"]
+    name = [f"{parts.folder_name(cfg)}-{now()}"]
     return configure.change(cfg, run_name=broadcast_object_list(name)[0])
 
 

@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -531,6 +532,12 @@ def log_to(path: Path | None, *, main: bool) -> None:
             raise Problem(f"{path}: the log cannot be written ({e.strerror}); choose another log_dir") from None
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(file)
+
+
+def now() -> str:
+    """Date and time for a name, to the millisecond, so that two runs of one second differ: 20260131-235959-042."""
+    nanoseconds = time.time_ns()
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(nanoseconds // 10**9)) + f"-{nanoseconds // 10**6 % 1000:03d}"
 
 
 def keep_freed_memory() -> None:

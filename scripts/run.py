@@ -10,7 +10,6 @@ pre-training, the rest to the joint training; --dry_run checks everything and pr
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +34,7 @@ from utils import (
     keep_freed_memory,
     log,
     log_to,
+    now,
     problems_exit_2,
     quoted,
     regular_file,
@@ -106,7 +106,7 @@ def configuration(uncertainty: str, argv: list[str]) -> Config:
     preset |= {"uncertainty": uncertainty, "method": "diger"}
     cfg = configure.build(preset, overrides)
     if cfg[RunOptions].run_name is None:
-        cfg = configure.change(cfg, run_name=f"{parts.folder_name(cfg)}-{time.strftime('%Y%m%d-%H%M%S')}")
+        cfg = configure.change(cfg, run_name=f"{parts.folder_name(cfg)}-{now()}")
     return cfg
 
 

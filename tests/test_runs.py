@@ -4,6 +4,7 @@ import os
 import pkgutil
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -591,3 +592,8 @@ def test_nothing_makes_a_folder_again(tmp_path):
     with pytest.raises(Problem, match=r"b/c: cannot be written, the folder .*b is not there \(any more\)"):
         utils.write_text(tmp_path / "b" / "c", "text")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_runs_of_one_second_have_names_of_their_own():
+    names = {utils.now() for _ in range(3) if not time.sleep(0.002)}
+    assert len(names) == 3 and all(re.fullmatch(r"\d{8}-\d{6}-\d{3}", name) for name in names)
