@@ -342,6 +342,18 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise Unwritable(f"{out}: cannot be written ({e.strerror or e}); nothing is left of it") from None
 
 
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Within, no other process is within for the same folder, in which nothing is left; without locks, nothing."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            held.callback(os.close, number := os.open(folder, os.O_RDONLY))
+            fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+
+
 def _flush_folder(folder: Path) -> None:
     """A rename outlives a power cut once its folder is on disk; not every file system can be asked."""
     with contextlib.suppress(OSError):

@@ -4,11 +4,14 @@ So a log of any length is read, ordered and split with a bounded part of it in m
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from utils import Unwritable
 
 PIECE = 1 << 22  # rows that are held in memory at a time
 
@@ -25,7 +28,10 @@ class Column:
         if self.file is None:
             self.batches.append(values)
         else:
-            self.file.write(values.data)
+            try:
+                self.file.write(values.data)
+            except OSError as e:  # no fault of what is read
+                raise Unwritable(f"{self.file.name}: cannot be written ({e.strerror})") from None
 
     def array(self) -> np.ndarray:
         """All of them; of a file, mapped."""
@@ -49,7 +55,10 @@ def empty(dtype: type, rows: int, folder: Path | None) -> np.ndarray:
     if folder is None or not rows:
         return np.empty(rows, dtype)
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as f:
-        f.truncate(rows * np.dtype(dtype).itemsize)
+        size = rows * np.dtype(dtype).itemsize
+        f.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # a mapped file without room would end the process
+            os.posix_fallocate(f.fileno(), 0, size)
     return mapped(Path(f.name), np.dtype(dtype), rows)
 
 

@@ -241,6 +241,7 @@ class Clock:
         self.dates: bool | None = None
 
     def seconds(self, batch: pl.DataFrame) -> np.ndarray:
+        """The times of some rows, float64 [n]; Problem names the first that is none."""
         cells = batch["time"]
         if isinstance(cells.dtype, pl.Time | pl.Duration):
             raise Problem(f"{self.path}: the column of the times has no dates ({cells.dtype}); name one that has")

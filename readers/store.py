@@ -1,17 +1,15 @@
 """A large data set is read once: its arrays are kept as NumPy files, which every process maps and none changes.
 
-They lie in <folder>/.<name>.arrays/<key>, or under ~/.cache/diger where that folder cannot be written. The key is a
-hash of the options and of the name, size and time of every file of the data set, so that a changed file has another
-one. What is damaged, or of another version, is made anew.
+They lie in <folder>/.<name>.arrays/<rules>-<files>, or under ~/.cache/diger where that folder cannot be written: hashes
+of the options that shape them, and of the name, size and time of every file, so that a changed file has others.
+What is damaged, or of another version, is made anew.
 """
 
-import contextlib
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +17,7 @@ from pyarrow import parquet
 
 from readers.dataset import SPLITS, Catalogue, Found
 from readers.splits import DataOptions, Parts, Split
-from settings import fields_of
-from utils import Problem, Unwritable, digest, log, read_json, whole_folder, write_json
+from utils import Problem, Unwritable, digest, in_turn, log, read_json, whole_folder, write_json
 
 VERSION = 1
 LARGE = 1 << 26  # bytes of files below which reading them again is as quick
@@ -33,17 +30,18 @@ def read_once(folder: Path, stem: str, layout: str, cfg: DataOptions, files: lis
     if sum(path.stat().st_size for path in files) < LARGE:
         return read(None)
     root = place_of(folder, stem)
-    path = root / key_of(layout, cfg, files)
+    rules, content = keys_of(layout, cfg, files)
+    path = root / f"{rules}-{content}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with alone(root):  # the processes of a run come at once, and one of them reads
+        with in_turn(root):  # the processes of a run come at once, and one of them reads
             if (found := opened(path)) is not None:
                 return found
             log.info(f"{folder}: reading {stem} once; its arrays are kept in {path}")
             with tempfile.TemporaryDirectory(prefix=".reading-", dir=root) as scratch:
                 keep(path, read(Path(scratch)))
-            for old in root.iterdir():
-                if old != path and old.is_dir():
+            for old in [*root.glob(f"{rules}-*"), *root.glob(".reading-*")]:
+                if old != path:  # of files that have changed since, or of a process that was killed
                     remove(old)
             return opened(path) or read(None)
     except (OSError, Unwritable) as e:
@@ -59,24 +57,15 @@ def place_of(folder: Path, stem: str) -> Path:
     return cache / "diger" / f"{stem}-{digest(str(folder.resolve()))}"
 
 
-def key_of(layout: str, cfg: DataOptions, files: list[Path]) -> str:
-    """Of all that the arrays are made from. How histories are cut is decided later."""
+def keys_of(layout: str, cfg: DataOptions, files: list[Path]) -> tuple[str, str]:
+    """Hashes of the rules by which the arrays are made, and of the files. How histories are cut is decided later, and
+    only one split draws anything.
+    """
     later = {"data_path", "data_format", "semantic_emb_path", "max_his_len", "history_tokens"}
-    options = {k: v for k, v in asdict(cfg).items() if k in fields_of(DataOptions) and k not in later}
+    later |= {"seed"} if cfg.split != "time_groups" else set()
+    options = {k: v for k, v in asdict(cfg).items() if k not in later}
     stats = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in sorted(files)]
-    return digest(VERSION, layout, options, stats)
-
-
-@contextlib.contextmanager
-def alone(root: Path) -> Any:
-    """Within, no other process is within for the same folder; where there are no locks, anybody may be."""
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            held.callback(os.close, number := os.open(root, os.O_RDONLY))
-            fcntl.flock(number, fcntl.LOCK_EX)
-        yield
+    return digest(VERSION, layout, options), digest(stats)
 
 
 def keep(path: Path, found: Found) -> None:

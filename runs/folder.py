@@ -19,6 +19,7 @@ from utils import (
     Problem,
     check_weights,
     environment,
+    in_turn,
     log,
     quoted,
     read_checkpoint,
@@ -318,7 +319,7 @@ class RunFolder:
 
     def look_at_test(self) -> int:
         """Count another look at the test set, before it happens; returns how many there were with it."""
-        with guard.in_turn(self.path):
+        with in_turn(self.path):
             count = 1 + self._looked()
             write_json(self.looks, count)
             if self.finished:

@@ -52,18 +52,6 @@ def lock(folder: Path) -> None:
     _held.append(f)
 
 
-@contextlib.contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """Within, no other process is within for the same folder, in which nothing is left; without locks, nothing."""
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            held.callback(os.close, number := os.open(folder, os.O_RDONLY))
-            fcntl.flock(number, fcntl.LOCK_EX)
-        yield
-
-
 # ---------------------------------------------------------------- an orderly stop
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -111,6 +111,17 @@ def test_a_changed_file_is_read_and_the_old_arrays_go(tiny, monkeypatch):
     assert len(kept(tiny[1])) == 1 and kept(tiny[1]) != [old]
 
 
+def test_what_other_options_have_made_stays(tiny, monkeypatch):
+    """Two splits have arrays of their own; a seed that draws nothing, and how histories are cut, need none."""
+    monkeypatch.setattr(store, "LARGE", 0)
+    for changes in ({}, {"split": "time", "time_quantile": 0.7}):
+        read_dataset(DataOptions(**vars(tiny[0]) | changes))
+    assert len(kept(tiny[1])) == 2
+    monkeypatch.setattr(layouts, "LAYOUTS", {})  # nobody reads it again
+    for changes in ({"seed": 7}, {"max_his_len": 3}, {"split": "time", "time_quantile": 0.7}):
+        read_dataset(DataOptions(**vars(tiny[0]) | changes))
+
+
 def test_a_full_disk_and_a_folder_that_cannot_be_written_cost_nothing(tiny, monkeypatch, tmp_path, caplog):
     plain = read_dataset(tiny[0])
     monkeypatch.setattr(store, "LARGE", 0)
@@ -119,6 +130,16 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written_cost_nothing(tiny, monk
         patch.setattr(np, "save", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         same(read_dataset(tiny[0]), plain)
     assert "cannot be kept" in caplog.text and kept(tiny[1]) == []
+    full = {
+        "readers.columns.tempfile.NamedTemporaryFile": lambda dir, delete: Path("/dev/full").open("wb", 0),  # noqa: SIM115
+        "os.posix_fallocate": lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    }  # while rows are read, and while room for their order is asked for
+    for name, fails in full.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(name, fails)
+            caplog.clear()
+            same(read_dataset(tiny[0]), plain)
+        assert "cannot be kept" in caplog.text and kept(tiny[1]) == []
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda *a: False)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
