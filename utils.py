@@ -240,6 +240,10 @@ SIGNS = {  # how files begin that are no text -> what they are, what to do where
 }  # fmt: skip
 
 
+TEXTS = (b"version https://git-lfs", b"SQLite format 3")  # signs that need nothing unprintable behind them
+PRINTED = bytes([*range(9, 14), *range(32, 127)])  # so that a column called ORCID is no file of ORC
+
+
 def what_is(start: bytes) -> tuple[str, str] | None:
     """(what a file is, how to make a text of it) by its first START bytes; None where it may be a text."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -247,8 +251,9 @@ def what_is(start: bytes) -> tuple[str, str] | None:
         inner = {b"[Content_Types]": ("an Excel workbook", EXPORT), b"xl/": ("an Excel workbook", EXPORT),
                  b"data.pkl": (TORCH, EXPORT), b".npy": ("an .npz archive", EXPORT)}  # fmt: skip
         return next((told for name, told in inner.items() if name in start), ("a zip archive", UNPACK))
-    if found := next((told for sign, told in SIGNS.items() if start.startswith(sign)), None):
-        return found
+    for sign, told in SIGNS.items():
+        if start.startswith(sign) and (sign in TEXTS or not sign.isalnum() or start.translate(None, PRINTED)):
+            return told
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page", "download it again"
     if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):

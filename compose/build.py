@@ -69,11 +69,14 @@ def named_files(cfg: Config) -> dict[str, dict[str, str]]:
 
 
 def check_named(cfg: Config, data: Dataset) -> None:
-    """Problem when a tokenizer, or semantic IDs, that the options name cannot be used."""
+    """Problem when a tokenizer, semantic IDs or a network that the options name cannot be used."""
     if CodeOptions in cfg and cfg[CodeOptions].given:
         given_sids(cfg, data)
     elif CodeOptions in cfg and cfg[CodeOptions].rqvae_path is not None:
         tokenizer_of(cfg, data)
+    if CodeOptions in cfg and not cfg[CodeOptions].variable_length:
+        with torch.random.fork_rng([]):  # what is made here draws nothing of the run's
+            network_of(cfg, data.n_items, vocabulary_of(cfg, data.n_items)).begin()
 
 
 def check_content(cfg: Config, data: Dataset) -> Dataset:

@@ -99,6 +99,10 @@ def download(address: str, path: Path, md5: str | None = None) -> None:
             with part.open("ab" if continues else "wb") as file:
                 copy(answer, file, size, path.name)
     except (OSError, ValueError, http.client.HTTPException) as e:
+        if isinstance(e, urllib.error.HTTPError) and e.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+            part.unlink()  # nothing is missing, or it is another file's: only the whole tells
+            download(address, path, md5)
+            return
         said = f"status {e.code}" if isinstance(e, urllib.error.HTTPError) else " ".join(str(e).split())
         reason = shortened(said, 120)
         raise Problem(

@@ -6,6 +6,7 @@ What is damaged, or of another version, is made anew.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from pyarrow import parquet
 
 from readers.dataset import SPLITS, Catalogue, Found
 from readers.splits import DataOptions, Parts, Split
-from utils import Problem, Unwritable, digest, in_turn, log, read_json, whole_folder, write_json
+from utils import Problem, Unwritable, digest, in_turn, log, one_line, read_json, whole_folder, write_json
 
 VERSION = 1
 LARGE = 1 << 26  # bytes of files below which reading them again is as quick
@@ -40,9 +41,9 @@ def read_once(folder: Path, stem: str, layout: str, cfg: DataOptions, files: lis
             log.info(f"{folder}: reading {stem} once; its arrays are kept in {path}")
             with tempfile.TemporaryDirectory(prefix=".reading-", dir=root) as scratch:
                 keep(path, read(Path(scratch)))
-            for old in [*root.glob(f"{rules}-*"), *root.glob(".reading-*")]:
+            for old in [*root.glob(f"{rules}-*"), *root.glob(".*")]:
                 if old != path:  # of files that have changed since, or of a process that was killed
-                    remove(old)
+                    shutil.rmtree(old, ignore_errors=True)
             return opened(path) or read(None)
     except (OSError, Unwritable) as e:
         log.warning(f"{root}: the arrays of {stem} cannot be kept ({e}); every process reads the files itself")
@@ -81,7 +82,10 @@ def keep(path: Path, found: Found) -> None:
                     np.save(draft / f"{number[id(array)]}.npy", array)
             splits[name] = {k: number[id(getattr(split, k))] for k in ARRAYS}
         np.save(draft / "count.npy", found.parts.count)
-        names = pa.table({"id": found.catalogue.ids, "title": found.catalogue.titles})
+        try:
+            names = pa.table({"id": found.catalogue.ids, "title": found.catalogue.titles})
+        except ValueError as e:  # half of a surrogate pair, which JSON may hold
+            raise Unwritable(f"{path}: ids that are no text ({one_line(e)})") from None
         parquet.write_table(names, draft / "catalogue.parquet")
         sizes = {p.name: p.stat().st_size for p in sorted(draft.iterdir())}
         facts = {"keyed": found.catalogue.keyed, "facts": found.parts.facts, "split_hash": found.split_hash}
@@ -104,12 +108,5 @@ def opened(path: Path) -> Found | None:
         return Found(catalogue, parts, [], str(card["split_hash"]))
     except (Problem, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as e:
         log.warning(f"{path}: damaged ({e}); made anew")
-        remove(path)
+        shutil.rmtree(path, ignore_errors=True)
         return None
-
-
-def remove(folder: Path) -> None:
-    """A folder of the store with its files."""
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()

@@ -91,7 +91,7 @@ def check_beside(embedding: Path, items: Path | None, ids: Sequence[str]) -> Non
                 "these in another order; embed them again (scripts/embed_items.py), or remove that file if the rows "
                 "are those of the items"
             )
-    known = [embedding.with_suffix(end) for end in (".npy", ".json", ".axes.npz", ".ids.json", ".ids.txt")]
+    known = [embedding.with_suffix(end) for end in (".npy", ".json", ".ids.json", ".ids.txt")]
     for path in (p for p in known[-2:] if is_file(p)):
         rows = read_json(path) if path.suffix == ".json" else [line for _, line in text_lines(path)]
         rows = [str(row).strip() for row in (rows if isinstance(rows, list) else [])]

@@ -138,7 +138,10 @@ class LanguageModel(TokenNetwork):
             raise Problem(f"lm: {self.lm['model_type']} scores otherwise in a search than in training; choose another")
 
     def begin(self) -> None:
-        """Take the weights of the pre-trained model, and the prompt as its tokenizer reads it."""
+        """Take the weights of the pre-trained model, and the prompt as its tokenizer reads it; Problem where they, or
+        the model, cannot be used.
+        """
+        self._check_search()
         if self.cfg.lm_path is None:
             return
         folder = pretrained.folder_of(self.cfg)
@@ -226,7 +229,6 @@ class CausalLM(LanguageModel):
     def __init__(self, cfg: LanguageModelOptions, *sizes: Any) -> None:
         super().__init__(cfg, *sizes)
         self.targets: Literal["one", "next"] = "next" if cfg.prompt is None else "one"
-        self._check_search()
 
     def _stacks(self, model: Any) -> dict[str, nn.Module]:
         return {"body": model.base_model}
@@ -291,7 +293,8 @@ class CausalLM(LanguageModel):
         ) -> Tensor:
             nonlocal own_BWK
             if token_R is None or parent_R is None:  # another search for the same users may begin
-                past.crop(there_BT.shape[1] - past.get_seq_length())
+                if surplus := past.get_seq_length() - there_BT.shape[1]:
+                    past.crop(-surplus)
                 own_BWK = there_BT.new_zeros(users, 1, 0)
                 return self.scores(position, start_Bh, candidates_RC)
             row_BW = parent_R.view(users, -1) - torch.arange(users, device=parent_R.device)[:, None] * own_BWK.shape[1]
@@ -328,7 +331,6 @@ class Seq2SeqLM(LanguageModel):
         for stack in self.stacks.values():
             stack.set_attn_implementation(pretrained.shared_keys())  # type: ignore[operator]
         self.start = nn.Parameter(torch.randn(self.width) * STD)
-        self._check_search()
 
     def _stacks(self, model: Any) -> dict[str, nn.Module]:
         return {"encoder": model.get_encoder(), "decoder": model.get_decoder()}

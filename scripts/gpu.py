@@ -137,6 +137,8 @@ def run(argv: list[str]) -> dict[str, Figures]:
     if data is not None and not (Path(data) / "beauty").is_dir():
         raise Problem(f"{data}: holds no folder beauty")
     out = make_folder(Path(words[0] if words else ROOT / "results" / "gpu").resolve())
+    if there := [p for p in (out / "gpu.json", out / "runs") if p.exists()]:
+        raise Problem(f"{there[0]}: is there already, of an earlier call; name another folder for the results")
     log_to(None, main=True)
     begin, found = time.monotonic(), dict[str, Figures]()
     for step in steps_of(data, out):

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 import runs.early  # noqa: F401
 
 import settings
-from utils import Problem, log, problems_exit_2, write_text
+from utils import Problem, as_command, log, write_text
 
 
 class Cell(NamedTuple):
@@ -61,8 +61,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            run(sys.argv[1:])
+    as_command(__doc__, run)

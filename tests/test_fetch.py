@@ -35,7 +35,8 @@ class Site(BaseHTTPRequestHandler):
         self.state.setdefault("asked", []).append((name, asked))
         content = self.state["files"].get(name)
         begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.state.get("ranges", True) else 0
-        self.send_response(404 if content is None else 206 if begin else 200)
+        past = begin and begin >= len(content or b"")
+        self.send_response(404 if content is None else 416 if past else 206 if begin else 200)
         body = (content or b"")[begin:]
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

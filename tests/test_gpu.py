@@ -83,6 +83,8 @@ def test_a_step_that_takes_too_long_is_ended_and_the_others_go_on(tmp_path, monk
     assert found["wrong"]["status"] == 7 and "unread" in found["wrong"]
     assert (tmp_path / "good.log").read_text() == "said\n" and "never" not in (tmp_path / "slow.log").read_text()
     assert json.loads((tmp_path / "gpu.json").read_text())["steps"] == found
+    with pytest.raises(Problem, match=r"gpu\.json: is there already"):
+        gpu.run(["--dry_run", str(tmp_path)])
     assert "| good | 0 | 0 | train.samples_per_s 6 (2 x) |" in (tmp_path / "gpu.md").read_text()
 
 

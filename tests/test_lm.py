@@ -187,6 +187,7 @@ def test_activations_computed_again_change_no_gradient():
         model = model_of("qwen2", gradient_checkpointing=again).train()
         model(some_batch())[0].backward()
         grads.append([p.grad for p in model.parameters()])
+        assert any(getattr(m, "gradient_checkpointing", False) for m in model.modules()) == again
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 

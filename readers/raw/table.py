@@ -87,7 +87,8 @@ def _sorted(files: list[Path], cfg: SourceOptions) -> tuple[list[Path], Path | N
     users, items = have("users_col"), have("items_col")
     clicks = [p for p in users if p in items] or users
     lists = [p for p in [*items, *have("items_col", "id", *USUAL["items_col"])] if p not in users]
-    return clicks or list(there), one(list(dict.fromkeys(lists)), "items") if lists and clicks else None
+    chosen = one(list(dict.fromkeys(lists)), "items") if lists and clicks and not cfg.items else None
+    return clicks or list(there), chosen
 
 
 def write(data: Prepared, folder: Path, name: str) -> None:
@@ -109,10 +110,13 @@ def _column(path: Path, there: Sequence[str], role: str, named: str | None) -> s
     if named is not None and named not in there and named not in (there := columns_of(path, whole=True)):
         raise Problem(f"{path}: no column {quoted(named)} ({role}); there are {_listed(there)}")
     if role == "rating_col":
+        if len(found) > 1:
+            log.warning(f"{path}: {' and '.join(found)} may both be ratings, none is read; choose by --{role}=NAME")
         return found[0] if len(found) == 1 else None
     if len(found) > 1:
         raise Problem(f"{path}: {' and '.join(found)} may both be meant; choose by --{role}=NAME")
-    if (not found or named is not None) and not is_parquet(path) and any(VALUE.fullmatch(name) for name in there):
+    looked = there if named is None else [named]
+    if (not found or named is not None) and not is_parquet(path) and any(VALUE.fullmatch(name) for name in looked):
         raise Problem(
             f"{path}, line 1: {_listed(there)} look like a row, not like the names of the columns; add a line before "
             "it such as user_id,item_id,timestamp, separated alike"
