@@ -240,7 +240,7 @@ SIGNS = {  # how files begin that are no text -> what they are, what to do where
 }  # fmt: skip
 
 
-TEXTS = (b"version https://git-lfs", b"SQLite format 3")  # signs that need nothing unprintable behind them
+ENOUGH = (b"PAR1",)  # of a word or a number, that are signs with nothing unprintable behind them
 PRINTED = bytes([*range(9, 14), *range(32, 127)])  # so that a column called ORCID is no file of ORC
 
 
@@ -252,7 +252,7 @@ def what_is(start: bytes) -> tuple[str, str] | None:
                  b"data.pkl": (TORCH, EXPORT), b".npy": ("an .npz archive", EXPORT)}  # fmt: skip
         return next((told for name, told in inner.items() if name in start), ("a zip archive", UNPACK))
     for sign, told in SIGNS.items():
-        if start.startswith(sign) and (sign in TEXTS or not sign.isalnum() or start.translate(None, PRINTED)):
+        if start.startswith(sign) and (sign in ENOUGH or not sign.isalnum() or start.translate(None, PRINTED)):
             return told
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page", "download it again"

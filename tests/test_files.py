@@ -18,7 +18,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from readers.tables import Columns, read_rows
 from scripts import prepare_data
-from utils import Problem
+from utils import Problem, what_is
 
 CLICKS = "user_id,item_id,timestamp\n" + "".join(f"u{n // 4},i{n % 4},{1700000000 + n}\n" for n in range(12))
 ITEMS = "item_id,title\n" + "".join(f"i{n},Item {n}\n" for n in range(4))
@@ -291,3 +291,9 @@ def test_what_is_no_file_is_named(make, message, tmp_path):
     make(tmp_path / "tiny.inter")
     with pytest.raises(Problem, match=rf"tiny\.inter: .*{message}"):
         read_dataset(DataOptions(dataset="tiny", data_path=str(tmp_path)))
+
+
+def test_a_column_whose_name_begins_like_a_binary_file_is_text():
+    """ORCID is no file of ORC, RDX_score none of R; with a byte that no text has, a file of either."""
+    assert what_is(b"ORCID,item_id,timestamp\n") is what_is(b"RDX_score,user\n") is None
+    assert what_is(b"ORC\x08\x03")[0] == "a file of ORC" and what_is(b"RDX2\nX\n\0")[0] == "a file of R"
