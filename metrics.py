@@ -63,14 +63,17 @@ def group_rank(item_BK: Tensor, target_B: Tensor, group_N: Tensor) -> Tensor:
 
 
 def recall(rank_B: Tensor, k: int) -> Tensor:
+    """1 where the target is among the first k, else 0, [B]; rank_B counts from 0."""
     return (rank_B < k).double()
 
 
 def ndcg(rank_B: Tensor, k: int) -> Tensor:
+    """1 / log2(rank + 2) where the target is among the first k, else 0, [B]; the ideal is 1."""
     return torch.where(rank_B < k, 1 / torch.log2(rank_B.double() + 2), 0.0)
 
 
 def mrr(rank_B: Tensor, k: int) -> Tensor:
+    """1 / (rank + 1) where the target is among the first k, else 0, [B]."""
     return torch.where(rank_B < k, 1 / (rank_B.double() + 1), 0.0)
 
 

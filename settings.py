@@ -155,6 +155,7 @@ def plain_name(name: str) -> bool:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file; Problem where it is not one mapping."""
     regular_file(path, "no such configuration file")
     try:
         text = path.read_text(encoding="utf-8")
@@ -250,12 +251,14 @@ def takes_text(kind: type) -> list[str]:
 
 
 def unknown(key: str, known: Collection[str]) -> Problem:
+    """The error of an option that does not exist, with the closest one that does."""
     near = nearest(key, known, 0.5)
     hint = f"; did you mean {near!r}?" if near else "; --help lists them all"
     return Problem(f"unknown option {quoted(key)}{hint}")
 
 
 def hints(cls: type) -> dict[str, Any]:
+    """Type of each option of a dataclass."""
     return get_type_hints(cls)
 
 
@@ -351,6 +354,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice with two values (PyYAML keeps the last one silently)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; Problem where it gives a key two values."""
         said: dict[str, list[Any]] = {}
         for k, v in node.value:
             key = self.construct_object(k, deep=deep)  # type: ignore[no-untyped-call]

@@ -78,6 +78,7 @@ class ResidualQuantizer(nn.Module):
         self.vq_layers = nn.ModuleList(Codebook(k, cfg.e_dim) for k in cfg.num_emb_list)
 
     def codebooks(self) -> list[nn.Parameter]:
+        """The levels' codebooks, [K, d] each."""
         return [layer.embedding.weight for layer in self.vq_layers]  # type: ignore[union-attr,misc]
 
     def nearest(self, residual: Tensor, level: int, rule: str) -> Tensor:

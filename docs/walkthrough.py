@@ -167,8 +167,8 @@ for hit in frozen.recommend([[data.catalogue.ids[item]]], k=5)[0]:
 # ## 6. What joint training changes
 #
 # So far the SIDs were frozen. Now tokenizer and recommender learn together. The latent loss and the
-# usage correction are on ([Method](method.md), 5.4 and 5.5), and codes move faster than in the preset, so that a few
-# epochs show something.
+# usage correction are on ([Beyond the paper](beyond-the-paper.md), 2.3 and 2.4). Codes move faster than in
+# the preset, so that a few epochs show something.
 
 # %%
 moving = {"latent_loss": 1.0, "lr_id": 3e-4, "lr_offset": 3e-4, "recon_loss_weight": 0.0, "label_prior": "prefix"}

@@ -1,7 +1,7 @@
 """Codes that move by alternation, without any gradient through them (after Deep Retrieval, arXiv:2007.07203).
 
 The recommender learns on the present codes as in two-stage training. After every few epochs each item v takes those
-codes c_v that its training contexts h ask for, less what it costs to share them (docs/method.md, section 5.6):
+codes c_v that its training contexts h ask for, less what it costs to share them (docs/beyond-the-paper.md, 2.5):
 
     J(c) = sum_v sum_h log p(c_v | h) - alpha sum_t m_t log m_t,     m_t = sum of n_v over the items v with codes t
 
@@ -86,9 +86,7 @@ class EM(JointMethod):
         """The codes after a maximisation of J, [N, L]; leaves its figures in `told`."""
         count_N = np.bincount(self.contexts.targets - 1, minlength=self.n_items)
         key_NM = self.candidates()
-        best = maximise(
-            key_NM, self.likelihoods(key_NM), count_N, self.options.em_penalty, self.ends or self.n_items
-        )
+        best = maximise(key_NM, self.likelihoods(key_NM), count_N, self.options.em_penalty, self.ends or self.n_items)
         before, *_, after = (value / max(len(self.contexts), 1) for value in best.objective)
         self.told = {"em/objective_before": before, "em/objective": after}  # nats a context
         key_N = torch.from_numpy(key_NM[np.arange(self.n_items), best.choice_N])

@@ -1,7 +1,7 @@
 """ETEGRec (arXiv:2409.05546): tokenizer and recommender learn in turn, held together by two alignments.
 
 In some epochs the tokenizer learns and the recommender rests, in the others the reverse; the catalogue takes new SIDs
-after the former (docs/method.md, section 5.6):
+after the former (docs/beyond-the-paper.md, section 2.5):
 
     L_tokenizer   = L_recon + w_vq L_vq + mu L_SIA + lambda L_PSA
     L_recommender = L_rec              + mu L_SIA + lambda L_PSA

@@ -119,4 +119,5 @@ class JointMethod(GenerativeModel):
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module that are not frozen."""
     return [p for p in module.parameters() if p.requires_grad]

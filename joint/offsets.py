@@ -1,4 +1,4 @@
-"""Latents that move: an offset of each item's own, added to the latent of its content (docs/method.md, section 5.5).
+"""Latents that move: an offset of each item's own, added to the latent of its content (docs/beyond-the-paper.md, 2.2).
 
 Not in the paper. Shape letters: N items of the catalogue, U distinct items of a batch, d latent width.
 """

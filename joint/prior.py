@@ -1,4 +1,4 @@
-"""The term that the published joint loss leaves out: what it costs to share a code (docs/method.md, section 5.4).
+"""The term that the published joint loss leaves out: what it costs to share a code (docs/beyond-the-paper.md, 2.3).
 
 What a recommender is asked for is the item, p(v|h) = sum_c p(c|h) p(v|c), and by Jensen with the soft assignment
 q(c|v) as posterior

@@ -1,4 +1,4 @@
-"""Losses beside the paper's, each a small class with its formula (docs/method.md, 5.3, 5.5, 6.7): ours, off by default.
+"""Losses of ours, each a small class with its formula (docs/beyond-the-paper.md, 2.4, 4.3); off by default.
 
 A term has a `name` for the log and is called with (model, batch, what `sid_loss` found); its weight is the model's.
 

@@ -54,7 +54,8 @@ class UncertaintyOptions:
     sigma_lambda: float = option(
         1.7,
         "SDUD: lambda in the weighted loss L / (2 (sigma + lambda)^2) + log(sigma + lambda), above 0",
-        gt=0, needs=BY_SIGMA,
+        gt=0,
+        needs=BY_SIGMA,
     )
     auto_lambda_mode: Literal["fixed", "learnable", "adaptive"] = option(
         "fixed", "SDUD: whether lambda is fixed, learned, or follows a moving average of the loss", needs=BY_SIGMA
@@ -152,6 +153,8 @@ class NoNoise(Decay):
 
 
 class Gaussian(Decay):
+    """Full Gaussian noise that never fades."""
+
     def noise(self, u: Tensor) -> Tensor:
         return gaussian(u)
 
@@ -188,6 +191,7 @@ class FrqUD(Decay):
             self.register_buffer(f"pending_{level}", torch.zeros(k), persistent=False)
 
     def usage(self, level: int) -> Tensor:
+        """Moving average of how often each code of a level is used, [K]; levels count from 0."""
         return self.get_buffer(f"usage_{level}")
 
     def noise_scale(self, nearest: list[Tensor]) -> Tensor:
@@ -223,6 +227,7 @@ class SDUD(Decay):
         self.register_parameter("bias", nn.Parameter(torch.tensor(cfg.sigma_lambda)) if learned else None)
 
     def lambda_(self) -> Tensor | float:
+        """lambda, by `auto_lambda_mode`."""
         if self.bias is not None:
             return self.bias.clamp(*BIAS)
         if self.cfg.auto_lambda_mode == "adaptive":

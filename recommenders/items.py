@@ -70,6 +70,7 @@ class ItemBlock(nn.Module):
         self.dropout = Dropout(dropout)
 
     def attention(self, query_BSd: Tensor, x_BSd: Tensor, allowed: Tensor) -> Tensor:
+        """Attention of the queries over x, both [B, S, d], where it is allowed."""
         if query_BSd is x_BSd:
             q, k, v = self.qkv(x_BSd).chunk(3, -1)
         else:
@@ -183,9 +184,7 @@ EXACT = 1 << 16  # items up to which a softmax over the whole catalogue is compu
 SAMPLED = 1 << 13  # items that stand for all others beyond that, drawn anew each step
 
 
-def sampled_loss(
-    h_Rd: Tensor, vectors: Callable[[Tensor], Tensor], target_R: Tensor, n_items: int
-) -> Tensor:
+def sampled_loss(h_Rd: Tensor, vectors: Callable[[Tensor], Tensor], target_R: Tensor, n_items: int) -> Tensor:
     """Mean over rows of -log softmax(h @ table.T)[target], the partition function estimated by a uniform sample: each
     of its M items stands for N / M (log-Q correction, Bengio and Senecal 2008); a row's own target is not among them.
 

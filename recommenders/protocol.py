@@ -67,8 +67,11 @@ class Ranker(Protocol):
     def groups(self) -> dict[str, Tensor]:
         """Further ways to count a hit: name -> group of each item, [N + 1], -1 for none (and for padding)."""
 
-    def eval(self) -> Any: ...
-    def to(self, device: torch.device | str) -> Any: ...
+    def eval(self) -> Any:
+        """Without dropout from here on, as `nn.Module.eval`."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """On another device, as `nn.Module.to`."""
 
 
 class Scorer(Protocol):

@@ -2,9 +2,9 @@
 
   python scripts/docs_pages.py OUT      called by scripts/docs.sh
 
-Options, commands, presets and the Python API are generated. An option without a help text, a script without a
-docstring, a preset without a header and a page without a place in NAV are errors. README, CONTRIBUTING, CHANGELOG and
-results/ are pages too. Links to other files of the repository become plain text.
+Options, commands, presets, the Python API and the source tree are generated. An option without a help text, a file or a
+public name without a docstring, a preset without a header and a page without a place in NAV are errors. README,
+CONTRIBUTING, CHANGELOG and results/ are pages too. Links to other files of the repository become plain text.
 """
 
 import ast
@@ -35,8 +35,8 @@ NAV = {
     "Tutorials": "first-run walkthrough your-shop",
     "How-to": "get-the-data reproduce-the-paper choose-a-method compare-runs read-the-report resume-and-recover "
               "gpu-and-multi-node multi-node serving refresh-sids extend contributing",
-    "Reference": "options cli presets run-folder data-formats python-api glossary migrating changelog",
-    "Explanation": "method architecture performance forge varlen language-models baselines",
+    "Reference": "options cli presets run-folder data-formats python-api source-tree glossary migrating changelog",
+    "Explanation": "method beyond-the-paper architecture performance forge varlen language-models baselines",
     "Research": "results diger log limitations faq",
 }  # fmt: skip
 COPIED = {"README.md": "index", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
@@ -49,6 +49,7 @@ API = {
 }  # fmt: skip
 OF_SCRIPTS = {"prepare_data.py, source": SourceOptions, "prepare_data.py, preparation": PrepareOptions,
               "embed_items.py": EmbedOptions}  # fmt: skip
+SOURCES = ("joint", "compose", "recommenders", "sids", "readers", "runs", "serve", "scripts")
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)|src=\"(?!https?:)([^\"]+)\"")
 
@@ -119,16 +120,41 @@ def api_page() -> str:
 
 
 def members(module: ModuleType) -> Iterator[str]:
+    """An entry for each public class and function; Problem where one has no docstring and inherits none."""
     for name, value in vars(module).items():
-        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__ or not prose(value):
+        own = inspect.isclass(value) or inspect.isfunction(value)
+        if not own or name.startswith("_") or value.__module__ != module.__name__:
             continue
+        inner = [part for part, f in vars(value).items() if part[0] != "_" and inspect.isfunction(f)]
+        silent = [f"{name}.{part}" for part in inner if not inspect.getdoc(getattr(value, part))]
+        if silent := [name] * (not value.__doc__) + silent:
+            raise Problem(f"{module.__name__}: no docstring: {', '.join(silent)}")
         if inspect.isclass(value):
             yield f"#### `class {name}`\n\n{prose(value)}\n"
-            for part, inner in vars(value).items():
-                if inspect.isfunction(inner) and not part.startswith("_") and prose(inner):
-                    yield f"```python\n{part}{signature(inner)}\n```\n\n{prose(inner)}\n"
-        elif inspect.isfunction(value):
+            for part in inner:
+                if text := prose(method := vars(value)[part]):
+                    yield f"```python\n{part}{signature(method)}\n```\n\n{text}\n"
+        else:
             yield f"#### `{name}`\n\n```python\n{name}{signature(value)}\n```\n\n{prose(value)}\n"
+
+
+def source_page() -> str:
+    """Every file of the program with the first sentence that it says of itself; Problem where it says nothing."""
+    text, folder = ["# Source tree\n\nEvery Python file, and what it says of itself.\n"], None
+    inside = (path for name in SOURCES for path in sorted((ROOT / name).rglob("*.py"), key=lambda p: (p.parent, p)))
+    for path in [*sorted(ROOT.glob("*.py")), *inside]:
+        said, place = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.relative_to(ROOT)
+        package = place.name == "__init__.py"
+        if not said:
+            raise Problem(f"{place}: a file without a docstring")
+        first = cell(re.split(r"(?<=\.)\s", " ".join(said.split()))[0].rstrip("."))
+        if place.parent != folder:
+            folder = place.parent
+            title, about = ("The root", folder.as_posix() + "/")[folder != Path()], f"{first}.\n\n" * package
+            text.append(f"\n## {title}\n\n{about}| file | what it is |\n|---|---|\n")
+        if not package:
+            text.append(f"| `{place.name}` | {first} |\n")
+    return "".join(text)
 
 
 def signature(function: Any) -> str:
@@ -167,7 +193,7 @@ def relinked(text: str, page: str) -> str:
 def pages() -> dict[str, str]:
     """Name -> Markdown of every page; Problem where a page has no place in the navigation."""
     made = {"options.md": options_page(), "cli.md": cli_page(), "presets.md": presets_page()}
-    made["python-api.md"] = api_page()
+    made |= {"python-api.md": api_page(), "source-tree.md": source_page()}
     sources = [*(ROOT / name for name in COPIED), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md")]
     for path in sources:
         name = path.relative_to(ROOT).as_posix()

@@ -35,6 +35,7 @@ class HubModel(ModelHubMixin, library_name="diger", tags=["recommendation", "sem
         self.test = test_figures(path, self.restored.state)
 
     def recommend(self, histories: list[list[str]], k: int = 10, **lists: Any) -> list[list[Recommendation]]:
+        """As `Loaded.recommend`."""
         return self.loaded.recommend(histories, k, **lists)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -55,6 +56,7 @@ class HubModel(ModelHubMixin, library_name="diger", tags=["recommendation", "sem
         return cls(snapshot_download(model_id, allow_patterns=[WEIGHTS, CONFIG, ITEMS, SIDS], **asked))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card that `save_pretrained` and `push_to_hub` write, from the run's own figures."""
         return ModelCard(card(self))
 
 
@@ -96,7 +98,7 @@ def card(model: HubModel) -> str:
     valid: dict[str, Any] = held if isinstance(held, dict) else {}
     rows = [(name, valid.get(name), model.test.get(name)) for name in cfg[EvalOptions].metrics]
     lines += ["| metric | validation | test |", "|---|---|---|"]
-    lines += [f"| {name} | {figure(chosen)} | {figure(test)} |" for name, chosen, test in rows]
+    lines += [f"| {name} | {_figure(chosen)} | {_figure(test)} |" for name, chosen, test in rows]
     lines += ["", f"Full ranking of the catalogue, split {data.split}, seed {data.seed}.", ""]
     lines += ["The checkpoint was chosen on validation.", ""]
     lines += ["```python", "from serve.loaded import load  # in a clone of the DIGER repository", ""]
@@ -108,5 +110,5 @@ def card(model: HubModel) -> str:
     return "\n".join(lines)
 
 
-def figure(value: Any) -> str:
+def _figure(value: Any) -> str:
     return f"{value:.4f}" if type(value) in (int, float) else "-"

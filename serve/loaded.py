@@ -115,6 +115,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -
 
 
 def loaded_of(restored: restore.Restored, path: str | Path, device: str = "cpu") -> Loaded:
+    """What a restored checkpoint recommends with, on a device; path: where it came from, for messages."""
     cfg, model, state = restored
     number = {token: i for i, token in enumerate(state["items"], 1)}
     return Loaded(cfg, model.to(device), number, state["items"], state["titles"], state.get("split"), str(path))

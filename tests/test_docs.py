@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_every_option_and_preset_has_its_line():
     assert all(f"| [{p.stem}](#{p.stem}) |" in table for p in (ROOT / "config").glob("*.yaml"))
 
 
-def test_what_says_nothing_of_itself_is_an_error(tmp_path):
+def test_what_says_nothing_of_itself_is_an_error(tmp_path, monkeypatch):
     @dataclass
     class Silent:
         loud: int = option(1, "heard")
@@ -42,6 +43,13 @@ def test_what_says_nothing_of_itself_is_an_error(tmp_path):
     (tmp_path / "bare.py").write_text("print(1)\n")
     with pytest.raises(Problem, match=r"bare\.py: a command without a docstring"):
         docs_pages.cli_page([tmp_path / "bare.py"])
+    module = ModuleType("quiet")
+    exec("class Mute:\n    def word(self): ...", vars(module))
+    with pytest.raises(Problem, match=r"quiet: no docstring: Mute, Mute\.word"):
+        list(docs_pages.members(module))
+    monkeypatch.setattr(docs_pages, "ROOT", tmp_path)
+    with pytest.raises(Problem, match=r"bare\.py: a file without a docstring"):
+        docs_pages.source_page()
 
 
 def test_a_page_needs_a_place_in_the_navigation(monkeypatch):

@@ -42,8 +42,9 @@ def test_every_setting_that_is_quoted_has_a_legal_value():
 
 
 def test_the_method_names_the_code_that_computes_it():
-    """Each `file.py` of the table in docs/method.md has the classes and functions named behind it."""
-    text = (ROOT / "docs" / "method.md").read_text().partition("## 1.")[0]
+    """Each `file.py` of the tables in docs/method.md and beyond-the-paper.md has the names that stand behind it."""
+    pages = [ROOT / "docs" / f"{name}.md" for name in ("method", "beyond-the-paper")]
+    text = "".join(page.read_text().partition("## 1.")[0] for page in pages)
     rows = [row.split(": ") for row in re.findall(r"`[\w/]+\.py`: (?:`[\w.]+`(?:, )?)+", text)]
     assert len(rows) > 20
     for file, names in rows:

@@ -1,0 +1,1 @@
+"""The sections of scripts/benchmark.py, a file a section; `common.py`: what they share."""
