@@ -64,7 +64,7 @@ class JointOptions(LearningOptions):
     offset_prior: float = option(
         0.0,
         "weight of a Gaussian prior that keeps the item offsets of lr_offset small (not in the paper; 0 = off)",
-        ge=0, needs=("lr_offset",),
+        ge=0, needs=("lr_offset=1e-3",),
     )
 
 

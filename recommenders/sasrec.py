@@ -30,7 +30,7 @@ class SASRecOptions(ItemOptions):
         if self.decoding == "multi":
             raise Contradiction(
                 "decoding: multi fills masks, which sasrec does not know; use single or autoregressive",
-                {"decoding": "single"}, {"decoding": "autoregressive"},
+                {"decoding": "single"}, {"decoding": "autoregressive"}, {"method": "diffsasrec"},
             )  # fmt: skip
 
 

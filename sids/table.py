@@ -35,9 +35,9 @@ class SidOptions:
     def __post_init__(self) -> None:
         if self.collision_cap is not None and self.collision not in ("knn", "random"):
             raise Contradiction(
-                f"collision_cap: is read by collision: knn and random, not by {self.collision}; drop it",
-                {"collision_cap": None},
-            )
+                f"collision_cap: is read by collision: knn and random, not by {self.collision}",
+                {"collision_cap": None}, {"collision": "knn"}, {"collision": "random"}, idle=True,
+            )  # fmt: skip
 
     @property
     def shared(self) -> bool:
