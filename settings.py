@@ -67,7 +67,6 @@ class Config:
         return any(isinstance(section, kind) for section in self.sections.values())
 
 
-@functools.cache
 def fields_of(kind: type) -> dict[str, Any]:
     """Name -> dataclass field of a section's options."""
     return {f.name: f for f in dataclasses.fields(kind)}
@@ -268,9 +267,11 @@ def unknown(key: str, known: Collection[str]) -> Problem:
     return Problem(f"unknown option {quoted(key)}{hint}")
 
 
-@functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+    return _hints(cls)
+
+
+_hints = functools.cache(get_type_hints)  # asked of each option, and slow
 
 
 def coerce(want: Any, value: Any, key: str, limits: Any) -> Any:

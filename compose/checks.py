@@ -81,8 +81,9 @@ EVEN = {"target_length": None, "length": "fixed", "sid_lengths": "equal"}  # of 
 
 def check_lists(cfg: Config) -> None:
     """Problem when the lists that metrics ask for are longer than what a method can make."""
-    longest, beams, most = max(map(cutoff, cfg[EvalOptions].metrics)), None, cfg[DataOptions].max_his_len
-    if SearchOptions in cfg and longest > (beams := cfg[SearchOptions].num_beams):
+    longest, most = max(map(cutoff, cfg[EvalOptions].metrics)), cfg[DataOptions].max_his_len
+    beams = cfg[SearchOptions].num_beams if SearchOptions in cfg else longest
+    if longest > beams:
         raise Contradiction(
             f"num_beams: {beams} is below the largest cut-off of metrics, {longest}; raise it",
             {"num_beams": longest}, shorter(cfg[EvalOptions], beams),

@@ -419,7 +419,7 @@ def test_every_refusal_of_an_option_names_a_way_out_that_works(preset):
             for value in legal(kind, name):
                 with contextlib.suppress(Problem):
                     settings.check_value(kind, name, value)
-                    values += [value] * (first or not isinstance(value, float) and type(value) is not int)
+                    values += [value] * (first or (not isinstance(value, float) and type(value) is not int))
             for value in values if name in own else values[-1:] * (first and (number + place) % 3 == 0):
                 assert_way_out(options, name, value)
 
@@ -437,7 +437,7 @@ def test_every_refusal_of_an_option_names_a_way_out_that_works(preset):
 def test_the_way_out_is_whole_and_leaves_what_was_typed(typed, advice):
     with pytest.raises(Problem) as told:
         configure.load(None, typed)
-    assert str(told.value).rpartition("; add ")[2] == advice or not advice and "; add " not in str(told.value)
+    assert str(told.value).rpartition("; add ")[2] == advice or (not advice and "; add " not in str(told.value))
 
 
 def test_a_preset_that_contradicts_itself_is_refused(tmp_path):
