@@ -72,8 +72,8 @@ def check_variable_length(cfg: Config) -> None:
             {"collision": "suffix"}, even,
         )  # fmt: skip
     if not cfg[SearchOptions].constrained:
-        raise Contradiction(f"{name}: SIDs of unlike length are searched in the tree of those that exist; this cannot "
-                            "be combined with constrained: false", {"constrained": True}, even)  # fmt: skip
+        raise Contradiction(f"{name}: variable-length SIDs are found by a search among those that exist, which "
+                            "constrained: false rules out", {"constrained": True}, even)  # fmt: skip
 
 
 EVEN = {"target_length": None, "length": "fixed", "sid_lengths": "equal"}  # of SIDs that are all of one length
@@ -91,7 +91,7 @@ def check_lists(cfg: Config) -> None:
     multi = ItemOptions in cfg and cfg[ItemOptions].decoding == "multi"
     if multi and longest > most:
         raise Contradiction(
-            f"max_his_len: {most} places cannot hold lists of {longest}, which metrics asks of decoding: multi",
+            f"max_his_len: {most} positions cannot hold lists of {longest} items, as metrics and decoding: multi need",
             {"max_his_len": longest}, {"decoding": "single"}, shorter(cfg[EvalOptions], most),
         )  # fmt: skip
 

@@ -293,9 +293,9 @@ def unread(key: str, jobs: Sequence[Job], ask: Asked) -> Problem:
         needs = settings.unread(configure.change(having[0], **{key: ask.overrides[key]}), key)
         fixed = {*ask.overrides, "method", "uncertainty"}
         ways = [way for way in needs if not way.keys() & fixed and fits(way, jobs, ask)]
-        rows = [f"; choose rows like {way['uncertainty']}" for way in needs if "uncertainty" in way]
+        rows = [f"; choose rows like {way['uncertainty']}, or drop it" for way in needs if "uncertainty" in way]
         told = f"--{key}: is read with {configure.needs_of(key)} only, as no row is{''.join(rows[:1])}"
-        return Contradiction(told, *ways, idle=True)
+        return Contradiction(told, *ways, idle=not rows)
     known = parts.owners()[key]
     way = parts.ways_to(known)[0]
     row = "frqud" if way == {"method": "diger"} else way.get("method") or f"two_stage[{next(iter(way.values()))}]"
