@@ -7,6 +7,7 @@ before anything is loaded.
 """
 
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -35,7 +36,8 @@ def option(  # noqa: PLR0913
 ) -> Any:  # fmt: skip
     """One option: default, meaning (shown by --help), and its closed (ge, le) or open (gt) range.
 
-    needs: other options one of which must be set for this one to be read: `name`, or `name: value value`; free: results
+    needs: other options one of which must be set for this one to be read: `name: value value` (one of these), `name`
+    (set at all), `name=value` (set at all, for example so), or the title of a section; free: results
     do not depend on it, so it counts in no hash and no comparison of runs; sizeless: a trained network's weights have
     the same sizes whatever it is, so it cannot be changed afterwards; judges: scores under other values of it cannot be
     held against each other; path: it names a file or folder.
@@ -91,15 +93,25 @@ def flat(cfg: Config) -> dict[str, Any]:
     return {k: v for part in cfg.sections.values() for k, v in dataclasses.asdict(part).items()}
 
 
-def unread(cfg: Config, key: str) -> str:
-    """What would have to be set for an option to be read that differs from its default; "" where it is read."""
+def unread(cfg: Config, key: str) -> list[dict[str, Any]]:
+    """What would have to be set for an option to be read that differs from its default; nothing where it is read.
+
+    Each is option and value (None: any will do), or a section's title and None.
+    """
     part = next(p for p in cfg.sections.values() if key in fields_of(type(p)))
-    needs, now = fields_of(type(part))[key].metadata["needs"], flat(cfg)
-    for name, _, values in (need.partition(": ") for need in needs):
-        value = now.get(name)
-        if str(value).lower() in values.split() if values else value:
-            return ""
-    return " or ".join(needs) if now[key] != getattr(type(part)(), key) else ""
+    needs, now = fields_of(type(part))[key].metadata["needs"], {**dict.fromkeys(cfg.sections, True), **flat(cfg)}
+    ways: list[dict[str, Any]] = []
+    for need in needs:
+        name, values, example = re.findall(r"^([\w ]+)(?:: (.*)|=(.*))?$", need)[0]
+        if str(now.get(name)).lower() in values.split() if values else now.get(name):
+            return []
+        ways += [{name: v} for v in (values.split() if values else [parse_yaml(example)] if example else [None])]
+    return ways if now[key] != getattr(type(part)(), key) else []
+
+
+def read_with(f: Any) -> list[str]:
+    """What an option's field needs, in words."""
+    return [need.partition("=")[0] for need in f.metadata["needs"]]
 
 
 def changed(part: Any) -> dict[str, Any]:
@@ -259,7 +271,10 @@ def unknown(key: str, known: Collection[str]) -> Problem:
 
 def hints(cls: type) -> dict[str, Any]:
     """Type of each option of a dataclass."""
-    return get_type_hints(cls)
+    return _hints(cls)
+
+
+_hints = functools.cache(get_type_hints)  # asked of each option, and slow
 
 
 def coerce(want: Any, value: Any, key: str, limits: Any) -> Any:
@@ -345,7 +360,7 @@ def help_text(kinds: Mapping[str, type]) -> str:
         for name, f in fields_of(kind).items():
             value = getattr(default, name)
             choices = f" ({' | '.join(get_args(want[name]))})" if get_origin(want[name]) is Literal else ""
-            needs = f" [read with {' or '.join(f.metadata['needs'])}]" if f.metadata["needs"] else ""
+            needs = f" [read with {' or '.join(read_with(f))}]" if f.metadata["needs"] else ""
             lines.append(f"  --{name}={'-' if value is None else value}\n      {f.metadata['meaning']}{choices}{needs}")
     return "\n".join(lines)
 

@@ -43,12 +43,16 @@ LONGEST = 4000  # characters of a Problem
 
 
 class Contradiction(Problem):
-    """Options that cannot be had together; each of `ways` is options and values that would mend it."""
+    """Options that cannot be had together; each of `ways` is options and values that would mend it.
 
-    def __init__(self, text: str, *ways: Mapping[str, Any]) -> None:
-        self.reason, self.ways = text, ways
+    idle: the option that was typed has no effect here, so that it may be dropped as well.
+    """
+
+    def __init__(self, text: str, *ways: Mapping[str, Any], idle: bool = False) -> None:
+        self.reason, self.ways, self.idle = text, ways, idle
         told = " or ".join(" ".join(as_word(key, value) for key, value in way.items()) for way in ways)
-        super().__init__(f"{text}; add {told}" if told else text)
+        drop = (", or drop it" if told else "; drop it") if idle else ""
+        super().__init__((f"{text}; add {told}" if told else text) + drop)
 
 
 def as_word(key: str, value: Any) -> str:

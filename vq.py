@@ -57,7 +57,8 @@ class RQVAEOptions(BehaviourOptions, CodebookOptions):
             raise Contradiction(
                 f"sk_epsilons: one number a level, {levels}, not {self.sk_epsilons}",
                 {"sk_epsilons": (given[:1] * levels + given)[-levels:]},
-            )
+                {"num_emb_list": (self.num_emb_list[:1] * len(given) + self.num_emb_list)[-len(given):]},
+            )  # fmt: skip
 
 
 class Codebook(nn.Module):

@@ -135,7 +135,7 @@ def vectors_of(cfg: CodeOptions, data: Dataset) -> np.ndarray | None:
     state = earlier("vectors_from", path, data)
     method = state["config"].get("method")
     if method != "sasrec":
-        raise Problem(f"vectors_from: {path} is of {shown(method)}; only a sasrec run has the vectors that are meant")
+        raise Problem(f"vectors_from: {path} is of {shown(method)}; name the best_model.pth of a sasrec run")
     table = state["model"].get("encoder.items.weight")
     if not isinstance(table, Tensor) or table.dim() != 2 or not table.is_floating_point():
         raise Problem(f"vectors_from: {path} holds no item vectors")
@@ -278,7 +278,7 @@ def check_ends(sids: SidTable, ends: int) -> None:
     """Problem when dedup tokens that are known already are more than there may be."""
     if sids.end_N is not None and (largest := int(sids.end_N.max())) >= ends:
         raise Problem(
-            f"sid_path: a dedup token is {largest}, the largest there may be is {ends - 1}; raise max_group where "
+            f"sid_path: a dedup token is {largest}, above the largest possible one, {ends - 1}; raise max_group where "
             "lengths differ, else the last number of num_emb_list, or set collision: item"
         )
 

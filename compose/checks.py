@@ -1,5 +1,7 @@
 """What contradicts between the parts of a run."""
 
+from typing import Any
+
 import settings
 from compose.parts import JOINT, MethodOptions, own_groups
 from metrics import EvalOptions, cutoff
@@ -36,19 +38,14 @@ def check_together(cfg: Config) -> None:
         raise Contradiction(
             f"collision: {cfg[SidOptions].collision} moves items by a tokenizer's distances; SIDs of sid_path are "
             "taken as they are: use suffix, item or none",
-            {"collision": "suffix"},
-        )
+            {"collision": "suffix"}, {"tokenizer": "rqvae"},
+        )  # fmt: skip
     if cfg[MethodOptions].joint and cfg[SidOptions].shared:
         raise Contradiction(
             f"collision: {cfg[SidOptions].collision} resolves the codes of a frozen tokenizer; joint training moves "
             "them: use suffix or item, or method: two_stage",
             {"collision": "suffix"}, {"method": "two_stage"},
         )  # fmt: skip
-    if cfg[DataOptions].history_tokens is not None and CodeOptions not in cfg:
-        raise Contradiction(
-            "history_tokens: counts tokens of semantic IDs, this run recommends by items; use max_his_len",
-            {"history_tokens": None},
-        )
     run, data = cfg[RunOptions], cfg[DataOptions]
     if run.resume == "auto" and run.run_name is None:
         raise Problem("resume: auto needs a run_name, that of the run to continue")
@@ -61,33 +58,45 @@ def check_variable_length(cfg: Config) -> None:
     """Problem when SIDs of unlike length cannot be had with the other parts."""
     if CodeOptions not in cfg or not cfg[CodeOptions].variable_length:
         return
+    now = settings.flat(cfg)
+    even = {k: v for k, v in EVEN.items() if now.get(k, v) not in (v, "cut")}
+    name = next(iter(even))
     if cfg[MethodOptions].joint:
         raise Contradiction(
-            "target_length: a tokenizer that learns with the recommender has SIDs of one length; use method: two_stage",
-            {"method": "two_stage"},
-        )
+            f"{name}: a tokenizer that learns with the recommender has SIDs of one length; use method: two_stage",
+            {"method": "two_stage"}, even,
+        )  # fmt: skip
     if cfg[SidOptions].collision != "suffix":
         raise Contradiction(
-            "target_length: variable-length SIDs end in a number within their group; use collision: suffix",
-            {"collision": "suffix"},
-        )
+            f"{name}: variable-length SIDs end in a number within their group; use collision: suffix",
+            {"collision": "suffix"}, even,
+        )  # fmt: skip
     if not cfg[SearchOptions].constrained:
-        raise Contradiction("target_length: SIDs of unlike length are searched in the tree of those that exist; "
-                            "this cannot be combined with constrained: false", {"constrained": True})  # fmt: skip
+        raise Contradiction(f"{name}: variable-length SIDs are found by a search among those that exist, which "
+                            "constrained: false rules out", {"constrained": True}, even)  # fmt: skip
+
+
+EVEN = {"target_length": None, "length": "fixed", "sid_lengths": "equal"}  # of SIDs that are all of one length
 
 
 def check_lists(cfg: Config) -> None:
     """Problem when the lists that metrics ask for are longer than what a method can make."""
-    longest = max(cutoff(name) for name in cfg[EvalOptions].metrics)
-    if SearchOptions in cfg and longest > cfg[SearchOptions].num_beams:
+    longest, most = max(map(cutoff, cfg[EvalOptions].metrics)), cfg[DataOptions].max_his_len
+    beams = cfg[SearchOptions].num_beams if SearchOptions in cfg else longest
+    if longest > beams:
         raise Contradiction(
-            f"num_beams: {cfg[SearchOptions].num_beams} is below the largest cut-off of metrics, {longest}; raise it",
-            {"num_beams": longest},
-        )
-    places = cfg[DataOptions].max_his_len
-    multi = ItemOptions in cfg and cfg[ItemOptions].decoding == "multi"
-    if multi and longest > places:
-        raise Contradiction(
-            f"max_his_len: {places} places cannot hold lists of {longest}, which metrics asks of decoding: multi",
-            {"max_his_len": longest}, {"decoding": "single"},
+            f"num_beams: {beams} is below the largest cut-off of metrics, {longest}; raise it",
+            {"num_beams": longest}, shorter(cfg[EvalOptions], beams),
         )  # fmt: skip
+    multi = ItemOptions in cfg and cfg[ItemOptions].decoding == "multi"
+    if multi and longest > most:
+        raise Contradiction(
+            f"max_his_len: {most} positions cannot hold lists of {longest} items, as metrics and decoding: multi need",
+            {"max_his_len": longest}, {"decoding": "single"}, shorter(cfg[EvalOptions], most),
+        )  # fmt: skip
+
+
+def shorter(cfg: EvalOptions, most: int) -> dict[str, Any]:
+    """The same metrics of lists of at most so many items, where they are others."""
+    name, *names = [f"{m.partition('@')[0]}@{min(cutoff(m), most)}" for m in (cfg.valid_metric, *cfg.metrics)]
+    return {"metrics": list(dict.fromkeys(names))} | ({"valid_metric": name} if name != cfg.valid_metric else {})

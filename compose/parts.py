@@ -3,7 +3,7 @@
 A run has a tokenizer, a recommender over its semantic IDs and a method that trains them, or a model over items alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ def composition(preset: Mapping[str, Any], given: Mapping[str, Any]) -> MethodOp
     if method in ITEM_MODELS:
         if wrong := [k for k in given if k != "method" and (k, given[k]) != ("recommender", method)]:
             raise Contradiction(f"--{wrong[0]}: {method} recommends by items, it has no {wrong[0]} to choose",
-                                *({"method": "two_stage"} for _ in [0] if "method" not in given))  # fmt: skip
+                                {"method": "two_stage"}, idle=True)  # fmt: skip
         return MethodOptions(method=method, tokenizer=None, recommender=None)
     tokenizer, network = both.get("tokenizer", "rqvae"), both.get("recommender", "t5")
     check_known("tokenizer", tokenizer, TOKENIZERS)
@@ -164,6 +164,20 @@ def owners() -> dict[str, dict[str, type]]:
         for key in settings.fields_of(kind):
             found.setdefault(key, {})[title] = kind
     return found
+
+
+def ways_to(titles: Iterable[str]) -> list[dict[str, str]]:
+    """What would give a run one of some sections: each a part and its name."""
+    ways: list[dict[str, str]] = []
+    for title in titles:
+        part, _, name = title.partition(" ")
+        if name in {**TOKENIZERS, **NETWORKS}:
+            ways.append({part: name})
+        elif name in ITEM_MODELS:
+            ways.append({"method": name})
+        else:  # of all methods over semantic IDs, or of some
+            ways += [{"method": m} for m in (*FROZEN, *JOINT) if title in sections(MethodOptions(method=m))]
+    return ways
 
 
 def own_groups(cfg: Config) -> list[Any]:

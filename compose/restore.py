@@ -41,7 +41,10 @@ def restore(path: str | Path, overrides: Sequence[str] = ()) -> Restored:
     try:
         n_items, n_input = sizes_of(cfg, state["model"])
         if n_items != len(state["items"]):
-            raise Problem(f"{path}: its model knows {n_items} items, its list {len(state['items'])}")
+            raise Problem(
+                f"{path}: its model has {n_items} items, its list of ids {len(state['items'])}; use another "
+                "checkpoint"
+            )
         check_lists(cfg, n_items)
         model = empty_model(cfg, n_items, n_input, state["model"].get("code_NT"))
         load_weights(model, state["model"])

@@ -64,7 +64,7 @@ class JointOptions(LearningOptions):
     offset_prior: float = option(
         0.0,
         "weight of a Gaussian prior that keeps the item offsets of lr_offset small (not in the paper; 0 = off)",
-        ge=0, needs=("lr_offset",),
+        ge=0, needs=("lr_offset=1e-3",),
     )
 
 
@@ -113,20 +113,22 @@ class Diger(JointMethod):
             hard = {"assignment_forward": "history"} if q.assignment_forward == "soft" else {}
             reaching = {"gradient": "end_to_end"} if options.gradient == "detached" else {}
             raise Contradiction(
-                "label_prior: is a gradient of hard labels that reaches the codebooks; it cannot go with gradient: "
-                "detached or assignment_forward: soft",
+                "label_prior: needs hard codes and a gradient that reaches the codebooks; it cannot be combined with "
+                "gradient: detached or assignment_forward: soft",
                 {"label_prior": "none"}, {**reaching, **hard},
             )  # fmt: skip
         if options.gradient == "end_to_end" and options.code_loss_weight == 0:
             raise Contradiction(
-                "code_loss_weight: 0 leaves nothing of the recommendation loss to train on; raise it, or for a "
-                "tokenizer that does not learn from it set gradient: detached",
+                "code_loss_weight: 0 removes the recommendation loss; raise it, or, if only the tokenizer is not to "
+                "learn "
+                "from that loss, set gradient: detached",
                 {"gradient": "detached"}, {"code_loss_weight": 1.0},
             )  # fmt: skip
         if search.legal_softmax and q.assignment_forward not in ("history", "cached"):
             raise Contradiction(
-                f"legal_softmax: a sampled target (assignment_forward: {q.assignment_forward}) may be a SID "
-                "that no item has; use assignment_forward: history or cached",
+                f"legal_softmax: scores only SIDs that exist, but assignment_forward: {q.assignment_forward} may "
+                "make a "
+                "target that no item has; use assignment_forward: history or cached",
                 {"assignment_forward": "history"}, {"legal_softmax": False},
             )  # fmt: skip
 
@@ -225,14 +227,15 @@ class Diger(JointMethod):
             )
             if s.keep < KEEP_LOW:
                 log.warning(
-                    f"level {level}: a noisy item keeps its nearest code with probability {s.keep:.3f} only: "
-                    "the sample is nearly uniform; logit_scale: auto measures the distances' own scale"
+                    f"level {level}: with noise an item gets its nearest code with probability {s.keep:.3f} only, so "
+                    "that "
+                    "codes are nearly random; --logit_scale=auto fits the scale to the distances"
                 )
             if not MOVE_LOW <= moved <= MOVE_HIGH:
-                what = "hardly move" if moved < MOVE_LOW else "may overshoot"
+                what = "can hardly move, raise it" if moved < MOVE_LOW else "may overshoot, lower it"
                 log.warning(
-                    f"level {level}: with lr_id {self.options.lr_id:g} the codes {what} ({moved:.2g} of their "
-                    "rms over the run)"
+                    f"level {level}: with lr_id {self.options.lr_id:g} the codes {what} (by {moved:.2g} of their "
+                    "root mean square over the run)"
                 )
 
 

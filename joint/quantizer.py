@@ -185,8 +185,8 @@ def measure_scales(
         gap = float((two[:, 1] - two[:, 0]).median())
         if logit_scale == "auto" and gap <= 1e-9 * float(two.abs().mean()):
             raise Problem(
-                f"level {level + 1}: most items have two nearest codes at one distance, so logit_scale: auto has no "
-                "unit; lower num_emb_list, pre-train longer, or set logit_scale to a number"
+                f"level {level + 1}: most items have two nearest codes at one distance, so logit_scale: auto "
+                "cannot measure a scale; lower num_emb_list, pre-train longer, or set logit_scale to a number"
             )
         scale = 3.0 / max(gap, 1e-12) if logit_scale == "auto" else logit_scale
         scale = float(scale[level] if isinstance(scale, list) else scale)

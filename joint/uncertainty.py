@@ -69,7 +69,7 @@ class UncertaintyOptions:
     def __post_init__(self) -> None:
         if self.uncertainty == "tau_annealing" and self.tau_anneal_min > self.gumbel_tau:
             raise Contradiction(
-                f"tau_anneal_min: {self.tau_anneal_min} exceeds gumbel_tau {self.gumbel_tau}, the first tau",
+                f"tau_anneal_min: {self.tau_anneal_min} exceeds gumbel_tau {self.gumbel_tau}, where annealing starts",
                 {"tau_anneal_min": self.gumbel_tau}, {"gumbel_tau": self.tau_anneal_min},
             )  # fmt: skip
         if self.auto_lambda_mode == "learnable" and not BIAS[0] <= self.sigma_lambda <= BIAS[1]:

@@ -48,7 +48,7 @@ class DataOptions:
     history_tokens: int | None = option(
         None,
         "maximum length of a history, in tokens of semantic IDs (whole items, newest first); null = no limit",
-        ge=1, judges=True,
+        ge=1, judges=True, needs=("semantic IDs",),
     )
     short_users: Literal["refuse", "drop"] = option(
         "refuse", "whether users with fewer than 3 interactions are an error (refuse) or left out (drop)"

@@ -127,7 +127,9 @@ class DiffSASRec(SequenceModel):
         """Scores [B, K, N] of what may follow, where 0 in `filled_BK` is yet to be filled."""
         count = filled_BK.shape[1]
         if count >= self.longest:
-            raise Problem(f"a list of {count} places does not fit into max_his_len {self.longest - 1} beside a history")
+            raise Problem(
+                f"k: a list of {count} items is as long as max_his_len, {self.longest - 1}, allows; ask for fewer"
+            )
         x_BS = torch.cat(
             [history_BS[:, -(self.longest - count) :], filled_BK.masked_fill(filled_BK == 0, self.mask)], 1
         )
@@ -188,7 +190,9 @@ def fill(
         p_BK, best_BK = _best(score(item_BK), taken_BN, renormalise)
         p_BK = p_BK.masked_fill(item_BK > 0, -1.0)
         if not p_BK.isfinite().all():
-            raise Problem("the model's scores are not finite; its training has diverged")
+            raise Problem(
+                "the model's scores are not finite, its training has diverged; train it again with a lower lr_rec"
+            )
         if s.decode_rounds is None:
             threshold_B = lowered(threshold_B, p_BK.amax(1))
             least_B1, share = threshold_B[:, None], k

@@ -60,7 +60,10 @@ class LanguageModel(TokenNetwork):
         self.stacks = nn.ModuleDict(self._stacks(model))
         for stack in self.stacks.values():
             if stack.get_input_embeddings().weight is not table:  # type: ignore[operator]
-                raise Problem(f"lm: {self.lm['model_type']} has more than one table; set tie_word_embeddings: true")
+                raise Problem(
+                    f"lm: {self.lm['model_type']} has other embeddings for output than for input; set "
+                    "tie_word_embeddings: true in lm"
+                )
             stack.set_input_embeddings(nn.Identity())  # type: ignore[operator]
             if cfg.lora_rank:
                 pretrained.adapted(stack, cfg.lora_rank)
@@ -88,10 +91,15 @@ class LanguageModel(TokenNetwork):
             vector, row = model.get_input_embeddings()(ids), model.get_input_embeddings().weight[ids]
             into = float((vector * row).sum() / row.square().sum())
         except Exception as e:
-            raise Problem(f"lm: {self.lm['model_type']} of these sizes does not run ({one_line(e)})") from None
+            raise Problem(
+                f"lm: {self.lm['model_type']} cannot be run with these sizes ({one_line(e)}); change them in lm"
+            ) from None
         same = torch.allclose(scale * plain, logits, atol=1e-5) and torch.allclose(into * row, vector, atol=1e-5)
         if not same:
-            raise Problem(f"lm: the logits of {self.lm['model_type']} are no product with a table; choose another type")
+            raise Problem(
+                f"lm: {self.lm['model_type']} does not score tokens by a product with their embeddings; choose "
+                "another model_type"
+            )
         model.train()
         return round(into, 6), scale
 
@@ -106,8 +114,8 @@ class LanguageModel(TokenNetwork):
         need = words + (self.longest + 1) * len(self.vocabulary)
         if need > (places := min(filter(None, limits), default=need)):
             raise Problem(
-                f"lm: {self.lm['model_type']} has {places} places, a history of {self.longest} items needs {need}; "
-                "lower max_his_len, or raise its own in lm"
+                f"lm: {self.lm['model_type']} reads {places} tokens at most, a history of {self.longest} items needs "
+                f"{need}; lower max_his_len, or raise max_position_embeddings (or sliding_window) in lm"
             )
 
     @torch.no_grad()
@@ -131,11 +139,17 @@ class LanguageModel(TokenNetwork):
             for position in range(1, P):
                 found_RV = score(position, items - 1, items - 1 if position > 1 else torch.zeros_like(items))
         except Exception as e:
-            raise Problem(f"lm: {self.lm['model_type']} does not run in a search ({one_line(e)})") from None
+            raise Problem(
+                f"lm: {self.lm['model_type']} cannot be used in beam search ({one_line(e)}); choose another "
+                "model_type"
+            ) from None
         self.train()
         want_RV = want_RV[-1:] if P == 1 else want_RV[len(want_RV) // 2 - 1 :: len(want_RV) // 2]
         if not torch.allclose(want_RV.log_softmax(-1), found_RV, atol=1e-3):
-            raise Problem(f"lm: {self.lm['model_type']} scores otherwise in a search than in training; choose another")
+            raise Problem(
+                f"lm: {self.lm['model_type']} gives other scores in beam search than in training; choose another "
+                "model_type"
+            )
 
     def begin(self) -> None:
         """Take the weights of the pre-trained model, and the prompt as its tokenizer reads it; Problem where they, or
@@ -146,7 +160,7 @@ class LanguageModel(TokenNetwork):
             return
         folder = pretrained.folder_of(self.cfg)
         if pretrained.config_of(folder) != self.lm:
-            raise Problem(f"lm: is not the configuration of {folder}; leave out lm or lm_path")
+            raise Problem(f"lm: differs from the configuration in {folder}; leave out lm or lm_path")
         model = pretrained.weights_of(folder, self.auto)
         self.words.copy_(model.get_input_embeddings().weight.detach())
         if self.unwords is not None:

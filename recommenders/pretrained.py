@@ -121,10 +121,10 @@ def check_sizes(kind: str, config: Any, known: Mapping[str, Any]) -> None:
         raise Problem(f"lm: {kind} of width {width} with {heads} heads; both must be at least 1")
     if "head_dim" not in known and width % heads:
         raise Problem(
-            f"lm: {kind} has a width of {width}, which {heads} heads do not divide; {width + -width % heads} would do"
+            f"lm: {kind} has a width of {width}, not divisible by {heads} heads; {width + -width % heads} would do"
         )
     if heads % each:
-        raise Problem(f"lm: {kind} has {heads} heads, which num_key_value_heads {each} does not divide; 1 would do")
+        raise Problem(f"lm: {kind} has {heads} heads, not divisible by num_key_value_heads {each}; set that to 1")
 
 
 def maker(auto: str) -> Any:
@@ -141,9 +141,15 @@ def untrained(lm: Mapping[str, Any], auto: str) -> Any:
     try:
         model = maker(auto).from_config(config, attn_implementation="sdpa")
     except Exception as e:  # of another kind (an encoder), or sizes that its layers do not take
-        raise Problem(f"lm: {lm['model_type']} makes no {auto.removeprefix('AutoModelFor')} ({one_line(e)})") from None
+        raise Problem(
+            f"lm: {lm['model_type']} is no {auto.removeprefix('AutoModelFor')} ({one_line(e)}); choose another "
+            "model_type"
+        ) from None
     if getattr(config, "final_logit_softcapping", None):
-        raise Problem(f"lm: {lm['model_type']} bends its logits (final_logit_softcapping); set that to null")
+        raise Problem(
+            f"lm: {lm['model_type']} caps its scores (final_logit_softcapping), which is not supported; set that to "
+            "null in lm"
+        )
     return model
 
 
@@ -200,7 +206,10 @@ def weights_of(folder: Path, auto: str) -> Any:
         missing += own[:1]
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise Problem(f"lm_path: {folder} has no weights called {missing[0]}{more}; its names do not fit {auto}")
+        raise Problem(
+            f"lm_path: {folder} has no weights called {missing[0]}{more}; it is no checkpoint for {auto}, choose "
+            "another one"
+        )
     if others := sorted(told["unexpected_keys"]):
         log.warning(f"lm_path: {folder} has {len(others)} weights that {auto} does not use, such as {others[0]}")
     return model
@@ -215,7 +224,10 @@ def tokenizer_of(folder: Path, rows: int) -> Any:
     except Exception as e:
         raise Problem(f"prompt: {folder} has no usable tokenizer ({one_line(e)}); leave the prompt out") from None
     if len(found) > rows:
-        raise Problem(f"prompt: the tokenizer of {folder} has {len(found)} tokens, its model has room for {rows}")
+        raise Problem(
+            f"prompt: the tokenizer of {folder} has {len(found)} tokens, its model {rows} embeddings; name a folder "
+            "whose files belong together"
+        )
     return found
 
 
@@ -229,10 +241,15 @@ def prompt_ids(folder: Path, rows: int, prompt: Mapping[str, str]) -> tuple[Tens
         text = "\n".join(prompt[role] for role in ("system", "user") if role in prompt)
     before, found, behind = (text + prompt.get("assistant", "")).partition(PLACE)
     if not found:
-        raise Problem(f"prompt: the chat template of {folder} leaves out {PLACE}")
+        raise Problem(
+            f"prompt: the chat template of {folder} drops the text with {PLACE}; write it without system, or leave "
+            "the prompt out"
+        )
     ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, behind)]
     if tokenizer.unk_token_id in (unknown := [*ids[0], *ids[1]]):
-        log.warning(f"prompt: the tokenizer of {folder} knows {unknown.count(tokenizer.unk_token_id)} of its words not")
+        log.warning(
+            f"prompt: the tokenizer of {folder} does not know {unknown.count(tokenizer.unk_token_id)} of its tokens"
+        )
     return torch.tensor(ids[0], dtype=torch.long), torch.tensor(ids[1], dtype=torch.long)
 
 

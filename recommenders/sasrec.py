@@ -29,8 +29,8 @@ class SASRecOptions(ItemOptions):
         super().__post_init__()
         if self.decoding == "multi":
             raise Contradiction(
-                "decoding: multi fills masks, which sasrec does not know; use single or autoregressive",
-                {"decoding": "single"}, {"decoding": "autoregressive"},
+                "decoding: multi fills masked positions, which sasrec is not trained for; use single or autoregressive",
+                {"decoding": "single"}, {"decoding": "autoregressive"}, {"method": "diffsasrec"},
             )  # fmt: skip
 
 

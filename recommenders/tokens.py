@@ -61,7 +61,7 @@ class WholeItemOptions:
     item_rank: float = option(
         1.0,
         "weight of the item's log-probability in hybrid ranking, at least 0",
-        ge=0, judges=True, needs=("item_loss",),
+        ge=0, judges=True, needs=("item_loss=1.0",),
     )
 
 

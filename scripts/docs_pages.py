@@ -71,7 +71,7 @@ def options_page(kinds: Mapping[str, type] | None = None) -> str:
             if get_origin(want[name]) is Literal:
                 said.append(f"one of {', '.join(map(str, get_args(want[name])))}")
             said += [f"{word} {f.metadata[k]}" for k, word in LIMITS.items() if k in f.metadata]
-            said += [f"read with {' or '.join(f'`{n}`' for n in f.metadata['needs'])}"] if f.metadata["needs"] else []
+            said += [f"read with {' or '.join(f'`{n}`' for n in settings.read_with(f))}"] if f.metadata["needs"] else []
             text.append(f"| `{name}` | `{'-' if value is None else value}` | {cell('; '.join(said))} |\n")
     return "".join(text)
 

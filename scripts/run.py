@@ -30,6 +30,7 @@ from settings import Config
 from sids.tokenizer import CodeOptions
 from trainer import TrainOptions
 from utils import (
+    Contradiction,
     Problem,
     keep_freed_memory,
     log,
@@ -124,7 +125,11 @@ def baseline_of(cfg: Config, method: str) -> Config:
     """The run of a baseline beside this one; two_stage has the same tokenizer, not updated."""
     # an epoch over items costs a fraction, and SASRec's best needs more of them (docs/baselines.md)
     epochs = cfg[TrainOptions].epochs * (2 if method == "sasrec" else 1)
-    return configure.change(cfg, method=method, epochs=epochs, run_name=f"{cfg[RunOptions].run_name}-{method}")
+    name = f"{cfg[RunOptions].run_name}-{method}"
+    try:
+        return configure.change(cfg, method=method, epochs=epochs, run_name=name)
+    except Contradiction as e:  # an option that both have was typed for this run
+        raise Contradiction(f"the baseline {method} beside it: {e.reason}", {f"with_{method}": False}) from None
 
 
 def beside_of(cfg: Config) -> dict[str, Config]:

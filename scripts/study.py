@@ -51,6 +51,7 @@ from scripts.run import launch, processes_wanted
 from settings import Config
 from sids.tokenizer import CodeOptions
 from utils import (
+    Contradiction,
     Problem,
     digest,
     environment,
@@ -240,7 +241,13 @@ def recipe(name: str, dataset: str, overrides: dict[str, Any], preset: Path | No
     options = cli.preset_of(found[0], overrides, dataset)
     for key in [] if method in (*DECAYS, *parts.GENERATIVE) else ["tokenizer", "recommender"]:
         options.pop(key, None)  # of a preset for other methods
-    return configure.build({**options, **overrides, **kind, **chosen})
+    more = {**overrides, **kind, **chosen}
+    try:
+        return configure.build({**options, **more}, firm=more.keys())
+    except Contradiction as e:  # what the rows are is no option of the command
+        ways = [way for way in e.ways if not way.keys() & {"method", "uncertainty"}]
+        rest = "" if ways else "; leave that row out, or drop the option"
+        raise Contradiction(f"row {name}: {e.reason}{rest}", *ways) from None
 
 
 def configured(arm: Arm, ask: Asked, seed: int) -> tuple[Config, frozenset[str]]:
@@ -271,13 +278,36 @@ def plan(arms: Mapping[str, Arm], ask: Asked, metrics: Iterable[str]) -> list[Jo
     if short := [j.arm.name for j in jobs if build.list_length(j.cfg) < max(map(cutoff, metrics), default=0)]:
         raise Problem(f"--metrics: the table shows {', '.join(metrics)}; row {short[0]} has shorter lists only")
     for key in ask.overrides.keys() - {key for job in jobs for key in job.read}:
-        if any(key in j.arm.options for j in jobs):
-            raise Problem(f"--{key}: is what the rows are (config/tables); drop it, or choose other rows")
-        raise Problem(f"--{key}: none of the rows has this option, or none reads it as it stands")
+        raise unread(key, jobs, ask)
     check_protocol({j.arm.name: settings.flat(j.cfg) for j in jobs})
     if len(ask.seeds) > 1 and jobs[0].cfg[DataOptions].split == "time_groups":
         raise Problem("split: time_groups draws other users for each seed; make the table with one seed")
     return jobs
+
+
+def unread(key: str, jobs: Sequence[Job], ask: Asked) -> Problem:
+    """Why none of the rows reads an option, and what would make one read it."""
+    if any(key in j.arm.options for j in jobs):
+        return Problem(f"--{key}: is what the rows are (config/tables); drop it, or choose other rows")
+    if having := [j.cfg for j in jobs if key in settings.flat(j.cfg)]:
+        needs = settings.unread(configure.change(having[0], **{key: ask.overrides[key]}), key)
+        fixed = {*ask.overrides, "method", "uncertainty"}
+        ways = [way for way in needs if not way.keys() & fixed and fits(way, jobs, ask)]
+        rows = [f"; choose rows like {way['uncertainty']}, or drop it" for way in needs if "uncertainty" in way]
+        told = f"--{key}: is read with {configure.needs_of(key)} only, as no row is{''.join(rows[:1])}"
+        return Contradiction(told, *ways, idle=not rows)
+    known = parts.owners()[key]
+    way = parts.ways_to(known)[0]
+    row = "frqud" if way == {"method": "diger"} else way.get("method") or f"two_stage[{next(iter(way.values()))}]"
+    return Problem(f"--{key} belongs to {' and '.join(known)}, which no row has; choose rows like {row}, or drop it")
+
+
+def fits(way: Mapping[str, Any], jobs: Sequence[Job], ask: Asked) -> bool:
+    """Would the rows be accepted with some options more?"""
+    try:
+        return bool(plan({j.arm.name: j.arm for j in jobs}, ask._replace(overrides={**ask.overrides, **way}), []))
+    except Problem:
+        return False
 
 
 def data_of(jobs: Sequence[Job]) -> Dataset:

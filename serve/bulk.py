@@ -60,9 +60,9 @@ def read_histories(path: Path, number: dict[str, int]) -> Histories:
     order = order[item[order] > 0]
     user, kept = np.unique(rows.user[order], return_index=True)
     if not len(user):
-        raise Problem(f"{path}: holds no item that the model knows; ids are those of the interaction log")
+        raise Problem(f"{path}: holds no item of the model; ids are those of the interaction log")
     if len(user) < len(rows.users):
-        log.warning(f"{path}: {len(rows.users) - len(user)} users have no item that the model knows, they get no list")
+        log.warning(f"{path}: {len(rows.users) - len(user)} users have no item of the model, they get no list")
     return Histories([rows.users[u] for u in user], item[order], np.append(kept, len(order)))
 
 

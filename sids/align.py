@@ -36,7 +36,10 @@ def align(old: SidTable, new: SidTable) -> Aligned:
         raise Problem(f"the new SIDs have {new.n_items} items, the old ones {n}; items may be added, not taken away")
     if len(new.sizes) != positions:
         levels = len(new.sizes)
-        raise Problem(f"the new SIDs have {levels} levels, the old ones {positions}; only like ones are matched")
+        raise Problem(
+            f"the new SIDs have {levels} levels, the old ones {positions}; only SIDs of equally many levels can be "
+            "matched"
+        )
     code_NT, same_N = new.code_NT.long().clone(), torch.ones(n, dtype=torch.bool)
     codes, agree, sizes = [], [], []
     for level in range(positions):

@@ -79,7 +79,7 @@ class Side(nn.Module):
         self.mean_D.copy_(mean_of(source.content_ND))
         known_N = source.count_N > 0
         if not known_N.any():
-            raise Problem("behaviour: the training part shows no item; set behaviour: none")
+            raise Problem("behaviour: the training part holds no interaction; set behaviour: none")
         raw_NV = self._raw(source, seed).astype(np.float64)
         raw_NV -= raw_NV[known_N].mean(0)
         raw_NV[~known_N] = 0
@@ -97,7 +97,7 @@ class Side(nn.Module):
     def join(self, content_ND: np.ndarray) -> Joined:
         if len(content_ND) != len(self.vector_NV):
             raise Problem(
-                f"behaviour: the tokenizer knows that of {len(self.vector_NV)} items, the catalogue has "
+                f"behaviour: the tokenizer was trained with that of {len(self.vector_NV)} items, the catalogue has "
                 f"{len(content_ND)}; pre-train again"
             )
         return Joined(content_ND, self.mean_D.cpu().numpy(), self.vector_NV.cpu().numpy())

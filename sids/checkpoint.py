@@ -111,8 +111,8 @@ def check_state(path: Path, state: dict[str, Any], own: dict[str, Tensor]) -> No
     """Problem when a tokenizer's saved tensors are not those that the configuration asks for."""
     beside = "side.vector_NV"
     if (beside in own) != (beside in state):
-        has, wants = ("has", "none") if beside in state else ("has no", "it")
-        raise Problem(f"{path}: {has} behaviour beside the content, the configuration wants {wants}; set behaviour so")
+        how, way = ("with", "pairs or vectors, as it was") if beside in state else ("without", "none")
+        raise Problem(f"{path}: the tokenizer was trained {how} behaviour beside the content; set --behaviour={way}")
     own = {k: v for k, v in own.items() if k != beside}  # as many rows as are loaded
     first = "encoder.mlp_layers.1.weight"
     if first in own and isinstance(state.get(first), Tensor) and state[first].shape[1] != own[first].shape[1]:
@@ -125,7 +125,7 @@ def check_state(path: Path, state: dict[str, Any], own: dict[str, Tensor]) -> No
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             raise Problem(
-                f"{path}: {key} has shape {theirs.get(key, 'none')}, the configuration wants "
+                f"{path}: {key} has shape {theirs.get(key, 'none')}, the configuration needs "
                 f"{ours.get(key, 'none')}; check num_emb_list, e_dim, layers, standardize_embeddings"
             )
     if bad := [k for k in ours if not torch.isfinite(state[k]).all()]:

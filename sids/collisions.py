@@ -151,8 +151,8 @@ def _no_room(code_NL: Tensor, homeless: Tensor, cap: int, sizes: Sequence[int]) 
     prefix = code_NL[homeless[0], :-1]
     items = int((code_NL[:, :-1] == prefix).all(1).sum())
     return Problem(
-        f"collision_cap: prefix ({', '.join(map(str, prefix.tolist()))}) has {items} items and {cap * sizes[-1]} "
-        "places; raise collision_cap or num_emb_list, or set collision: suffix"
+        f"collision_cap: {items} items have codes that begin with ({', '.join(map(str, prefix.tolist()))}), "
+        f"which have room for {cap * sizes[-1]}; raise collision_cap or num_emb_list, or set collision: suffix"
     )
 
 
@@ -167,7 +167,10 @@ def apply(cfg: SidOptions, tokenizer: Tokenizer, content_ND: np.ndarray, code_NL
     distances = tokenizer.distances_of(content_ND)
     if distances is None:  # no code is nearer than another
         if cfg.collision == "knn":
-            raise Problem("collision: knn needs a tokenizer that knows distances; use random, suffix, item or none")
+            raise Problem(
+                "collision: knn needs a tokenizer that measures distances between codes; use random, suffix, item or "
+                "none"
+            )
         distances = functools.partial(_all_alike, tokenizer.cfg.num_emb_list)
     with torch.no_grad():
         found = resolve(code_NL.cpu(), tokenizer.cfg.num_emb_list, cfg.cap, cfg.collision, distances, seed)

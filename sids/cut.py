@@ -104,7 +104,8 @@ def codes_of(model: Tokenizer, content_ND: np.ndarray, count_N: np.ndarray) -> C
     if abs(reached - cfg.target_length) > 0.05:
         log.warning(
             f"target_length: {cfg.target_length} asked for, {reached:.2f} reached: "
-            + ("more tokens help no item" if reached < cfg.target_length else f"max_group {cfg.max_group} needs more")
+            + ("longer codes tell no more items apart" if reached < cfg.target_length
+               else f"max_group {cfg.max_group} needs longer ones")
         )
     return Codes(shorten(whole_NT, length_N), error_NT)
 
@@ -115,7 +116,7 @@ def check_usable(code_NT: Tensor, cfg: CodeOptions) -> None:
     shared = collision_rate(code_NT)
     if shared > cfg.max_shared:
         raise Problem(
-            f"the SIDs: {shared:.0%} of the items have a code that another one has before them (mean length "
+            f"target_length: {shared:.0%} of the items share their code with an earlier item (mean length "
             f"{length_N.double().mean():.2f} of {code_NT.shape[1]}); raise target_length or num_emb_list, pre-train "
             f"longer, or allow it with --max_shared={min(1.0, shared + 0.005):.2f}"
         )

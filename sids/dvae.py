@@ -59,7 +59,8 @@ class DiscreteOptions(CodeOptions):
         super().__post_init__()
         if len(set(self.num_emb_list)) > 1:
             raise Contradiction(
-                f"num_emb_list: all places have one vocabulary here, not {self.num_emb_list}",
+                f"num_emb_list: {self.num_emb_list}: this tokenizer has one vocabulary for all levels, so all numbers "
+                "must be the same",
                 {"num_emb_list": [max(self.num_emb_list)] * len(self.num_emb_list)},
             )
 

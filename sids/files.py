@@ -140,7 +140,7 @@ def _names(path: Path, raw: dict[str, Any], ids: Sequence[str] | None, keys: str
 def _tokens(path: Path, item: str, tokens: Any) -> list[tuple[str, int]]:
     """(letter, number) of each token of an item."""
     if not isinstance(tokens, list) or not tokens:
-        raise Problem(f"{path}: item {shortened(item)} has no list of tokens")
+        raise Problem(f"{path}: item {shortened(item)} has no list of tokens like <a_12>")
     found = [TOKEN.fullmatch(t) if isinstance(t, str) else None for t in tokens]
     if None in found:
         wrong = tokens[found.index(None)]
@@ -159,5 +159,8 @@ def _sizes(path: Path, code_NT: Tensor, sizes: Sequence[int] | None) -> tuple[in
         return tuple(code + 1 for code in largest)
     if len(sizes) != len(largest) or any(code >= k for code, k in zip(largest, sizes, strict=True)):
         told = shortened(", ".join(map(str, sizes)))
-        raise Problem(f"{path}: largest codes {', '.join(map(str, largest))} do not fit into levels of {told} codes")
+        raise Problem(
+            f"{path}: largest codes {', '.join(map(str, largest))} do not fit into levels of {told} codes; raise "
+            "num_emb_list"
+        )
     return tuple(sizes)

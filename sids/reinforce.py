@@ -43,7 +43,7 @@ class ReinforceOptions(DiscreteOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.learns_length and self.target_length is not None:
-            raise Contradiction("target_length: reinforce has no way to it; length: learned follows token_cost",
+            raise Contradiction("target_length: reinforce cannot aim at one; with length: learned token_cost decides",
                                 {"target_length": None}, {"length": "fixed"})  # fmt: skip
 
 

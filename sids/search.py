@@ -34,7 +34,7 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.legal_softmax and not self.constrained:
             raise Contradiction(
-                "legal_softmax: knows only SIDs that exist; it cannot go with constrained: false",
+                "legal_softmax: scores only SIDs that exist; it cannot be combined with constrained: false",
                 {"legal_softmax": False}, {"constrained": True},
             )  # fmt: skip
 

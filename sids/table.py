@@ -35,9 +35,9 @@ class SidOptions:
     def __post_init__(self) -> None:
         if self.collision_cap is not None and self.collision not in ("knn", "random"):
             raise Contradiction(
-                f"collision_cap: is read by collision: knn and random, not by {self.collision}; drop it",
-                {"collision_cap": None},
-            )
+                f"collision_cap: is read by collision: knn and random, not by {self.collision}",
+                {"collision_cap": None}, {"collision": "knn"}, {"collision": "random"}, idle=True,
+            )  # fmt: skip
 
     @property
     def shared(self) -> bool:
@@ -103,7 +103,7 @@ def ended(code_NT: Tensor, rule: str, ends: int, count_N: np.ndarray | None = No
     end_N = suffixes(code_NT) if count_N is None else numbered(code_NT, count_N)
     if (largest := int(end_N.max()) + 1) > ends:
         raise Problem(
-            f"{largest} items share one code, the suffix can number {ends}; "
+            f"{largest} items share one code, dedup tokens tell {ends} apart at most; "
             + (
                 "raise max_group, or num_emb_list where all have one length"
                 if count_N is not None

@@ -25,7 +25,7 @@ HELD = 1 << 30  # bytes of a catalogue's embeddings, as float32, up to which pre
 Distances = Callable[[Tensor, Tensor], Tensor]  # rows [n], codes before a level [n, l] -> squared distances [n, K]
 
 
-UNEVEN = ("target_length", "length: learned", "sid_lengths: unlike")
+UNEVEN = ("target_length=2.0", "length: learned", "sid_lengths: unlike")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +69,14 @@ class CodeOptions:
         return self.target_length is not None or self.learns_length
 
     def __post_init__(self) -> None:
+        if not self.num_emb_list:
+            raise Problem("num_emb_list: needs at least one level, as in --num_emb_list=256,256,256")
         if self.target_length is not None and self.target_length > len(self.num_emb_list):
             raise Contradiction(
                 f"target_length: {self.target_length} codes of {len(self.num_emb_list)} levels; lower it, or give "
                 "num_emb_list more levels",
-                *({"target_length": len(self.num_emb_list)} for _ in self.num_emb_list[:1]),
+                {"target_length": len(self.num_emb_list)},
             )
-        if not self.num_emb_list:
-            raise Problem("num_emb_list: needs at least one level")
 
 
 class Source(NamedTuple):

@@ -149,7 +149,7 @@ def test_another_file_of_vectors_is_another_tokenizer(place, tmp_path):
         ({"behaviour": "none", "vectors_from": "SASREC"}, "is read by behaviour: vectors alone"),
         ({"behaviour": "vectors", "vectors_from": "TOKENIZER"}, "not a checkpoint of main.py, .* is missing"),
         ({"behaviour": "vectors", "vectors_from": "OTHER"}, "was trained on another catalogue"),
-        ({"rqvae_path": "TOKENIZER", "behaviour": "pairs"}, "has no behaviour beside the content"),
+        ({"rqvae_path": "TOKENIZER", "behaviour": "pairs"}, "was trained without behaviour .*; set --behaviour=none"),
     ],
 )
 def test_what_cannot_be_joined_is_refused(place, tmp_path, changes, message):

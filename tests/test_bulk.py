@@ -99,7 +99,7 @@ def test_what_the_model_does_not_know_is_left_out(trained, tmp_path):
     assert found.users == ["a", "c"]
     assert [[loaded.items[i - 1] for i in found.of(u)] for u in range(2)] == [["i2", "i4", "i1"], ["i3"]]
     (tmp_path / "y.inter").write_text(HEADER + "b\tnew\t1\n")
-    with pytest.raises(Problem, match=r"y\.inter: holds no item that the model knows"):
+    with pytest.raises(Problem, match=r"y\.inter: holds no item of the model"):
         bulk.read_histories(tmp_path / "y.inter", loaded.number)
 
 

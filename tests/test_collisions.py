@@ -46,12 +46,12 @@ def test_items_that_move_by_hand():
 
 def test_a_full_prefix_is_named_or_left():
     codes, near = torch.tensor([(0, 0, 0)] * 4), [[0.1 * i, 1] for i in range(4)]
-    with pytest.raises(Problem, match=r"prefix \(0, 0\) has 4 items and 2 places"):
+    with pytest.raises(Problem, match=r"4 items have codes that begin with \(0, 0\), which have room for 2"):
         resolve(codes, (4, 4, 2), 1, "knn", by_table(near), fallback=False)
     found = resolve(codes, (4, 4, 2), 1, "knn", by_table(near))
     assert found.code_NL.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     assert found.rank_N.tolist() == [0, 1, -1, -1]
-    with pytest.raises(Problem, match=r"prefix \(0, 0\) has 9 items and 2 places"):
+    with pytest.raises(Problem, match=r"9 items have codes that begin with \(0, 0\), which have room for 2"):
         resolve(torch.zeros(9, 3, dtype=torch.long), (4, 4, 2), 1, "knn", by_table(near[:1] * 9))
 
 
@@ -167,5 +167,5 @@ def test_codes_without_distances_have_no_nearest(place):
     options, data = place
     cfg = configure.build(options | {"collision": "knn", "tokenizer": "random_codes"})
     build.train_tokenizer(cfg, data)
-    with pytest.raises(Problem, match="collision: knn needs a tokenizer that knows distances"):
+    with pytest.raises(Problem, match="collision: knn needs a tokenizer that measures distances"):
         build.build_model(cfg, data)

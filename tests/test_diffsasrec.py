@@ -262,9 +262,9 @@ def test_autoregressive_lists_start_as_single_ones_and_go_on_from_there():
 
 
 def test_too_many_places_for_the_history():
-    with pytest.raises(Problem, match="13 places does not fit into max_his_len 12"):
+    with pytest.raises(Problem, match="a list of 13 items is as long as max_his_len, 12"):
         diffusion(decoding="multi").recommend(HISTORIES, 13)
-    with pytest.raises(Problem, match="max_his_len: 9 places cannot hold lists of 10"):
+    with pytest.raises(Problem, match="max_his_len: 9 positions cannot hold lists of 10"):
         configure.build({"method": "diffsasrec", "decoding": "multi", "max_his_len": 9})
 
 
@@ -342,7 +342,7 @@ def test_fine_tuning_starts_from_a_diffusion_run_only(tmp_path):
 
 
 def test_vanilla_knows_no_masks():
-    with pytest.raises(Problem, match="decoding: multi fills masks"):
+    with pytest.raises(Problem, match="decoding: multi fills masked positions"):
         configure.build(SMALL | {"method": "sasrec", "decoding": "multi"})
 
 

@@ -240,7 +240,7 @@ def test_refresh_follows_the_codebooks_and_reports_the_change():
 
 def test_too_many_items_in_one_group_are_refused():
     model = build.empty_model(options(method="two_stage"), N)
-    with pytest.raises(Problem, match="30 items share one code, the suffix can number 8"):
+    with pytest.raises(Problem, match="30 items share one code, dedup tokens tell 8 apart"):
         model.set_codes(torch.zeros(N, 3, dtype=torch.long))
 
 

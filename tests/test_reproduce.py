@@ -58,7 +58,7 @@ def test_an_option_is_read_by_the_rows_that_have_a_use_for_it():
     jobs = plan(["two_stage", "two_stage_behaviour"], "scientific", [1], weight)
     read = {j.arm.name: settings.flat(j.cfg)["behaviour_weight"] for j in jobs}
     assert read == {"two_stage": 1.0, "two_stage_behaviour": 0.5}
-    with pytest.raises(Problem, match="--behaviour_weight: none of the rows has this option, or none reads it"):
+    with pytest.raises(Problem, match=r"--behaviour_weight: is read with behaviour: .* only, as no row is"):
         plan(["two_stage"], "scientific", [1], weight)
 
 
@@ -252,7 +252,7 @@ def test_the_command_is_told_without_places_of_the_machine():
         (["scientific", "--budget=large"], "--budget"),
         (["scientific", "beauty"], "one data set"),
         (["scientific", "--no_such=1"], "unknown option"),
-        (["scientific", "--rows=popularity", "--hidden_units=8"], "none of the rows has this option"),
+        (["scientific", "--rows=popularity", "--hidden_units=8"], "choose rows like sasrec, or drop it"),
         (["nowhere"], "no such configuration"),
         (["scientific", "--rows=sasrec", "--seeds=1,2", "--split=time_groups"], "make the table with one seed"),
         (

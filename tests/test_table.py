@@ -62,7 +62,7 @@ def test_end_tokens_by_hand():
     assert ended(code_NT, "suffix", 4).tolist() == [0, 0, 1, 0, 2]
     assert ended(code_NT, "item", 6).tolist() == [1, 0, 3, 0, 5]
     assert (end_tokens("suffix", (8, 4), 5), end_tokens("item", (8, 4), 5)) == (4, 6)
-    with pytest.raises(Problem, match="3 items share one code, the suffix can number 2"):
+    with pytest.raises(Problem, match="3 items share one code, dedup tokens tell 2 apart"):
         ended(code_NT, "suffix", 2)
 
 

@@ -305,8 +305,8 @@ def test_a_budget_reaches_evaluation_and_python(place):
     assert split.lengths(50).max() < data.test.lengths(50).max()
     history, _ = histories(data.test, np.array([3]), 50)
     assert recent(history[0].tolist(), 50, 6, model.item_tokens) == histories(split, np.array([3]), 50)[0][0].tolist()
-    with pytest.raises(Problem, match="history_tokens: counts tokens of semantic IDs"):
-        configure.build({"method": "sasrec", "history_tokens": 9})
+    with pytest.raises(Problem, match="history_tokens: is read with semantic IDs only; add --method=two_stage or "):
+        configure.build({"method": "sasrec"}, {"history_tokens": 9})
 
 
 @pytest.mark.parametrize("network", NETWORKS)

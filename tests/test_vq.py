@@ -79,7 +79,7 @@ def test_a_released_checkpoint_gives_the_codes_it_was_trained_for(tmp_path):
             {"rq.vq_layers.1.embedding.weight": torch.zeros(9, 3)},
             r"rq.vq_layers.1.embedding.weight has shape \(9, 3\)",
         ),
-        (7, {"encoder.mlp_layers.99.weight": torch.zeros(1)}, "configuration wants none"),
+        (7, {"encoder.mlp_layers.99.weight": torch.zeros(1)}, "configuration needs none"),
         (7, {"encoder.mlp_layers.1.bias": torch.full((12,), float("nan"))}, r"encoder\.mlp_layers\.1\.bias holds NaN"),
     ],
 )
