@@ -87,14 +87,15 @@ def fetch(name: str, folder: Path) -> Path:
 
 
 def download(address: str, path: Path, md5: str | None = None) -> None:
-    """One file; a part that came before is continued where the server can do so."""
-    part = path.with_name(f"{path.name}.part")
-    have = part.stat().st_size if part.is_file() else 0
-    headers = {"User-Agent": "diger"} | ({"Range": f"bytes={have}-"} if have else {})
+    """One file; a part that came before is continued where the server can do so and still has the same version."""
+    part, version = (path.with_name(f"{path.name}.{end}") for end in ("part", "version"))
+    have = part.stat().st_size if part.is_file() and version.is_file() else 0
+    headers = {"User-Agent": "diger"} | ({"Range": f"bytes={have}-", "If-Range": version.read_text()} if have else {})
     request = urllib.request.Request(address, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             continues = answer.status == 206
+            version.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "unknown")
             size = have * continues + int(answer.headers.get("Content-Length") or 0)
             with part.open("ab" if continues else "wb") as file:
                 copy(answer, file, size, path.name)
@@ -114,8 +115,10 @@ def download(address: str, path: Path, md5: str | None = None) -> None:
         raise Problem(f"{address}: ended after {came}; the same command continues there")
     if md5 is not None and hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest() != md5:
         part.unlink()
+        version.unlink()
         raise Problem(f"{address}: not the published file (its MD5 is not {md5}); it was removed, try again later")
     part.rename(path)
+    version.unlink()
 
 
 def copy(answer: IO[bytes], file: IO[bytes], size: int, name: str) -> None:

@@ -34,11 +34,14 @@ class Site(BaseHTTPRequestHandler):
         name, asked = self.path.rpartition("/")[2], self.headers.get("Range")
         self.state.setdefault("asked", []).append((name, asked))
         content = self.state["files"].get(name)
-        begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.state.get("ranges", True) else 0
+        version = f'"{hashlib.md5(content or b"").hexdigest()}"'
+        same = asked and self.state.get("ranges", True) and self.headers["If-Range"] == version
+        begin = int(asked.removeprefix("bytes=").rstrip("-")) if same else 0
         past = begin and begin >= len(content or b"")
         self.send_response(404 if content is None else 416 if past else 206 if begin else 200)
         body = (content or b"")[begin:]
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", version)
         self.end_headers()
         cut = self.state.pop("cut", None)
         self.wfile.write(body[:cut])
@@ -116,15 +119,17 @@ def test_one_command_fetches_and_prepares(site, tmp_path, monkeypatch, capsys, n
     assert f"{name}: expected of counts (1, 2, 3), found {counts}" in "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_download_that_broke_goes_on(site, tmp_path, ranges):
+@pytest.mark.parametrize(("ranges", "changed"), [(True, False), (False, False), (True, True)])
+def test_a_download_that_broke_goes_on_or_begins_anew_where_the_file_is_another(site, tmp_path, ranges, changed):
     content = np.random.default_rng(0).bytes(5000)
     site["state"] |= {"files": {"big.gz": content}, "cut": 2000, "ranges": ranges}
     with pytest.raises(Problem, match=r"big\.gz: ended after 2,000 of 5,000 bytes|could not be fetched"):
         fetch.download(f"{site['address']}/big.gz", tmp_path / "big.gz")
     assert not (tmp_path / "big.gz").exists()
+    if changed:
+        content = site["state"]["files"]["big.gz"] = content[::-1]
     fetch.download(f"{site['address']}/big.gz", tmp_path / "big.gz", hashlib.md5(content).hexdigest())
-    assert (tmp_path / "big.gz").read_bytes() == content and not (tmp_path / "big.gz.part").exists()
+    assert (tmp_path / "big.gz").read_bytes() == content and [p.name for p in tmp_path.iterdir()] == ["big.gz"]
     assert site["state"]["asked"][1] == ("big.gz", "bytes=2000-")
 
 
