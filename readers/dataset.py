@@ -5,7 +5,7 @@ position of its target in that array, never a list.
 """
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -15,6 +15,7 @@ import numpy as np
 
 from readers.files import find_embedding, find_file, json_lines
 from readers.splits import TEST_SHARE, DataOptions, Parts, Split
+from readers.stamps import Stamp, once, place_of
 from readers.texts import check_beside
 from utils import NUMPY, Problem, digest, is_file, kind_of, log, one_line, quoted, regular_file, whole_text
 
@@ -34,27 +35,6 @@ class Catalogue:
 
     def numbers(self) -> dict[str, int]:
         return {token: i for i, token in enumerate(self.ids, 1)}
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """A file as it was when it was read: its hash, and by what a change shows without hashing again."""
-
-    digest: str
-    size: int  # bytes
-    times: tuple[int, int]  # of its content and of its entry, ns
-
-    @classmethod
-    def of(cls, path: Path) -> "Stamp":
-        found = path.stat()  # before the hash: a change in between is noticed later
-        return cls(digest(path), found.st_size, (found.st_mtime_ns, found.st_ctime_ns))
-
-    def holds(self, path: Path) -> bool:
-        """Is the file's content still the same?"""
-        found = path.stat()
-        if (found.st_size, (found.st_mtime_ns, found.st_ctime_ns)) == (self.size, self.times):
-            return True
-        return found.st_size == self.size and digest(path) == self.digest
 
 
 @dataclass(frozen=True)
@@ -81,7 +61,13 @@ class Dataset:
         """What `read_embeddings` gives, opened and looked through once."""
         path = Path(str(self.embedding_path))
         found = open_array(path)
-        check_array(path, found, self.catalogue.ids)
+        check_shape(path, found, self.catalogue.ids)
+
+        def sound(path: Path) -> str:
+            check_rows(path, found, self.catalogue.ids)
+            return "sound"
+
+        once(place_of(self.folder or path.parent, self.name), sound, path)
         if not self.catalogue.keyed:
             raise Problem(
                 f"{path}: which row belongs to which item? Add {self.name}.items.jsonl, a line an item in the "
@@ -122,21 +108,20 @@ def title(row: Any) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """What a reader makes of the interactions. paths: the files that it read; split_hash: of them and of the rules."""
+    """What a reader makes of the interactions. paths: the files that it read."""
 
     catalogue: Catalogue
     parts: Parts
     paths: list[Path]
-    split_hash: str = ""
 
 
-def hashed(found: Found, cfg: DataOptions) -> Found:
-    """The same with its hash."""
+def split_hash(folder: Path, stem: str, cfg: DataOptions, paths: list[Path]) -> str:
+    """The hash of the interactions and of the rules by which they are split."""
     rules: list[object] = ["time", cfg.time_quantile] if cfg.split != "leave_one_out" else []
     rules += [True, TEST_SHARE, cfg.seed] if cfg.split == "time_groups" else []
     rules += [cfg.k_core] if cfg.k_core else []
-    rules += [cfg.users_col, cfg.items_col, cfg.time_col] if found.paths[0].suffix.lower() == ".csv" else []
-    return replace(found, split_hash=digest(cfg.short_users, *rules, *found.paths))
+    rules += [cfg.users_col, cfg.items_col, cfg.time_col] if paths[0].suffix.lower() == ".csv" else []
+    return once(place_of(folder, stem), digest, cfg.short_users, *rules, *paths)
 
 
 def assemble(folder: Path, stem: str, cfg: DataOptions, found: Found) -> Dataset:
@@ -158,9 +143,10 @@ def assemble(folder: Path, stem: str, cfg: DataOptions, found: Found) -> Dataset
     popularity = np.pad(parts.count, (0, len(catalogue) + 1 - len(parts.count)))
     others = [*([items] if items else []), *([embedding] if embedding else [])]
     log_split(parts, cfg)
+    place, split = place_of(folder, stem), split_hash(folder, stem, cfg, found.paths)
     return Dataset(
-        stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding, found.split_hash,
-        digest(found.split_hash, *others), parts.facts, folder, Stamp.of(embedding) if embedding else None,
+        stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding, split,
+        once(place, digest, split, *others), parts.facts, folder, Stamp.of(embedding, place) if embedding else None,
     )  # fmt: skip
 
 
@@ -181,14 +167,12 @@ LONGEST = 1e15  # squared distances between rows of this length still fit into f
 def check_rows(path: Path, content_ND: np.ndarray, ids: list[str]) -> None:
     """Problem when a row is not finite, or too long for float32, in which everything is computed."""
     for begin in range(0, len(content_ND), 65536):
-        rows = content_ND[begin : begin + 65536].astype(np.float64)
-        for bad, what in (
-            (~np.isfinite(rows).all(1), "holds NaN or infinity; embed that item again"),
-            (np.abs(rows).max(1) > LONGEST, f"holds values beyond {LONGEST:g}; normalise the embeddings"),
-        ):
-            if bad.any():
-                row = begin + int(bad.argmax())
-                raise Problem(f"{path}: row {row} (item {quoted(ids[row])}) {what}")
+        most = np.abs(content_ND[begin : begin + 65536]).max(1).astype(np.float64)  # NaN where a value is NaN
+        if (bad := ~(most <= LONGEST)).any():
+            row = int(bad.argmax())
+            long = f"holds values beyond {LONGEST:g}; normalise the embeddings"
+            what = long if np.isfinite(most[row]) else "holds NaN or infinity; embed that item again"
+            raise Problem(f"{path}: row {begin + row} (item {quoted(ids[begin + row])}) {what}")
 
 
 AS_ARRAY = "save its vectors, a row an item: np.save('NAME.emb-MODEL.npy', np.asarray(vectors, 'float32'))"
@@ -208,15 +192,14 @@ def open_array(path: Path) -> np.ndarray:
     return found
 
 
-def check_array(path: Path, content_ND: np.ndarray, ids: list[str]) -> None:
-    """Problem when an array is not one sound embedding for each of some items."""
+def check_shape(path: Path, content_ND: np.ndarray, ids: list[str]) -> None:
+    """Problem when an array is not one embedding for each of some items."""
     if content_ND.ndim != 2 or content_ND.dtype.kind != "f" or content_ND.shape[1] < 1:
         raise Problem(f"{path}: expected floating-point [items, D], found {content_ND.dtype} {list(content_ND.shape)}")
     if len(content_ND) != len(ids):
         rows = len(content_ND)
         first = f"; the first item without one is {quoted(ids[rows])}" if rows < len(ids) else ""
         raise Problem(f"{path}: {rows} rows for {len(ids)} items{first}; row i must belong to item i of the catalogue")
-    check_rows(path, content_ND, ids)
 
 
 def read_embeddings(data: Dataset) -> np.ndarray:

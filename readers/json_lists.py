@@ -7,7 +7,7 @@ import numpy as np
 
 from readers.dataset import Catalogue, Found, title
 from readers.files import find_file, need_file
-from readers.splits import DataOptions, leave_one_out, parts_of, training_counts
+from readers.splits import DataOptions, leave_one_out
 from utils import Problem, quoted, read_json
 
 
@@ -31,5 +31,4 @@ def read_json_lists(folder: Path, stem: str, cfg: DataOptions, scratch: Path | N
     titles = [title(texts.get(str(i), {})) for i in range(n)]
     catalogue = Catalogue([str(i) for i in range(n)], titles)
     offsets = np.concatenate([[0], np.cumsum([len(v) for v in found.values()], dtype=np.int64)])
-    splits = leave_one_out(flat, offsets, list(found), cfg.short_users, path)
-    return Found(catalogue, parts_of(splits, training_counts(splits[0], splits[1])), [path])
+    return Found(catalogue, leave_one_out(flat, offsets, list(found), cfg.short_users, path), [path])

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from readers.dataset import SPLITS, Dataset, Found, assemble, hashed
+from readers.dataset import SPLITS, Dataset, Found, assemble
 from readers.files import detect, locate, spelled_alike
 from readers.json_lists import read_json_lists
 from readers.jsonl import read_jsonl
@@ -37,13 +37,12 @@ def read_dataset(cfg: DataOptions) -> Dataset:
     if cfg.k_core and layout not in TIMED:
         raise Problem(f"k_core: works on one .inter or .csv file; the layout {layout!r} comes split")
 
-
     def read(scratch: Path | None) -> Found:
         found = LAYOUTS[layout](folder, stem, cfg, scratch)
         for name in SPLITS:
             if not len(getattr(found.parts, name)):
                 raise Problem(f"{folder}: the {name} part of {cfg.dataset!r} is empty; {_lacking(name, layout, cfg)}")
-        return hashed(found, cfg)
+        return found
 
     files = [regular_file(p) for p in spelled_alike(folder, stem) if ".emb" not in p.name.lower()]
     return assemble(folder, stem, cfg, read_once(folder, stem, layout, cfg, files, read))

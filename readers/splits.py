@@ -127,13 +127,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Parts:
-    """The three parts, how often the training part holds each item up to the largest there, and figures to report."""
+    """The three parts, how often the training part holds each item up to the largest there, figures to report, and
+    what there is to say of users that are left out.
+    """
 
     train: Split
     valid: Split
     test: Split
     count: np.ndarray
     facts: Facts = field(default_factory=dict)
+    short: str = ""
 
 
 def cold_targets(split: Split, count: np.ndarray) -> int:
@@ -147,21 +150,18 @@ def cold_targets(split: Split, count: np.ndarray) -> int:
 def leave_one_out(
     items: np.ndarray, offsets: np.ndarray, names: Sequence[str], short_users: str, source: Path,
     folder: Path | None = None,
-) -> list[Split]:  # fmt: skip
+) -> Parts:  # fmt: skip
     """Last item to test, the one before to valid, every earlier one with a history to train.
 
     folder: where arrays as long as the log are kept, None for memory.
     """
-    lengths = np.diff(offsets)
+    lengths, told = np.diff(offsets), ""
     short = lengths < SHORTEST
-    if short.any() and short_users == "refuse":
-        first = int(short.argmax())
-        raise Problem(
-            f"{source}: {short.sum()} users have fewer than {SHORTEST} interactions, "
-            f"first {quoted(names[first])} with {lengths[first]}; set short_users: drop to leave them out"
-        )
     if short.any():
-        log.info(f"{short.sum()} users with fewer than {SHORTEST} interactions are left out")
+        first = int(short.argmax())
+        told = f"{short.sum()} users have fewer than {SHORTEST} interactions, first {quoted(names[first])} with "
+        told += str(lengths[first])
+        check_short(source, told, short_users)
         kept = Column(np.int32, folder)
         for a, b in groups_of(offsets):
             kept.add(items[offsets[a] : offsets[b]][np.repeat(~short[a:b], lengths[a:b])])
@@ -171,7 +171,16 @@ def leave_one_out(
         size = np.diff(offsets[a : b + 1])
         left = np.repeat(offsets[a + 1 : b + 1], size) - np.arange(offsets[a], offsets[b])  # 1 on the last item
         train.add(offsets[a] + np.flatnonzero((left >= 3) & (left < np.repeat(size, size))))
-    return [Split(items, offsets, p) for p in (train.array(), offsets[1:] - 2, offsets[1:] - 1)]
+    splits = [Split(items, offsets, p) for p in (train.array(), offsets[1:] - 2, offsets[1:] - 1)]
+    return replace(parts_of(splits, training_counts(splits[0], splits[1])), short=told)
+
+
+def check_short(source: Path, told: str, rule: str) -> None:
+    """Problem, or a line in the log, where there are users whose history is too short, as told."""
+    if told and rule == "refuse":
+        raise Problem(f"{source}: {told}; set short_users: drop to leave them out")
+    if told:
+        log.info(f"{source}: {told}; they are left out")
 
 
 def as_given(items: np.ndarray, offsets: np.ndarray, part: np.ndarray) -> list[Split]:
@@ -341,5 +350,4 @@ def divide(
         return by_time_as_published(rows, cfg.time_quantile, TEST_SHARE, cfg.seed)
     if cfg.split == "time":
         return by_time(rows, cfg.time_quantile, source)
-    splits = leave_one_out(rows.item, rows.offsets, names, cfg.short_users, source, folder)
-    return parts_of(splits, training_counts(splits[0], splits[1]))
+    return leave_one_out(rows.item, rows.offsets, names, cfg.short_users, source, folder)

@@ -5,7 +5,6 @@ of the options that shape them, and of the name, size and time of every file, so
 What is damaged, or of another version, is made anew.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,11 +16,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from readers.dataset import SPLITS, Catalogue, Found
-from readers.splits import DataOptions, Parts, Split
+from readers.splits import DataOptions, Parts, Split, check_short
+from readers.stamps import LARGE, place_of
 from utils import Problem, Unwritable, digest, in_turn, log, one_line, read_json, whole_folder, write_json
 
-VERSION = 1
-LARGE = 1 << 26  # bytes of files below which reading them again is as quick
+VERSION = 2
 ARRAYS = ("items", "offsets", "position")  # of a split
 Read = Callable[[Path | None], Found]  # of a scratch folder for long columns, None for memory
 
@@ -36,7 +35,8 @@ def read_once(folder: Path, stem: str, layout: str, cfg: DataOptions, files: lis
     try:
         root.mkdir(parents=True, exist_ok=True)
         with in_turn(root):  # the processes of a run come at once, and one of them reads
-            if (found := opened(path)) is not None:
+            if (found := opened(path, folder)) is not None:
+                check_short(found.paths[0], found.parts.short, cfg.short_users)
                 return found
             log.info(f"{folder}: reading {stem} once; its arrays are kept in {path}")
             with tempfile.TemporaryDirectory(prefix=".reading-", dir=root) as scratch:
@@ -44,25 +44,17 @@ def read_once(folder: Path, stem: str, layout: str, cfg: DataOptions, files: lis
             for old in [*root.glob(f"{rules}-*"), *root.glob(".*")]:
                 if old != path:  # of files that have changed since, or of a process that was killed
                     shutil.rmtree(old, ignore_errors=True)
-            return opened(path) or read(None)
+            return opened(path, folder) or read(None)
     except (OSError, Unwritable) as e:
         log.warning(f"{root}: the arrays of {stem} cannot be kept ({e}); every process reads the files itself")
         return read(None)
 
 
-def place_of(folder: Path, stem: str) -> Path:
-    """Beside the data where one may write there, else in the user's cache."""
-    if os.access(folder, os.W_OK):
-        return folder / f".{stem}.arrays"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "diger" / f"{stem}-{digest(str(folder.resolve()))}"
-
-
 def keys_of(layout: str, cfg: DataOptions, files: list[Path]) -> tuple[str, str]:
-    """Hashes of the rules by which the arrays are made, and of the files. How histories are cut is decided later, and
-    only one split draws anything.
+    """Hashes of the rules by which the arrays are made, and of the files. How histories are cut is decided later, as is
+    whether users may be left out; only one split draws anything.
     """
-    later = {"data_path", "data_format", "semantic_emb_path", "max_his_len", "history_tokens"}
+    later = {"data_path", "data_format", "semantic_emb_path", "max_his_len", "history_tokens", "short_users"}
     later |= {"seed"} if cfg.split != "time_groups" else set()
     options = {k: v for k, v in asdict(cfg).items() if k not in later}
     stats = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in sorted(files)]
@@ -88,12 +80,15 @@ def keep(path: Path, found: Found) -> None:
             raise Unwritable(f"{path}: ids that are no text ({one_line(e)})") from None
         parquet.write_table(names, draft / "catalogue.parquet")
         sizes = {p.name: p.stat().st_size for p in sorted(draft.iterdir())}
-        facts = {"keyed": found.catalogue.keyed, "facts": found.parts.facts, "split_hash": found.split_hash}
+        facts = {"keyed": found.catalogue.keyed, "facts": found.parts.facts, "short": found.parts.short,
+                 "read": [p.name for p in found.paths]}  # fmt: skip
         write_json(draft / "card.json", {"version": VERSION, "splits": splits, "files": sizes, **facts})
 
 
-def opened(path: Path) -> Found | None:
-    """What is kept there, its arrays mapped; None where nothing is, or something is damaged, which is removed."""
+def opened(path: Path, folder: Path) -> Found | None:
+    """What is kept there of a folder's files, its arrays mapped; None where nothing is, or something is damaged, which
+    is removed.
+    """
     if not path.is_dir():
         return None
     try:
@@ -104,8 +99,8 @@ def opened(path: Path) -> Found | None:
         train, valid, test = (Split(*(arrays[f"{card['splits'][name][k]}.npy"] for k in ARRAYS)) for name in SPLITS)
         names = parquet.read_table(path / "catalogue.parquet")
         catalogue = Catalogue(names["id"].to_pylist(), names["title"].to_pylist(), card["keyed"])
-        parts = Parts(train, valid, test, np.array(arrays["count.npy"]), card["facts"])
-        return Found(catalogue, parts, [], str(card["split_hash"]))
+        parts = Parts(train, valid, test, np.array(arrays["count.npy"]), card["facts"], str(card["short"]))
+        return Found(catalogue, parts, [folder / name for name in card["read"]])
     except (Problem, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as e:
         log.warning(f"{path}: damaged ({e}); made anew")
         shutil.rmtree(path, ignore_errors=True)

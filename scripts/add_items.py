@@ -23,7 +23,7 @@ from torch import Tensor
 import settings
 from compose import build, restore
 from model import GenerativeModel
-from readers.dataset import Catalogue, check_array, open_array, read_items
+from readers.dataset import Catalogue, check_rows, check_shape, open_array, read_items
 from readers.texts import check_beside
 from settings import Config
 from sids.files import to_index
@@ -160,7 +160,8 @@ def run(argv: list[str]) -> Path:
         raise Problem(f"--output: {there[0]} is there already; choose another name")
     new = read_items(Path(given["items"]))
     content_MD = open_array(Path(given["embeddings"]))
-    check_array(Path(given["embeddings"]), content_MD, new.ids)
+    check_shape(Path(given["embeddings"]), content_MD, new.ids)
+    check_rows(Path(given["embeddings"]), content_MD, new.ids)
     check_beside(Path(given["embeddings"]), Path(given["items"]), new.ids)
     state = extended(given["checkpoint"], new, content_MD)
     sids = sids_of(restore.restore(given["checkpoint"]).cfg, state)

@@ -16,7 +16,7 @@ HISTORIES = st.lists(st.lists(st.integers(1, 6), min_size=3, max_size=9), min_si
 def train_of(histories):
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])])
     items = np.concatenate([np.array(h, np.int32) for h in histories])
-    return leave_one_out(items, offsets, [], "refuse", None)[0]
+    return leave_one_out(items, offsets, [], "refuse", None).train
 
 
 def by_hand(histories, window):

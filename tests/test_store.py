@@ -10,10 +10,11 @@ from conftest import HEADER, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from readers import columns, layouts, store
-from readers.dataset import SPLITS
+from readers import columns, dataset, layouts, stamps, store
+from readers.dataset import SPLITS, read_embeddings
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
+from utils import Problem
 
 CASES = {
     "inter": {},
@@ -120,6 +121,48 @@ def test_what_other_options_have_made_stays(tiny, monkeypatch):
     monkeypatch.setattr(layouts, "LAYOUTS", {})  # nobody reads it again
     for changes in ({"seed": 7}, {"max_his_len": 3}, {"split": "time", "time_quantile": 0.7}):
         read_dataset(DataOptions(**vars(tiny[0]) | changes))
+    with pytest.raises(Problem, match=r"tiny\.inter: \d+ users have fewer than 3 .* set short_users: drop"):
+        read_dataset(DataOptions(**vars(tiny[0]) | {"short_users": "refuse"}))
+
+
+def test_what_is_known_of_a_large_file_is_found_out_once(tmp_path, monkeypatch):
+    """But for a file that has just changed, or changes; what is damaged, or cannot be kept, costs nothing."""
+    path, place, calls = tmp_path / "x.npy", tmp_path / ".arrays", []
+    path.write_text("a")
+
+    def work(*parts):
+        calls.append(parts)
+        return path.read_text() + str(parts[1:])
+
+    def asked(*more, place=place):
+        calls.clear()
+        assert stamps.once(place, work, path, *more) == path.read_text() + str(more)
+        return len(calls)
+
+    assert asked() == asked() == 1 and not place.exists()  # small
+    monkeypatch.setattr(stamps, "LARGE", 0)
+    assert asked() == asked() == 1  # young
+    monkeypatch.setattr(stamps, "YOUNG", -(10**9))
+    assert [asked(), asked(), asked("b"), asked("b"), asked()] == [1, 0, 1, 0, 0]
+    path.write_text("c")
+    assert [asked(), asked()] == [1, 0]
+    (place / "facts.json").write_text("{")
+    assert [asked(), asked()] == [1, 0]
+    assert asked(place=path / "none") == 1
+
+
+def test_embeddings_are_hashed_and_looked_through_once(tiny, monkeypatch):
+    monkeypatch.setattr(stamps, "LARGE", 0)
+    monkeypatch.setattr(stamps, "YOUNG", -(10**9))
+    cfg = DataOptions(**vars(tiny[0]))
+    before = read_dataset(cfg)
+    assert np.isfinite(read_embeddings(before)).all()
+    monkeypatch.setattr(dataset, "check_rows", None)  # nobody asks again
+    monkeypatch.setattr(dataset, "digest", lambda *parts: 1 / 0)
+    monkeypatch.setattr(dataset.digest, "__name__", "digest")
+    again = read_dataset(cfg)
+    read_embeddings(again)
+    assert (again.hash, again.embedding_stamp) == (before.hash, before.embedding_stamp)
 
 
 def test_a_full_disk_and_a_folder_that_cannot_be_written_cost_nothing(tiny, monkeypatch, tmp_path, caplog):

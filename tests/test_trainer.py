@@ -119,11 +119,12 @@ def test_learns_a_chain(tmp_path, method):
     lengths = random.integers(4, 12, 150)
     offsets = np.concatenate([[0], lengths.cumsum()])
     items = np.concatenate([(random.integers(n) + np.arange(x)) % n + 1 for x in lengths]).astype(np.int32)
-    splits = leave_one_out(items, offsets, [""] * 150, "refuse", tmp_path)
+    parts = leave_one_out(items, offsets, [""] * 150, "refuse", tmp_path)
     np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32))
     data = Dataset(
-        "chain", Catalogue([str(i) for i in range(n)], [""] * n), *splits, np.ones(n + 1), tmp_path / "e.npy", "h", "h"
-    )
+        "chain", Catalogue([str(i) for i in range(n)], [""] * n), parts.train, parts.valid, parts.test, np.ones(n + 1),
+        tmp_path / "e.npy", "h", "h",
+    )  # fmt: skip
     options = tiny_overrides(tmp_path) | {
         "dataset": "chain", "method": method, "epochs": 40, "lr_rec": 5e-3, "lr_id": 1e-4, "eval_step": 40,
         "dropout_rate": 0, "d_model": 32, "rqvae_epochs": 20, "hidden_dropout": 0,
