@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from joint.quantizer import JointRQVAE
 from model import GenerativeModel, SidParts
@@ -116,7 +116,3 @@ class JointMethod(GenerativeModel):
         for level, k in enumerate(self.sizes, 1):
             if (spread := figures[f"perplexity/level_{level}"]) < k / COLLAPSED:
                 log.warning(f"level {level} is collapsing: perplexity {spread:.1f} of {k} codes")
-
-
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.requires_grad]
