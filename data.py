@@ -33,6 +33,10 @@ class Batch(NamedTuple):
         next_BS = torch.cat([self.history_row_BS[:, 1:], self.target_row_B[:, None]], 1)
         return next_BS[self.history_BS > 0]
 
+    def weightless(self) -> "Batch":
+        """The same, counting nothing, like the part of a process without samples."""
+        return self._replace(new_U=torch.zeros_like(self.new_U), weight=torch.zeros_like(self.weight))
+
     def to(self, device: torch.device) -> "Batch":
         return Batch._make(t.to(device, non_blocking=True) for t in self)
 
@@ -201,9 +205,7 @@ class Steps:
         return parts
 
     def widest(self) -> Batch:
-        """The part of the epoch that takes most room, of the longest histories among equals; it counts nothing, like
-        that of a process without samples.
-        """
+        """The part of the epoch that takes most room, of the longest histories among equals; it counts nothing."""
         s, lengths = self.shape, self.split.lengths(self.shape.longest)
 
         def size(rows: np.ndarray) -> tuple[int, int]:
@@ -212,8 +214,7 @@ class Steps:
             return -(-own // -(-own // most)) * length, length
 
         parts = Steps(self.split, [max(self.plan, key=size)], s)[0]
-        part = max(parts, key=lambda part: part.history_BS.numel())
-        return part._replace(new_U=torch.zeros_like(part.new_U), weight=torch.zeros_like(part.weight))
+        return max(parts, key=lambda part: part.history_BS.numel()).weightless()
 
     def _items(self, rows: np.ndarray) -> np.ndarray:
         history, target = histories(self.split, rows, self.shape.longest)

@@ -18,6 +18,7 @@ from readers.splits import DataOptions, Split
 from recommenders.protocol import Ranker, unsound
 from runs import guard
 from runs.folder import RunFolder
+from runs.shards import whole
 from utils import Problem, log, out_of_memory
 
 
@@ -72,9 +73,10 @@ def evaluate(
         invalid.add_(torch.stack([(asked_BK == 0).sum(), torch.ones_like(asked_BK).sum()]))
 
     begin = time.perf_counter()
-    for rows in bar(plan[acc.process_index :: acc.num_processes], title, acc):
-        guard.stop_if_asked()
-        halved_until_it_fits(rows, rank_users)
+    with whole(model):
+        for rows in bar(plan[acc.process_index :: acc.num_processes], title, acc):
+            guard.stop_if_asked()
+            halved_until_it_fits(rows, rank_users)
     rank_M, shown, invalid = (acc.reduce(t.to(torch.double), "sum") for t in (rank_M, shown, invalid))
     seconds = time.perf_counter() - begin
     covered = (shown[:, 1:] > 0).int().cummax(0).values.double().mean(1)

@@ -34,7 +34,7 @@ from readers.dataset import Dataset
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from recommenders.base import Model
-from runs import guard, page, report, tracking
+from runs import guard, page, report, shards, tracking
 from runs.exported import folder_of
 from runs.folder import RunFolder, RunOptions
 from serve.loaded import Loaded, load, numbers
@@ -47,7 +47,6 @@ from utils import (
     digest,
     fingerprint,
     is_file,
-    load_weights,
     log,
     log_to,
     now,
@@ -102,6 +101,8 @@ def train(cfg: Config, advice: str | None = None, data: Dataset | None = None) -
     torch.manual_seed(cfg[DataOptions].seed)
     with room_for("the model", "lower its widths and layers, num_emb_list or max_his_len"):
         model, tokenizer = build.build_model(cfg, data)
+    if shards.asked():
+        shards.deal_out(model, acc)
     with guard.fail_together(acc):
         if acc.is_main_process:
             run.claim(cfg)  # only now: what is wrong with the data must not use up the name
@@ -128,7 +129,7 @@ def go_on(cfg: Config) -> str:
 
 def accelerator(cfg: Config, trackers: list[str] | None = None) -> Accelerator:
     """The process group, with trackers by name; Problem when it is not of the size that was asked for."""
-    gpu = torch.cuda.is_available()
+    gpu, _ = torch.cuda.is_available(), shards.asked()  # before accelerate looks
     if cfg[TrainOptions].mixed_precision == "fp16" and not gpu:
         raise Problem("mixed_precision: fp16 needs a GPU; use bf16 or no")
     AcceleratorState._reset_state()  # a table trains runs of unlike precision in one process
@@ -189,7 +190,7 @@ def finish(cfg: Config, data: Dataset, fit: Trainer, run: RunFolder) -> None:
             raise run.wrong_best(best["epoch"], fit.progress.best_epoch)
     with guard.fail_together(acc):
         try:
-            load_weights(model, best["model"])
+            fit.shards.load(best["model"])
         except RuntimeError as e:
             raise Problem(f"{run.best}: does not fit its run ({one_line(e)}); put its own file back") from None
     baselines, figures, looks = baseline_figures(cfg, data, acc), model.figures(), 0

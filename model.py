@@ -15,7 +15,7 @@ from torch import Tensor
 from data import Batch
 from layers import soft_label_loss
 from recommenders import items
-from recommenders.base import Model
+from recommenders.base import Model, trainable
 from recommenders.items import best_items
 from recommenders.protocol import Logs, Scorer, TopK
 from recommenders.tokens import TokenNetwork
@@ -237,7 +237,7 @@ class GenerativeModel(Model):
             log.info(f"losses over whole items: of {self.n_items} items {items.SAMPLED} are drawn for each step")
 
     def param_groups(self) -> list[dict[str, Any]]:
-        return [{"name": "rec", "params": [p for p in self.recommender.parameters() if p.requires_grad]}]
+        return [{"name": "rec", "params": trainable(self.recommender)}]
 
     def figures(self) -> dict[str, float]:
         """Codes used and perplexity per level, and the collision rate, of the catalogue's SIDs."""

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 
 from data import Batch, Shape, Steps, epoch_plan, padding_factor, sample, sequences, within
 from evaluation import NotFinite, bar, evaluate, save_ranks
@@ -22,6 +22,7 @@ from readers.splits import DataOptions
 from recommenders.base import Model
 from runs import guard
 from runs.folder import RunFolder, RunOptions
+from runs.shards import Shards
 from runs.state import Progress, RunState, Sums
 from settings import Config, option
 from utils import Problem, Stopped, log, peak_memory_gb, room_for
@@ -85,12 +86,13 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + rank) % (1 << 63))
 
 
-def clip_by_group(optimizer: torch.optim.Optimizer, most: float) -> list[Tensor]:
+def clip_by_group(
+    optimizer: torch.optim.Optimizer, most: float, norm: Callable[[list[nn.Parameter]], Tensor]
+) -> list[Tensor]:
     """Scale each group's gradient down to the norm `most`, where the group is clipped; the norms that they had."""
     norms = []
     for group in optimizer.param_groups:
-        grads = [p.grad for p in group["params"] if p.grad is not None]
-        norms.append(get_total_norm(grads) if grads else torch.zeros((), device=group["params"][0].device))
+        norms.append(norm(group["params"]))
         if group["clip"]:
             clip_grads_with_norm_(group["params"], most, norms[-1])
     return norms
@@ -124,18 +126,21 @@ class Trainer:
         )  # fmt: skip
         self.steps_per_epoch = -(-len(self.train_split) // self.shape.global_batch)
         steps = self.steps_per_epoch * t.epochs
+        self.raw, self.model = model, acc.prepare(model)
+        self.shards = Shards(model, acc)
         groups, rates = model.param_groups(), []
+        self.sizes = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
         self.reachable: dict[str, float] = {}  # how far a parameter of a group can move
         for g in groups:
             rates.append(learning_rate(t, steps, self.steps_per_epoch, g.pop("moves", lambda epoch: True)))
             self.reachable[g["name"]] = g.get("lr", t.lr_rec) * rate_sum(rates[-1], steps)
+            g["params"] = [self.shards.piece.get(p, p) for p in g["params"]]
         optimizer = optimizer_for(groups, t)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
-        self.raw = model
-        self.model, self.optimizer = acc.prepare(model, optimizer)
+        self.optimizer = acc.prepare(optimizer)
         world = {"data": data.hash, "processes": self.shape.processes, "global_batch": self.shape.global_batch}
         world |= {key: extras.get(key) for key in ("origin", "begun_from")}  # read before training, beside the data
-        self.state = RunState(cfg, run, acc, model, self.optimizer, self.schedule, world)
+        self.state = RunState(cfg, run, acc, self.shards, self.optimizer, self.schedule, world)
 
     @property
     def progress(self) -> Progress:
@@ -199,7 +204,7 @@ class Trainer:
 
         Returns its logs and the signal that asks to stop after it, or 0.
         """
-        acc, logs = self.acc, Sums()
+        acc, logs, parts = self.acc, Sums(), self.shards.even(parts)
         seed_step(self.cfg[DataOptions].seed, self.progress.step, acc.process_index)
         for part in parts:
             with contextlib.nullcontext() if part is parts[-1] else acc.no_sync(self.model):
@@ -207,8 +212,9 @@ class Trainer:
                     loss, terms = self.model(part)
                 acc.backward(loss * part.weight * acc.num_processes)  # processes are averaged
             logs.add(terms, part.weight)
+        self.shards.take_gradients()
         acc.unscale_gradients()
-        norms = clip_by_group(self.optimizer, self.cfg[TrainOptions].max_grad_norm)
+        norms = clip_by_group(self.optimizer, self.cfg[TrainOptions].max_grad_norm, self.shards.norm)
         stop = self._agree(parts, logs, norms)  # the only wait for the device; raises before the update
         pause(self.optimizer)
         self.optimizer.step()
@@ -248,7 +254,7 @@ class Trainer:
                     loss, _ = self.model(part)
                 acc.backward(loss * part.weight)
             del loss, moments
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         users, items = part.history_BS.shape
         log.info(f"memory: at most {peak_memory_gb(acc.device):.3g} GB, in {users} histories of {items} items")
 
@@ -280,10 +286,11 @@ class Trainer:
         score, p.looked = found.figures[self.cfg[EvalOptions].valid_metric], p.epoch
         if score > p.best:
             p.best, p.best_epoch = score, p.epoch
+            weights = self.shards.state()
             with guard.fail_together(self.acc):
                 if self.acc.is_main_process:
                     save_ranks(self.run, "valid", found, self.data.valid.users())
-                    own = {"model": self.raw.state_dict(), "epoch": p.epoch, "valid": found.figures, "run": self.run.id}
+                    own = {"model": weights, "epoch": p.epoch, "valid": found.figures, "run": self.run.id}
                     self.run.save_best(own | self.extras)  # it can be used alone
         return {f"valid/{k}": v for k, v in found.figures.items()}
 
@@ -303,10 +310,9 @@ class Trainer:
         whole = f" in {len(self.train_split):,} sequences" if self.raw.sequences else ""
         several = f" ({s.processes} processes, {s.accumulation} parts)" if s.processes * s.accumulation > 1 else ""
         factor = padding_factor(self.train_split, self.plan(0), s.longest)
-        sizes = {g["name"]: sum(x.numel() for x in g["params"]) for g in self.optimizer.param_groups}
         log.info(
             f"{len(self.data.train):,} training samples{whole}; {self.steps_per_epoch} steps an epoch, each of "
             f"{s.batch_size * s.processes * s.accumulation} samples{several}; padding x{factor:.2f}; parameters "
-            f"{', '.join(f'{name} {n:,}' for name, n in sizes.items())}"
+            f"{', '.join(f'{name} {n:,}' for name, n in self.sizes.items())}"
             + (f"; precision {t.mixed_precision}" if t.mixed_precision != "no" else "")
         )

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from data import Batch
 from joint import gradient
-from joint.moving import JointMethod, LearningOptions, trainable
+from joint.moving import JointMethod, LearningOptions
 from joint.offsets import OffsetRQVAE
 from joint.prior import PRIORS, PriorOptions
 from joint.quantizer import JointRQVAE, QuantizerOptions
 from joint.terms import ItemTerm, LatentTerm, OffsetTerm, Term
 from joint.uncertainty import DECAYS, UncertaintyOptions
 from model import PATHS, RecLoss, SidParts
+from recommenders.base import trainable
 from recommenders.protocol import AllReduce, Autocast, Logs
 from settings import option
 from sids.search import SearchOptions

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import Batch
-from joint.moving import JointMethod, LearningOptions, trainable
+from joint.moving import JointMethod, LearningOptions
 from joint.quantizer import JointRQVAE, QuantizerOptions
 from joint.uncertainty import DECAYS, UncertaintyOptions
 from layers import MLP, distance
 from model import SidParts
+from recommenders.base import trainable
 from recommenders.protocol import Logs
 from settings import option
 from sids.tokenizer import Source

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from joint.quantizer import JointRQVAE
 from model import GenerativeModel, SidParts
@@ -115,11 +115,4 @@ class JointMethod(GenerativeModel):
     def _warn_of_collapse(self, figures: dict[str, float]) -> None:
         for level, k in enumerate(self.sizes, 1):
             if (spread := figures[f"perplexity/level_{level}"]) < k / COLLAPSED:
-                log.warning(
-                    f"level {level} is collapsing: perplexity {spread:.1f} of {k} codes; a lower lr_id may help"
-                )
-
-
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a module that are not frozen."""
-    return [p for p in module.parameters() if p.requires_grad]
+                log.warning(f"level {level} is collapsing: perplexity {spread:.1f} of {k} codes")

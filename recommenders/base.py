@@ -13,6 +13,11 @@ from data import Batch
 from recommenders.protocol import AllReduce, Autocast, Logs, Targets, TopK
 
 
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module that are not frozen."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 class Model(nn.Module):
     """A recommender that learns. `forward` and `recommend` make one; all else has a default."""
 

@@ -3,6 +3,7 @@
 Shape letters: B rows, T positions, H heads, h width.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import Dropout
+from utils import Contradiction
 
 Attend = Callable[[Tensor], Tensor]  # projected queries, keys, values [..., T, 3h] -> [..., T, h]
 
@@ -72,3 +74,12 @@ def begin(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         nn.init.xavier_normal_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+def check_heads(name: str, width: int, heads: int) -> None:
+    """Contradiction when attention heads do not share out a width; name: the width's option."""
+    if width % heads:
+        raise Contradiction(
+            f"{name}: {width} is not divisible by num_heads {heads}",
+            {"num_heads": math.gcd(width, heads)}, {name: width + -width % heads},
+        )  # fmt: skip

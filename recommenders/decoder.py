@@ -10,7 +10,7 @@ R rows (real history positions of a batch, in order), W beams of a user, V token
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,17 +39,11 @@ class Decoder(TokenNetwork):
     targets: Literal["one", "next"] = "next"
     taught: Literal["one", "next"] = "one"
 
-    def __init__(
-        self, cfg: DecoderOptions, vocabulary: tuple[int, ...], longest: int, n_items: int,
-        variable_length: bool = False,
-    ) -> None:  # fmt: skip
-        """vocabulary: tokens of each position; longest: items of a history at most."""
-        super().__init__()
-        self.cfg, self.vocabulary, self.variable_length = cfg, vocabulary, variable_length
-        self.tokens_per_item = len(vocabulary)
+    def __init__(self, cfg: DecoderOptions, *sizes: Any) -> None:
+        super().__init__(cfg, *sizes)
         width = cfg.d_model
-        self.tables = nn.ParameterList(torch.randn(v, width) * 0.02 for v in vocabulary)
-        self.ages, self.places = nn.Embedding(longest + 1, width), nn.Embedding(len(vocabulary), width)
+        self.tables = nn.ParameterList(torch.randn(v, width) * 0.02 for v in self.vocabulary)
+        self.ages, self.places = nn.Embedding(self.longest + 1, width), nn.Embedding(len(self.vocabulary), width)
         self.stack = Stack(width, cfg.d_ff, cfg.decoder_layers, cfg.dropout_rate)
         for module in self.modules():
             begin(module)
@@ -92,10 +86,7 @@ class Decoder(TokenNetwork):
         row_R, before_RPh, spelled_RPh = batch.goals("next"), hidden_BSPh[:, :-1][real_BS], hidden_BSPh[:, 1:][real_BS]
         last_R = last_BS[:, :-1][real_BS]
         first_Rh = before_RPh[torch.arange(len(last_R), device=last_R.device), last_R]
-        return NetworkOutput(first_Rh, (
-            self.logits(position, state_Rh if open_UP is None else state_Rh[open_UP[row_R, position]])
-            for position, state_Rh in enumerate((first_Rh, *spelled_RPh[:, :-1].unbind(1)))
-        ))  # fmt: skip
+        return self.spelled(first_Rh, (first_Rh, *spelled_RPh[:, :-1].unbind(1)), row_R, open_UP)
 
     # ---- search
 

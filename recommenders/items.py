@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from layers import Dropout
 from recommenders.base import Model
+from recommenders.blocks import check_heads
 from recommenders.protocol import TopK
 from settings import option
-from utils import Contradiction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,7 @@ class ItemOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.hidden_units % self.num_heads:
-            raise Contradiction(
-                f"hidden_units: {self.hidden_units} is not divisible by num_heads {self.num_heads}",
-                {"num_heads": math.gcd(self.hidden_units, self.num_heads)},
-                {"hidden_units": self.hidden_units + -self.hidden_units % self.num_heads},
-            )
+        check_heads("hidden_units", self.hidden_units, self.num_heads)
 
 
 LOGITS = 1 << 24  # most scores held at a time by the loss (64 MiB)

@@ -22,7 +22,7 @@ from layers import rows_of
 from recommenders import pretrained
 from recommenders.pretrained import LanguageModelOptions
 from recommenders.protocol import NetworkOutput, Scorer
-from recommenders.tokens import TokenNetwork
+from recommenders.tokens import TokenNetwork, packed
 from utils import Problem, one_line, read_json, write_json
 
 STD = 0.02  # of new tokens beside no pre-trained ones
@@ -41,14 +41,8 @@ class LanguageModel(TokenNetwork):
     before: Tensor | None  # token ids of a prompt before a history, and behind it
     behind: Tensor | None
 
-    def __init__(
-        self, cfg: LanguageModelOptions, vocabulary: tuple[int, ...], longest: int, n_items: int,
-        variable_length: bool = False,
-    ) -> None:  # fmt: skip
-        """vocabulary: tokens of each position; longest: items of a history at most."""
-        super().__init__()
-        self.cfg, self.vocabulary, self.variable_length = cfg, vocabulary, variable_length
-        self.tokens_per_item, self.longest = len(vocabulary), longest
+    def __init__(self, cfg: LanguageModelOptions, *sizes: Any) -> None:
+        super().__init__(cfg, *sizes)
         self.lm = pretrained.completed(cfg.lm or self.small)
         model = pretrained.untrained(self.lm, self.auto)
         table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -69,7 +63,7 @@ class LanguageModel(TokenNetwork):
                 pretrained.adapted(stack, cfg.lora_rank)
             if cfg.gradient_checkpointing:
                 stack.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        self.tables = nn.ParameterList(torch.randn(v, self.words.shape[1]) * STD for v in vocabulary)
+        self.tables = nn.ParameterList(torch.randn(v, self.words.shape[1]) * STD for v in self.vocabulary)
         self._check_places(model.config)
 
     def _stacks(self, model: Any) -> dict[str, nn.Module]:
@@ -111,7 +105,8 @@ class LanguageModel(TokenNetwork):
         """Problem where a model has fewer places than the longest sequence."""
         limits = [getattr(config, key, None) for key in ("max_position_embeddings", "sliding_window")]
         words = sum(len(ids) for ids in (self.before, self.behind) if ids is not None)
-        need = words + (self.longest + 1) * len(self.vocabulary)
+        last = 0 if config.is_encoder_decoder else len(self.vocabulary) - 1  # of the target, behind the history
+        need = words + self.longest * len(self.vocabulary) + last
         if need > (places := min(filter(None, limits), default=need)):
             raise Problem(
                 f"lm: {self.lm['model_type']} reads {places} tokens at most, a history of {self.longest} items needs "
@@ -221,13 +216,6 @@ class LanguageModel(TokenNetwork):
         write_json(file, read_json(file) | {k: v for k, v in self.lm.items() if k == "tie_word_embeddings"})
 
 
-def packed(x_BTh: Tensor, there_BT: Tensor) -> Spelled:
-    """What is there, in its order, at the left end of as few columns as the fullest row needs."""
-    most = max(1, int(there_BT.sum(1).max()))
-    order_BT = (~there_BT).long().argsort(dim=1, stable=True)[:, :most]
-    return x_BTh.gather(1, order_BT[..., None].expand(-1, -1, x_BTh.shape[2])), there_BT.gather(1, order_BT)
-
-
 # ---------------------------------------------------------------- causal
 
 
@@ -280,13 +268,9 @@ class CausalLM(LanguageModel):
         row_B1 = torch.arange(len(first_BS), device=first_BS.device)[:, None] * T
         # the state one place before an item's first token foretells it
         before_R = (row_B1 + first_BS - 1)[batch.history_BS > 0 if self.targets == "next" else ...].flatten()
-        row_R, flat_Xh = batch.goals(self.targets), hidden_BTh.flatten(0, 1)
-
-        def states(position: int) -> Tensor:
-            chosen_R = before_R if open_UP is None else before_R[open_UP[row_R, position]]
-            return flat_Xh[chosen_R + position]
-
-        return NetworkOutput(flat_Xh[before_R], (self.logits(position, states(position)) for position in range(P)))
+        flat_Xh = hidden_BTh.flatten(0, 1)
+        states = (flat_Xh[before_R + position] for position in range(P))
+        return self.spelled(flat_Xh[before_R], states, batch.goals(self.targets), open_UP)
 
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks. The cache holds a user's history once; behind it stand the tokens of all
@@ -393,11 +377,7 @@ class Seq2SeqLM(LanguageModel):
         before_BPh = rows_of(teacher_UPh[:, :-1], batch.target_row_B)
         start_B1h = self.start.expand(len(before_BPh), 1, -1)
         hidden_BPh = self._states(torch.cat([start_B1h, before_BPh], 1), *source, use_cache=False)
-        open_BP = None if open_UP is None else open_UP[batch.target_row_B]
-        return NetworkOutput(hidden_BPh[:, 0], (
-            self.logits(position, hidden_Bh if open_BP is None else hidden_Bh[open_BP[:, position]])
-            for position, hidden_Bh in enumerate(hidden_BPh.unbind(1))
-        ))  # fmt: skip
+        return self.spelled(hidden_BPh[:, 0], hidden_BPh.unbind(1), batch.target_row_B, open_UP)
 
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks; encoder and source keys run once per user."""

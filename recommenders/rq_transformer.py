@@ -10,7 +10,7 @@ h width.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,25 +38,17 @@ class RQTransformer(TokenNetwork):
     Options: ClassVar[type[RQTransformerOptions]] = RQTransformerOptions
     targets: Literal["one", "next"] = "next"
     taught: Literal["one", "next"] = "next"
-    tokens_per_item = 1
 
-    def __init__(
-        self, cfg: RQTransformerOptions, vocabulary: tuple[int, ...], longest: int, n_items: int,
-        variable_length: bool = False,
-    ) -> None:  # fmt: skip
-        """vocabulary: tokens of each position; longest: items of a history at most."""
-        super().__init__()
-        self.variable_length = variable_length
-        self.cfg, self.vocabulary, self.scale = cfg, vocabulary, cfg.d_model**0.5
-        width = cfg.d_model
-        self.tables = nn.ParameterList(torch.randn(v, width) * 0.02 for v in vocabulary)
+    def __init__(self, cfg: RQTransformerOptions, *sizes: Any) -> None:
+        super().__init__(cfg, *sizes)
+        self.tokens_per_item, self.scale, width = 1, cfg.d_model**0.5, cfg.d_model
+        self.tables = nn.ParameterList(torch.randn(v, width) * 0.02 for v in self.vocabulary)
         self.mix = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        self.ages, self.places = nn.Embedding(longest, width), nn.Embedding(len(vocabulary), width)
-        self.own = nn.Embedding(n_items + 1, width) if cfg.item_embedding else None
+        self.ages, self.places = nn.Embedding(self.longest, width), nn.Embedding(len(self.vocabulary), width)
+        self.own = nn.Embedding(self.n_items + 1, width) if cfg.item_embedding else None
         self.items = Stack(width, cfg.d_ff, cfg.item_blocks, cfg.item_dropout)
         self.depth = Stack(width, cfg.d_ff, cfg.depth_blocks, cfg.depth_dropout)
         self.bridge = nn.Linear(width, width)
-        self.n_items, self.item_loss, self.item_rank = n_items, cfg.item_loss, cfg.item_rank
         self.whole = nn.Linear(width, width) if cfg.item_loss else None
         for module in self.modules():
             begin(module)

@@ -11,7 +11,7 @@ the network over SIDs also U distinct items of a batch, P positions of a SID, V 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from data import Batch
 from layers import Dropout, attention, rows_of
 from recommenders.protocol import NetworkOutput, Scorer
-from recommenders.tokens import TokenNetwork, WholeItemOptions, WidthOptions
+from recommenders.tokens import TokenNetwork, WholeItemOptions, WidthOptions, packed
 from settings import option
 
 
@@ -236,12 +236,6 @@ class T5(nn.Module):
 # ---------------------------------------------------------------- over the tokens of semantic IDs
 
 
-def packed(x_BTh: Tensor, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens that are kept, in their order, at the right end of as few columns as the fullest row needs."""
-    order_BT = keep_BT.long().argsort(dim=1, stable=True)[:, -max(1, int(keep_BT.sum(1).max())) :]
-    return x_BTh.gather(1, order_BT[..., None].expand(-1, -1, x_BTh.shape[2])), keep_BT.gather(1, order_BT)
-
-
 class T5Network(TokenNetwork):
     """T5 over the tokens of semantic IDs; one token table per position, tied with the logits."""
 
@@ -249,24 +243,18 @@ class T5Network(TokenNetwork):
     targets: Literal["one", "next"] = "one"
     taught: Literal["one", "next"] = "one"
 
-    def __init__(
-        self, cfg: T5Options, vocabulary: tuple[int, ...], longest: int, n_items: int, variable_length: bool = False
-    ) -> None:
-        """vocabulary: tokens of each position; longest: items of a history at most."""
-        super().__init__()
-        self.variable_length = variable_length
-        self.cfg, self.vocabulary, self.tokens_per_item = cfg, vocabulary, len(vocabulary)
+    def __init__(self, cfg: T5Options, *sizes: Any) -> None:
+        super().__init__(cfg, *sizes)
         self.t5 = T5(
             width=cfg.d_model, inner=cfg.d_ff, heads=cfg.num_heads, d_kv=cfg.d_kv, dropout=cfg.dropout_rate,
             encoder_layers=cfg.encoder_layers, decoder_layers=cfg.decoder_layers,
         )  # fmt: skip
-        self.tables = nn.ParameterList(torch.randn(v, cfg.d_model) * 0.02 for v in vocabulary)
+        self.tables = nn.ParameterList(torch.randn(v, cfg.d_model) * 0.02 for v in self.vocabulary)
         self.start = nn.Parameter(torch.randn(cfg.d_model) * 0.02)
-        self.recency = nn.Embedding(longest, cfg.d_model) if cfg.recency_embedding else None
+        self.recency = nn.Embedding(self.longest, cfg.d_model) if cfg.recency_embedding else None
         if self.recency is not None:
             nn.init.normal_(self.recency.weight, 0, 0.02)
-        self.n_items, self.item_loss, self.item_rank = n_items, cfg.item_loss, cfg.item_rank
-        self.own = nn.Embedding(n_items + 1, cfg.d_model) if cfg.item_embedding else None
+        self.own = nn.Embedding(self.n_items + 1, cfg.d_model) if cfg.item_embedding else None
         self.whole = nn.Linear(cfg.d_model, cfg.d_model) if cfg.item_loss else None
         if self.own is not None:
             nn.init.normal_(self.own.weight, 0, 0.02)
@@ -298,11 +286,7 @@ class T5Network(TokenNetwork):
         before_BPh = rows_of(teacher_UPh[:, : most - 1], batch.target_row_B)
         start_B1h = self.start.expand(len(before_BPh), 1, -1)
         hidden = self.t5.decode(torch.cat([start_B1h, before_BPh], 1), cache)
-        open_BP = None if open_UP is None else open_UP[batch.target_row_B]
-        return NetworkOutput(hidden[:, 0], (
-            self.logits(position, hidden_Bh if open_BP is None else hidden_Bh[open_BP[:, position]])
-            for position, hidden_Bh in enumerate(hidden.unbind(1))
-        ))  # fmt: skip
+        return self.spelled(hidden[:, 0], hidden.unbind(1), batch.target_row_B, open_UP)
 
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
         """The scorer that `beam_search` asks; encoder and source keys run once per user."""

@@ -4,12 +4,11 @@ Shape letters: U items, N items of the catalogue, P positions of a SID, V tokens
 h width.
 """
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from data import Batch
 from layers import are_real, some_logits
+from recommenders.blocks import check_heads
 from recommenders.protocol import Codes, NetworkOutput, Scorer
 from settings import option
-from utils import Contradiction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +35,7 @@ class StackOptions(WidthOptions):
     """The sizes of the blocks in recommenders/blocks.py, whose heads share the width."""
 
     def __post_init__(self) -> None:
-        if self.d_model % self.num_heads:
-            raise Contradiction(
-                f"d_model: {self.d_model} is not divisible by num_heads {self.num_heads}",
-                {"num_heads": math.gcd(self.d_model, self.num_heads)},
-                {"d_model": self.d_model + -self.d_model % self.num_heads},
-            )
+        check_heads("d_model", self.d_model, self.num_heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +62,27 @@ class WholeItemOptions:
 class TokenNetwork(nn.Module, ABC):
     """Reads the tokens of a history and spells those of an item; knows nothing of where tokens come from.
 
-    Made of (its Options, tokens of each position, longest history, items, variable_length). With variable_length SIDs
-    differ in length. The last token of every position then stands behind an item's end: it reads as zero and is never
-    a target.
+    With variable_length SIDs differ in length. The last token of every position then stands behind an item's end: it
+    reads as zero and is never a target.
     """
 
     targets: Literal["one", "next"]
     taught: Literal["one", "next"]  # the targets that are spelled with teacher_UPh; a history's own tokens spell others
-    tokens_per_item: int
     item_loss, item_rank = 0.0, 0.0  # weights of the loss of whole items and of their rank
     own: nn.Embedding | None  # an item's own vector, of whoever has WholeItemOptions
     whole: nn.Linear | None  # from a hidden state to the item itself
-    n_items: int
     tables: nn.ParameterList  # [V, h] of each position, drawn from N(0, 0.02^2)
-    vocabulary: tuple[int, ...]
-    variable_length: bool
+
+    def __init__(
+        self, cfg: Any, vocabulary: tuple[int, ...], longest: int, n_items: int, variable_length: bool = False
+    ) -> None:
+        """cfg: its Options; vocabulary: tokens of each position; longest: items of a history at most."""
+        super().__init__()
+        self.cfg, self.vocabulary, self.longest = cfg, vocabulary, longest
+        self.n_items, self.variable_length = n_items, variable_length
+        self.tokens_per_item = len(vocabulary)
+        if isinstance(cfg, WholeItemOptions):
+            self.item_loss, self.item_rank = cfg.item_loss, cfg.item_rank
 
     @abstractmethod
     def forward(
@@ -137,6 +137,17 @@ class TokenNetwork(nn.Module, ABC):
         """Scores of a position's tokens, [R, V]."""
         return F.linear(hidden_Rh, self.tables[position]).to(self.tables[position].dtype)
 
+    def spelled(
+        self, state_Rh: Tensor, hidden: Iterable[Tensor], row_R: Tensor, open_UP: Tensor | None
+    ) -> NetworkOutput:
+        """What `forward` returns; hidden: position by position the states [R, h] that foretell its token; row_R: the
+        targets' rows of open_UP.
+        """
+        return NetworkOutput(state_Rh, (
+            self.logits(position, hidden_Rh if open_UP is None else hidden_Rh[open_UP[row_R, position]])
+            for position, hidden_Rh in enumerate(hidden)
+        ))  # fmt: skip
+
     def scores(self, position: int, hidden_Rh: Tensor, candidates_RC: Tensor | None) -> Tensor:
         """What a search asks: log-probabilities over a position's tokens [R, V], or the logits of a few, [R, C]."""
         if candidates_RC is not None:
@@ -164,3 +175,10 @@ class TokenNetwork(nn.Module, ABC):
         noise.
         """
         return self.look_up(token_NP).index_copy(0, item_U - 1, teacher_UPh)
+
+
+def packed(x_BTh: Tensor, there_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """What is there, in its order, at the left end of as few columns as the fullest row needs; which of them are."""
+    most = max(1, int(there_BT.sum(1).max()))
+    order_BT = (~there_BT).long().argsort(dim=1, stable=True)[:, :most]
+    return x_BTh.gather(1, order_BT[..., None].expand(-1, -1, x_BTh.shape[2])), there_BT.gather(1, order_BT)

@@ -11,11 +11,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from data import Batch
-from recommenders.base import Model
 from runs import guard
 from runs.folder import RunFolder, RunOptions
+from runs.shards import Shards, local
 from settings import Config, flat, judging
-from utils import Problem, load_weights, log, not_finite, one_line
+from utils import Problem, log, not_finite, one_line
 
 SHOWN = 20  # users named when a batch has no finite loss
 AT_START = ("grad/", "lr/")  # figures of an epoch's start, not means
@@ -56,10 +56,10 @@ class RunState:
     """
 
     def __init__(
-        self, cfg: Config, run: RunFolder, acc: Accelerator, model: Model, optimizer: torch.optim.Optimizer,
+        self, cfg: Config, run: RunFolder, acc: Accelerator, shards: Shards, optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LambdaLR, world: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.run, self.acc, self.model, self.optimizer, self.schedule = run, acc, model, optimizer, schedule
+        self.run, self.acc, self.shards, self.optimizer, self.schedule = run, acc, shards, optimizer, schedule
         self.options, self.judged, self.cfg, self.world = cfg[RunOptions], judging(cfg), cfg, world
         self.progress = Progress()
         self.totals = Sums()  # this process's log sums of the epoch so far
@@ -79,11 +79,12 @@ class RunState:
         self.check_weights()
         self.progress.seconds = time.perf_counter() - self.begin
         totals = gather_object([{k: float(v) for k, v in self.totals.items()}])
+        weights, moments = self.shards.state(), self.shards.moments(self.optimizer)
         with guard.fail_together(self.acc):
             if self.acc.is_main_process:
                 scaler = self.acc.scaler
                 state = {
-                    "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                    "model": weights, "optimizer": moments,
                     "scaler": scaler.state_dict() if scaler else None, "progress": vars(self.progress),
                     "totals": totals, "world": self.world, "judged": self.judged, "run": self.run.id,
                 }  # fmt: skip
@@ -91,7 +92,10 @@ class RunState:
 
     def check_weights(self) -> None:
         """Problem when the last update left a weight that is not finite; nothing of it is to be saved."""
-        if bad := not_finite(self.model.state_dict()):
+        bad = not_finite({k: local(x) for k, x in self.shards.model.state_dict().items()})
+        if self.shards.dealt:
+            bad = list(dict.fromkeys(gather_object(bad)))
+        if bad:
             self.diverged(f"{bad[0]} is" if len(bad) == 1 else f"{bad[0]} and {len(bad) - 1} more are")
 
     def diverged(self, what: str) -> NoReturn:
@@ -181,9 +185,9 @@ class RunState:
         if state["judged"] != self.judged and p.epoch < epochs:
             log.warning("the best model so far was chosen by another validation; the choice starts again here")
             p.best, p.best_epoch = -math.inf, -1
-        load_weights(self.model, state["model"])
+        self.shards.load(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        self.shards.load_moments(self.optimizer, state["optimizer"] | {"param_groups": groups})
         self.schedule.last_epoch = p.step
         rates = zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         for group, base, factor in rates:

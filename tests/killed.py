@@ -22,7 +22,7 @@ server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["killed"])
 
 
-def train(folder, argv, *, processes=1, kill=(), timeout=120):
+def train(folder, argv, *, processes=1, kill=(), timeout=120, environment=None):
     """Run main.py's training in `processes` processes; returns (exit codes, what they printed).
 
     kill: (place, step) pairs, place one of step, write, evaluation: where rank 0 ends by SIGKILL.
@@ -30,7 +30,9 @@ def train(folder, argv, *, processes=1, kill=(), timeout=120):
     port = free_port()
     said = [folder / f"said-{rank}.txt" for rank in range(processes)]
     children = [
-        server.Process(target=_child, args=(argv, rank, processes, port, said[rank], dict(kill) if rank == 0 else {}))
+        server.Process(
+            target=_child, args=(argv, rank, processes, port, said[rank], dict(kill) if rank == 0 else {}, environment)
+        )
         for rank in range(processes)
     ]
     for child in children:
@@ -59,13 +61,14 @@ def join_group(rank, processes, port):
         }  # fmt: skip
 
 
-def _child(argv, rank, processes, port, said, kill):
+def _child(argv, rank, processes, port, said, kill, environment):
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     torch.set_num_threads(1)
     join_group(rank, processes, port)
+    os.environ |= environment or {}
     _arm(kill)
     with utils.problems_exit_2():
         main.main(argv)

@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import LM, SMALL, TINY, N, one_line, some_batch
+from helpers import LM, SMALL, TINY, N, one_line, some_batch, some_split
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -15,6 +16,7 @@ from torch import nn
 
 import main
 from compose import build, configure
+from data import make_batch
 from recommenders import pretrained
 from scripts import export
 from scripts.bench.lm import Generated
@@ -103,6 +105,28 @@ def test_items_scores_and_order_are_those_of_generate(kind, beams):
     assert (found.item_BW > 0).all()
     torch.testing.assert_close(found.score_BW, score_BW, atol=1e-5, rtol=0)
     assert torch.equal(model.sids.token_NP[found.item_BW - 1], token_BWP)
+
+
+PLACED = {  # key of the places, how many three items of four tokens take
+    "gpt2": ("n_positions", 15), "bart": ("max_position_embeddings", 12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLACED)
+def test_no_more_places_are_asked_for_than_are_read(kind):
+    key, places = PLACED[kind]
+    sizes = KINDS["gpt2"]["lm"] if kind == "gpt2" else {
+        "model_type": "bart", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}  # fmt: skip
+    network = "causal_lm" if kind == "gpt2" else "seq2seq_lm"
+    cfg = configure.build({**TINY, "recommender": network, "max_his_len": 3, "lm": {**sizes, key: places}})
+    model = build.empty_model(configure.change(cfg, method="two_stage"), N)
+    model.set_codes(torch.randint(0, 8, (N, 3)))
+    batch = make_batch(some_split(), np.arange(4), 3)
+    assert (batch.history_BS > 0).all(1).any() and model(batch)[0].isfinite()
+    assert (model.eval().recommend(batch.history_BS, 10).item_BW > 0).all()
+    with pytest.raises(Problem, match=f"{kind} has {places - 1} places, a history of 3 items needs {places};"):
+        build.network_of(configure.change(cfg, lm={**sizes, key: places - 1}), N, build.vocabulary_of(cfg, N))
 
 
 # ---------------------------------------------------------------- folders
