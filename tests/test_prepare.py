@@ -436,7 +436,7 @@ WRONG = [
     ("clicks.csv", GOOD.replace(",a,", ",[PAD],"), ["--to=diger"], r"called \[PAD\], which the layout diger keeps"),
     ("clicks.csv", GOOD, ["--items=items.csv"], r"items.csv: no such file"),
     ("clicks.csv", GOOD, ["--items=clicks.csv"], r"clicks.csv: is named as clicks and as items"),
-    ("x.inter", "user_id:token\titem_id:token\nu\ti\n", [], r"x.inter: no column timestamp:float; there are"),
+    ("x.inter", "user_id:token\titem_id:token\nu\ti\n", [], r"x.inter: no column timestamp:float, separated by tabs"),
     ("x.test.jsonl", '{"inter_history": [], "target_id": 1}\n', [], r"x.train.jsonl: no such file"),
     ("x.inter.json", '{"u": [1, 2.5]}', [], r"user 'u' has the item 2.5; expected numbers or ids"),
     ("x.inter.json", "[1]", [], r"expected an object of user -> list of items"),
