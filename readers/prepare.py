@@ -383,7 +383,7 @@ def texts_of(raw: Raw, items: list[str]) -> tuple[list[str], dict[str, int]]:
         for row in tqdm(raw.texts(wanted | twins.keys()), unit=" items", unit_scale=True, desc="texts", mininterval=1):
             token = row["item_id"]
             if token not in wanted:
-                other = other or f"; {twins[token]!a} is {token!a} there: spell the ids alike"
+                other = other or f"; {shortened(twins[token])!a} is {shortened(token)!a} there: spell the ids alike"
                 continue
             if token in found:
                 repeated += 1

@@ -199,10 +199,11 @@ def warn_of(path: Path, rows: Rows, *, dated: bool = False) -> None:
             log.warning(f"{path}: {len(rounded)} {role}s are numbers that were cut short, as {quoted(rounded[0])}")
         if odd := {word: plain for word in words if (plain := _as_seen(word)) != word}:
             known = set(words)
-            twins = [word for word, plain in odd.items() if plain in known]
-            same = f", {len(twins)} of them those of another {role} without, as {twins[0]!a}" if twins else ""
             what = "have blanks around, characters without width or accents composed otherwise"
-            log.warning(f"{path}: {len(odd)} {role}s {what}, as {next(iter(odd))!a}{same}")
+            what += f", as {shortened(next(iter(odd)))!a}"
+            if twins := [word for word, plain in odd.items() if plain in known]:
+                what += f", {len(twins)} of them those of another {role} without, as {shortened(twins[0])!a}"
+            log.warning(f"{path}: {len(odd)} {role}s {what}")
 
 
 def _as_seen(word: str) -> str:
@@ -242,8 +243,8 @@ def _from_rows(
         if unknown := next((token for token in rows.items if token not in number), None):
             twin = next((twin for twin in twins_of([unknown]) if twin in number), None)
             remedy = "add its line (and its embedding) or drop its interactions"
-            remedy = remedy if twin is None else f"it is {twin!a} there: spell the ids alike"
-            raise Problem(f"{path}: item {unknown!a} is not in {stem}.items.jsonl; {remedy}")
+            remedy = remedy if twin is None else f"it is {shortened(twin)!a} there: spell the ids alike"
+            raise Problem(f"{path}: item {shortened(unknown)!a} is not in {stem}.items.jsonl; {remedy}")
     if len(parts) > 1:
         return Found(catalogue, _as_given(parts, number), paths)
     (rows,) = parts

@@ -175,6 +175,8 @@ REFUSED = {
               "'item_id' holds a list a row; explode it first"),
     "clock": ({"c.parquet": frame_of("write_parquet", user_id=["u"], item_id=["a"], time=[datetime.time(1)])},
               "has no dates"),
+    "durations": ({"c.parquet": frame_of("write_parquet", user_id=["u"], item_id=["a"], time=[datetime.timedelta(1)])},
+                  r"has no dates \(Duration"),
     "u.data of three columns": ({"u.data": "1\t2\t3\n"}, "line 1: 3 cells where such a file has 4"),
     "empty user": ({"c.csv": CLICKS + ",i1,5\n"}, "row 14: the user is empty; mend .* or all such: --anonymous=drop"),
     # beside

@@ -516,6 +516,8 @@ def test_without_polars_or_its_runtime(lacking, monkeypatch, tmp_path):
 def test_nothing_is_overwritten(shop, tmp_path, capsys):
     refused(tmp_path, capsys, [str(shop), "--out", str(tmp_path / "demo")], "demo is the name of the demo's data")
     refused(tmp_path, capsys, [str(shop), "--out", str(shop)], "is there already; choose another name")
+    for name in ("-x", "..", ".x", "a\tb"):  # no run script would take it
+        refused(tmp_path, capsys, [str(shop), f"--out={tmp_path / 'out' / name}"], "ends in no plain name; write")
     (tmp_path / "file").write_text("")
     refused(tmp_path, capsys, [str(shop), "--out", str(tmp_path / "file")], "is there already")
     refused(tmp_path, capsys, [str(shop), "--out", str(tmp_path / "file" / "x")], "cannot be written")
