@@ -285,7 +285,7 @@ def count_look(run: RunFolder) -> None:
     try:
         run.look_at_test()
     except Unwritable:
-        log.warning(f"{run.path}: cannot be written, so this look at the test set is not counted there")
+        log.warning(f"{run.path}: cannot be written, so this test evaluation is not counted there")
 
 
 def command_recommend(argv: list[str]) -> None:

@@ -213,13 +213,21 @@ def regular_file(path: str | Path, missing: str = "no such file") -> Path:
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
-        raise Problem(f"{path}: {missing}") from None
+        raise Problem(f"{path}: {missing}{_why_missing(str(path))}") from None
     except OSError as e:
         reason = f"not readable ({e.strerror}); name another file or mend its permissions"
         raise Problem(f"{shortened(path)}: {reason}") from None
     if kind != stat.S_IFREG:
         raise Problem(f"{path}: not readable, it is {KINDS.get(kind, 'no file')}; name a regular file")
     return path
+
+
+def _why_missing(path: str) -> str:
+    """What to do about a path that nothing is at, where it has the form of something else."""
+    forms = {r"\w{2,}:/": "it is an address, download the file first", r"~": "write $HOME in place of ~",
+             r".*\\": "write / between folders, as in data/clicks.csv",
+             r".*[*?]": "a pattern names no file here, name the file or the folder"}  # fmt: skip
+    return next((f"; {remedy}" for form, remedy in forms.items() if re.match(form, path)), "")
 
 
 START = 512  # bytes of a file that tell what it is
@@ -253,13 +261,14 @@ def what_is(start: bytes) -> tuple[str, str] | None:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"PK\x03\x04"):
         inner = {b"[Content_Types]": ("an Excel workbook", EXPORT), b"xl/": ("an Excel workbook", EXPORT),
+                 b"oasis.opendocument": ("an OpenDocument file", EXPORT),
                  b"data.pkl": (TORCH, EXPORT), b".npy": ("an .npz archive", EXPORT)}  # fmt: skip
         return next((told for name, told in inner.items() if name in start), ("a zip archive", UNPACK))
     for sign, told in SIGNS.items():
         if start.startswith(sign) and (sign in ENOUGH or not sign.isalnum() or start.translate(None, PRINTED)):
             return told
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page", "download it again"
+    if text.startswith((b"<!doctype", b"<html", b"<table", b"<?xml")):
+        return "XML" if text.startswith(b"<?xml") else "a web page", "download it again, or save its table as .csv"
     if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return "a pickle", EXPORT
     if start[8:9] == b"{" and b"\0" in start[:8]:

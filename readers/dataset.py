@@ -17,7 +17,20 @@ from readers.files import find_embedding, find_file, json_lines
 from readers.splits import TEST_SHARE, DataOptions, Parts, Split
 from readers.stamps import Stamp, once, place_of
 from readers.texts import check_beside
-from utils import NUMPY, Problem, digest, is_file, kind_of, log, one_line, quoted, regular_file, whole_text
+from utils import (
+    NUMPY,
+    Problem,
+    digest,
+    is_file,
+    kind_of,
+    log,
+    one_line,
+    quoted,
+    regular_file,
+    shortened,
+    shown,
+    whole_text,
+)
 
 SPLITS = ("train", "valid", "test")
 
@@ -86,14 +99,21 @@ def items_file(folder: Path, stem: str) -> Catalogue | None:
     return None if path is None else read_items(path)
 
 
+ITEM = '{"item_id": "b1", "title": "..."}'
+
+
 def read_items(path: Path) -> Catalogue:
     """The items of a .items.jsonl file; Problem names the first line that is none."""
     ids: dict[str, int] = {}
     titles = []
     for line, row in json_lines(path):
         token = row.get("item_id") if isinstance(row, dict) else None
-        if not isinstance(token, str | int) or str(token) == "":
-            raise Problem(f"{path}, line {line}: no item_id")
+        token = int(token) if isinstance(token, float) and token.is_integer() else token
+        if not isinstance(token, str | int) or isinstance(token, bool) or str(token) == "":
+            of_row = isinstance(row, dict)
+            there = f"; there are {', '.join(map(str, row))}" if of_row and "item_id" not in row else ""
+            told = there or f" (text or a whole number) but {shown(token if of_row else row, 40)}"
+            raise Problem(f"{path}, line {line}: no item_id{shortened(told)}; write a line an item, {ITEM}")
         if str(token) in ids:
             raise Problem(f"{path}, line {line}: item {quoted(token)} stands already in line {ids[str(token)]}")
         ids[str(token)] = line
@@ -195,10 +215,13 @@ def open_array(path: Path) -> np.ndarray:
 def check_shape(path: Path, content_ND: np.ndarray, ids: list[str]) -> None:
     """Problem when an array is not one embedding for each of some items."""
     if content_ND.ndim != 2 or content_ND.dtype.kind != "f" or content_ND.shape[1] < 1:
-        raise Problem(f"{path}: expected floating-point [items, D], found {content_ND.dtype} {list(content_ND.shape)}")
+        found = f"found {content_ND.dtype} {list(content_ND.shape)}"
+        raise Problem(f"{path}: expected floating-point [items, D], {found}; {AS_ARRAY}")
     if len(content_ND) != len(ids):
         rows = len(content_ND)
         first = f"; the first item without one is {quoted(ids[rows])}" if rows < len(ids) else ""
+        first += "; save array[1:] where row 0 is for padding" if rows == len(ids) + 1 else ""
+        first += "; save array.T where rows and columns are exchanged" if content_ND.shape[1] == len(ids) else ""
         raise Problem(f"{path}: {rows} rows for {len(ids)} items{first}; row i must belong to item i of the catalogue")
 
 
@@ -212,7 +235,7 @@ def read_embeddings(data: Dataset) -> np.ndarray:
     if path is None:
         where = data.folder or data.name
         for other in sorted(data.folder.glob(f"{data.name}.emb*")) if data.folder else ():
-            if not other.is_dir():
+            if not other.is_dir() or other.suffix == ".npy":
                 regular_file(other, "a link that leads nowhere")
                 raise Problem(f"{other}: {kind_of(other) or 'no NumPy array'}; {AS_ARRAY}")
         raise Problem(

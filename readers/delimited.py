@@ -19,12 +19,20 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow
 
-from utils import GZIP, START, Problem, first_bytes, log, quoted, shortened, what_is
+from utils import GZIP, START, Problem, first_bytes, log, parse_json, quoted, shortened, what_is
 
 BLOCK, STEP = 1 << 23, 1 << 18  # bytes that are read at a time, of which a row has room in one; that are looked at
 DIGIT, DIGITS, LINE_END = re.compile(rb"\d"), re.compile(r"\d+"), re.compile(r"\r\n|\n|\r")
+DRAWN = re.compile(r"[\s|+:=-]*-{3}[\s|+:=-]*")  # the line below the names of a drawn table
 DAMAGED = (OSError, EOFError, zlib.error)  # what reading a file may meet that has no fault of form
 BOM = b"\xef\xbb\xbf"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(parse_json(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def open_binary(path: Path) -> IO[bytes]:
@@ -51,7 +59,8 @@ def text_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, s
     except UnicodeDecodeError:
         raise Problem(f"{path}, line {number}: not UTF-8; convert it: iconv -f latin1 -t utf-8 FILE") from None
     except DAMAGED as e:
-        raise Problem(f"{path}: damaged after line {number} ({e}); get it again") from None
+        where = f" after line {number}" if number else ""
+        raise Problem(f"{path}: damaged{where} ({e}); get it again") from None
 
 
 @dataclass(frozen=True)
@@ -65,10 +74,29 @@ class Delimited:
 
     def columns(self) -> list[str]:
         """The names of the columns; [] of an empty file."""
-        found = list(self.header) or next((cells for _, _, cells in self.rows() if cells), [])
+        if self.header:
+            return list(self.header)
+        self._check_kind()
+        rows = ((line, cells) for line, _, cells in self.rows() if cells)
+        line, found = next(rows, (1, []))
         if found and found[0].lower().startswith("sep="):
             raise Problem(f"{self.path}, line 1: {quoted(found[0])} is for Excel alone; remove that line")
+        if not any(map(str.strip, found)):
+            if any(any(map(str.strip, cells)) for _, cells in rows):
+                raise Problem(f"{self.path}, line {line}: holds blanks where the names of the columns stand; remove it")
+            return []
+        if all(re.fullmatch("'.*'", cell) for cell in found):
+            raise Problem(f'{self.path}, line {line}: cells are quoted by \'; write " or no quotes')
         return found
+
+    def _check_kind(self) -> None:
+        """Problem where the first lines are those of something else than rows of cells."""
+        with open_binary(self.path) as f:
+            lines = f.read(1 << 16).removeprefix(BOM).decode(errors="replace").lstrip().splitlines()[:2]
+        if lines and (lines[0].strip() in ("[", "{") or (lines[0][0] in "[{" and _is_json(lines[0].rstrip(", ")))):
+            raise Problem(f"{self.path}, line 1: holds JSON, no table; give it the ending .jsonl, an object a line")
+        if any(DRAWN.fullmatch(line) for line in lines):
+            raise Problem(f"{self.path}: a table as psql, MySQL or Markdown draws it; export it as .csv instead")
 
     def parsed(self, lines: Iterable[str]) -> Iterator[tuple[int, int, list[str]]]:
         """(first line, last line, cells) of each row by Python's csv module, empty lines have no cells; csv.Error with
@@ -104,14 +132,16 @@ class Delimited:
 
     def check(self) -> None:
         """Problem at the first row that is none, by Python's csv module."""
-        width = len(self.header)
+        first, width = list(self.header), len(self.header)
         for line, end, cells in self.rows():
-            width = width or len(cells)
+            first, width = first or cells, width or len(cells)
             if cells and len(cells) != width:
+                remedy = "put a cell that holds the separator in quotes, complete a row that was cut off"
+                if len(cells) - width in (1, -1) and not (cells if len(cells) > width else first)[-1]:
+                    remedy = f"let the first line end in {self.separator!r} where the others do, or none of them"
                 raise Problem(
                     f"{self.path}, line {line}: {len(cells)} cells where "
-                    f"{'such a file' if self.header else 'the first line'} has {width}; put a cell that holds"
-                    " the separator in quotes, complete a row that was cut off"
+                    f"{'such a file' if self.header else 'the first line'} has {width}; {remedy}"
                 )
             if end > line and (lost := swallowed(cells, self.separator)):
                 raise Problem(
@@ -186,6 +216,9 @@ class Watched(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """The next bytes of the file; Problem where a quotation in the rows that they end swallows others."""
         block = self.file.read(size)
+        if b"\0" in block:
+            line = next((number for number, text in text_lines(self.text.path) if "\0" in text), 1)
+            raise Problem(f"{self.text.path}, line {line}: a NUL byte; the file is damaged, or: tr -d '\\0' < FILE")
         for begin in range(0, len(block), STEP):
             piece = block[begin : begin + STEP]
             self._look(self.rest + (piece if self.begun else piece.removeprefix(BOM)))

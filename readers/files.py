@@ -1,7 +1,7 @@
 """Finding the files of a data set by name; what they are read as is decided elsewhere."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,21 @@ INTERACTIONS = {
 }  # fmt: skip
 
 
+PACKED = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".zip": "unzip"}
+
+
 def locate(cfg: DataOptions) -> tuple[Path, str]:
     """(folder, stem of the file names): the data set as it was spelled, else the only one that differs in case."""
     root, stem = Path(cfg.data_path), cfg.dataset
     if root.is_file() and root.suffix.lower() == ".csv":
         return root.parent, root.stem
     if not root.is_dir():
-        raise Problem(f"data_path: {str(root)!r} is no folder and no .csv file; name that of the data: --data_path=DIR")
+        way = "name that of the data: --data_path=DIR"
+        if root.is_file():
+            known = next((end for end in INTERACTIONS.values() if root.name.lower().endswith(end)), None)
+            own = f"name its folder: --data_path={root.parent} --dataset={root.name[: -len(known or ' ')]}"
+            way = own if known else f"python scripts/prepare_data.py {root} --out DIR/NAME makes a data set of a table"
+        raise Problem(f"data_path: {str(root)!r} is no folder and no .csv file; {way}")
     inner = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() == stem.lower()]
     here = spelled_alike(root, stem)
     folder = root
@@ -30,7 +38,9 @@ def locate(cfg: DataOptions) -> tuple[Path, str]:
             inner.append(here[0])
         folder = _one_of(inner, root / stem) or root
     if not spelled_alike(folder, stem):
-        raise Problem(f"data_path: neither {root / stem} nor {root} holds files called {stem}.*")
+        known = next((stem[: -len(end)] for end in INTERACTIONS.values() if stem.lower().endswith(end)), None)
+        hint = f"; the name of a data set has no ending: --dataset={known}" if known else ""
+        raise Problem(f"data_path: neither {root / stem} nor {root} holds files called {stem}.*{hint}")
     return folder, stem
 
 
@@ -70,8 +80,17 @@ def _files(folder: Path, stem: str) -> list[Path]:
 
 def find_file(folder: Path, stem: str, ending: str, *, say: bool = True) -> Path | None:
     """The file `<stem><ending>`, or the only one whose name differs from it in case."""
-    name = f"{stem}{ending}"
-    return _one_of([p for p in _files(folder, stem) if p.name.lower() == name.lower()], folder / name, say=say)
+    name, there = f"{stem}{ending}", _files(folder, stem)
+    found = _one_of([p for p in there if p.name.lower() == name.lower()], folder / name, say=say)
+    check_unpacked([] if found else there, [name])
+    return found
+
+
+def check_unpacked(there: list[Path], names: Collection[str]) -> None:
+    """Problem where one of some files is there, but packed."""
+    for path in there:
+        if path.suffix.lower() in PACKED and path.stem.lower() in {name.lower() for name in names}:
+            raise Problem(f"{path}: is packed; unpack it: {PACKED[path.suffix.lower()]} {path}")
 
 
 def detect(folder: Path, stem: str) -> str:
@@ -80,7 +99,11 @@ def detect(folder: Path, stem: str) -> str:
     for exact in (True, False):  # an exact name of any layout goes before an inexact one
         for layout, name in names.items():
             if any(p.name == name or (not exact and p.name.lower() == name.lower()) for p in there):
+                if others := [n for n in names.values() if n != name and any(p.name == n for p in there)]:
+                    told = f"{name} is read, not {', '.join(others)}; data_format chooses"
+                    log.warning(f"{folder}: holds the data set in several layouts: {told}")
                 return layout
+    check_unpacked(there, names.values())
     raise Problem(f"{folder}: found none of {', '.join(names.values())}; set data_format or add the file")
 
 
@@ -109,6 +132,15 @@ def json_lines(path: Path, parse: Callable[[str], Any] = parse_json) -> Iterator
             try:
                 yield number, parse(line)
             except (ValueError, SyntaxError, RecursionError, MemoryError) as e:  # also a number of thousands of digits
-                why = "a value over several lines; write one a line: jq -c '.[]?' FILE"
-                why = why if line.strip() in ("[", "{") else shortened(e)
-                raise Problem(f"{path}, line {number}: not readable as JSON ({why})") from None
+                raise Problem(f"{path}, line {number}: not readable as JSON ({_why(line.strip(), e)})") from None
+
+
+def _why(line: str, e: BaseException) -> str:
+    """Why a line is no JSON, as far as its form tells."""
+    if line in ("[", "{"):
+        return "a value over several lines; write one a line: jq -c '.[]?' FILE"
+    if line.endswith(","):
+        return "it ends in a comma; leave that out: sed 's/,$//' FILE"
+    if line.startswith(("{'", "['")):
+        return "quoted by ' as Python prints it; write it by json.dumps"
+    return "several values in a line; write one a line: jq -c . FILE" if "Extra data" in str(e) else shortened(e)

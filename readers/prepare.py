@@ -15,14 +15,14 @@ import polars as pl
 from tqdm import tqdm
 
 from readers.raw.scan import ROLES, ROW, Part, Raw, head, reading
-from readers.tables import Rows, core_rows, unit_of, warn_of
+from readers.tables import AGAIN, Rows, core_rows, twins_of, unit_of, warn_of
 from settings import option
 from utils import Problem, log, quoted, shortened, whole_text
 
 BATCH = 500_000  # rows that are held as text at a time
 DAY = 86_400  # seconds
 ENTITY = re.compile(r"&(#?\w+);")  # a character of HTML
-UNFIT = r"[\t\r\n]"  # what no id may hold: .inter files have no quotes
+UNFIT = r"[\t\r\n\x00]"  # what no id may hold: .inter files have no quotes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,14 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class Events(Rows):
-    """Rows as read, with their ratings where there are such, float32 [n]."""
+    """Rows as read, with their ratings where there are such, float32 [n]; dated: their times were dates."""
 
     rating: np.ndarray | None = None
+    dated: bool = False
 
     def of(self, rows: np.ndarray) -> "Events":
         rating = None if self.rating is None else self.rating[rows]
-        return Events(self.user[rows], self.item[rows], self.time[rows], self.users, self.items, rating)
+        return replace(self, user=self.user[rows], item=self.item[rows], time=self.time[rows], rating=rating)
 
     def counts(self) -> dict[str, int]:
         users, items = (int((np.bincount(x) > 0).sum()) if len(x) else 0 for x in (self.user, self.item))
@@ -154,10 +155,10 @@ def read_events(raw: Raw, *, rated: bool = False, drop: bool = False) -> Events:
     """
     coders = {"user": Coder(), "item": Coder()}
     numbers: dict[str, list[np.ndarray]] = {"time": [], "rating": []}
-    seen = 0
+    seen, clocks = 0, list[Clock]()
     with tqdm(unit=" rows", unit_scale=True, desc="reading", mininterval=1) as bar:
         for part in raw.parts:
-            clock = Clock(part.path)
+            clocks.append(clock := Clock(part))
             with reading(part.path):
                 for batch in batches_of(part, drop=drop):
                     check_ids(part, batch)
@@ -168,7 +169,7 @@ def read_events(raw: Raw, *, rated: bool = False, drop: bool = False) -> Events:
                     if "rating" in batch.columns:
                         found = _number(batch["rating"])
                         if rated:
-                            _all_there(part.path, batch, "rating", found, "is not a number")
+                            _all_there(part, batch, "rating", found, "is not a number")
                         numbers["rating"].append(found.fill_null(np.nan).to_numpy().astype(np.float32))
                     seen += batch.height
                     bar.update(batch.height)
@@ -186,7 +187,7 @@ def read_events(raw: Raw, *, rated: bool = False, drop: bool = False) -> Events:
     if rating is not None and (none := int((~np.isfinite(rating)).sum())):
         log.info(f"{raw.parts[0].path}: {none} rows have no number as rating, so ratings are left out")
         rating = None
-    return Events(user, item, time, users, items, rating)
+    return Events(user, item, time, users, items, rating, all(clock.dates for clock in clocks))
 
 
 def batches_of(part: Part, *, drop: bool) -> Iterator[pl.DataFrame]:
@@ -205,18 +206,11 @@ def check_ids(part: Part, batch: pl.DataFrame) -> None:
     for role in ROLES[:2]:
         text = batch[role].cast(pl.String)
         for bad, what in ((text.is_null() | (text == ""), "is empty"),
-                          (text.str.contains(UNFIT), "holds a tab or line end, which no .inter file can")):  # fmt: skip
+                          (text.str.contains(UNFIT), "holds a tab, line end or NUL, as no .inter may")):  # fmt: skip
             if bad.any():
                 row = batch.row(int(bad.arg_max() or 0), named=True)
                 drop = ", or all such: --anonymous=drop" if role == "user" and what == "is empty" else ""
                 raise Problem(f"{part.path}, row {row[ROW]}: the {role} {what}; mend or leave out that row{drop}")
-
-
-def numeric(path: Path, batch: pl.DataFrame, role: str) -> np.ndarray:
-    """A column as float64; Problem where a cell is no finite number."""
-    found = _number(batch[role])
-    _all_there(path, batch, role, found, "is not a number")
-    return found.to_numpy()
 
 
 def _number(cells: pl.Series) -> pl.Series:
@@ -226,42 +220,48 @@ def _number(cells: pl.Series) -> pl.Series:
     return text.cast(pl.Float64, strict=False)
 
 
-def _all_there(path: Path, batch: pl.DataFrame, role: str, found: pl.Series, what: str) -> None:
+def _all_there(part: Part, batch: pl.DataFrame, role: str, found: pl.Series, what: str) -> None:
     bad = found.is_null() | ~found.is_finite()
     if bad.any():
         row = batch.row(int(bad.arg_max() or 0), named=True)
-        raise Problem(f"{path}, row {row[ROW]}: the {role} {quoted(row[role])} {what}; mend or leave out that row")
+        again = row[role] is not None and row[role] == part.columns.get(role)
+        remedy = AGAIN if again else "mend or leave out that row"
+        raise Problem(f"{part.path}, row {row[ROW]}: the {role} {quoted(row[role])} {what}; {remedy}")
 
 
 class Clock:
     """Times of one file as seconds (or whatever numbers they are): numbers, or dates, decided by its first rows."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, part: Part) -> None:
+        self.part = part
         self.dates: bool | None = None
 
     def seconds(self, batch: pl.DataFrame) -> np.ndarray:
         """The times of some rows, float64 [n]; Problem names the first that is none."""
         cells = batch["time"]
         if isinstance(cells.dtype, pl.Time | pl.Duration):
-            raise Problem(f"{self.path}: the column of the times has no dates ({cells.dtype}); name one that has")
+            raise Problem(f"{self.part.path}: the column of the times has no dates ({cells.dtype}); name one that has")
         if cells.dtype.is_temporal():
+            self.dates = True
             found = cells.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
-            _all_there(self.path, batch, "time", found, "is no date")
+            _all_there(self.part, batch, "time", found, "is no date")
             return found.to_numpy()
         if self.dates is None:
             first = _number(cells.head(100))
             self.dates = cells.dtype == pl.String and bool(first.is_null().all())
         if not self.dates:
-            return numeric(self.path, batch, "time")
+            found = _number(cells)
+            _all_there(self.part, batch, "time", found, "is not a number")
+            return found.to_numpy()
         found = _dates(cells)
-        _all_there(self.path, batch, "time", found, "is no date like 2024-05-31 or 2024-05-31T12:30:00Z")
+        _all_there(self.part, batch, "time", found, "is no date like 2024-05-31 or 2024-05-31T12:30:00Z")
         return found.to_numpy()
 
 
 def _dates(cells: pl.Series) -> pl.Series:
     """Seconds since 1970 of ISO dates; without an offset they count as UTC. Null where a cell is none."""
     text = cells.str.strip_chars().str.replace(r"( UTC|Z)$", "").str.replace(" ", "T", literal=True)
+    text = text.str.replace(r"(:[\d.]+[+-]\d\d)$", "${1}:00")  # an offset of hours alone, as PostgreSQL writes it
     text = text.set(~text.str.contains(r"^\d{4}-"), None)  # polars takes the year 24 for 24, not for 2024
     clocks = ("%H:%M:%S%.f", "%H:%M")
     ways = [text.str.to_datetime(f"%Y-%m-%dT{clock}", strict=False, time_unit="us") for clock in clocks]
@@ -281,8 +281,8 @@ def prepare(raw: Raw, cfg: PrepareOptions) -> tuple[Prepared, dict[str, Any]]:
     steps: dict[str, Any] = {"read": events.counts()}
     source = raw.parts[0].path
     last = float(events.time.max())
-    unit = unit_of(last)
-    warn_of(source, events)
+    unit = 1.0 if events.dated else unit_of(last)
+    warn_of(source, events, dated=events.dated)
     begin = np.inf if cfg.test_days is None else last - cfg.test_days * DAY * unit
     known, vectors_MD = raw.vectors(set(events.items)) if raw.vectors else ([], None)
     row_of = {token: row for row, token in enumerate(known)}
@@ -320,7 +320,11 @@ def cut_at(begin: float, time: np.ndarray, cfg: PrepareOptions) -> PrepareOption
         return cfg
     before = int((time < begin).sum())
     if not 0 < before < len(time):
-        raise Problem(f"test_days: {before} of {len(time)} interactions lie before the last {cfg.test_days:g} days")
+        first, last = float(time.min()), float(time.max())
+        raise Problem(
+            f"test_days: {before} of {len(time)} interactions lie before the last {cfg.test_days:g} days; times, from "
+            f"{first:.10g} to {last:.10g} here, must be dates or seconds since 1970"
+        )
     return replace(cfg, time_quantile=before / (len(time) - 1))
 
 
@@ -355,8 +359,7 @@ def in_order(events: Events) -> Events:
     user, users = renumbered(events.user, events.users)
     order = np.lexsort((events.time, user))
     item, items = renumbered(events.item[order], events.items)
-    rating = None if events.rating is None else events.rating[order]
-    return Events(user[order], item, events.time[order], users, items, rating)
+    return replace(events.of(order), user=user[order], item=item, users=users, items=items)
 
 
 def renumbered(codes: np.ndarray, words: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -374,11 +377,14 @@ def texts_of(raw: Raw, items: list[str]) -> tuple[list[str], dict[str, int]]:
     """The text of each item as a JSON object, {"item_id": ...} alone where none is known; and how many are."""
     found: dict[str, str] = {}
     empty: set[str] = set()
-    repeated = 0
+    repeated, other = 0, ""
     if raw.texts is not None:
-        wanted = set(items)
-        for row in tqdm(raw.texts(wanted), unit=" items", unit_scale=True, desc="texts", mininterval=1):
+        wanted, twins = set(items), twins_of(items[:1000])
+        for row in tqdm(raw.texts(wanted | twins.keys()), unit=" items", unit_scale=True, desc="texts", mininterval=1):
             token = row["item_id"]
+            if token not in wanted:
+                other = other or f"; {shortened(twins[token])!a} is {shortened(token)!a} there: spell the ids alike"
+                continue
             if token in found:
                 repeated += 1
                 if not raw.repeated_texts:
@@ -394,12 +400,13 @@ def texts_of(raw: Raw, items: list[str]) -> tuple[list[str], dict[str, int]]:
     if raw.text_files and not found:
         raise Problem(
             f"{', '.join(map(str, raw.text_files))}: no id there is one of the items that are kept, whose first is "
-            f"{quoted(items[0])}; name the column by --items_col, or spell the ids alike"
+            f"{quoted(items[0])}{other or '; name the column by --items_col, or spell the ids alike'}"
         )
     if marked := [token for token, text in found.items() if ENTITY.search(text)]:
         log.warning(f"{len(marked)} texts hold HTML as &amp;, first that of {quoted(marked[0])}; they stay as they are")
     if bare:
         where = ", ".join(map(str, raw.text_files)) or "no file of texts was named (--items=FILE)"
-        log.warning(f"{len(bare)} of {len(items)} items have no text, first {quoted(bare[0])}; {shortened(where)}")
+        where = shortened(where) + other
+        log.warning(f"{len(bare)} of {len(items)} items have no text, first {quoted(bare[0])}; {where}")
     texts = [found.get(token) or json.dumps({"item_id": token}, ensure_ascii=False) for token in items]
     return texts, {"with": len(items) - len(bare), "repeated": repeated}

@@ -1,9 +1,11 @@
 """Tables of interactions: one or three .inter files, one .csv file."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +20,12 @@ from utils import Problem, log, quoted, regular_file, shortened
 
 UNITS = {1e11: 1.0, 1e14: 1e3, 1e17: 1e6, np.inf: 1e9}  # times since 1970 below so much are seconds, ms, us, ns
 UNIT_NAMES = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+LATEST = 4_102_444_800  # 2100, in seconds
 FIRST_TIME = 1e8  # a time since 1970 that is no count of rows or days
+TABLES = "scripts/prepare_data.py reads tables whose cells are separated otherwise"
 DATES = "scripts/prepare_data.py makes a data set of a table with dates"
+AGAIN = "the names of the columns stand there again, as where files were joined; leave out that row"
+UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")  # characters without width
 NOBODY = ("nan", "null", "none", "na", "n/a", "nil", "undefined", "unknown", "anonymous", "guest", "missing", "(null)",
           "<na>", "#n/a", "(not set)", "\\n", "-", "?", "-1")  # what is written where nothing is known
 ROUNDED = re.compile(r"\d[.,]\d+E\+\d+", re.I)  # Excel's long numbers
@@ -129,10 +135,10 @@ def _check_header(text: Delimited, columns: Columns) -> None:
     for name in columns.all():
         if name not in header:
             how = "comma-separated; name them by users_col, items_col, time_col" if text.quoted else "tab-separated"
-            raise Problem(
-                f"{text.path}, line 1: no column {name!r}; expected {', '.join(columns.all())}, {how}; there are "
-                f"{shortened(', '.join(header))}"
-            )
+            there = shortened(", ".join(header)) or "none"
+            there += f"; {TABLES}" if len(header) == 1 else ""
+            wanted = f"expected {', '.join(columns.all())}, {how}"
+            raise Problem(f"{text.path}, line 1: no column {name!r}; {wanted}; there are {there}")
         if header.count(name) > 1:
             raise Problem(f"{text.path}, line 1: two columns are called {name!r}; rename one")
 
@@ -149,7 +155,8 @@ def _bad_row(text: Delimited, columns: Columns, reason: str) -> Problem:
             if not cells[user] or not cells[item]:
                 return Problem(f"{where}: empty user or item")
             if not _is_number(cells[time]):
-                return Problem(f"{where}: timestamp {quoted(cells[time])} is not a number; {DATES}")
+                remedy = AGAIN if cells == header else DATES if re.search(r"\d\D+\d", cells[time]) else "mend that row"
+                return Problem(f"{where}: timestamp {quoted(cells[time])} is not a number; {remedy}")
     except Problem as e:
         return e
     return text.fault(reason)
@@ -162,20 +169,27 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def twins_of(items: list[str]) -> dict[str, str]:
+    """Other spellings of some ids -> these: blanks, zeros before and behind, case, accents composed otherwise."""
+    ways: list[Callable[[str], str]] = [
+        str.strip, str.lower, str.upper, lambda i: i.removesuffix(".0"), lambda i: f"{i}.0" if i.isdecimal() else i,
+        lambda i: i.lstrip("0") or "0", partial(normalize, "NFC"), partial(normalize, "NFD"), lambda i: f"{i} ",
+    ]  # fmt: skip
+    known = set(items)
+    return {twin: item for item in items for way in ways if (twin := way(item)) and twin not in known}
+
+
 def unit_of(time: float) -> float:
     """How many of the units of a time since 1970 make a second, judged by its size."""
     return next(unit for below, unit in UNITS.items() if abs(time) < below)
 
 
-def warn_of(path: Path, rows: Rows) -> None:
-    """Say what makes a wrong order, or one user or item of several, and is legal nonetheless."""
-    edges = [-np.inf, np.nextafter(0, 1), FIRST_TIME, *UNITS]  # unset, no time since 1970, seconds, milliseconds, ...
-    unset, _, *of_unit = sum((np.histogram(piece, edges)[0] for piece in pieces(rows.time)), np.zeros(6, int)).tolist()
-    if sum(of_unit) and unset:
-        log.warning(f"{path}: {unset} rows have the time 0, which puts them before all others; is theirs unknown?")
-    if np.count_nonzero(of_unit) > 1:
-        told = ", ".join(f"{n} in {name}" for n, name in zip(of_unit, UNIT_NAMES, strict=True) if n)
-        log.warning(f"{path}: the times seem to be of several units ({told} since 1970); give all the same one")
+def warn_of(path: Path, rows: Rows, *, dated: bool = False) -> None:
+    """Say what makes a wrong order, or one user or item of several, and is legal; dated: the times were dates."""
+    if not dated:
+        _warn_of_times(path, rows.time)
+    elif odd_dates := int(((rows.time <= 0) | (rows.time >= LATEST)).sum()):
+        log.warning(f"{path}: {odd_dates} rows are dated before 1970 or after 2100; is their time unknown?")
     for role, codes, words in (("user", rows.user, rows.users), ("item", rows.item, rows.items)):
         for number, word in enumerate(words):
             if word.strip().lower() in NOBODY:
@@ -183,11 +197,31 @@ def warn_of(path: Path, rows: Rows) -> None:
                 log.warning(f"{path}: {count} rows are of the {role} {quoted(word)}, which counts as one {role}")
         if rounded := [word for word in words if ROUNDED.fullmatch(word)]:
             log.warning(f"{path}: {len(rounded)} {role}s are numbers that were cut short, as {quoted(rounded[0])}")
-        if padded := [word for word in words if word != word.strip()]:
+        if odd := {word: plain for word in words if (plain := _as_seen(word)) != word}:
             known = set(words)
-            twins = [word for word in padded if word.strip() in known]
-            same = f", {len(twins)} of them those of another {role} without, as {quoted(twins[0])}" if twins else ""
-            log.warning(f"{path}: {len(padded)} {role}s begin or end with a blank, as {quoted(padded[0])}{same}")
+            what = "have blanks around, characters without width or accents composed otherwise"
+            what += f", as {shortened(next(iter(odd)))!a}"
+            if twins := [word for word, plain in odd.items() if plain in known]:
+                what += f", {len(twins)} of them those of another {role} without, as {shortened(twins[0])!a}"
+            log.warning(f"{path}: {len(odd)} {role}s {what}")
+
+
+def _as_seen(word: str) -> str:
+    """An id as it looks."""
+    return word.strip() if word.isascii() else UNSEEN.sub("", normalize("NFC", word)).strip()
+
+
+def _warn_of_times(path: Path, time: np.ndarray) -> None:
+    edges = [-np.inf, np.nextafter(0, 1), FIRST_TIME, *UNITS]  # unset, no time since 1970, seconds, milliseconds, ...
+    unset, _, *of_unit = sum((np.histogram(piece, edges)[0] for piece in pieces(time)), np.zeros(6, int)).tolist()
+    if sum(of_unit) and unset:
+        log.warning(f"{path}: {unset} rows have the time 0 or less, which puts them before all others; is it unknown?")
+    if np.count_nonzero(of_unit) > 1:
+        told = ", ".join(f"{n} in {name}" for n, name in zip(of_unit, UNIT_NAMES, strict=True) if n)
+        log.warning(f"{path}: the times seem to be of several units ({told} since 1970); give all the same one")
+    last = max((float(piece.max()) for piece in pieces(time)), default=0.0)
+    if last >= FIRST_TIME and all((piece % 10 ** (len(f"{last:.0f}") - 6) == 0).all() for piece in pieces(time)):
+        log.warning(f"{path}: all times have six digits and zeros, as {last:.0f}; did a spreadsheet cut them short?")
 
 
 def _from_rows(
@@ -207,10 +241,10 @@ def _from_rows(
     number = catalogue.numbers()
     for path, rows in zip(paths, parts, strict=True):
         if unknown := next((token for token in rows.items if token not in number), None):
-            raise Problem(
-                f"{path}: item {quoted(unknown)} is not in {stem}.items.jsonl; add its line (and its embedding) or "
-                "drop its interactions"
-            )
+            twin = next((twin for twin in twins_of([unknown]) if twin in number), None)
+            remedy = "add its line (and its embedding) or drop its interactions"
+            remedy = remedy if twin is None else f"it is {shortened(twin)!a} there: spell the ids alike"
+            raise Problem(f"{path}: item {shortened(unknown)!a} is not in {stem}.items.jsonl; {remedy}")
     if len(parts) > 1:
         return Found(catalogue, _as_given(parts, number), paths)
     (rows,) = parts

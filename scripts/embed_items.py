@@ -39,8 +39,6 @@ from utils import (
     digest,
     log,
     log_to,
-    make_folder,
-    one_line,
     problems_exit_2,
     read_json,
     write_array,
@@ -100,12 +98,13 @@ def items_of(folder: Path) -> Path:
 
 def cache_folder(target: Path, name: str) -> Path:
     """The folder of the cache, which can be written to; Problem where it cannot."""
+    cache = target / f"{name}.embed-cache"
     try:
-        make_folder(target / f"{name}.embed-cache")
-        with tempfile.TemporaryFile(dir=target / f"{name}.embed-cache"):
-            return target / f"{name}.embed-cache"
-    except (Problem, OSError) as e:
-        raise Problem(f"{target}: cannot be written to ({one_line(e)}); name another folder by --out") from None
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return cache
+    except OSError as e:
+        raise Problem(f"{target}: cannot be written to ({e.strerror}); name another folder by --out") from None
 
 
 def done(out: Path, card: dict[str, Any]) -> bool:

@@ -91,7 +91,7 @@ def run(argv: list[str]) -> None:
     if layout not in WRITERS:
         raise Problem(f"--to: unknown layout {quoted(layout)}; expected one of {', '.join(WRITERS)}")
     out = free_folder(Path(named["out"]))
-    raw = find(Path(sources[0]), cfg[SourceOptions])
+    raw = find(Path(settings.at_home(sources[0])), cfg[SourceOptions])
     events, texts = (shortened(", ".join(map(str, p))) for p in ([p.path for p in raw.parts], raw.text_files))
     log.info(f"read as {raw.kind}: {events}; texts: {texts or 'none'}")
     for columns in dict.fromkeys(", ".join(f"{role}s {name}" for role, name in p.columns.items()) for p in raw.parts):

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,6 +304,11 @@ AS_NPY = "save its vectors, a row an item"
     ("shop.emb-a.npy", lambda p: p.write_bytes(b"PAR1..."), f"a Parquet file; {AS_NPY}"),
     ("shop.emb-a.npy", lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "a pointer of Git LFS"),
     ("shop.emb-a.npy", lambda p: p.symlink_to("nowhere.npy"), "a link that leads nowhere"),
+    ("shop.emb-a.npy", Path.mkdir, "it is a folder"),
+    ("shop.emb-a.npy", lambda p: np.save(p, np.ones((20, 2), int)), rf"found int64 \[20, 2\]; {AS_NPY}"),
+    ("shop.emb-a.npy", lambda p: np.save(p, np.ones((20, 2), "V2")), rf"found \|V2 \[20, 2\]; {AS_NPY}"),
+    ("shop.emb-a.npy", lambda p: np.save(p, np.ones((21, 2))), r"21 rows for 20 items; save array\[1:\] where row"),
+    ("shop.emb-a.npy", lambda p: np.save(p, np.ones((2, 20))), r"2 rows for 20 items; .*; save array\.T where rows"),
 ])  # fmt: skip
 def test_embeddings_of_another_kind_are_named(name, write, message, shop):
     write(shop / name)

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 import re
 import tarfile
@@ -18,7 +19,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from readers.tables import Columns, read_rows
 from scripts import prepare_data
-from utils import Problem, what_is
+from utils import Problem, log_to, what_is
 
 CLICKS = "user_id,item_id,timestamp\n" + "".join(f"u{n // 4},i{n % 4},{1700000000 + n}\n" for n in range(12))
 ITEMS = "item_id,title\n" + "".join(f"i{n},Item {n}\n" for n in range(4))
@@ -115,6 +116,39 @@ REFUSED = {
                 r"reviews_X\.json\.gz: a pointer of Git LFS; fetch the file itself"),
     "pointer meta": ({"X_5.json.gz": gzip.compress(REVIEW.encode()), "meta_X.json.gz": LFS}, "meta_X.* a pointer of"),
     "pointer parquet": ({"c.parquet": LFS}, r"c\.parquet: a pointer of Git LFS"),
+    "ods": ({"c.ods": zipped("mimetype", "application/vnd.oasis.opendocument.spreadsheet")}, "an OpenDocument file; s"),
+    "xml": ({"c.csv": '<?xml version="1.0"?><rows/>\n'}, "XML; download it again, or save"),
+    "a table of html": ({"c.csv": "<table><tr><td>user_id</td></tr></table>\n"}, "a web page"),
+    **{f"json, {text[:9]}": ({"c.csv": text}, "line 1: holds JSON, no table; give it the ending .jsonl") for text in (
+        '{"error": "Not Found"}\n', '{"user_id": "u"},\n', "[\n{}]\n", '[{"user_id": "u"}]')},
+    **{f"drawn, {text[:3]!r}": ({"c.txt": text}, "a table as psql, MySQL or Markdown draws it; export") for text in (
+        " user_id | item_id \n---------+---------\n u | i \n(1 row)\n", "| user_id | ts |\n|:---|---|\n| u | 1 |\n",
+        "+-----+-----+\n| user_id | item_id |\n+-----+-----+\n")},
+    "single quotes": ({"c.csv": "'user_id','item_id','ts'\n'u','i','1'\n"}, r"line 1: cells are quoted by '; write"),
+    "blanks above": ({"c.csv": ",,\n" + CLICKS}, "line 1: holds blanks where the names of the columns stand; remove"),
+    "blanks alone": ({"c.csv": "\n\n  \n"}, r"c\.csv: empty"),
+    **{f"{above!r} above": ({"c.csv": above + CLICKS}, f"stand in line {above.count(chr(10)) + 1}; remove the lines")
+       for above in ("# made by x\n", "Export of May\n", "Export of May,,\n", "a\n\nb\n")},
+    "separator behind rows": ({"c.csv": CLICKS.replace("\n", ",\n").replace("p,\n", "p\n")}, "first line end in ','"),
+    "separator behind names": ({"c.csv": CLICKS.replace("p\n", "p,\n")}, "3 cells .* let the first line end in ','"),
+    "two files joined": ({"c.csv": "\ufeff" + CLICKS + "\ufeff" + CLICKS}, "row 14: .* names .* stand there again"),
+    "NUL": ({"c.csv": CLICKS * 40 + "u,i\0,1\n"}, "line 521: a NUL byte; the file is damaged"),
+    "NUL of json": ({"c.jsonl": '{"user_id": "u", "item_id": "a\\u0000", "ts": 1}\n'}, "row 1: the item holds a tab"),
+    "comma behind json": ({"c.jsonl": '{"user_id": "u"},\n'}, "line 1: .*it ends in a comma; leave that out"),
+    "python": ({"c.jsonl": "{'user_id': 'u'}\n"}, "line 1: .*quoted by ' as Python prints it"),
+    "two objects a line": ({"c.jsonl": '{"user_id": "u"}{"user_id": "v"}\n'}, "line 1: .*several values in a line; w"),
+    "lists as ids": ({"c.jsonl": '{"user_id": ["u"], "item_id": "i", "ts": 1}\n'}, "line 1: 'user_id' holds a list;"),
+    "NaN as id": ({"c.parquet": frame_of("write_parquet", user_id=[1.0, math.nan], item_id=["a", "b"], ts=[1, 2])},
+                  "row 2: the user is empty"),
+    **{f"items {ours!r}, {theirs!r}": ({"c.csv": CLICKS.replace("i0", ours), "i.csv": f"item_id,title\n{theirs},x\n"},
+                                       re.escape(f"; {ours!a} is {theirs!a} there: spell the ids alike"))
+       for ours, theirs in (("12.0", "12"), ("12", "12.0"), ("007", "7"), ("i0", "I0"), ("i0", "i0 "), ("i0 ", "i0"),
+                            ("caf\u00e9", "cafe\u0301"))},
+    "a part without names": ({"part-0.csv": CLICKS, "part-1.csv": NAMELESS}, r"part-1\.csv, line 1: .* like a row"),
+    "test days of numbers": ({"c.csv": dated("20240531", "20240601", name="ts")}, "from 20240531 .* must be dates or",
+                             "--split=time", "--test_days=1"),
+    **{f"no file {name}": ({"c.csv": CLICKS}, f"no such file; .*{remedy}", f"--items={name}") for name, remedy in (
+        ("https://x.org/i.csv", "download"), ("data/*.csv", "a pattern"), (r".\i.csv", "write / "))},
     "sep=;": ({"c.csv": "sep=;\n" + CLICKS.replace(",", ";")}, "line 1: 'sep=' is for Excel alone; remove"),
     # quotes, cells
     **{cell: ({"c.csv": CLICKS, f"i.{ending}": with_text(cell, ending)}, rf"i\.{ending}, line 6: a quotation mark")
@@ -141,6 +175,8 @@ REFUSED = {
               "'item_id' holds a list a row; explode it first"),
     "clock": ({"c.parquet": frame_of("write_parquet", user_id=["u"], item_id=["a"], time=[datetime.time(1)])},
               "has no dates"),
+    "durations": ({"c.parquet": frame_of("write_parquet", user_id=["u"], item_id=["a"], time=[datetime.timedelta(1)])},
+                  r"has no dates \(Duration"),
     "u.data of three columns": ({"u.data": "1\t2\t3\n"}, "line 1: 3 cells where such a file has 4"),
     "empty user": ({"c.csv": CLICKS + ",i1,5\n"}, "row 14: the user is empty; mend .* or all such: --anonymous=drop"),
     # beside
@@ -189,6 +225,9 @@ READ = {
     "users beside": ({"c.csv": CLICKS, "users.csv": "user_id,age\nu0,5\n", "i.csv": ITEMS}, r"not read: users\.csv"),
     "hive": ({f"date=2024-05-0{d}/part-0.parquet": frame_of("write_parquet", user_id=["u"], item_id=[f"i{d}"])
               for d in (1, 2, 3)}, "times date", {"u": "123"}),
+    **{f"copies {name}": ({"c.csv": CLICKS, name: content}, "seem to be copies", dict.fromkeys(SOUND, "00112233"),
+                          "--duplicates=all") for name, content in (
+        ("c (1).csv", CLICKS), ("c.csv.gz", gzip.compress(CLICKS.encode())))},
     # a split
     "train, test": ({"test.csv": HEAD + "u0,i9,4\n", "train.csv": HEAD + "u0,i0,3\nu0,i4,4\n"},
                     r"read as one log, in the order train\.csv, test\.csv, and split anew", {"u0": "049"}),
@@ -199,6 +238,16 @@ READ = {
                          {"u0": "0123", "u1": "0123", word: "0123"}) for word in ("nan", "NULL", "None", "#N/A", "-1")},
     "items of Excel": ({"c.csv": CLICKS.replace("i3", "1.23457E+12")}, "1 items are numbers that were cut short",
                        {f"u{n}": "0122" for n in range(3)}),
+    "floats as ids": ({"c.parquet": frame_of("write_parquet", user_id=[1.0] * 3,
+                        item_id=[0.0, 1.0, 12.5], ts=[1, 2, 3]),
+                       "i.csv": "item_id,title\n0,a\n1,b\n12.5,c\n"}, "texts: 3 of 3", {"1": "015"}),
+    "floats of json": ({"c.jsonl": "".join(f'{{"user_id": 1.0, "item_id": {n}.0, "ts": {n}}}\n' for n in range(3)),
+                        "i.jsonl": '{"item_id": 1, "title": "b"}\n'}, "texts: 1 of 3", {"1": "012"}),
+    "a column called row": ({"c.parquet": frame_of("write_parquet", user_id=["u", "u"], row=[1, 2], ts=[2, 1])},
+                            "items row", {"u": "21"}, "--items_col=row"),
+    **{f"not seen {twin!a}": ({"c.csv": f"user_id,item_id,ts\nu,{word},1\nu,{twin},2\n"},
+                              "1 of them those of another item without", {"u": word[-1] + twin[-1]})
+       for word, twin in (("i1", "i1\u200b"), ("i1", "\ufeffi1"), ("i1", "i1\u00a0"), ("\u00e9", "e\u0301"))},
     "blanks behind": ({"c.csv": CLICKS.replace("u2,i1", "u2,i1 ")}, "1 of them those of another item without",
                       {"u0": "0123", "u1": "0123", "u2": "0 23"}),
     "nobody": ({"c.csv": CLICKS + ",i1,5\n,i2,6\n"}, "2 rows without a user are left out", "--anonymous=drop"),
@@ -206,6 +255,11 @@ READ = {
     "two units": ({"c.csv": dated("1700000000", "1700000001000", name="ts")}, r"several units \(1 in seconds",
                   {"u0": "01"}),
     "time 0": ({"c.csv": dated("1700000000", "0", name="ts")}, "1 rows have the time 0", {"u0": "10"}),
+    "time -1": ({"c.csv": dated("1700000000", "-1", name="ts")}, "1 rows have the time 0 or less", {"u0": "10"}),
+    "times of Excel": ({"c.csv": dated("1.70001E+09", "1.70000E+09", name="ts")}, "six digits and zeros", {"u0": "10"}),
+    "odd years": ({"c.csv": dated("9999-12-31", "2024-01-01")}, "1 rows are dated before 1970 or after", {"u0": "10"}),
+    "hours alone": ({"c.csv": dated("2024-05-31 12:00:00+02", "2024-05-31 11:00:00.5+00")}, "", {"u0": "01"}),
+    "no ratings": ({"c.csv": both("user_id item_id ts", "stars")}, "", {"u": "i"}, "--rating_col=none"),
 }  # fmt: skip
 
 
@@ -276,6 +330,11 @@ def test_the_direct_csv_is_read_whole_or_refused(case, tmp_path):
     ("x.csv", zipped("x.csv", CLICKS), "a zip archive; unpack it"),
     ("x.csv", CLICKS.encode("utf-16"), "UTF-16; save it"),
     ("x.csv", gzip.compress(CLICKS.encode()), "no column 'user'"),
+    ("x.csv", "user,item,time\nu,i,\n", "line 2: timestamp '' is not a number; mend that row"),
+    ("x.csv", "user,item,time\nu,i,1\nuser,item,time\n", "line 3: .*the names of the columns stand there again"),
+    ("x.csv", "user;item;time\nu;i;1\n", "there are user;item;time; scripts/prepare_data.py reads tables whose"),
+    ("x.csv", '{"user": "u"}\n', "line 1: holds JSON, no table"),
+    ("x.csv", "user,item,time\nu,i,1,\n", "line 2: 4 cells .* let the first line end in ','"),
 ])  # fmt: skip
 def test_the_direct_csv_says_what_a_file_is(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -291,6 +350,39 @@ def test_what_is_no_file_is_named(make, message, tmp_path):
     make(tmp_path / "tiny.inter")
     with pytest.raises(Problem, match=rf"tiny\.inter: .*{message}"):
         read_dataset(DataOptions(dataset="tiny", data_path=str(tmp_path)))
+
+
+TINY = HEAD.replace(",", "\t").replace("_id", "_id:token").replace("amp", "amp:float") + NAMELESS.replace(",", "\t")
+PATH = {"data_path": "DIR"}
+
+
+@pytest.mark.parametrize(("files", "options", "message"), [
+    ({"tiny.inter": TINY, "tiny.items.jsonl.gz": ""}, PATH, r"items\.jsonl\.gz: is packed; unpack it: gunzip "),
+    ({"tiny.inter.gz": ""}, PATH, r"tiny\.inter\.gz: is packed; unpack it: gunzip "),
+    ({"tiny.inter": TINY}, {"data_path": "DIR/tiny.inter"}, r"name its folder: --data_path=\S+ --dataset=tiny$"),
+    ({"c.tsv": TAB}, {"data_path": "DIR/c.tsv"}, r"prepare_data.py \S+c.tsv --out DIR/NAME makes a data set"),
+    ({"tiny.inter": TINY}, PATH | {"dataset": "tiny.inter"}, "name of a data set has no ending: --dataset=tiny$"),
+    ({"tiny.inter": TINY, "tiny.items.jsonl": '{"item_id": "I0"}\n'}, PATH, "item 'i0' is not in .*; it is 'I0' there"),
+    ({"tiny.inter": TINY, "tiny.items.jsonl": '{"id": "i0"}\n'}, PATH, "line 1: no item_id; there are id; write a"),
+    ({"tiny.inter": TINY, "tiny.items.jsonl": '{"item_id": true}\n'}, PATH, r"no item_id \(text .*\) but True; write"),
+    ({"tiny.inter": TINY, "tiny.items.jsonl": '[{"item_id": "i0"}]\n'}, PATH, r"no item_id \(text .*\) but \[{"),
+])  # fmt: skip
+def test_the_files_of_a_data_set_are_told_apart(files, options, message, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    options = {key: value.replace("DIR", str(tmp_path)) for key, value in ({"dataset": "tiny"} | options).items()}
+    with pytest.raises(Problem, match=message):
+        read_dataset(DataOptions(**options))
+
+
+def test_several_layouts_and_whole_numbers_as_floats(tmp_path, capsys):
+    for name in ("tiny.inter", "tiny.train.inter"):
+        (tmp_path / name).write_text(TINY.replace("i", "").replace("tem_d", "item_id").replace("user_d", "user_id")
+                                     .replace("tmestamp", "timestamp"))  # fmt: skip
+    (tmp_path / "tiny.items.jsonl").write_text("".join(f'{{"item_id": {n}.0}}\n' for n in range(4)))
+    log_to(None, main=True)
+    assert read_dataset(DataOptions(dataset="tiny", data_path=str(tmp_path))).catalogue.ids == list("0123")
+    assert "tiny.inter is read, not tiny.train.inter; data_format chooses" in capsys.readouterr().out
 
 
 def test_a_column_whose_name_begins_like_a_binary_file_is_text():

@@ -436,7 +436,7 @@ WRONG = [
     ("clicks.csv", GOOD.replace(",a,", ",[PAD],"), ["--to=diger"], r"called \[PAD\], which the layout diger keeps"),
     ("clicks.csv", GOOD, ["--items=items.csv"], r"items.csv: no such file"),
     ("clicks.csv", GOOD, ["--items=clicks.csv"], r"clicks.csv: is named as clicks and as items"),
-    ("x.inter", "user_id:token\titem_id:token\nu\ti\n", [], r"x.inter: no column timestamp:float; there are"),
+    ("x.inter", "user_id:token\titem_id:token\nu\ti\n", [], r"x.inter: no column timestamp:float, separated by tabs"),
     ("x.test.jsonl", '{"inter_history": [], "target_id": 1}\n', [], r"x.train.jsonl: no such file"),
     ("x.inter.json", '{"u": [1, 2.5]}', [], r"user 'u' has the item 2.5; expected numbers or ids"),
     ("x.inter.json", "[1]", [], r"expected an object of user -> list of items"),
@@ -516,6 +516,8 @@ def test_without_polars_or_its_runtime(lacking, monkeypatch, tmp_path):
 def test_nothing_is_overwritten(shop, tmp_path, capsys):
     refused(tmp_path, capsys, [str(shop), "--out", str(tmp_path / "demo")], "demo is the name of the demo's data")
     refused(tmp_path, capsys, [str(shop), "--out", str(shop)], "is there already; choose another name")
+    for name in ("-x", "..", ".x", "a\tb"):  # no run script would take it
+        refused(tmp_path, capsys, [str(shop), f"--out={tmp_path / 'out' / name}"], "ends in no plain name; write")
     (tmp_path / "file").write_text("")
     refused(tmp_path, capsys, [str(shop), "--out", str(tmp_path / "file")], "is there already")
     refused(tmp_path, capsys, [str(shop), "--out", str(tmp_path / "file" / "x")], "cannot be written")

@@ -21,7 +21,7 @@ from settings import option
 from utils import PARQUET, Problem, first_bytes, kind_of, parse_json, quoted, regular_file, shortened, shown, what_is
 
 ROLES = ("user", "item", "time", "rating")
-ROW = "row"  # column of a part: the number that people give to a row
+ROW = "(row)"  # column of a part: the number that people give to a row
 JSON = (".json", ".jsonl", ".ndjson")  # an object a line
 ATOMIC = (".inter", ".item")  # tab-separated, a quotation mark is a character
 SPLIT_NAMES = (("train", "training"), ("valid", "validation", "val", "dev"), ("test", "testing", "holdout"))
@@ -50,7 +50,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Part:
-    """One file of interactions: columns `row`, user, item, and, where there are such, time and rating."""
+    """One file of interactions: columns ROW, user, item, and, where there are such, time and rating."""
 
     path: Path
     frame: pl.LazyFrame
@@ -132,10 +132,13 @@ def one(found: Sequence[Path], what: str) -> Path:
 # ---------------------------------------------------------------- scanning
 
 
-def scan(path: Path, columns: Sequence[str] | None = None, **how: Any) -> pl.LazyFrame:
-    """A table (.csv, .tsv, .parquet, a JSON object a line; .gz or not): its cells as text, its rows numbered in `row`.
+def scan(
+    path: Path, columns: Sequence[str] | None = None, ids: Sequence[str] = (), **how: Any
+) -> pl.LazyFrame:  # fmt: skip
+    """A table (.csv, .tsv, .parquet, a JSON object a line; .gz or not): its cells as text, its rows numbered in ROW.
 
-    columns: those that are wanted (JSON needs them, others are checked), default all. how: what a text is beside its
+    columns: those that are wanted (JSON needs them, others are checked), default all; ids: those of them that hold ids,
+    of which JSON has other kinds than text. how: what a text is beside its
     first line, `separator`, `quoted` and `header` (there is no header then).
     """
     regular_file(path)
@@ -158,7 +161,7 @@ def scan(path: Path, columns: Sequence[str] | None = None, **how: Any) -> pl.Laz
         return frame.with_row_index(ROW, offset=1)
     names = list(columns or dict.fromkeys(there))
     if ending(path) in JSON:
-        return _frame(names, lambda wanted: _json_batches(path, wanted), first=1)
+        return _frame(names, lambda wanted: _json_batches(path, wanted, ids), first=1)
     return _frame(names, lambda wanted: _text_batches(text, wanted), first=1 if text.header else 2)
 
 
@@ -190,11 +193,31 @@ def _text_batches(text: Delimited, names: list[str]) -> Iterator[pl.DataFrame]:
         raise text.fault(e) from None
 
 
-def _json_batches(path: Path, names: list[str]) -> Iterator[pl.DataFrame]:
-    found = (row for _, row in objects(path))
+def _json_batches(path: Path, names: list[str], ids: Sequence[str]) -> Iterator[pl.DataFrame]:
+    found = objects(path)
     while rows := list(itertools.islice(found, JSON_BATCH)):
-        cells = {name: [cell(row.get(name)) for row in rows] for name in names}
+        cells = {
+            name: [_id(path, line, name, row.get(name)) if name in ids else cell(row.get(name)) for line, row in rows]
+            for name in names
+        }
         yield pl.DataFrame(cells, dict.fromkeys(names, pl.String))
+
+
+def _id(path: Path, line: int, name: str, value: Any) -> str | None:
+    """An id of JSON as text: a whole number is one, however it is written."""
+    if isinstance(value, list | dict):
+        what = "a list" if isinstance(value, list) else "an object"
+        raise Problem(f"{path}, line {line}: {quoted(name)} holds {what}; write a line for each id")
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else cell(value)
+
+
+def as_id(name: str, kind: pl.DataType) -> pl.Expr:
+    """A column of ids as text. Whole numbers beside a missing one are often stored as floats: 12.0 is 12, NaN none."""
+    cells = pl.col(name)
+    if not kind.is_float():
+        return cells.cast(pl.String)
+    whole = pl.when(cells == cells.round()).then(cells.cast(pl.Int64, strict=False).cast(pl.String))
+    return whole.otherwise(cells.fill_nan(None).cast(pl.String))
 
 
 def cell(value: Any) -> str | None:
@@ -252,12 +275,15 @@ def part(
     keep: which of its rows count, default all.
     """
     named = {role: name for role, name in zip(ROLES, names, strict=False) if name is not None}
-    frame = scan(path, columns or list(named.values()), **how)
+    frame = scan(path, columns or list(named.values()), [named[role] for role in ROLES[:2] if role in named], **how)
+    cells, kinds = {role: pl.col(name) for role, name in named.items()}, frame.collect_schema()
     for role, name in named.items():
-        if frame.collect_schema()[name].is_nested() and role != "rating":
+        if kinds[name].is_nested() and role != "rating":
             raise Problem(f"{path}: {quoted(name)} holds a list a row; explode it first, to a row for each {role}")
+        if kinds[name].is_float() and role in ROLES[:2]:
+            cells[role] = as_id(name, kinds[name])
     frame = frame if keep is None else frame.filter(keep)
-    return Part(path, frame.select(ROW, **{role: pl.col(name) for role, name in named.items()}), named)
+    return Part(path, frame.select(ROW, **cells), named)
 
 
 def vectors_beside(path: Path, name: str) -> Path | None:
@@ -274,4 +300,5 @@ def reading(path: Path) -> Iterator[None]:
         if not is_parquet(path):
             for _ in text_lines(path):
                 pass
-        raise Problem(f"{path}: not readable ({shortened(' '.join(str(e).split()) or type(e).__name__)})") from None
+        told = shortened(" ".join(str(e).split()) or type(e).__name__)
+        raise Problem(f"{path}: not readable ({told}); is it whole? Get it again") from None

@@ -13,7 +13,7 @@ from utils import Problem, quoted
 
 P5_NAMES = ("user_sequence.txt", "sequential_data.txt")
 P5_TEXTS = "item_plain_text.txt"
-NUMBERS = re.compile(r"\d+( \d+){2,}\s*")
+NUMBERS = re.compile(r"\d+( +\d+){2,}\s*")
 
 
 def fits_p5(source: Path, files: list[Path]) -> bool:
@@ -49,7 +49,7 @@ def read_s3rec(source: Path, cfg: SourceOptions) -> Raw:
 def _part(path: Path) -> Part:
     """A row for each item of each line; its place in the line is its time."""
     lines = scan(path, header=["line"], separator="\x01", quoted=False)
-    words = lines.select(ROW, pl.col("line").str.strip_chars().str.split(" ").alias("words"))
+    words = lines.select(ROW, pl.col("line").str.extract_all(r"[^ \r]+").alias("words"))
     pairs = words.select(
         ROW, pl.col("words").list.first().alias("user"), pl.col("words").list.slice(1).alias("item"),
         pl.int_ranges(0, pl.col("words").list.len().cast(pl.Int64) - 1).alias("time"),

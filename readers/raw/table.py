@@ -1,5 +1,6 @@
 """Any table with named columns: clicks in .csv, .tsv, .parquet or .jsonl (.gz or not), items with text in another."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from readers.delimited import text_lines
 from readers.prepare import Prepared
 from readers.raw.scan import (
     JSON,
@@ -14,6 +16,7 @@ from readers.raw.scan import (
     Raw,
     SourceOptions,
     Texts,
+    as_id,
     columns_of,
     ending,
     files_of,
@@ -87,6 +90,9 @@ def _sorted(files: list[Path], cfg: SourceOptions) -> tuple[list[Path], Path | N
     users, items = have("users_col"), have("items_col")
     clicks = [p for p in users if p in items] or users
     lists = [p for p in [*items, *have("items_col", "id", *USUAL["items_col"])] if p not in users]
+    for path, names in there.items():  # a part of the clicks that lacks their names
+        if path not in (*users, *lists) and _nameless(names) and len(names) in {len(there[p]) for p in clicks}:
+            raise no_names(path, names)
     chosen = one(list(dict.fromkeys(lists)), "items") if lists and clicks and not cfg.items else None
     return clicks or list(there), chosen
 
@@ -104,7 +110,7 @@ def _plain(name: str) -> str:
 
 def _column(path: Path, there: Sequence[str], role: str, named: str | None) -> str | None:
     """The column of a role: the one that is named, else the only one with a usual name."""
-    if role == "time_col" and named == NONE and NONE not in there:
+    if role in ("time_col", "rating_col") and named == NONE and NONE not in there:
         return None
     found = [named] if named is not None else _usual(there, role)
     if named is not None and named not in there and named not in (there := columns_of(path, whole=True)):
@@ -116,16 +122,36 @@ def _column(path: Path, there: Sequence[str], role: str, named: str | None) -> s
     if len(found) > 1:
         raise Problem(f"{path}: {' and '.join(found)} may both be meant; choose by --{role}=NAME")
     looked = there if named is None else [named]
-    if (not found or named is not None) and not is_parquet(path) and any(VALUE.fullmatch(name) for name in looked):
-        raise Problem(
-            f"{path}, line 1: {_listed(there)} look like a row, not like the names of the columns; add a line before "
-            "it such as user_id,item_id,timestamp, separated alike"
-        )
+    if (not found or named is not None) and not is_parquet(path) and _nameless(looked):
+        raise no_names(path, there)
     if found:
         return found[0]
+    if ending(path) not in JSON and not is_parquet(path) and (line := names_below(path)) > 1:
+        raise Problem(f"{path}: the names of the columns stand in line {line}; remove the lines before it")
     order = f", or --{role}={NONE} where rows are in the order of time" if role == "time_col" else ""
     what = ROLE_NAMES[role]
     raise Problem(f"{path}: which column holds the {what}? Set --{role}=NAME{order}; there are {_listed(there)}")
+
+
+def _nameless(names: Sequence[str]) -> bool:
+    """Is what should be names of columns a row?"""
+    return any(VALUE.fullmatch(name) for name in names)
+
+
+def no_names(path: Path, there: Sequence[str]) -> Problem:
+    return Problem(
+        f"{path}, line 1: {_listed(there)} look like a row, not like the names of the columns; add a line before it "
+        "such as user_id,item_id,timestamp, separated alike"
+    )
+
+
+def names_below(path: Path) -> int:
+    """The first line whose cells are usual names of users and items; 0 where none of the first 20 is."""
+    for number, line in itertools.islice(text_lines(path), 20):
+        names = [name.strip().strip('"') for name in re.split(r"[,;|\t]", line)]
+        if _usual(names, "users_col") and _usual(names, "items_col"):
+            return number
+    return 0
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -158,8 +184,9 @@ def texts_of(path: Path, ids: Sequence[str | None], text_cols: Sequence[str]) ->
         names[title] = "title"
 
     def rows(wanted: set[str]) -> Iterator[dict[str, str]]:
-        wanted_columns = {"item_id": pl.col(key).cast(pl.String), **{n: pl.col(c) for c, n in names.items()}}
-        chosen = scan(path, [key, *fields]).select(**wanted_columns)
+        table = scan(path, [key, *fields], ids=[key])
+        item = as_id(key, table.collect_schema()[key])
+        chosen = table.select(item_id=item, **{new: pl.col(old) for old, new in names.items()})
         with reading(path):
             for batch in chosen.collect_batches(chunk_size=50_000):
                 for row in batch.iter_rows(named=True):
