@@ -115,4 +115,6 @@ class JointMethod(GenerativeModel):
     def _warn_of_collapse(self, figures: dict[str, float]) -> None:
         for level, k in enumerate(self.sizes, 1):
             if (spread := figures[f"perplexity/level_{level}"]) < k / COLLAPSED:
-                log.warning(f"level {level} is collapsing: perplexity {spread:.1f} of {k} codes")
+                log.warning(
+                    f"level {level} is collapsing: perplexity {spread:.1f} of {k} codes; a lower lr_id may help"
+                )
