@@ -53,7 +53,7 @@ def evaluate(
     plan = evaluation_plan(split, e.eval_batch_size, longest)
     groups = model.groups()
     rank_M = torch.zeros(2 + len(groups), len(split), dtype=torch.long, device=acc.device)  # of items, unsound?, groups
-    shown = torch.zeros(k, model.n_items + 1, dtype=torch.bool, device=acc.device)
+    first_N = torch.full((model.n_items + 1,), k, dtype=torch.long, device=acc.device)  # best place of each item
     invalid = torch.zeros(2, dtype=torch.double, device=acc.device)
 
     def rank_users(rows: np.ndarray) -> None:
@@ -67,8 +67,8 @@ def evaluate(
         rank_M[0, place] = metrics.target_rank(item_BK, batch.target_B)
         for row, group_N in enumerate(groups.values(), 2):
             rank_M[row, place] = metrics.group_rank(item_BK, batch.target_B, group_N)
-        for i in range(item_BK.shape[1]):
-            shown[i, item_BK[:, i]] = True
+        place_BK = torch.arange(item_BK.shape[1], device=acc.device).expand_as(item_BK)
+        first_N.scatter_reduce_(0, item_BK.flatten(), place_BK.flatten(), "amin")
         asked_BK = item_BK[:, :top]
         invalid.add_(torch.stack([(asked_BK == 0).sum(), torch.ones_like(asked_BK).sum()]))
 
@@ -77,10 +77,11 @@ def evaluate(
         for rows in bar(plan[acc.process_index :: acc.num_processes], title, acc):
             guard.stop_if_asked()
             halved_until_it_fits(rows, rank_users)
-    rank_M, shown, invalid = (acc.reduce(t.to(torch.double), "sum") for t in (rank_M, shown, invalid))
+    rank_M, invalid = (acc.reduce(t.to(torch.double), "sum") for t in (rank_M, invalid))
+    first_N = acc.gather(first_N[None]).amin(0)
     seconds = time.perf_counter() - begin
-    covered = (shown[:, 1:] > 0).int().cummax(0).values.double().mean(1)
-    coverage = {i + 1: float(c) for i, c in enumerate(covered)}
+    covered = first_N[1:].bincount(minlength=k)[:k].cumsum(0).double() / model.n_items
+    coverage = {i: float(c) for i, c in enumerate(covered, 1)}
     rank = rank_M.long().cpu()
     if lost := int(rank[1].sum()):
         raise NotFinite(title, f"the scores of {lost} of {len(split)} users")

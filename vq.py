@@ -7,6 +7,7 @@ Shape letters: N items of the catalogue, U rows of a batch, D embedding width, d
 level.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,10 +21,11 @@ from settings import option
 from sids import distributed
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.codebooks import CodebookEMA, CodebookOptions
-from sids.tokenizer import ROWS, Distances, Learned, Rows, Source, in_pieces, mean_of, through
+from sids.tokenizer import ROWS, Distances, Learned, Rows, Source, each, in_pieces, mean_of, through
 from utils import Contradiction, Problem
 
 SINKHORN_ITERATIONS = 50
+LOOKED = 1 << 17  # items whose codes in training and afterwards are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +86,32 @@ class ResidualQuantizer(nn.Module):
 
     def nearest(self, residual: Tensor, level: int, rule: str) -> Tensor:
         """Deterministic codes on one level: plain arg-min, or Sinkhorn over all rows given."""
-        d = distance(residual, self.codebooks()[level])
+        return self._chosen(distance(residual, self.codebooks()[level]), level, rule)
+
+    def _chosen(self, far_NK: Tensor, level: int, rule: str) -> Tensor:
         epsilon = self.cfg.sk_epsilons[level]
         if rule == "sinkhorn" and epsilon > 0:
-            return sinkhorn(d, epsilon, SINKHORN_ITERATIONS)
-        return d.argmin(1)
+            return sinkhorn(far_NK, epsilon, SINKHORN_ITERATIONS)
+        return far_NK.argmin(1)
 
     @torch.no_grad()
     def assign(self, z_Nd: Tensor, rule: str = "argmin") -> Tensor:
-        """Deterministic codes [N, L] of a whole catalogue."""
-        residual, codes = z_Nd, []
+        """Deterministic codes [N, L] of rows that belong together."""
+        return torch.stack([code for _, code in self.levels(z_Nd, rule)], 1)
+
+    def levels(self, z_Nd: Tensor, rule: str = "argmin") -> Iterator[tuple[Tensor, Tensor]]:
+        """(squared distances [N, K] of what is left, codes [N] that are chosen), level by level."""
+        residual = z_Nd
         for level, codebook in enumerate(self.codebooks()):
-            code = self.nearest(residual, level, rule)
+            far_NK = distance(residual, codebook)
+            code = self._chosen(far_NK, level, rule)
+            yield far_NK, code
             residual = residual - codebook[code]
-            codes.append(code)
-        return torch.stack(codes, 1)
+
+    def assign_all(self, pieces: Iterable[Tensor], rule: str) -> Tensor:
+        """The same of latents that come in pieces; Sinkhorn looks at all of them together."""
+        together = [torch.cat(list(pieces))] if rule == "sinkhorn" else pieces
+        return torch.cat([self.assign(z_Nd, rule) for z_Nd in together])
 
     def vq_loss(self, residual: Tensor, q: Tensor) -> Tensor:
         """|sg(r) - q|^2 + beta |r - sg(q)|^2, mean over dimensions, [U]; without the first term for moving averages."""
@@ -141,7 +154,7 @@ class RQVAE(ContentTokenizer, Learned):
 
     def encode(self, content_ND: np.ndarray) -> Tensor:
         """Codes [N, L] of a whole catalogue, by `catalogue_assignment`."""
-        return self.rq.assign(self.latent(content_ND), self.cfg.catalogue_assignment)
+        return self.rq.assign_all(self._latents(content_ND), self.cfg.catalogue_assignment)
 
     @torch.no_grad()
     def decode(self, code_NL: Tensor) -> Tensor:
@@ -154,8 +167,11 @@ class RQVAE(ContentTokenizer, Learned):
 
     def latent(self, content_ND: np.ndarray) -> Tensor:
         """z of a whole catalogue, [N, d]."""
+        return torch.cat(list(self._latents(content_ND)))
+
+    def _latents(self, content_ND: np.ndarray) -> Iterator[Tensor]:
         device = self.rq.codebooks()[0].device
-        return through(self.encoder, (self.prepare(x.to(device)) for x in in_pieces(self.seen(content_ND))), device)
+        return each(self.encoder, (self.prepare(x.to(device)) for x in in_pieces(self.seen(content_ND))), device)
 
     @torch.no_grad()
     def vectors(self, content_ND: np.ndarray, code_NT: Tensor) -> dict[str, Tensor]:
@@ -236,14 +252,17 @@ class RQVAE(ContentTokenizer, Learned):
 
     @torch.no_grad()
     def disagreement(self, size: int, seed: int) -> list[float]:
-        """Share of items per level whose code in a batch of pre-training is not the catalogue's; [] for equal rules."""
+        """Share of items per level, of LOOKED at most, whose code in a batch of pre-training is not the catalogue's; []
+        for equal rules.
+        """
         rule, device = self.cfg.rqvae_assignment, self.rq.codebooks()[0].device
         if rule == self.cfg.catalogue_assignment == "argmin" or not any(self.cfg.sk_epsilons):
             return []
-        z_Nd = through(self.encoder, self.pieces(), device)
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(z_Nd)))
-        batches_NL = torch.cat([self.rq.assign(z_Nd[rows], rule) for rows in order.split(size)])
-        differ_NL = batches_NL != self.rq.assign(z_Nd, self.cfg.catalogue_assignment)[order]
+        items = len(self.rows if self.x_ND is None else self.x_ND)
+        some = torch.from_numpy(np.random.default_rng(seed).permutation(items)[:LOOKED])
+        z_Nd = through(self.encoder, map(self.rows_of, some.split(ROWS)), device)
+        batches_NL = torch.cat([self.rq.assign(z_Xd, rule) for z_Xd in z_Nd.split(size)])
+        differ_NL = batches_NL != self.rq.assign_all(z_Nd.split(ROWS), self.cfg.catalogue_assignment)
         return [float(level) for level in differ_NL.float().mean(0)]
 
     @torch.no_grad()

@@ -182,7 +182,7 @@ class Diger(JointMethod):
     # ---- the catalogue, and what the log says of it
 
     def attach(self, source: Source, longest: int) -> None:
-        self.tokenizer.attach(source.content_ND, self.decay)
+        self.tokenizer.attach(source, self.decay)
         super().attach(source, longest)
 
     def refresh(self) -> dict[str, Any]:

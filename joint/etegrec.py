@@ -61,7 +61,7 @@ class TrainedRQVAE(JointRQVAE):
 
     def coded(self, row_U: Tensor) -> Coded:
         """Rows of the catalogue through the whole tokenizer; the gradient of their codes goes straight through."""
-        x_UD = self.input_Nd[row_U]
+        x_UD = self.rows_of(row_U)
         z_Ud = self.encoder(x_UD)
         logp, q_Ud, vq_U = self.levels_of(z_Ud)
         content_UD = self.decoder(z_Ud + (q_Ud - z_Ud).detach())
@@ -101,7 +101,7 @@ class ETEGRec(JointMethod):
 
     def attach(self, source: Source, longest: int) -> None:
         quiet = UncertaintyOptions(uncertainty="none")
-        self.tokenizer.attach(source.content_ND, DECAYS["none"](quiet, list(self.sizes)))
+        self.tokenizer.attach(source, DECAYS["none"](quiet, list(self.sizes)))
         super().attach(source, longest)
 
     def learns(self, epoch: int) -> bool:

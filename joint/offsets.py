@@ -5,12 +5,12 @@ Not in the paper. Shape letters: N items of the catalogue, U distinct items of a
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from joint.quantizer import JointRQVAE
 from joint.uncertainty import Decay
+from sids.tokenizer import Source
 
 
 class OffsetRQVAE(JointRQVAE):
@@ -28,9 +28,9 @@ class OffsetRQVAE(JointRQVAE):
             self.offset_Nd = nn.Parameter(torch.zeros_like(offset, dtype=torch.float32))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def attach(self, content_ND: np.ndarray, decay: Decay) -> None:
-        self.offset_Nd = nn.Parameter(torch.zeros(len(content_ND), self.cfg.e_dim))
-        super().attach(content_ND, decay)
+    def attach(self, source: Source, decay: Decay) -> None:
+        self.offset_Nd = nn.Parameter(torch.zeros(len(source.content_ND), self.cfg.e_dim))
+        super().attach(source, decay)
 
     def moved(self, content_Ud: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         return content_Ud if self.offset_Nd is None else content_Ud + self.offset_Nd[rows]

@@ -6,6 +6,7 @@ Shape letters: N items of the catalogue, U distinct items of a batch, D embeddin
 K codes of a level.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from joint.uncertainty import Decay
 from layers import counter_uniform, distance
+from readers.stamps import rows_once
 from settings import option
-from sids.tokenizer import ROWS, Quantized, in_pieces, through
-from utils import Problem
+from sids.tokenizer import Quantized, Source, each, in_pieces, is_held
+from utils import Problem, Unwritable, digest, fingerprint, log
 from vq import RQVAE, ResidualQuantizer, RQVAEOptions
 
 
@@ -77,7 +79,7 @@ class JointRQVAE(RQVAE):
         self.options, self.seed = options, seed
         self.levels: list[LevelScale] = []  # as measured at the start
         self.register_buffer("scale_L", torch.ones(len(cfg.num_emb_list)))
-        for name in ("input_Nd", "centre_d", "unit"):  # the catalogue behind what is frozen; its latents' mean, spread
+        for name in ("centre_d", "unit"):  # mean and spread of the catalogue's latents
             self.register_buffer(name, None, persistent=False)
         layers = list(self.encoder.mlp_layers)
         frozen = len(layers) if options.freeze_id_encoder else 0
@@ -88,23 +90,48 @@ class JointRQVAE(RQVAE):
 
     # ---- the catalogue
 
-    def attach(self, content_ND: np.ndarray, decay: Decay) -> None:
-        """Run what is frozen over the catalogue once, and fix the logits' scale; decay: the noise, for the log."""
-        rows = (self.prepare(piece) for piece in in_pieces(self.seen(content_ND)))
-        self.input_Nd = through(self._stages[0], rows, torch.device("cpu"))
-        z_Nd = self.latents()
-        self.centre_d, self.unit = z_Nd.mean(0), z_Nd.std(0, correction=0).square().mean().sqrt()
-        self.levels = measure_scales(self.rq, z_Nd, self.options.logit_scale, decay)
+    def attach(self, source: Source, decay: Decay) -> None:
+        """Hold the catalogue behind what is frozen, and fix the logits' scale; decay: the noise, for the log."""
+        if len(self._stages[0]):
+            self.hold(self._frozen(source), self.cfg.e_dim, ready=True)
+        else:
+            self.hold(self.seen(source.content_ND), self.width)
+        count, sum_d, square = 0, torch.zeros((), device=self.scale_L.device), 0.0
+        for z_Nd in self.latents():
+            count, sum_d = count + len(z_Nd), sum_d + z_Nd.double().sum(0)
+            square += float(z_Nd.double().square().sum(0).sum())
+        mean_d = sum_d / count
+        self.centre_d = mean_d.float()
+        self.unit = (square / count / len(mean_d) - mean_d.square().mean()).sqrt().float()
+        self.levels = measure_scales(self.rq, self.latents, self.options.logit_scale, decay)
         self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))
 
-    def latents(self) -> Tensor:
-        """z of the whole catalogue, [N, d], without dropout and without gradient."""
-        z_Nd = through(self._stages[1], self.input_Nd.split(ROWS), self.input_Nd.device)
-        return self.moved(z_Nd).detach()
+    def _frozen(self, source: Source) -> np.ndarray:
+        """Latents of the frozen encoder, [N, d]; of a large catalogue in a file that all processes map."""
+        shape, rest = (len(source.content_ND), self.cfg.e_dim), ("rq", "decoder", "theta", "scale_L", "offset_Nd")
+
+        def pieces() -> Iterator[np.ndarray]:
+            rows = (self.prepare(piece) for piece in in_pieces(self.seen(source.content_ND)))
+            yield from (z_Nd.numpy() for z_Nd in each(self._stages[0], rows, torch.device("cpu")))
+
+        if source.place is not None and not is_held(*shape):
+            made_by = fingerprint({k: v for k, v in self.state_dict().items() if not k.startswith(rest)})
+            try:
+                return rows_once(source.place, digest(source.digest, made_by), shape, pieces())
+            except (OSError, Unwritable) as e:
+                log.warning(f"{e}; the latents are held in memory")
+        return np.concatenate(list(pieces()))
+
+    def latents(self) -> Iterator[Tensor]:
+        """z of the whole catalogue, [N, d], some rows at a time, without dropout and without gradient."""
+        begin = 0
+        for content_Nd in each(self._stages[1], self.pieces(), self.scale_L.device):
+            yield self.moved(content_Nd, slice(begin, begin + len(content_Nd))).detach()
+            begin += len(content_Nd)
 
     def codes(self) -> Tensor:
         """Learned codes [N, L] of the whole catalogue as it is attached, without noise."""
-        return self.rq.assign(self.latents(), self.cfg.catalogue_assignment)
+        return self.rq.assign_all(self.latents(), self.cfg.catalogue_assignment)
 
     def codebooks(self) -> dict[str, nn.Parameter]:
         """What the recommendation gradient must reach, by name, first level first."""
@@ -112,13 +139,13 @@ class JointRQVAE(RQVAE):
 
     def figures(self, decay: Decay) -> dict[str, float]:
         """Share of items per level that keep their nearest code under a decay's noise."""
-        now = measure_scales(self.rq, self.latents(), self.scale_L.tolist(), decay)
-        return {f"keep_probability/level_{i}": s.keep for i, s in enumerate(now, 1)}
+        kept = keep_shares(self.rq, self.latents(), self.scale_L.tolist(), decay)
+        return {f"keep_probability/level_{i}": share for i, share in enumerate(kept, 1)}
 
     def item_vectors(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """(z - mean z) / rms(z - mean z) of some rows of the catalogue, [N, d]; mean and rms are those of the start."""
-        with torch.autocast(self.input_Nd.device.type, enabled=False):
-            return (self.moved(self._stages[1](self.input_Nd[rows]), rows) - self.centre_d) / self.unit
+        with torch.autocast(self.scale_L.device.type, enabled=False):
+            return (self.moved(self._stages[1](self.rows_of(rows)), rows) - self.centre_d) / self.unit
 
     def moved(self, content_Ud: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """z of some rows of the catalogue from their content's latents: the same (joint/offsets.py adds to them)."""
@@ -136,7 +163,7 @@ class JointRQVAE(RQVAE):
         item_U: item numbers, which name each item's noise; cached_UL: their catalogue codes.
         """
         with torch.autocast(item_U.device.type, enabled=False):
-            content_Ud = self._stages[1](self.input_Nd[item_U - 1])
+            content_Ud = self._stages[1](self.rows_of(item_U - 1))
             return self._quantize(self.moved(content_Ud, item_U - 1), content_Ud, item_U, step, decay, cached_UL)
 
     def _quantize(
@@ -175,22 +202,33 @@ class JointRQVAE(RQVAE):
 
 @torch.no_grad()
 def measure_scales(
-    rq: ResidualQuantizer, z_Nd: Tensor, logit_scale: str | float | list[float], decay: Decay
+    rq: ResidualQuantizer, latents: Callable[[], Iterable[Tensor]], logit_scale: str | float, decay: Decay
 ) -> list[LevelScale]:
-    """Measure each level over the catalogue, under a decay's noise as it is now."""
-    found, r, noise = [], z_Nd, decay.scales()
-    for level, codebook in enumerate(rq.codebooks()):
-        pieces = [distance(piece, codebook) for piece in r.split(ROWS)]
-        two = torch.cat([d.topk(2, dim=1, largest=False).values for d in pieces])
-        gap = float((two[:, 1] - two[:, 0]).median())
-        if logit_scale == "auto" and gap <= 1e-9 * float(two.abs().mean()):
+    """Measure each level over the catalogue's latents, gone through twice, under a decay's noise as it is now."""
+    near: list[list[Tensor]] = [[] for _ in rq.codebooks()]
+    for z_Nd in latents():
+        for level, (far_NK, _) in enumerate(rq.levels(z_Nd)):
+            near[level].append(far_NK.topk(2, dim=1, largest=False).values)
+    gaps, scales = [], []
+    for level, two_N2 in enumerate(map(torch.cat, near)):
+        gaps.append(float((two_N2[:, 1] - two_N2[:, 0]).median()))
+        if logit_scale == "auto" and gaps[-1] <= 1e-9 * float(two_N2.abs().mean()):
             raise Problem(
                 f"level {level + 1}: most items have two nearest codes at one distance, so logit_scale: auto "
                 "cannot measure a scale; lower num_emb_list, pre-train longer, or set logit_scale to a number"
             )
-        scale = 3.0 / max(gap, 1e-12) if logit_scale == "auto" else logit_scale
-        scale = float(scale[level] if isinstance(scale, list) else scale)
-        kept = torch.cat([decay.keep_probability(-scale * d, noise[level]) for d in pieces])
-        found.append(LevelScale(gap, scale, float(kept.mean()), float(codebook.square().mean().sqrt())))
-        r = r - codebook[torch.cat([d.argmin(1) for d in pieces])]
-    return found
+        scales.append(3.0 / max(gaps[-1], 1e-12) if logit_scale == "auto" else float(logit_scale))
+    sizes = [float(codebook.square().mean().sqrt()) for codebook in rq.codebooks()]
+    kept = keep_shares(rq, latents(), scales, decay)
+    return [LevelScale(*figures) for figures in zip(gaps, scales, kept, sizes, strict=True)]
+
+
+@torch.no_grad()
+def keep_shares(rq: ResidualQuantizer, latents: Iterable[Tensor], scales: list[float], decay: Decay) -> list[float]:
+    """Share of the catalogue that keeps its nearest code under a decay's noise, level by level."""
+    kept: list[list[Tensor]] = [[] for _ in scales]
+    noise = decay.scales()
+    for z_Nd in latents:
+        for level, (far_NK, _) in enumerate(rq.levels(z_Nd)):
+            kept[level].append(decay.keep_probability(-scales[level] * far_NK, noise[level]))
+    return [float(torch.cat(shares).mean()) for shares in kept]

@@ -1,12 +1,18 @@
-"""What is known of large files is found out once: hashes and checks, remembered by path, size, times and inode."""
+"""What is known of large files is found out once: hashes and checks, remembered by path, size, times and inode; and
+rows that are made of them.
+"""
 
+import contextlib
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import Problem, Unwritable, digest, in_turn, read_json, regular_file, write_json
+import numpy as np
+
+from utils import Problem, Unwritable, digest, in_turn, read_json, regular_file, whole_file, write_json
 
 LARGE = 1 << 26  # bytes of files below which reading them again is as quick
 YOUNG = 2 * 10**9  # ns: a file that has just changed may do so again within a tick of its clock
@@ -51,6 +57,27 @@ def _known(path: Path) -> dict[str, str]:
     except Problem:  # none yet, or damaged
         return {}
     return found if isinstance(found, dict) and all(isinstance(v, str) for v in found.values()) else {}
+
+
+def rows_once(place: Path, key: str, shape: tuple[int, int], pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """float32 rows, made once, a piece at a time, and mapped by all processes; those of another key go.
+
+    OSError or Unwritable where there is no room for them.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / f"rows-{key}.npy"
+    with in_turn(place):
+        with contextlib.suppress(OSError, ValueError):  # none yet, or cut
+            if (found := np.load(path, mmap_mode="r")).shape == shape:
+                return found.view(np.ndarray)
+        with whole_file(path, 4 * math.prod(shape)) as f:
+            np.lib.format.write_array_header_2_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for piece in pieces:
+                f.write(np.ascontiguousarray(piece, "<f4").data)
+        for old in place.glob("rows-*.npy"):
+            if old != path:
+                old.unlink(missing_ok=True)  # who has mapped it keeps it
+        return np.load(path, mmap_mode="r").view(np.ndarray)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def deal_out(model: nn.Module, acc: Accelerator) -> None:
 @contextlib.contextmanager
 def whole(model: Any) -> Iterator[None]:
     """Within, each process has all weights and calls the model as often as it likes, without gradients."""
-    units = [m for m in model.modules() if hasattr(m, "unshard")] if isinstance(model, nn.Module) else []
+    units: list[Any] = [m for m in model.modules() if hasattr(m, "unshard")] if isinstance(model, nn.Module) else []
 
     def keep(*, all_of_it: bool) -> None:
         with torch.inference_mode(mode=False), torch.no_grad():

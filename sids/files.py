@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sids.table import SidTable
+from sids.table import SidTable, groups_of
 from utils import Problem, log, quoted, read_json, shortened
 
 END = "z"  # letter of a dedup token where codes have unlike lengths
@@ -73,7 +73,7 @@ def read_index(
         and longest > 1
         and (
             _numbers(last_N, token_NP[:, :-1], own_N)
-            or (longest - 1 == places and len(token_NP.unique(dim=0)) == len(token_NP))
+            or (longest - 1 == places and int(groups_of(token_NP).max()) + 1 == len(token_NP))
         )
     ):
         code_NT, end_N = token_NP[:, :-1], last_N
@@ -90,7 +90,7 @@ def _numbers(end_N: Tensor, code_NT: Tensor, own_N: Tensor) -> bool:
 
     own_N: rows in the order of the items.
     """
-    group_N = code_NT.unique(dim=0, return_inverse=True)[1]
+    group_N = groups_of(code_NT)
     size_G = group_N.bincount()
     number_N = torch.zeros_like(end_N).index_put((own_N,), torch.arange(1, len(own_N) + 1))
     if torch.equal(torch.where(size_G[group_N] > 1, number_N, 0), end_N):

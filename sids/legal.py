@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sids.search import Trie
-from sids.table import SidTable
+from sids.table import SidTable, groups_of
 
 KEPT = 1 << 25  # entries of a position's mask; a larger one is made anew for the prefixes that are asked for
 
@@ -26,7 +26,7 @@ class Legal:
         for position, size in enumerate(sids.vocabulary):
             node_N = torch.zeros_like(token_NP[:, 0])
             if position:  # distinct prefixes in order, as the trie numbers them
-                node_N = token_NP[:, :position].unique(dim=0, return_inverse=True)[1]
+                node_N = groups_of(token_NP[:, :position])
             begin = trie.begin[position]
             choices.append((begin[1:] - begin[:-1])[node_N])
             self.node.append(node_N)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sids.neighbour_recall import KS
 from sids.pairs import Pairs
-from sids.table import SidTable, perplexity
+from sids.table import SidTable, groups_of, perplexity
 from sids.tokenizer import in_pieces
 
 Figures = dict[str, float]
@@ -39,7 +39,7 @@ def entropy(count: np.ndarray) -> float:
 
 def prefixes(sids: SidTable, places: int) -> np.ndarray:
     """Number of each item's first codes, [N]: equal for equal prefixes."""
-    found: np.ndarray = sids.code_NT[:, :places].unique(dim=0, return_inverse=True)[1].numpy()
+    found: np.ndarray = groups_of(sids.code_NT[:, :places]).numpy()
     return found
 
 

@@ -97,7 +97,8 @@ def ended(code_NT: Tensor, rule: str, ends: int, count_N: np.ndarray | None = No
     larger than the tokens there are.
     """
     if rule == "item":
-        _, group_N, size_G = code_NT.unique(dim=0, return_inverse=True, return_counts=True)
+        group_N = groups_of(code_NT)
+        size_G = group_N.bincount()
         number_N = torch.arange(1, len(code_NT) + 1, device=code_NT.device)
         return torch.where(size_G[group_N] > 1, number_N, 0)
     end_N = suffixes(code_NT) if count_N is None else numbered(code_NT, count_N)
@@ -198,7 +199,7 @@ class SidTable:
             bad_N |= (self.end_N < 0) | (self.end_N >= self.ends)
         if bad_N.any():
             return f"the SID of item {int(bad_N.int().argmax()) + 1} is out of range"
-        if self.end_N is not None and len(self.token_NP.unique(dim=0)) != self.n_items:
+        if self.end_N is not None and int(groups_of(self.token_NP).max()) + 1 != self.n_items:
             return "two items have one SID"
         if self.order_N is not None and len(self.order_N.clamp(1, self.n_items).unique()) != self.n_items:
             return "the order of its items is none"
@@ -221,8 +222,7 @@ class SidTable:
 
     def groups(self) -> Tensor:
         """Group of items with equal codes, [N + 1]; -1 for padding."""
-        _, group_N = self.code_NT.unique(dim=0, return_inverse=True)
-        return F.pad(group_N, (1, 0), value=-1)
+        return F.pad(groups_of(self.code_NT), (1, 0), value=-1)
 
     def figures(self) -> dict[str, float]:
         """Codes used and perplexity per level among the items that have it, and the collision rate."""
@@ -241,9 +241,17 @@ class SidTable:
 # ---------------------------------------------------------------- figures of codes
 
 
+def groups_of(code_NL: Tensor) -> Tensor:
+    """Which items have equal codes: the number of each item's group, [N], from 0 in the order of the codes."""
+    group_N = torch.zeros_like(code_NL[:, 0], dtype=torch.long)
+    for code_N in code_NL.unbind(1):  # numbers sort twenty times as fast as rows
+        group_N = (group_N * (int(code_N.max()) + 2) + code_N + 1).unique(return_inverse=True)[1]
+    return group_N
+
+
 def suffixes(code_NL: Tensor) -> Tensor:
     """Number the items that share all codes 0, 1, 2 ... in catalogue order, [N] int64."""
-    _, group_N = code_NL.unique(dim=0, return_inverse=True)
+    group_N = groups_of(code_NL)
     order_N = group_N.argsort(stable=True)
     size_G = group_N.bincount()
     start_G = size_G.cumsum(0) - size_G
@@ -262,4 +270,4 @@ def perplexity(code_N: Tensor, n_codes: int) -> tuple[int, float]:
 
 def collision_rate(code_NL: Tensor) -> float:
     """Share of items in excess of the distinct codes: (N - distinct) / N, as published."""
-    return 1 - len(code_NL.unique(dim=0)) / len(code_NL)
+    return 1 - (int(groups_of(code_NL).max()) + 1) / len(code_NL)

@@ -8,6 +8,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from layers import straight_through_lookup
 from readers.dataset import Dataset, read_embeddings
 from readers.splits import Split
+from readers.stamps import place_of
 from settings import option
 from utils import Contradiction, Problem
 
 ROWS = 8192  # rows of a catalogue that go through a network at a time
-HELD = 1 << 30  # bytes of a catalogue's embeddings, as float32, up to which pre-training holds them in memory
+HELD = 1 << 30  # bytes of a catalogue's embeddings, or latents, as float32, up to which training holds them in memory
 Distances = Callable[[Tensor, Tensor], Tensor]  # rows [n], codes before a level [n, l] -> squared distances [n, K]
 
 
@@ -86,10 +88,14 @@ class Source(NamedTuple):
     count_N: np.ndarray  # how often each item occurs in the training part
     train: Split  # without the rows that only validation and test reach
     vectors_NV: np.ndarray | None = None  # item vectors of a recommender that was trained on it
+    place: Path | None = None  # where what is made of large embeddings may be kept
+    digest: str = ""  # of the embeddings' file
 
     @classmethod
     def of(cls, data: Dataset, vectors_NV: np.ndarray | None = None) -> "Source":
-        return cls(read_embeddings(data), data.popularity[1:], data.train.alone(), vectors_NV)
+        place = None if data.folder is None else place_of(data.folder, data.name)
+        stamp = "" if data.embedding_stamp is None else data.embedding_stamp.digest
+        return cls(read_embeddings(data), data.popularity[1:], data.train.alone(), vectors_NV, place, stamp)
 
 
 class Tokenizer(nn.Module, ABC):
@@ -128,26 +134,34 @@ class Learned(Tokenizer):
     """Learned step by step, in the loop of sids/fit.py."""
 
     keeps_last = False  # true where no figure tells which state is better
-    x_ND: Tensor | None  # the catalogue as `prepare` makes it, where it is held
-    rows: "Rows"
+    x_ND: Tensor | None  # the catalogue as the network takes it, where it is held
+    rows: "Rows"  # where it is not
+    ready = False  # is it there as the network takes it, or has each row to be prepared yet?
 
     def prepare(self, x_ND: Tensor) -> Tensor:
         """What the network takes of some rows: as they come."""
         return x_ND
 
-    def hold(self, rows: "Rows", width: int) -> None:
+    def hold(self, rows: "Rows", width: int, *, ready: bool = False) -> None:
         """Keep the catalogue in memory, or a large one where it is: `rows_of` then reads what a batch needs."""
-        self.rows, small = rows, len(rows) * width * 4 <= HELD
-        device = next(self.parameters()).device
-        held = self.prepare(torch.cat(list(in_pieces(rows))).to(device)) if small else None
+        self.ready, held, device = ready, None, next(self.parameters()).device
+        if is_held(len(rows), width):
+            held = torch.empty(len(rows), width, device=device)
+            for part, piece in zip(held.split(ROWS), in_pieces(rows), strict=True):
+                part.copy_(self._taken(piece.to(device)))
+        else:
+            self.rows = rows
         self.register_buffer("x_ND", held, persistent=False)
 
-    def rows_of(self, row_B: Tensor) -> Tensor:
-        """The prepared embeddings of some items, [B, width]."""
+    def _taken(self, x_ND: Tensor) -> Tensor:
+        return x_ND if self.ready else self.prepare(x_ND)
+
+    def rows_of(self, rows: Tensor | slice) -> Tensor:
+        """The catalogue as the network takes it: some items, [B, width]."""
         if self.x_ND is not None:
-            return self.x_ND[row_B]
-        weight = next(self.parameters())
-        return self.prepare(torch.from_numpy(np.asarray(self.rows[row_B.cpu().numpy()], np.float32)).to(weight))
+            return self.x_ND[rows]
+        found = self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+        return self._taken(torch.from_numpy(np.array(found, np.float32)).to(next(self.parameters())))
 
     def pieces(self) -> Iterator[Tensor]:
         """The same of all items, some at a time."""
@@ -155,7 +169,7 @@ class Learned(Tokenizer):
             yield from self.x_ND.split(ROWS)
         else:
             weight = next(self.parameters())
-            yield from (self.prepare(piece.to(weight)) for piece in in_pieces(self.rows))
+            yield from (self._taken(piece.to(weight)) for piece in in_pieces(self.rows))
 
     @abstractmethod
     def begin(self, source: Source, size: int, seed: int, *, fresh: bool) -> None:
@@ -252,6 +266,11 @@ class UnitRows:
 Rows = np.ndarray | Joined | UnitRows
 
 
+def is_held(n_items: int, width: int) -> bool:
+    """Does training hold so many float32 rows in memory?"""
+    return n_items * width * 4 <= HELD
+
+
 def mean_of(rows: Rows) -> Tensor:
     """The mean row, float64 [D]."""
     return torch.stack([piece.double().sum(0) for piece in in_pieces(rows)]).sum(0) / len(rows)
@@ -263,12 +282,20 @@ def in_pieces(content_ND: Rows) -> Iterator[Tensor]:
         yield torch.from_numpy(np.array(content_ND[begin : begin + ROWS], np.float32))
 
 
-def through(network: nn.Module, rows: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Apply a network in evaluation mode to a catalogue that comes in pieces, without gradient, [N, ...]."""
+def each(network: nn.Module, rows: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """A network in evaluation mode, without gradient, over a catalogue that comes in pieces."""
     was = [(module, module.training) for module in network.modules()]
     network.eval()
-    with torch.no_grad():
-        found = torch.cat([network(piece.to(device)) for piece in rows])
-    for module, training in was:
-        module.training = training
-    return found
+    try:
+        for piece in rows:
+            with torch.no_grad():
+                found = network(piece.to(device))
+            yield found
+    finally:
+        for module, training in was:
+            module.training = training
+
+
+def through(network: nn.Module, rows: Iterable[Tensor], device: torch.device) -> Tensor:
+    """All of that together, [N, ...]."""
+    return torch.cat(list(each(network, rows, device)))

@@ -111,13 +111,14 @@ class Fixed(torch.nn.Module):
 # ---------------------------------------------------------------- joint models
 
 
-def joint(**changes):
+def joint(place=None, **changes):
+    """A joint model over random content; place: where what is too large for memory is kept."""
     torch.manual_seed(0)
     cfg = configure.build({**TINY, **LM.get(changes.get("recommender"), {}), **changes})
     content = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
     model = build.empty_model(cfg, N, D)
     model.tokenizer.init_codebooks(torch.from_numpy(content), 20, 0)
-    model.attach(Source(content, np.ones(N), some_split()), 50)
+    model.attach(Source(content, np.ones(N), some_split(), place=place), 50)
     return model
 
 

@@ -78,7 +78,7 @@ def test_the_loss_of_a_batch_by_an_independent_formula():
     items = batch.item_U[rec.row_R].tolist()
     for item, seq in zip(items, seq_Rd, strict=True):
         with torch.no_grad():
-            z = t.encoder(t.input_Nd[item - 1 : item])[0].numpy()
+            z = t.encoder(t.x_ND[item - 1 : item])[0].numpy()
         r, s, q = z.copy(), seq.copy(), 0
         for book, k in zip(books, scale, strict=True):
             p, other = (softmax(-k * ((x - book) ** 2).sum(1)) for x in (r, s))
@@ -88,7 +88,7 @@ def test_the_loss_of_a_batch_by_an_independent_formula():
             r, s, q = r - code, s - theirs, q + code
         with torch.no_grad():
             content[item] = t.decoder(torch.from_numpy(q)[None])[0]
-        recon += float((content[item] - t.input_Nd[item - 1]).square().mean())
+        recon += float((content[item] - t.x_ND[item - 1]).square().mean())
     order = sorted(content)
     target_R = torch.tensor([order.index(i) for i in items])
     psa = float(preference_semantic(preference_RD, torch.stack([content[i] for i in order]), target_R))

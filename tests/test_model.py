@@ -14,6 +14,7 @@ from joint.gradient import idle_paths
 from model import PATHS
 from readers.splits import Split
 from recommenders import items
+from sids import tokenizer
 from utils import Problem
 
 KINDS = ["none", "gumbel", "frqud", "sdud", "frqud_sdud", "gaussian", "tau_annealing"]
@@ -163,7 +164,7 @@ def test_loss_terms_by_an_independent_formula():
         target_row_B=batch.target_row_B[[0, 0, 1, 2, 3, 4]], target_B=batch.target_B[[0, 0, 1, 2, 3, 4]]
     )
     _, logs = model(batch)
-    z = model.tokenizer.latents()[batch.target_B - 1]
+    z = torch.cat([*model.tokenizer.latents()])[batch.target_B - 1]
     books = [c.detach() for c in model.tokenizer.rq.codebooks()]
     r, total, vq = z, torch.zeros_like(z), 0.0
     for book in books:
@@ -215,10 +216,62 @@ def test_the_encoder_is_frozen_or_learns(frozen, learning):
     names = {n for n, p in model.tokenizer.encoder.named_parameters() if p.requires_grad}
     assert names == {f"mlp_layers.{i}.{w}" for i in learning for w in ("weight", "bias")}
     assert torch.allclose(
-        model.tokenizer.latents(),
+        torch.cat([*model.tokenizer.latents()]),
         model.tokenizer.encoder(torch.from_numpy(np.random.default_rng(0).normal(size=(N, D)).astype(np.float32))),
         atol=1e-6,
     )
+
+
+ON_DISK = {
+    "frozen": {},
+    "learned": {"freeze_id_encoder": False},
+    "offsets": {"lr_offset": 0.1, "latent_loss": 1.0, "offset_prior": 1.0},
+    "etegrec": {"method": "etegrec"},
+    "standardized": {"standardize_embeddings": True, "catalogue_assignment": "sinkhorn"},
+}
+
+
+@pytest.mark.parametrize("case", ON_DISK)
+def test_a_catalogue_that_stays_on_disk_trains_to_the_same_bit(tmp_path, monkeypatch, case):
+    """Its latents are one file, which the next run maps; a cut one is made anew, another encoder's replaces it."""
+    monkeypatch.setattr(tokenizer, "ROWS", 7)
+
+    def outcome():
+        model = joint(place=tmp_path / ".arrays", **ON_DISK[case])
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(3):
+            loss, logs = model(some_batch())
+            loss.backward()
+            optimizer.step()
+            model.after_step(lambda x: x)
+        return [model.refresh(), model.tokenizer.levels, logs, loss, *model.state_dict().values(), model.tokenizer.unit]
+
+    held = outcome()
+    assert not (tmp_path / ".arrays").exists()
+    monkeypatch.setattr(tokenizer, "HELD", 0)
+    assert same(outcome(), held)
+    files = [*tmp_path.rglob("rows-*.npy")]
+    assert len(files) == (case not in ("learned", "etegrec"))
+    for path in files:
+        before = path.stat()
+        assert same(outcome(), held) and path.stat() == before
+        path.write_bytes(path.read_bytes()[:-4])
+        assert same(outcome(), held) and path.stat().st_size == before.st_size
+        joint(place=tmp_path / ".arrays", layers=[9])
+        assert not path.exists() and len([*tmp_path.rglob("rows-*.npy")]) == 1
+
+
+def same(ours, theirs):
+    return torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else (
+        all(map(same, ours, theirs)) if isinstance(ours, list) else str(ours) == str(theirs))
+
+
+def test_latents_without_room_on_disk_are_held(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tokenizer, "HELD", 0)
+    monkeypatch.setattr("utils.log.propagate", True)
+    (tmp_path / "file").touch()
+    model = joint(place=tmp_path / "file")
+    assert "held in memory" in caplog.text and float(model(some_batch())[0]) == float(joint()(some_batch())[0])
 
 
 def test_state_keys_hold_each_tensor_once():
@@ -434,10 +487,10 @@ def test_the_prior_of_offsets_is_that_of_a_gaussian():
     """
     changes = {"uncertainty": "none", "assignment_forward": "history"}
     free, held = (joint(lr_offset=0.1, offset_prior=w, **changes) for w in (0.0, 2.0))
-    move_Nd = torch.randn_like(free.tokenizer.latents()) * 0.01
+    move_Nd = torch.randn_like(torch.cat([*free.tokenizer.latents()])) * 0.01
     losses = []
     for model in (free, held):
-        start_Nd = model.tokenizer.latents()
+        start_Nd = torch.cat([*model.tokenizer.latents()])
         with torch.no_grad():
             model.tokenizer.offset_Nd += move_Nd
         losses.append(model(some_batch()))
@@ -484,7 +537,7 @@ def test_the_latent_loss_is_the_cross_entropy_over_the_latents_of_all_items(kind
     t, head = model.tokenizer, model.latent_head
     with torch.no_grad():
         t.offset_Nd += torch.randn_like(t.offset_Nd) * 0.05
-    start_Nd = t.latents() - t.offset_Nd.detach()
+    start_Nd = torch.cat([*t.latents()]) - t.offset_Nd.detach()
     centred_Nd = start_Nd - start_Nd.mean(0)
     z_Nd = (centred_Nd + t.offset_Nd) / (centred_Nd**2).mean().sqrt()
     rec = model.sid_loss(batch, model.quantize(batch))

@@ -72,7 +72,7 @@ def test_loss_and_gradients_equal_the_padded_reference(pair):
     ]
     assert len({len(h) for h, _ in samples}) > 1  # something is padded
     want = reference.joint_loss(
-        theirs, start, tables, codebooks, ours.tokenizer.input_Nd, ours.end_N.tolist(),
+        theirs, start, tables, codebooks, ours.tokenizer.x_ND, ours.end_N.tolist(),
         ours.tokenizer.scale_L.tolist(), noise,
         ours.decay.cfg.gumbel_tau, ours.tokenizer.cfg.beta, samples,
     )  # fmt: skip
