@@ -139,10 +139,11 @@ class Delimited:
                 remedy = "put a cell that holds the separator in quotes, complete a row that was cut off"
                 if len(cells) - width in (1, -1) and not (cells if len(cells) > width else first)[-1]:
                     remedy = f"let the first line end in {self.separator!r} where the others do, or none of them"
-                raise Problem(
-                    f"{self.path}, line {line}: {len(cells)} cells where "
-                    f"{'such a file' if self.header else 'the first line'} has {width}; {remedy}"
-                )
+                elif len(cells) == 1 and self.separator == "\t":
+                    remedy = "cells are separated by tabs here"
+                found, wanted = ((n + 1) // 2 if "-" in self.header else n for n in (len(cells), width))  # - between ::
+                where = "such a file" if self.header else "the first line"
+                raise Problem(f"{self.path}, line {line}: {found} cells where {where} has {wanted}; {remedy}")
             if end > line and (lost := swallowed(cells, self.separator)):
                 raise Problem(
                     f"{self.path}, line {line}: a quotation that begins here holds what looks like another row, "

@@ -141,6 +141,6 @@ def _why(line: str, e: BaseException) -> str:
         return "a value over several lines; write one a line: jq -c '.[]?' FILE"
     if line.endswith(","):
         return "it ends in a comma; leave that out: sed 's/,$//' FILE"
-    if line.startswith(("{'", "['")):
+    if line.startswith(("{'", "['")) and not isinstance(e, SyntaxError):  # of metadata that Python printed
         return "quoted by ' as Python prints it; write it by json.dumps"
     return "several values in a line; write one a line: jq -c . FILE" if "Extra data" in str(e) else shortened(e)

@@ -220,7 +220,8 @@ def _warn_of_times(path: Path, time: np.ndarray) -> None:
         told = ", ".join(f"{n} in {name}" for n, name in zip(of_unit, UNIT_NAMES, strict=True) if n)
         log.warning(f"{path}: the times seem to be of several units ({told} since 1970); give all the same one")
     last = max((float(piece.max()) for piece in pieces(time)), default=0.0)
-    if last >= FIRST_TIME and all((piece % 10 ** (len(f"{last:.0f}") - 6) == 0).all() for piece in pieces(time)):
+    unit = 10.0 ** (len(f"{last:.0f}") - 6)
+    if len(time) > 1 and last >= FIRST_TIME and all((piece % unit == 0).all() for piece in pieces(time)):
         log.warning(f"{path}: all times have six digits and zeros, as {last:.0f}; did a spreadsheet cut them short?")
 
 

@@ -177,6 +177,11 @@ REFUSED = {
               "has no dates"),
     "durations": ({"c.parquet": frame_of("write_parquet", user_id=["u"], item_id=["a"], time=[datetime.timedelta(1)])},
                   r"has no dates \(Duration"),
+    "u.data of blanks": ({"u.data": "1 2 3 4\n"}, "line 1: 1 cells .* has 4; cells are separated by tabs here"),
+    "ratings.dat cut off": ({"ratings.dat": "1::2::3::4\n1::2::3\n"}, "line 2: 3 cells where such a file has 4; put"),
+    "metadata cut off": ({"X_5.json.gz": gzip.compress(REVIEW.encode()), "meta_X.json": "{'asin': 'B"}, "unterminated"),
+    "metadata of code": ({"X_5.json.gz": gzip.compress(REVIEW.encode()), "meta_X.json": "exit()\n"}, "no Python lit"),
+    "no times in .inter": ({"x.inter": "user_id:token\titem_id:token\nu\ti\n"}, ": --source=table --time_col=none$"),
     "u.data of three columns": ({"u.data": "1\t2\t3\n"}, "line 1: 3 cells where such a file has 4"),
     "empty user": ({"c.csv": CLICKS + ",i1,5\n"}, "row 14: the user is empty; mend .* or all such: --anonymous=drop"),
     # beside
@@ -259,6 +264,11 @@ READ = {
     "times of Excel": ({"c.csv": dated("1.70001E+09", "1.70000E+09", name="ts")}, "six digits and zeros", {"u0": "10"}),
     "odd years": ({"c.csv": dated("9999-12-31", "2024-01-01")}, "1 rows are dated before 1970 or after", {"u0": "10"}),
     "hours alone": ({"c.csv": dated("2024-05-31 12:00:00+02", "2024-05-31 11:00:00.5+00")}, "", {"u0": "01"}),
+    "no times in .inter": ({"x.inter": "user_id:token\titem_id\nu\ti1\nu\ti0\n"}, "", {"u": "10"},
+                           "--source=table", "--time_col=none"),
+    "released samples": ({f"x.{part}.jsonl": f'{{"inter_history": {[*range(n)]}, "target_id": {n}}}\n'
+                          for part, n in (("train", 2), ("valid", 3), ("test", 4))},
+                         r"^(?!(.|\n)*not read)", {"u0": "01234"}),
     "no ratings": ({"c.csv": both("user_id item_id ts", "stars")}, "", {"u": "i"}, "--rating_col=none"),
 }  # fmt: skip
 
@@ -270,7 +280,7 @@ def test_every_row_is_read_and_the_log_says_what_is_odd(case, tmp_path, capsys):
     folder = prepared(tmp_path, files, *(m for m in more if isinstance(m, str)))
     assert sequences(folder) == want
     out = capsys.readouterr().out
-    assert re.search(told, out) and re.search("columns: users .*, items ", out)
+    assert re.search(told, out) and re.search("columns: (users .*, items |none)", out)
 
 
 TEXTS = {

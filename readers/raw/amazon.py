@@ -91,7 +91,10 @@ def _literal(line: str) -> Any:
     try:
         return parse_json(line)
     except ValueError:
-        return ast.literal_eval(line)
+        try:
+            return ast.literal_eval(line)
+        except ValueError as e:
+            raise SyntaxError(f"no Python literal: {str(e).partition(' on line')[0]}") from None
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:

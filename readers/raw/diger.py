@@ -40,7 +40,8 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
     frame = pl.LazyFrame({"user": list(users), "item": list(users.values())},
                          {"user": pl.String, "item": pl.List(pl.String)}).with_row_index(ROW, offset=1)  # fmt: skip
     times = pl.int_ranges(0, pl.col("item").list.len())
-    return Raw("diger", [Part(test, frame.with_columns(time=times).explode("item", "time"))])
+    beside = tuple(test.with_name(f"{stem}.{split}.jsonl") for split in SPLITS)
+    return Raw("diger", [Part(test, frame.with_columns(time=times).explode("item", "time"))], beside=beside)
 
 
 def _samples(path: Path) -> Iterator[tuple[int, list[str], str, str | None]]:

@@ -67,7 +67,7 @@ def find(source: Path, cfg: SourceOptions) -> Raw:
     else:
         raise Problem(f"source: {quoted(cfg.source)} is unknown; expected auto or one of {', '.join(KINDS)}")
     raw = KINDS[name].read(source, cfg)
-    read = {*(p.path for p in raw.parts), *raw.text_files}
+    read = {*(p.path for p in raw.parts), *raw.text_files, *raw.beside}
     if left := [
         p.relative_to(source)
         for p in sorted(source.rglob("*"))

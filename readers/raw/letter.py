@@ -22,9 +22,10 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
     stem = path.name.removesuffix(".inter.json")
     parts = [renamed(_part(path), stem)]
     beside = Path(cfg.items) if cfg.items else path.with_name(f"{stem}.item.json")
+    names = tuple(path.with_name(f"{stem}.{role}2id") for role in ("user", "item"))
     if not cfg.items and not beside.is_file():
-        return Raw("letter", parts)
-    return Raw("letter", parts, _texts(beside, read_numbers(path.with_name(f"{stem}.item2id"))), (beside,))
+        return Raw("letter", parts, beside=names)
+    return Raw("letter", parts, _texts(beside, read_numbers(names[1])), (beside,), beside=names)
 
 
 def _part(path: Path) -> Part:

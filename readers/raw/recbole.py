@@ -25,7 +25,8 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
     names = [own or short.get(usual.partition(":")[0]) for own, usual in zip(named, COLUMNS.values(), strict=True)]
     for name, usual in list(zip(names, COLUMNS.values(), strict=True))[:3]:
         if name not in there:
-            raise Problem(f"{path}: no column {name or usual}, separated by tabs; there are {', '.join(there)}")
+            way = "; where rows are in the order of time: --source=table --time_col=none" * (usual == COLUMNS["time"])
+            raise Problem(f"{path}: no column {name or usual}, separated by tabs; there are {', '.join(there)}{way}")
     beside = [path.with_name(f"{path.stem}{end}") for end in (".items.jsonl", ".item")]
     texts = Path(cfg.items) if cfg.items else next((p for p in beside if p.is_file()), None)
     if texts is None:

@@ -67,6 +67,7 @@ class Raw:
     text_files: tuple[Path, ...] = ()
     repeated_texts: bool = False  # several texts of an item are usual in this source: the first counts
     vectors: Vectors | None = None  # content embeddings that are published with it
+    beside: tuple[Path, ...] = ()  # what else was read
 
 
 # ---------------------------------------------------------------- what a file is

@@ -41,9 +41,10 @@ def read_s3rec(source: Path, cfg: SourceOptions) -> Raw:
     files = [p for p in files_of(source) if ending(p) == ".txt" and NUMBERS.fullmatch(_start(p))]
     path = one(files, "sequences of numbers (.txt)") if files else source
     found = renamed(_part(path), path.stem)
+    names = tuple(path.with_name(f"{path.stem}.{role}2id") for role in ("user", "item"))
     if cfg.items is None:
-        return Raw("s3rec", [found])
-    return Raw("s3rec", [found], _texts(Path(cfg.items)), (Path(cfg.items),))
+        return Raw("s3rec", [found], beside=names)
+    return Raw("s3rec", [found], _texts(Path(cfg.items)), (Path(cfg.items),), beside=names)
 
 
 def _part(path: Path) -> Part:
