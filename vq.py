@@ -21,7 +21,7 @@ from settings import option
 from sids import distributed
 from sids.behaviour import BehaviourOptions, ContentTokenizer, residual_distances
 from sids.codebooks import CodebookEMA, CodebookOptions
-from sids.tokenizer import ROWS, Distances, Learned, Rows, Source, each, in_pieces, mean_of, through
+from sids.tokenizer import ROWS, Distances, Learned, Rows, Source, each, in_pieces, joined, mean_of
 from utils import Contradiction, Problem
 
 SINKHORN_ITERATIONS = 50
@@ -108,10 +108,10 @@ class ResidualQuantizer(nn.Module):
             yield far_NK, code
             residual = residual - codebook[code]
 
-    def assign_all(self, pieces: Iterable[Tensor], rule: str) -> Tensor:
-        """The same of latents that come in pieces; Sinkhorn looks at all of them together."""
-        together = [torch.cat(list(pieces))] if rule == "sinkhorn" else pieces
-        return torch.cat([self.assign(z_Nd, rule) for z_Nd in together])
+    def assign_all(self, pieces: Iterable[Tensor], n: int, rule: str) -> Tensor:
+        """The same of n latents that come in pieces; Sinkhorn looks at all of them together."""
+        together = [joined(pieces, n)] if rule == "sinkhorn" else pieces
+        return joined((self.assign(z_Nd, rule) for z_Nd in together), n)
 
     def vq_loss(self, residual: Tensor, q: Tensor) -> Tensor:
         """|sg(r) - q|^2 + beta |r - sg(q)|^2, mean over dimensions, [U]; without the first term for moving averages."""
@@ -154,20 +154,20 @@ class RQVAE(ContentTokenizer, Learned):
 
     def encode(self, content_ND: np.ndarray) -> Tensor:
         """Codes [N, L] of a whole catalogue, by `catalogue_assignment`."""
-        return self.rq.assign_all(self._latents(content_ND), self.cfg.catalogue_assignment)
+        return self.rq.assign_all(self._latents(content_ND), len(content_ND), self.cfg.catalogue_assignment)
 
     @torch.no_grad()
     def decode(self, code_NL: Tensor) -> Tensor:
         """Reconstruction from the first 1, 2 ... L codes, [N, L, D]."""
         q_NLd = torch.stack([c[i] for c, i in zip(self.rq.codebooks(), code_NL.unbind(1), strict=True)], 1)
-        x_NLD = through(self.decoder, q_NLd.cumsum(1).split(ROWS), q_NLd.device)
+        x_NLD = joined(each(self.decoder, q_NLd.cumsum(1).split(ROWS), q_NLd.device), len(q_NLd))
         if self.cfg.standardize_embeddings:
             x_NLD = x_NLD * self.get_buffer("spread") + self.get_buffer("shift")
         return x_NLD
 
     def latent(self, content_ND: np.ndarray) -> Tensor:
         """z of a whole catalogue, [N, d]."""
-        return torch.cat(list(self._latents(content_ND)))
+        return joined(self._latents(content_ND), len(content_ND))
 
     def _latents(self, content_ND: np.ndarray) -> Iterator[Tensor]:
         device = self.rq.codebooks()[0].device
@@ -260,9 +260,9 @@ class RQVAE(ContentTokenizer, Learned):
             return []
         items = len(self.rows if self.x_ND is None else self.x_ND)
         some = torch.from_numpy(np.random.default_rng(seed).permutation(items)[:LOOKED])
-        z_Nd = through(self.encoder, map(self.rows_of, some.split(ROWS)), device)
+        z_Nd = joined(each(self.encoder, map(self.rows_of, some.split(ROWS)), device), len(some))
         batches_NL = torch.cat([self.rq.assign(z_Xd, rule) for z_Xd in z_Nd.split(size)])
-        differ_NL = batches_NL != self.rq.assign_all(z_Nd.split(ROWS), self.cfg.catalogue_assignment)
+        differ_NL = batches_NL != self.rq.assign_all(z_Nd.split(ROWS), len(z_Nd), self.cfg.catalogue_assignment)
         return [float(level) for level in differ_NL.float().mean(0)]
 
     @torch.no_grad()

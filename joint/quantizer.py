@@ -19,7 +19,7 @@ from joint.uncertainty import Decay
 from layers import counter_uniform, distance
 from readers.stamps import rows_once
 from settings import option
-from sids.tokenizer import Quantized, Source, each, in_pieces, is_held
+from sids.tokenizer import Quantized, Source, each, in_pieces, is_held, joined
 from utils import Problem, Unwritable, digest, fingerprint, log
 from vq import RQVAE, ResidualQuantizer, RQVAEOptions
 
@@ -69,6 +69,7 @@ class JointRQVAE(RQVAE):
     only_pre_training = (*RQVAE.only_pre_training, "theta")  # the latter of sids/contrastive.py
     made_later = ("scale_L",)  # by `attach`
     scale_L: Tensor
+    n_items: int  # once it is attached
 
     def __init__(self, cfg: RQVAEOptions, options: QuantizerOptions, n_input: int, seed: int) -> None:
         super().__init__(cfg, n_input)
@@ -96,14 +97,12 @@ class JointRQVAE(RQVAE):
             self.hold(self._frozen(source), self.cfg.e_dim, ready=True)
         else:
             self.hold(self.seen(source.content_ND), self.width)
-        count, sum_d, square = 0, torch.zeros((), device=self.scale_L.device), 0.0
+        self.n_items, sum_2d = len(source.content_ND), torch.zeros((), device=self.scale_L.device)
         for z_Nd in self.latents():
-            count, sum_d = count + len(z_Nd), sum_d + z_Nd.double().sum(0)
-            square += float(z_Nd.double().square().sum(0).sum())
-        mean_d = sum_d / count
-        self.centre_d = mean_d.float()
-        self.unit = (square / count / len(mean_d) - mean_d.square().mean()).sqrt().float()
-        self.levels = measure_scales(self.rq, self.latents, self.options.logit_scale, decay)
+            sum_2d = sum_2d + torch.stack([z_Nd.double().sum(0), z_Nd.double().square().sum(0)])
+        mean_d, square_d = sum_2d / self.n_items
+        self.centre_d, self.unit = mean_d.float(), (square_d - mean_d.square()).mean().sqrt().float()
+        self.levels = measure_scales(self.rq, self.latents, self.n_items, self.options.logit_scale, decay)
         self.scale_L.copy_(torch.tensor([s.scale for s in self.levels]))
 
     def _frozen(self, source: Source) -> np.ndarray:
@@ -120,7 +119,7 @@ class JointRQVAE(RQVAE):
                 return rows_once(source.place, digest(source.digest, made_by), shape, pieces())
             except (OSError, Unwritable) as e:
                 log.warning(f"{e}; the latents are held in memory")
-        return np.concatenate(list(pieces()))
+        return joined(map(torch.from_numpy, pieces()), shape[0]).numpy()
 
     def latents(self) -> Iterator[Tensor]:
         """z of the whole catalogue, [N, d], some rows at a time, without dropout and without gradient."""
@@ -131,7 +130,7 @@ class JointRQVAE(RQVAE):
 
     def codes(self) -> Tensor:
         """Learned codes [N, L] of the whole catalogue as it is attached, without noise."""
-        return self.rq.assign_all(self.latents(), self.cfg.catalogue_assignment)
+        return self.rq.assign_all(self.latents(), self.n_items, self.cfg.catalogue_assignment)
 
     def codebooks(self) -> dict[str, nn.Parameter]:
         """What the recommendation gradient must reach, by name, first level first."""
@@ -139,7 +138,7 @@ class JointRQVAE(RQVAE):
 
     def figures(self, decay: Decay) -> dict[str, float]:
         """Share of items per level that keep their nearest code under a decay's noise."""
-        kept = keep_shares(self.rq, self.latents(), self.scale_L.tolist(), decay)
+        kept = keep_shares(self.rq, self.latents(), self.n_items, self.scale_L.tolist(), decay)
         return {f"keep_probability/level_{i}": share for i, share in enumerate(kept, 1)}
 
     def item_vectors(self, rows: Tensor | slice = slice(None)) -> Tensor:
@@ -202,33 +201,37 @@ class JointRQVAE(RQVAE):
 
 @torch.no_grad()
 def measure_scales(
-    rq: ResidualQuantizer, latents: Callable[[], Iterable[Tensor]], logit_scale: str | float, decay: Decay
+    rq: ResidualQuantizer, latents: Callable[[], Iterable[Tensor]], n: int, logit_scale: str | float, decay: Decay
 ) -> list[LevelScale]:
-    """Measure each level over the catalogue's latents, gone through twice, under a decay's noise as it is now."""
-    near: list[list[Tensor]] = [[] for _ in rq.codebooks()]
-    for z_Nd in latents():
-        for level, (far_NK, _) in enumerate(rq.levels(z_Nd)):
-            near[level].append(far_NK.topk(2, dim=1, largest=False).values)
-    gaps, scales = [], []
-    for level, two_N2 in enumerate(map(torch.cat, near)):
-        gaps.append(float((two_N2[:, 1] - two_N2[:, 0]).median()))
-        if logit_scale == "auto" and gaps[-1] <= 1e-9 * float(two_N2.abs().mean()):
-            raise Problem(
-                f"level {level + 1}: most items have two nearest codes at one distance, so logit_scale: auto "
-                "cannot measure a scale; lower num_emb_list, pre-train longer, or set logit_scale to a number"
-            )
-        scales.append(3.0 / max(gaps[-1], 1e-12) if logit_scale == "auto" else float(logit_scale))
+    """Measure each level over the catalogue's n latents, gone through twice, under a decay's noise as it is now."""
+
+    def nearest_two(z_Nd: Tensor) -> Tensor:
+        return torch.stack([far_NK.topk(2, dim=1, largest=False).values for far_NK, _ in rq.levels(z_Nd)], 1)
+
+    near_NL2 = joined(map(nearest_two, latents()), n)
+    gaps = [float((two_N2[:, 1] - two_N2[:, 0]).median()) for two_N2 in near_NL2.unbind(1)]
+    if logit_scale == "auto":
+        for level, (gap, two_N2) in enumerate(zip(gaps, near_NL2.unbind(1), strict=True), 1):
+            if gap <= 1e-9 * float(two_N2.abs().mean()):
+                raise Problem(
+                    f"level {level}: most items have two nearest codes at one distance, so logit_scale: auto "
+                    "cannot measure a scale; lower num_emb_list, pre-train longer, or set logit_scale to a number"
+                )
+    scales = [3.0 / max(gap, 1e-12) if logit_scale == "auto" else float(logit_scale) for gap in gaps]
+    kept = keep_shares(rq, latents(), n, scales, decay)
     sizes = [float(codebook.square().mean().sqrt()) for codebook in rq.codebooks()]
-    kept = keep_shares(rq, latents(), scales, decay)
     return [LevelScale(*figures) for figures in zip(gaps, scales, kept, sizes, strict=True)]
 
 
 @torch.no_grad()
-def keep_shares(rq: ResidualQuantizer, latents: Iterable[Tensor], scales: list[float], decay: Decay) -> list[float]:
+def keep_shares(
+    rq: ResidualQuantizer, latents: Iterable[Tensor], n: int, scales: list[float], decay: Decay
+) -> list[float]:
     """Share of the catalogue that keeps its nearest code under a decay's noise, level by level."""
-    kept: list[list[Tensor]] = [[] for _ in scales]
     noise = decay.scales()
-    for z_Nd in latents:
-        for level, (far_NK, _) in enumerate(rq.levels(z_Nd)):
-            kept[level].append(decay.keep_probability(-scales[level] * far_NK, noise[level]))
-    return [float(torch.cat(shares).mean()) for shares in kept]
+
+    def kept(z_Nd: Tensor) -> Tensor:
+        logits = (-scale * far_NK for (far_NK, _), scale in zip(rq.levels(z_Nd), scales, strict=True))
+        return torch.stack([decay.keep_probability(x, s) for x, s in zip(logits, noise, strict=True)], 1)
+
+    return [float(share_N.mean()) for share_N in joined(map(kept, latents), n).T.contiguous()]

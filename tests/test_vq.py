@@ -14,7 +14,7 @@ from joint.uncertainty import DECAYS, UncertaintyOptions
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from sids import tokenizer
-from sids.tokenizer import Source, through
+from sids.tokenizer import Source, each
 from utils import Problem
 from vq import RQVAE, RQVAEOptions
 
@@ -155,7 +155,7 @@ def test_gap_is_the_median_distance_between_the_two_nearest_codes():
     z = torch.randn(101, 3)
     first = model.rq.codebooks()[0]
     d = np.sort(((z[:, None] - first[None]) ** 2).sum(2).detach().numpy(), 1)
-    scales = measure_scales(model.rq, lambda: [z], "auto", DECAYS["gumbel"](UncertaintyOptions(), [4] * 3))
+    scales = measure_scales(model.rq, lambda: [z], len(z), "auto", DECAYS["gumbel"](UncertaintyOptions(), [4] * 3))
     assert scales[0].gap == pytest.approx(float(np.median(d[:, 1] - d[:, 0])), rel=1e-4)
     assert scales[0].scale == pytest.approx(3 / scales[0].gap)
 
@@ -166,13 +166,13 @@ def test_equal_codes_give_no_unit():
     with torch.no_grad():
         model.rq.codebooks()[0][:] = 1.0
     with pytest.raises(Problem, match="level 1: most items have two nearest codes at one distance"):
-        measure_scales(model.rq, lambda: [torch.rand(50, 3)], "auto", DECAYS["none"](UncertaintyOptions(), [4]))
+        measure_scales(model.rq, lambda: [torch.rand(50, 3)], 50, "auto", DECAYS["none"](UncertaintyOptions(), [4]))
 
 
 def test_looking_through_a_network_leaves_its_modes(tmp_path):
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
     network[1].eval()
-    through(network, [torch.ones(3, 2)], torch.device("cpu"))
+    list(each(network, [torch.ones(3, 2)], torch.device("cpu")))
     assert [m.training for m in network.modules()] == [True, True, False]
 
 
