@@ -5,7 +5,6 @@ a step predicts, T code positions, P token positions, K codes of a level, h reco
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -292,14 +291,9 @@ class GenerativeModel(Model):
         self, found: TopK, score: Scorer, tree: Tree, excluded_BS: Tensor | None, candidates_M: Tensor | None
     ) -> TopK:
         """A search's items and as many that the network ranks first as whole items, all by log-probability of the SID
-        plus w times that of the item (LIGER, arXiv:2411.18814), best first. In a large catalogue the search's items
-        alone, by their items' logits: the same order, as these lack a constant for each user.
+        plus w times that of the item (LIGER, arXiv:2411.18814), best first.
         """
-        positions = len(self.sids.vocabulary)
-        if self.n_items > items.EXACT:
-            say_beams_alone(self.n_items)
-            return self._in_order(found, score(positions, None, None, found.item_BW.clamp(min=1)))
-        item_BN = score(positions, None, None)
+        item_BN = score(len(self.sids.vocabulary), None, None)
         open_BN = item_BN
         if candidates_M is not None:
             open_BN = torch.full_like(item_BN, -torch.inf).index_copy(1, candidates_M - 1, item_BN[:, candidates_M - 1])
@@ -309,22 +303,13 @@ class GenerativeModel(Model):
         spelled_BW = spell(score, tree, token_BWP, real_BWP, legal_softmax=self.search.legal_softmax)
         item_BW = torch.cat([found.item_BW, best.item_BW.masked_fill(~new_BW, 0)], 1)
         sid_BW = torch.cat([found.score_BW, spelled_BW.masked_fill(~new_BW, -torch.inf)], 1)
-        return self._in_order(TopK(item_BW, sid_BW), item_BN.gather(1, (item_BW - 1).clamp(min=0)))
-
-    def _in_order(self, found: TopK, whole_BW: Tensor) -> TopK:
-        """Items by log-probability of the SID plus w times the score of the whole item."""
-        total_BW = found.score_BW + self.recommender.item_rank * whole_BW
-        score_BW, order_BW = total_BW.sort(dim=1, descending=True, stable=True)
-        return TopK(found.item_BW.gather(1, order_BW), score_BW)
+        whole_BW = item_BN.gather(1, (item_BW - 1).clamp(min=0))
+        score_BW, order_BW = (sid_BW + self.recommender.item_rank * whole_BW).sort(dim=1, descending=True, stable=True)
+        return TopK(item_BW.gather(1, order_BW), score_BW)
 
     def groups(self) -> dict[str, Tensor]:
         """Items that share their codes count as one entry of a list."""
         return {"prefix": self.sids.groups()}
-
-
-@cache
-def say_beams_alone(n_items: int) -> None:
-    log.info(f"hybrid ranking: of {n_items} items only those that the search finds are ranked by item as well")
 
 
 def without_last(score: Scorer, positions: int) -> Scorer:

@@ -175,7 +175,7 @@ def softmax_loss(h_Rd: Tensor, table_Nd: Tensor, target_R: Tensor, weight_R: Ten
     return loss
 
 
-EXACT = 1 << 16  # items up to which losses and hybrid ranking go over the whole catalogue
+EXACT = 1 << 16  # items up to which a softmax over the whole catalogue is computed as it is
 SAMPLED = 1 << 13  # items that stand for all others beyond that, drawn anew each step
 
 

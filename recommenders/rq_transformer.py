@@ -134,7 +134,7 @@ class RQTransformer(TokenNetwork):
             position: int, token_R: Tensor | None, parent_R: Tensor | None, candidates_RC: Tensor | None = None
         ) -> Tensor:
             if position == len(self.vocabulary):
-                return self.item_scores(hidden_Bh, tokens, candidates_RC)
+                return self.item_scores(hidden_Bh, tokens)
             if token_R is None or parent_R is None:  # another search for the same users may begin
                 x_Rh = start_Bh
                 for own in past:

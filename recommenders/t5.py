@@ -305,7 +305,7 @@ class T5Network(TokenNetwork):
                 x = self.tables[position - 1][token_R][:, None]
             hidden_Rh = self.t5.decode(x, cache)[:, 0]
             if position == len(self.vocabulary):
-                return self.item_scores(hidden_Rh, tokens, candidates_RC)
+                return self.item_scores(hidden_Rh, tokens)
             return self.scores(position, hidden_Rh, candidates_RC)
 
         return score

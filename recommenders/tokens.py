@@ -162,20 +162,11 @@ class TokenNetwork(nn.Module, ABC):
 
     def item_table(self, token_XPh: Tensor, item_X: Tensor | slice) -> Tensor:
         """What whole items are scored by, [X, h]: the sum of an item's tokens and its own vector."""
-        y_Xh = token_XPh.sum(-2)
+        y_Xh = token_XPh.sum(1)
         return y_Xh if self.own is None else y_Xh + self.own.weight[item_X]
 
-    def item_scores(
-        self, hidden_Bh: Tensor, tokens: Callable[[Tensor], Tensor], item_BC: Tensor | None = None
-    ) -> Tensor:
-        """What a search asks of whole items: log-probabilities over the catalogue, [B, N], or the logits of a few item
-        numbers, [B, C]; tokens as in `scorer`.
-        """
-        if item_BC is not None:
-            assert self.whole is not None
-            item_X, place_BC = item_BC.unique(return_inverse=True)  # users share many
-            y_Xh = self.item_table(self.look_up(tokens(item_X)), item_X)
-            return some_logits(self.whole(hidden_Bh), y_Xh, place_BC).to(y_Xh.dtype)
+    def item_scores(self, hidden_Bh: Tensor, tokens: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a search asks of whole items: log-probabilities over the catalogue, [B, N]; tokens as in `scorer`."""
         every_N = torch.arange(1, self.n_items + 1, device=hidden_Bh.device)
         return self.item_logits(hidden_Bh, self.look_up(tokens(every_N))).log_softmax(-1)
 
