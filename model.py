@@ -4,6 +4,7 @@ Shape letters: B users, S history length, U distinct items of a batch, N items o
 a step predicts, T code positions, P token positions, K codes of a level, h recommender width.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,13 +17,13 @@ from data import Batch
 from layers import soft_label_loss
 from recommenders import items
 from recommenders.base import Model, trainable
-from recommenders.items import best_items
+from recommenders.items import best_of_all
 from recommenders.protocol import Logs, Scorer, TopK
 from recommenders.tokens import TokenNetwork
 from sids.legal import Legal
 from sids.search import AllTokens, SearchOptions, Tree, Trie, beam_search, spell
 from sids.table import SidOptions, SidTable, SidVocabulary, ended
-from sids.tokenizer import Quantized
+from sids.tokenizer import ROWS, Quantized, joined
 from utils import log
 
 PATHS = ("history", "target", "teacher")  # gradient paths from L_rec to the codebooks, where SIDs learn
@@ -233,8 +234,9 @@ class GenerativeModel(Model):
         return loss, {k: v.detach() for k, v in {"loss": loss, **logs}.items()}
 
     def announce(self, reachable: dict[str, float]) -> None:
-        if self.n_items > items.EXACT:  # whichever losses there are
-            log.info(f"losses over whole items: of {self.n_items} items {items.SAMPLED} are drawn for each step")
+        items.say_sampled(self.n_items)  # whichever losses there are
+        if self.recommender.item_loss and self.n_items > items.RANKED:
+            log.info(f"hybrid ranking: of {self.n_items} items those that the search finds are scored as whole items")
 
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"name": "rec", "params": trainable(self.recommender)}]
@@ -291,21 +293,38 @@ class GenerativeModel(Model):
         self, found: TopK, score: Scorer, tree: Tree, excluded_BS: Tensor | None, candidates_M: Tensor | None
     ) -> TopK:
         """A search's items and as many that the network ranks first as whole items, all by log-probability of the SID
-        plus w times that of the item (LIGER, arXiv:2411.18814), best first.
+        plus w times that of the item (LIGER, arXiv:2411.18814), best first. Of a large catalogue a search's items
+        alone; then a sample tells the item's log-probability, up to a constant a user.
         """
-        item_BN = score(len(self.sids.vocabulary), None, None)
-        open_BN = item_BN
-        if candidates_M is not None:
-            open_BN = torch.full_like(item_BN, -torch.inf).index_copy(1, candidates_M - 1, item_BN[:, candidates_M - 1])
-        best = best_items(open_BN, found.item_BW.shape[1], excluded_BS)
+        query_Bh = score(len(self.sids.vocabulary), None, None)
+        if self.n_items <= items.RANKED:
+            outside_BM = items.with_others(excluded_BS, candidates_M, len(query_Bh), self.n_items)
+            every_N = torch.arange(self.n_items, device=query_Bh.device)
+            best, total_B1 = best_of_all(query_Bh, self._item_table(every_N), found.item_BW.shape[1], outside_BM)
+            found = self._with_new(found, best, score, tree)
+        else:
+            sample_M = torch.arange(items.SAMPLED, device=query_Bh.device) * self.n_items // items.SAMPLED
+            _, total_B1 = best_of_all(query_Bh, self._item_table(sample_M), 1)
+            total_B1 = total_B1 + math.log(self.n_items / items.SAMPLED)
+        row_BW = (found.item_BW - 1).clamp(min=0)
+        table_BWh = self._item_table(row_BW.flatten()).view(*row_BW.shape, -1)
+        whole_BW = (table_BWh @ query_Bh.to(table_BWh.dtype)[..., None])[..., 0] - total_B1
+        score_BW = found.score_BW + self.recommender.item_rank * whole_BW
+        score_BW, order_BW = score_BW.sort(dim=1, descending=True, stable=True)
+        return TopK(found.item_BW.gather(1, order_BW), score_BW)
+
+    def _with_new(self, found: TopK, best: TopK, score: Scorer, tree: Tree) -> TopK:
+        """What a search has found and behind it what of some best items is new, each by the score of its SID."""
         new_BW = ~(best.item_BW[:, :, None] == found.item_BW[:, None]).any(2) & (best.item_BW > 0)
         token_BWP, real_BWP = self.sids.tokens(best.item_BW.clamp(min=1))
         spelled_BW = spell(score, tree, token_BWP, real_BWP, legal_softmax=self.search.legal_softmax)
         item_BW = torch.cat([found.item_BW, best.item_BW.masked_fill(~new_BW, 0)], 1)
-        sid_BW = torch.cat([found.score_BW, spelled_BW.masked_fill(~new_BW, -torch.inf)], 1)
-        whole_BW = item_BN.gather(1, (item_BW - 1).clamp(min=0))
-        score_BW, order_BW = (sid_BW + self.recommender.item_rank * whole_BW).sort(dim=1, descending=True, stable=True)
-        return TopK(item_BW.gather(1, order_BW), score_BW)
+        return TopK(item_BW, torch.cat([found.score_BW, spelled_BW.masked_fill(~new_BW, -torch.inf)], 1))
+
+    def _item_table(self, row_X: Tensor) -> Tensor:
+        """What whole items are scored by, [X, h]; row_X: rows of the catalogue."""
+        rec, token_NP = self.recommender, self.sids.token_NP
+        return joined((rec.item_table(rec.look_up(token_NP[row]), row + 1) for row in row_X.split(ROWS)), len(row_X))
 
     def groups(self) -> dict[str, Tensor]:
         """Items that share their codes count as one entry of a list."""

@@ -5,7 +5,7 @@ Shape letters: B users, S positions, N items, d width, R rows (real positions of
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from recommenders.base import Model
 from recommenders.blocks import check_heads
 from recommenders.protocol import TopK
 from settings import option
+from utils import log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +178,14 @@ def softmax_loss(h_Rd: Tensor, table_Nd: Tensor, target_R: Tensor, weight_R: Ten
 
 EXACT = 1 << 16  # items up to which a softmax over the whole catalogue is computed as it is
 SAMPLED = 1 << 13  # items that stand for all others beyond that, drawn anew each step
+RANKED = 1 << 20  # items up to which all are ranked beside those that a search over their SIDs finds
+SCORES = 1 << 26  # most scores held at a time where items are ranked (256 MiB)
+
+
+def say_sampled(n_items: int) -> None:
+    """Tell the log, where losses over whole items go by a sample."""
+    if n_items > EXACT:
+        log.info(f"losses over whole items: of {n_items} items {SAMPLED} are drawn for each step")
 
 
 def sampled_loss(h_Rd: Tensor, vectors: Callable[[Tensor], Tensor], target_R: Tensor, n_items: int) -> Tensor:
@@ -194,6 +203,22 @@ def sampled_loss(h_Rd: Tensor, vectors: Callable[[Tensor], Tensor], target_R: Te
         other_RM = h_Rd @ sample_Md.T + math.log(n_items / SAMPLED)
         other_R = other_RM.masked_fill(sample_M == target_R[:, None], -torch.inf).logsumexp(1)
         return (torch.logaddexp(own_R, other_R) - own_R).mean()
+
+
+def in_few(users: int, n_items: int) -> Iterator[slice]:
+    """Users whose scores of all items are held at a time."""
+    size = max(1, SCORES // n_items)
+    yield from (slice(begin, begin + size) for begin in range(0, users, size))
+
+
+def best_of_all(query_Bd: Tensor, table_Nd: Tensor, k: int, excluded_BS: Tensor | None = None) -> tuple[TopK, Tensor]:
+    """The k best rows of a table by softmax(query @ table.T), as items from 1, and each user's logsumexp, [B, 1]."""
+    found, totals = [], []
+    for users in in_few(len(query_Bd), len(table_Nd)):
+        score_BN = F.linear(query_Bd[users], table_Nd).to(table_Nd.dtype)
+        found.append(best_items(score_BN, k, None if excluded_BS is None else excluded_BS[users]))
+        totals.append(score_BN.logsumexp(1, keepdim=True))
+    return TopK(*map(torch.cat, zip(*found, strict=True))), torch.cat(totals)
 
 
 def best_items(score_BN: Tensor, k: int, excluded_BS: Tensor | None = None) -> TopK:
@@ -250,7 +275,12 @@ class SequenceModel(Model, ABC):
         self, history_BS: Tensor, k: int, excluded_BS: Tensor | None = None, candidates_M: Tensor | None = None
     ) -> TopK:
         """k items for each history, best first; 0 where there are fewer."""
-        return self.choose(history_BS, k, with_others(excluded_BS, candidates_M, len(history_BS), self.n_items))
+        found = []
+        for users in in_few(len(history_BS), self.n_items):
+            own_BS = None if excluded_BS is None else excluded_BS[users]
+            others_BM = with_others(own_BS, candidates_M, len(history_BS[users]), self.n_items)
+            found.append(self.choose(history_BS[users], k, others_BM))
+        return TopK(*map(torch.cat, zip(*found, strict=True)))
 
     @abstractmethod
     def choose(self, history_BS: Tensor, k: int, excluded_BS: Tensor | None) -> TopK:

@@ -133,8 +133,8 @@ class RQTransformer(TokenNetwork):
         def score(
             position: int, token_R: Tensor | None, parent_R: Tensor | None, candidates_RC: Tensor | None = None
         ) -> Tensor:
-            if position == len(self.vocabulary):
-                return self.item_scores(hidden_Bh, tokens)
+            if position == len(self.vocabulary) and self.whole is not None:
+                return self.whole(hidden_Bh)
             if token_R is None or parent_R is None:  # another search for the same users may begin
                 x_Rh = start_Bh
                 for own in past:

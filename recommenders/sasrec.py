@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import Batch
+from recommenders import items
 from recommenders.items import ItemEncoder, ItemOptions, SequenceModel, best_items, one_by_one, softmax_loss
 from recommenders.protocol import TopK
 from settings import option
@@ -37,8 +38,8 @@ class SASRecOptions(ItemOptions):
 class SASRec(SequenceModel):
     """Trained on whole sequences: every position predicts the item after it.
 
-    Losses: `ce_all`, softmax over the catalogue (the strong variant, arXiv:2309.07602); `bce`, one
-    random negative a position (the paper); `ce_last`, softmax at the last position only.
+    Losses: `ce_all`, softmax over the catalogue (the strong variant, arXiv:2309.07602), of a large one over a sample;
+    `bce`, one random negative a position (the paper); `ce_last`, softmax at the last position only.
     """
 
     Options: ClassVar[type[SASRecOptions]] = SASRecOptions
@@ -61,10 +62,16 @@ class SASRec(SequenceModel):
             sequence = torch.cat([batch.history_BS, batch.target_B[:, None]], 1)
             negative_R = absent_items(sequence, batch.history_BS.shape[1], self.n_items)[chosen_BS]
             loss = self._binary(h_Rd, next_R, negative_R)
+        elif self.n_items > items.EXACT:
+            loss = items.sampled_loss(h_Rd, lambda row_X: self.encoder.items(row_X + 1), next_R - 1, self.n_items)
         else:
             one_R = torch.full_like(next_R, 1 / len(next_R), dtype=h_Rd.dtype)
             loss = softmax_loss(h_Rd, self.encoder.items.weight[1:], next_R - 1, one_R)
         return loss, {"loss": loss.detach(), "loss/rec": loss.detach()}
+
+    def announce(self, reachable: dict[str, float]) -> None:
+        if self.cfg.sasrec_loss != "bce":
+            items.say_sampled(self.n_items)
 
     def _binary(self, h_Rd: Tensor, next_R: Tensor, negative_R: Tensor) -> Tensor:
         table = self.encoder.items

@@ -304,8 +304,8 @@ class T5Network(TokenNetwork):
                 cache.reorder(parent_R)
                 x = self.tables[position - 1][token_R][:, None]
             hidden_Rh = self.t5.decode(x, cache)[:, 0]
-            if position == len(self.vocabulary):
-                return self.item_scores(hidden_Rh, tokens)
+            if position == len(self.vocabulary) and self.whole is not None:
+                return self.whole(hidden_Rh)
             return self.scores(position, hidden_Rh, candidates_RC)
 
         return score

@@ -97,8 +97,9 @@ class TokenNetwork(nn.Module, ABC):
 
     @abstractmethod
     def scorer(self, tokens: Callable[[Tensor], Tensor], history_BS: Tensor) -> Scorer:
-        """The scorer of a search; what does not depend on beams runs once per user. With `item_loss` whole items are a
-        further position behind the last one. tokens: item numbers [...] -> their tokens [..., P].
+        """The scorer of a search; what does not depend on beams runs once per user. With `item_loss` it says, as a
+        further position behind the last one, what whole items are scored with, [B, h]. tokens: item numbers [...] ->
+        their tokens [..., P].
         """
 
     def begin(self) -> None:
@@ -164,11 +165,6 @@ class TokenNetwork(nn.Module, ABC):
         """What whole items are scored by, [X, h]: the sum of an item's tokens and its own vector."""
         y_Xh = token_XPh.sum(1)
         return y_Xh if self.own is None else y_Xh + self.own.weight[item_X]
-
-    def item_scores(self, hidden_Bh: Tensor, tokens: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a search asks of whole items: log-probabilities over the catalogue, [B, N]; tokens as in `scorer`."""
-        every_N = torch.arange(1, self.n_items + 1, device=hidden_Bh.device)
-        return self.item_logits(hidden_Bh, self.look_up(tokens(every_N))).log_softmax(-1)
 
     def catalogue(self, token_NP: Tensor, item_U: Tensor, teacher_UPh: Tensor) -> Tensor:
         """Tokens of all items as vectors, [N, P, h]; those of a batch as the teacher reads them: with gradient, without

@@ -340,9 +340,9 @@ def test_recommend_equals_scoring_every_item():
 @pytest.mark.parametrize("kind", ["rq_transformer", "t5"])
 @pytest.mark.parametrize("variable_length", [True, False])
 @pytest.mark.parametrize("legal", [True, False])
-def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, variable_length, kind):
+def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, variable_length, kind, monkeypatch):
     """However few the beams, what the network likes as a whole item is in the list with its exact sum; all items by
-    a search for all of them, and the item's own logits.
+    a search for all of them, and the item's own logits. Of a large catalogue the same of what a search finds.
     """
     torch.manual_seed(0)
     chosen = {"recommender": kind, "item_loss": 1.0, "item_embedding": True, "legal_softmax": legal}
@@ -360,10 +360,7 @@ def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, variable_length, k
     alone = model.recommend(history, N)
     sid_BN = torch.zeros(len(history), N + 1).scatter_(1, alone.item_BW, alone.score_BW)[:, 1:]
     model.recommender.item_loss = 1.0
-    item_BN = model.recommender.scorer(lambda item: model.sids.tokens(item).token, history)(
-        len(model.sids.vocabulary), None, None
-    )
-    torch.testing.assert_close(item_BN.exp().sum(1), torch.ones(len(history)))
+    item_BN = item_scores(model, history).log_softmax(1)
     want_BN = (sid_BN + item_BN).index_fill(1, torch.tensor([2, 4]), -torch.inf)
     model.search = dataclasses.replace(model.search, num_beams=3)
     for k in (3, N):
@@ -375,6 +372,20 @@ def test_items_are_ranked_by_semantic_id_and_as_wholes(legal, variable_length, k
         assert (got.score_BW[:, 0] >= at_least - 1e-4).all()
     assert torch.equal(got.item_BW[:, : N - 2], want_BN.argsort(dim=1, descending=True, stable=True)[:, : N - 2] + 1)
 
+    monkeypatch.setattr(items, "RANKED", 0)
+    monkeypatch.setattr(items, "SAMPLED", N)  # so that the sample is the catalogue
+    got = model.recommend(history, 3)
+    torch.testing.assert_close(got.score_BW, (sid_BN + item_BN).gather(1, got.item_BW - 1))
+    model.recommender.item_loss = 0.0
+    assert torch.equal(got.item_BW.sort(1).values, model.recommend(history, 3).item_BW.sort(1).values)
+
+
+@torch.no_grad()
+def item_scores(model, history):
+    """Logits of all items as wholes, [B, N]."""
+    score = model.recommender.scorer(lambda item: model.sids.tokens(item).token, history)
+    return score(len(model.sids.vocabulary), None, None) @ model._item_table(torch.arange(N)).T
+
 
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("kind", ["rq_transformer", "t5"])
@@ -385,8 +396,7 @@ def test_the_item_loss_is_the_cross_entropy_of_the_next_item(kind, own):
     with torch.no_grad():
         got = model.item_loss(batch, model.sid_loss(batch, model.quantize(batch)))
         logged = model(batch)[1]["loss/item"]
-        score = model.recommender.scorer(lambda item: model.sids.tokens(item).token, batch.history_BS)
-    want = -score(4, None, None).gather(1, batch.target_B[:, None] - 1).mean()
+    want = F.cross_entropy(item_scores(model, batch.history_BS), batch.target_B - 1)
     assert float(got) == float(logged) == pytest.approx(float(want), rel=1e-4) and model.weights["item"] == 2.0
 
 
@@ -437,9 +447,8 @@ def test_an_own_vector_is_read_where_its_item_is_and_foretold_as_that_item(kind)
     net, tokens = model.recommender, lambda item: model.sids.tokens(item).token
 
     def scores():
-        score = net.scorer(tokens, history)
         with torch.no_grad():
-            return score(0, None, None), score(len(model.sids.vocabulary), None, None)
+            return net.scorer(tokens, history)(0, None, None), item_scores(model, history).log_softmax(1)
 
     (sid_BV, item_BN), _ = scores(), net.own.weight.data[7].add_(1.0)
     new_sid_BV, new_item_BN = scores()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import main
 from compose import build, configure
 from data import make_batch
-from recommenders import items
+from recommenders import baselines, items
 from recommenders.items import best_items, softmax_loss
 from recommenders.sasrec import absent_items
 from utils import Problem, read_json
@@ -79,8 +79,8 @@ def test_the_loss_in_chunks_equals_the_whole(scores, monkeypatch):
 
 
 @pytest.mark.parametrize("loss", ["ce_all", "ce_last"])
-def test_the_loss_is_the_mean_over_its_targets(loss):
-    """Against a loop over positions, each scored from its own prefix."""
+def test_the_loss_is_the_mean_over_its_targets(loss, monkeypatch):
+    """Against a loop over positions, each scored from its own prefix. Of a large catalogue a sample comes near it."""
     model = sasrec(sasrec_loss=loss).eval()
     split = ring(6)
     batch = make_batch(split, np.arange(6), 12)
@@ -92,6 +92,9 @@ def test_the_loss_is_the_mean_over_its_targets(loss):
         each = F.cross_entropy(score_SN, torch.tensor(row[1:]) - 1, reduction="none")
         terms.append(each if loss == "ce_all" else each[-1:])
     assert model(batch)[0].item() == pytest.approx(float(torch.cat(terms).mean()))
+    monkeypatch.setattr(items, "EXACT", 0)
+    monkeypatch.setattr(items, "SAMPLED", 100_000)
+    assert 0 < abs(model(batch)[0].item() / float(torch.cat(terms).mean()) - 1) < 0.01
 
 
 def test_bce_starts_at_twice_the_log_of_two():
@@ -122,11 +125,30 @@ def test_the_best_items_are_those_of_the_scores():
     assert best_items(score, 9, torch.tensor([[0, 2]])).item_BW.tolist() == [[3, 4, 1, 0]]
 
 
-def test_recommending_needs_no_batch_mates():
+@pytest.mark.parametrize("excluded", [None, [[0, 3, 3], [7, 1, 2]]])
+@pytest.mark.parametrize("among", [None, [3, 5, 8, 2]])
+def test_the_popular_items_are_those_of_the_counts(excluded, among):
+    """Against a sort of all counts, equal ones in catalogue order."""
+    count, history = np.random.default_rng(0).integers(0, 3, 9), torch.ones(2, 1, dtype=torch.long)
+    excluded, among = (None if x is None else torch.tensor(x) for x in (excluded, among))
+    for k in (1, 4, 8):
+        found, rows = baselines.Popularity(count).recommend(history, k, excluded, among), []
+        for user in range(2):
+            out = set() if excluded is None else set(excluded[user].tolist())
+            left = [i for i in range(1, 9) if i not in out and (among is None or i in among)]
+            rows.append(sorted(left, key=lambda i: (-count[i], i))[:k])
+        assert [[i for i in row if i] for row in found.item_BW.tolist()] == rows
+        assert torch.equal(found.score_BW == -torch.inf, found.item_BW == 0)
+        assert all(float(s) == count[i] for i, s in zip(found.item_BW[0], found.score_BW[0], strict=True) if i)
+
+
+def test_recommending_needs_no_batch_mates(monkeypatch):
     model = sasrec().eval()
     together = model.recommend(HISTORY, 30).item_BW
     alone = torch.cat([model.recommend(row[row > 0][None], 30).item_BW for row in HISTORY])
     assert torch.equal(together, alone)
+    monkeypatch.setattr(items, "SCORES", 1)  # as of a large catalogue
+    assert torch.equal(model.recommend(HISTORY, 30).item_BW, alone)
     assert together.sort(1).values.tolist() == [list(range(1, 31))] * 2
 
 
