@@ -116,18 +116,21 @@ def measured(
         figures |= lengths.price(sids.length_N.numpy(), data.popularity[1:])
     if data.embedding_path is None:
         return figures, {}
-    asked = neighbour_recall.Queries.of_split(data.split(queries))
-    views = quality.representations(tokenizer, read_embeddings(data), sids)
-    views = {name: view for name, view in views.items() if not chosen or name in chosen}
-    return figures, {name: neighbour_recall.hit_figures(x_ND, asked) for name, x_ND in views.items()}
+    content_ND = read_embeddings(data)
+    asked = neighbour_recall.Queries.of_split(data.split(queries), shape=content_ND.shape)
+    views = quality.representations(tokenizer, content_ND, sids)
+    return figures, {
+        name: neighbour_recall.hit_figures(x_ND, asked) for name, x_ND in views if not chosen or name in chosen
+    }
 
 
 def differences(found: Subject, old: Subject, queries: str) -> quality.Figures:
     """Embedding hit rate at 30 less that of the old SIDs, query by query: mean, half of the 95 % interval, z."""
     if found.tokenizer is None or old.tokenizer is None or found.data is None or found.data.embedding_path is None:
         return {}
-    asked, content_ND = neighbour_recall.Queries.of_split(found.data.split(queries)), read_embeddings(found.data)
-    ours, theirs = (quality.representations(s.tokenizer, content_ND, s.sids) for s in (found, old))
+    content_ND = read_embeddings(found.data)
+    asked = neighbour_recall.Queries.of_split(found.data.split(queries), shape=content_ND.shape)
+    ours, theirs = (dict(quality.representations(s.tokenizer, content_ND, s.sids)) for s in (found, old))
     told: quality.Figures = {}
     for name in (n for n in ours if n in theirs and n != "raw"):
         a, b = (torch.from_numpy(neighbour_recall.hits_of_queries(views[name], asked, 30)) for views in (ours, theirs))

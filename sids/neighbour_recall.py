@@ -1,6 +1,6 @@
 """Embedding hit rate: how often what users take next is among the nearest neighbours of what they took before.
 
-FORGE's (arXiv:2509.20904), exact; docs/forge.md says what it predicts.
+FORGE's (arXiv:2509.20904), exact, of a large catalogue for some queries; docs/forge.md says what it predicts.
 
 Shape letters: N items, D width, M items that are asked about, W their neighbours, R of them at a time, U different
 rows, C rows proposed to each, I items of those rows, Q queries, H items of all histories, G targets of all queries, E
@@ -8,6 +8,7 @@ pairs: of an item that is asked about and a row proposed to it, or of a target a
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from readers.splits import Split
 from sids import distributed
+from utils import log
 
 KS = (5, 10, 20, 30, 100)
 LONGEST = 50  # items of a history that ask
@@ -25,6 +27,7 @@ FINE = 10**12  # similarities are equal where they agree to so many parts
 DENSE = 1 << 15  # items up to which all similarities are looked at
 SPARE = 64  # rows proposed beyond those that are wanted
 NOWHERE = 1 << 30  # rank of what is not in the list
+WORK = 1 << 43  # multiplications of a search for neighbours, minutes on a core; beyond them queries are drawn
 
 
 class Queries(NamedTuple):
@@ -45,9 +48,16 @@ class Queries(NamedTuple):
         return cls(query_H, item_H, query_G, target_G)
 
     @classmethod
-    def of_split(cls, split: Split, longest: int = LONGEST) -> "Queries":
-        """A query a sample: the last `longest` items of its history, and its target."""
-        length = split.lengths(longest)
+    def of_split(cls, split: Split, longest: int = LONGEST, shape: tuple[int, ...] = (0, 0)) -> "Queries":
+        """A query a sample: the last `longest` items of its history, and its target; shape: of the rows that are
+        searched. Where all are too many, as many random ones as there is WORK for, which the log says.
+        """
+        length, cost = split.lengths(longest), shape[0] * shape[1]
+        if cost * min(int(length.sum()), shape[0]) > WORK:
+            order = np.random.default_rng(0).permutation(len(split))
+            some = np.sort(order[: max(1, int(np.searchsorted(length[order].cumsum(), WORK // cost)))])
+            log.info(f"embedding hit rate: {len(some)} of {len(split)} queries are drawn, that is work enough")
+            split, length = replace(split, position=split.position[some]), length[some]
         query = np.repeat(np.arange(len(split)), length)
         first = np.repeat(split.position - length, length)
         place = first + np.arange(len(query)) - np.repeat(length.cumsum() - length, length)

@@ -6,7 +6,7 @@ behind their end.
 Shape letters: N items, T code places, K codes of a place, D width, G different SIDs or prefixes, P pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from sids.neighbour_recall import KS
 from sids.pairs import Pairs
 from sids.table import SidTable, groups_of, perplexity
-from sids.tokenizer import in_pieces
+from sids.tokenizer import ROWS, in_pieces, joined
 
 Figures = dict[str, float]
 
@@ -113,20 +113,21 @@ def churn_figures(now: SidTable, before: SidTable) -> Figures:
 
 
 @torch.no_grad()
-def representations(tokenizer: Any, content_ND: np.ndarray, sids: SidTable) -> dict[str, Tensor]:
-    """Name -> [N, D']: the content, and what a tokenizer makes of it: its input where that is more, its latent, the
-    sum of an item's code vectors, and their reconstruction at the item's length.
+def representations(tokenizer: Any, content_ND: np.ndarray, sids: SidTable) -> Iterator[tuple[str, Tensor]]:
+    """(name, [N, D']) one after the other: the content, and what a tokenizer makes of it: its input where that is more,
+    its latent, the sum of an item's code vectors, and their reconstruction at the item's length.
     """
-    found = {"raw": torch.cat(list(in_pieces(content_ND)))}
+    yield "raw", torch.cat(list(in_pieces(content_ND)))
     if tokenizer is None:
-        return found
+        return
     if getattr(tokenizer, "side", None) is not None:
-        found["joined"] = torch.cat(list(in_pieces(tokenizer.seen(content_ND))))
+        yield "joined", torch.cat(list(in_pieces(tokenizer.seen(content_ND))))
     code_NT = sids.code_NT.long()
-    found |= {name: vector_Nd.cpu() for name, vector_Nd in tokenizer.vectors(content_ND, code_NT).items()}
-    whole_NTD = tokenizer.decode(code_NT.clamp(min=0))
-    found["decoded"] = whole_NTD[torch.arange(len(code_NT)), sids.length_N - 1].cpu()
-    return found
+    for name, vector_Nd in tokenizer.vectors(content_ND, code_NT).items():
+        yield name, vector_Nd.cpu()
+    decoded = (tokenizer.decode(code.clamp(min=0))[torch.arange(len(code)), length - 1].cpu()
+               for code, length in zip(code_NT.split(ROWS), sids.length_N.split(ROWS), strict=True))  # fmt: skip
+    yield "decoded", joined(decoded, len(code_NT))
 
 
 # ---------------------------------------------------------------- as a table

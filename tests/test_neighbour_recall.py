@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from readers.splits import Split
 from sids import neighbour_recall
 from sids.neighbour_recall import Queries, hit_figures, neighbours
 
@@ -66,6 +67,18 @@ def test_embedding_hit_rate_against_brute_force(seed):
     for k in (1, 3, 10):
         got = [found[f"{form}@{k}"] for form in ("hit", "budget", "candidates")]
         assert got == pytest.approx(by_brute_force(x, histories, targets, k))
+
+
+def test_of_too_many_queries_some_are_drawn(monkeypatch, caplog):
+    """Whole ones, the same each time, with no more items than there is work for; what is asked of few is exact."""
+    split = Split(np.arange(1, 101, dtype=np.int32), np.arange(0, 101, 10), np.arange(4, 100, 10))
+    every = Queries.of_split(split, shape=(100, 8))
+    monkeypatch.setattr(neighbour_recall, "WORK", 100 * 8 * 15)
+    monkeypatch.setattr("utils.log.propagate", True)
+    caplog.set_level("INFO", "diger")
+    some, again = (Queries.of_split(split, shape=(100, 8)) for _ in range(2))
+    assert "3 of 10 queries are drawn" in caplog.text and all(map(np.array_equal, some, again))
+    assert len(some.item_H) == 12 and set(some.target_G) < set(every.target_G)
 
 
 @pytest.mark.parametrize(("wide", "spare"), [(3, 2), (8, 64), (2, 0)])
