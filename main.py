@@ -169,7 +169,7 @@ def portable(cfg: Config, data: Dataset, tokenizer: Any = None, model: Any = Non
     files, own = build.named_files(cfg), getattr(model, "tokenizer", None)
     given = [files["sid_path"]] if "sid_path" in files else []
     origin = digest(fingerprint(frozen.get("tokenizer", {})), *given)
-    begun: dict[str, str] = {k: files[k]["hash"] for k in ("sft_from", "start_from") if k in files}
+    begun: dict[str, str] = {k: files[k]["hash"] for k in ("sft_from", "start_from", "lm_path") if k in files}
     if own is not None:
         begun["tokenizer"] = fingerprint(dict(own.named_parameters()))
     kept = {**names, **frozen, "files": files, "origin": origin, "begun_from": begun}

@@ -241,6 +241,9 @@ class GenerativeModel(Model):
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"name": "rec", "params": trainable(self.recommender)}]
 
+    def resting(self) -> list[str]:
+        return [f"recommender.{name}" for name in self.recommender.resting()]
+
     def figures(self) -> dict[str, float]:
         """Codes used and perplexity per level, and the collision rate, of the catalogue's SIDs."""
         return self.sids.figures()

@@ -73,5 +73,9 @@ class Model(nn.Module):
         """Figures of the model as it is, for the results."""
         return {}
 
+    def resting(self) -> list[str]:
+        """Names in the state that training never changes and whoever builds the model reads again from a file."""
+        return []
+
     def announce(self, reachable: dict[str, float]) -> None:
         """Log before training what will decide its course; reachable: how far a parameter of a group can move."""

@@ -169,6 +169,10 @@ class LanguageModel(TokenNetwork):
             self.before, self.behind = pretrained.prompt_ids(folder, len(self.words), self.cfg.prompt)
             self._check_places(model.config)
 
+    def resting(self) -> list[str]:
+        learned = {name for name, p in self.named_parameters() if p.requires_grad}
+        return [] if self.cfg.lm_path is None else [name for name in self.state_dict() if name not in learned]
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("before", "behind"):  # as long as the prompt is
             if self.cfg.prompt is not None and isinstance(held := state_dict.get(prefix + name), Tensor):

@@ -105,6 +105,10 @@ class TokenNetwork(nn.Module, ABC):
     def begin(self) -> None:
         """Take the weights that it starts training from, where these are not random."""
 
+    def resting(self) -> list[str]:
+        """Names in the state that `begin` reads from a file and training never changes."""
+        return []
+
     def export(self, folder: Path) -> None:
         """Write what other programs can read of it beside an exported checkpoint; here nothing."""
 

@@ -7,7 +7,7 @@ dealt out is a DTensor; torch's modules of that name are imported where they are
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from data import Batch
+from recommenders.base import Model
 from utils import Problem, load_weights
 
 
@@ -80,7 +81,7 @@ class Shards:
     Where nothing was dealt out all is as it is. What gathers or reduces is called by all processes alike.
     """
 
-    def __init__(self, model: nn.Module, acc: Accelerator) -> None:
+    def __init__(self, model: Model, acc: Accelerator) -> None:
         self.model, self.acc = model, acc
         with torch.no_grad():
             self.piece = {p: nn.Parameter(local(p), p.requires_grad) for p in model.parameters() if is_dealt(p)}
@@ -112,14 +113,16 @@ class Shards:
 
     # ---- files
 
-    def state(self) -> dict[str, Any]:
-        """The model's state, whole on the first process; on the others without what was dealt out."""
-        return {k: self._gathered(x) if is_dealt(x) else x for k, x in self.model.state_dict().items()}
+    def state(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """The model's state, whole on the first process, without some names."""
+        held = {k: x for k, x in self.model.state_dict().items() if k not in without}
+        return {k: self._gathered(x) if is_dealt(x) else x for k, x in held.items()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Fill the model from a whole state; RuntimeError where it does not fit."""
+    def load(self, state: Mapping[str, Any], without: Collection[str] = ()) -> None:
+        """Fill the model from a whole state, which may lack some names; RuntimeError where it does not fit."""
         held = self.model.state_dict()
-        load_weights(self.model, {k: share(x, held.get(k)) for k, x in state.items()})
+        taken = {k: share(x, held.get(k)) for k, x in state.items()}
+        load_weights(self.model, {k: held[k] for k in without} | taken)
 
     def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """An optimizer's state, whole on the first process."""

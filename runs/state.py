@@ -61,6 +61,7 @@ class RunState:
     ) -> None:  # fmt: skip
         self.run, self.acc, self.shards, self.optimizer, self.schedule = run, acc, shards, optimizer, schedule
         self.options, self.judged, self.cfg, self.world = cfg[RunOptions], judging(cfg), cfg, world
+        self.resting = set(shards.model.resting())  # not written: whoever resumes has read it already
         self.progress = Progress()
         self.totals = Sums()  # this process's log sums of the epoch so far
         self.begin = time.perf_counter()  # of the epoch, were it never stopped
@@ -79,7 +80,7 @@ class RunState:
         self.check_weights()
         self.progress.seconds = time.perf_counter() - self.begin
         totals = gather_object([{k: float(v) for k, v in self.totals.items()}])
-        weights, moments = self.shards.state(), self.shards.moments(self.optimizer)
+        weights, moments = self.shards.state(self.resting), self.shards.moments(self.optimizer)
         with guard.fail_together(self.acc):
             if self.acc.is_main_process:
                 scaler = self.acc.scaler
@@ -185,7 +186,7 @@ class RunState:
         if state["judged"] != self.judged and p.epoch < epochs:
             log.warning("the best model so far was chosen by another validation; the choice starts again here")
             p.best, p.best_epoch = -math.inf, -1
-        self.shards.load(state["model"])
+        self.shards.load(state["model"], self.resting)
         groups = self.optimizer.state_dict()["param_groups"]
         self.shards.load_moments(self.optimizer, state["optimizer"] | {"param_groups": groups})
         self.schedule.last_epoch = p.step

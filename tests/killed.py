@@ -25,15 +25,14 @@ server.set_forkserver_preload(["killed"])
 def train(folder, argv, *, processes=1, kill=(), timeout=120, environment=None):
     """Run main.py's training in `processes` processes; returns (exit codes, what they printed).
 
-    kill: (place, step) pairs, place one of step, write, evaluation: where rank 0 ends by SIGKILL.
+    kill: (place, step) pairs, place one of step, write, evaluation: where rank 0 ends by SIGKILL. environment: what the
+    launcher tells them besides.
     """
     port = free_port()
     said = [folder / f"said-{rank}.txt" for rank in range(processes)]
     children = [
-        server.Process(
-            target=_child, args=(argv, rank, processes, port, said[rank], dict(kill) if rank == 0 else {}, environment)
-        )
-        for rank in range(processes)
+        server.Process(target=_child, args=(argv, rank, processes, port, said[rank], kills, environment or {}))
+        for rank, kills in enumerate([dict(kill), *[{}] * (processes - 1)])
     ]
     for child in children:
         child.start()
@@ -68,7 +67,7 @@ def _child(argv, rank, processes, port, said, kill, environment):
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     torch.set_num_threads(1)
     join_group(rank, processes, port)
-    os.environ |= environment or {}
+    os.environ |= environment
     _arm(kill)
     with utils.problems_exit_2():
         main.main(argv)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_overrides, write_tiny
+from helpers import LM
 
 from compose import build, configure
 from readers.layouts import read_dataset
@@ -57,20 +58,20 @@ def ground(tmp_path_factory):
     return root, [f"--config={root / 'tiny.yaml'}", f"--rqvae_path={path}"], {}
 
 
-def whole(ground, processes):
+def whole(ground, processes, *more):
     root, argv, runs = ground
-    if processes not in runs:
-        run = [*argv, f"--run_name=whole-{processes}", f"--batch_size={32 // processes}"]
+    if (processes, more) not in runs:
+        run = [*argv, f"--run_name=whole-{len(runs)}", f"--batch_size={32 // processes}", *more]
         codes, said = killed.train(root, run, processes=processes)
         assert codes == [0] * processes, said
-        runs[processes] = root / "out" / "tiny" / f"whole-{processes}"
-    return runs[processes]
+        runs[processes, more] = root / "out" / "tiny" / f"whole-{len(runs)}"
+    return runs[processes, more]
 
 
-def killed_and_resumed(ground, processes, places, name):
+def killed_and_resumed(ground, processes, places, name, *more):
     """A run killed at each of the places in turn, and at last let go to its end."""
     root, argv, _ = ground
-    run = [*argv, f"--run_name={name}", f"--batch_size={32 // processes}", "--resume=auto"]
+    run = [*argv, f"--run_name={name}", f"--batch_size={32 // processes}", "--resume=auto", *more]
     for place in places:
         codes, said = killed.train(root, run, processes=processes, kill=[(place, KILLS[place])])
         assert codes[0] == -signal.SIGKILL, said
@@ -93,6 +94,14 @@ def test_a_killed_run_ends_as_if_it_had_not_been(ground):
 def test_killed_anywhere(ground, processes, places):
     folder = killed_and_resumed(ground, processes, places, f"slow-{'-'.join(places)}-{processes}")
     assert_same_results(folder, whole(ground, processes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", LM)
+def test_language_models_killed_anywhere(ground, network):
+    more = f"--recommender={network}", f"--lm={json.dumps(LM[network]['lm'])}"
+    folder = killed_and_resumed(ground, 1, ["write", "step", "evaluation"], network, *more)
+    assert_same_results(folder, whole(ground, 1, *more))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import LM, SMALL, TINY, N, one_line, some_batch, some_split
+from helpers import LM, SMALL, TINY, N, assert_same_state, fit_of, one_line, some_batch, some_split
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -190,6 +190,40 @@ def test_a_pre_trained_model_and_a_prompt(ground, tmp_path, kind, rank):
     score_BW = Generated(ours.model).beams(history_BS, 10)[1]
     found = ours.model.recommend(history_BS, 10)
     torch.testing.assert_close(found.score_BW, score_BW, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_run_from_a_folder_goes_on_from_it(ground, tmp_path, monkeypatch, rank):
+    """Its states hold what has learned; the rest is the folder's, which must be as it was."""
+    if rank:
+        pytest.importorskip("peft")
+    folder = saved(tmp_path / "lm", "llama")
+    chosen = {"recommender": "causal_lm", "lm_path": str(folder), "lora_rank": rank, "method": "two_stage"}
+    chosen |= {"save_steps": 2, "epochs": 1, "prompt": {"user": "bought {history} next"}}
+    whole, broken = (fit_of(ground, tmp_path / name, **chosen) for name in ("whole", "broken"))
+    whole.train()
+    step, done = broken.step, []
+
+    def stops(parts):
+        done.append(step(parts))
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        return done[-1]
+
+    monkeypatch.setattr(broken, "step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    held = broken.run.load_state()["model"]
+    learned = {k for k in held if k.startswith("recommender.")}
+    assert learned == {n for n, p in broken.raw.named_parameters() if p.requires_grad} != set()
+    resumed = fit_of(ground, tmp_path / "broken", **chosen, resume="auto")
+    resumed.train()
+    assert_same_state(resumed, whole)
+    assert torch.load(resumed.run.best, weights_only=True)["model"].keys() == resumed.raw.state_dict().keys()
+    torch.manual_seed(2)
+    pretrained.untrained(pretrained.config_of(folder), "AutoModelForCausalLM").save_pretrained(folder)
+    with pytest.raises(Problem, match="was begun with other data or files; resume it with the same data and files"):
+        fit_of(ground, tmp_path / "broken", **chosen, resume="auto").train()
 
 
 def test_adapters_alone_learn_and_are_merged_for_others():
