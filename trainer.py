@@ -247,7 +247,9 @@ class Trainer:
         acc, part = self.acc, Steps(self.train_split, self.plan(0), self.shape).widest().to(self.acc.device)
         self.model.train()
         gpu, remedy = [acc.device] if acc.device.type == "cuda" else [], "lower batch_size or token_budget"
-        with guard.fail_together(acc), torch.random.fork_rng(gpu), room_for("a training step", remedy):
+        # of shards the others wait for the weights of who fails: it ends alone, and the launcher ends them
+        together = contextlib.nullcontext() if self.shards.dealt else guard.fail_together(acc)
+        with together, torch.random.fork_rng(gpu), room_for("a training step", remedy):
             moments = [torch.zeros_like(x) for g in self.optimizer.param_groups for x in g["params"] * 2]
             with acc.no_sync(self.model):
                 with acc.autocast():
