@@ -160,7 +160,11 @@ def folder_of(cfg: LanguageModelOptions) -> Path:
     """The folder of `lm_path`, from the hub or its cache where it is no folder here."""
     name = str(cfg.lm_path)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError:  # a name that no folder can have
+        there = False
+    if there:
         if cfg.lm_revision is not None:
             raise Problem(f"lm_revision: {folder} is a folder, it has none; leave it out")
         return folder

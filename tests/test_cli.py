@@ -274,7 +274,7 @@ def test_a_wrong_request_for_items(finished, capsys, argv, message):
         (["--split=train"], r"--split: expected valid or test, got 'train'"),
         (["--split"], r"--split: needs a value"),
         (["--d_model=32"], r"best_model\.pth: does not fit its configuration"),
-        (["--num_beams=3"], r"num_beams: 3 is below"),
+        (["--num_beams=3", "--metrics=recall@5"], r"num_beams: 3 is below"),
         (["--epoch=3"], r"unknown option 'epoch'.*'epochs'"),
         (["extra"], r"'extra': write options as --key=value"),
     ],

@@ -328,7 +328,7 @@ def test_a_collapse_is_named_and_nothing_is_saved(tiny, caplog):
 
 def test_options_that_contradict_each_other_are_refused(tiny):
     for more, match in (
-        ({"num_emb_list": [8, 9, 8]}, "have one vocabulary here"),
+        ({"num_emb_list": [8, 9, 8]}, "has one vocabulary for all levels"),
         ({"length": "fixed", "target_length": 2.0}, "fixed trains whole codes only"),
     ):
         with pytest.raises(Problem, match=match):

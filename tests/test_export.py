@@ -161,7 +161,7 @@ def plain(change):
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: no such file"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "not readable as safetensors"),
         (lambda f: (f / "items.jsonl").write_text('{"item_id": "a"}\n'), "line 1: no item_id and title"),
-        (lambda f: (f / "items.jsonl").write_text('{"item_id": "a", "title": ""}\n'), "knows 40 items, its list 1"),
+        (lambda f: (f / "items.jsonl").write_text('{"item_id": "a", "title": ""}\n'), "40 items, its list of ids 1"),
         (tensors(lambda t: t.update(code=torch.zeros(1))), "code is of neither model nor tokenizer"),
         (tensors(lambda t: t.pop("model.end_N")), "does not fit its configuration"),
         (tensors(lambda t: t["model.code_NT"].fill_(99)), "the SID of item 1 is out of range"),

@@ -37,6 +37,7 @@ ROWS = [
         "runs.page",
         "runs.paired",
         "runs.table",
+        "runs.shards",
         "runs.state",
         "runs.tracking",
     ],

@@ -125,7 +125,7 @@ def test_no_more_places_are_asked_for_than_are_read(kind):
     batch = make_batch(some_split(), np.arange(4), 3)
     assert (batch.history_BS > 0).all(1).any() and model(batch)[0].isfinite()
     assert (model.eval().recommend(batch.history_BS, 10).item_BW > 0).all()
-    with pytest.raises(Problem, match=f"{kind} has {places - 1} places, a history of 3 items needs {places};"):
+    with pytest.raises(Problem, match=f"{kind} reads {places - 1} tokens at most, a history of 3 items needs {places}"):
         build.network_of(configure.change(cfg, lm={**sizes, key: places - 1}), N, build.vocabulary_of(cfg, N))
 
 

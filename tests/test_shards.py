@@ -85,8 +85,7 @@ def test_shards_train_what_one_process_trains(place, case):
 @pytest.mark.parametrize("changes", [{}, {"method": "sasrec"}])
 def test_what_cannot_be_dealt_out_is_one_line_before_training(place, capsys, monkeypatch, changes):
     root, options, _ = place
-    monkeypatch.delenv("DIGER_SHARDS", raising=False)  # set anew below
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("DIGER_SHARDS", "1")  # as `asked` remembers it
     said = fails(capsys, main.main, *words(options | changes | {"run_name": "wrong"}))
     assert "accelerate_fsdp.yaml: only causal_lm and seq2seq_lm can be dealt out" in said
     assert not (root / "out" / "tiny" / "wrong").exists()

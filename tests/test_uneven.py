@@ -74,7 +74,8 @@ def test_the_loss_of_whole_items_where_all_targets_are_short(place, network, leg
         whole = float(model(batch)[0])
         score = model.recommender.scorer(lambda item: model.sids.tokens(item).token, batch.history_BS)
         score(0, None, None)
-        item_BN = score(len(model.sids.vocabulary), None, None)
+        query_Bh = score(len(model.sids.vocabulary), None, None)
+        item_BN = (query_Bh @ model._item_table(torch.arange(model.n_items)).T).log_softmax(-1)
         model.recommender.item_loss = 0.0
         alone = float(model(batch)[0])
     assert len(short) > 1 and whole - alone == pytest.approx(
@@ -189,7 +190,7 @@ def test_what_cannot_go_with_unlike_lengths_is_refused(place):
     options, _ = place
     for more, match in (
         ({"method": "diger", "tokenizer": "rqvae"}, "use method: two_stage"),
-        ({"constrained": False}, "cannot be combined with constrained: false"),
+        ({"constrained": False}, "which constrained: false rules out"),
         ({"target_length": 3.5}, "target_length: 3.5 codes of 3 levels"),
         ({"target_length": 0.5}, "target_length"),
     ):
