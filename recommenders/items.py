@@ -178,7 +178,7 @@ def softmax_loss(h_Rd: Tensor, table_Nd: Tensor, target_R: Tensor, weight_R: Ten
 
 EXACT = 1 << 16  # items up to which a softmax over the whole catalogue is computed as it is
 SAMPLED = 1 << 13  # items that stand for all others beyond that, drawn anew each step
-RANKED = 1 << 20  # items up to which all are ranked beside those that a search over their SIDs finds
+RANKED = 1 << 18  # items up to which all are ranked beside those that a search over their SIDs finds
 SCORES = 1 << 26  # most scores held at a time where items are ranked (256 MiB)
 
 

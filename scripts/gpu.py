@@ -1,8 +1,9 @@
 """What one GPU does, in at most twelve minutes. Called by scripts/gpu.sh: DIR [OUT], or --dry_run [OUT].
 
 Steps, each a process of its own that a clock ends: the tests marked gpu; scripts/benchmark.py in bf16 beside the plain
-Hugging Face T5; the RQ-Transformer on Beauty to its end; as many epochs of the paper's preset, two-stage, as fit into
-what is left. OUT/gpu.json is written after each step, so that a machine which is taken away loses one step at most.
+Hugging Face T5; the RQ-Transformer on Beauty to its end; as many epochs of the paper's preset, two-stage, as fit; in
+what is left, training steps through torch.compile. OUT/gpu.json is written after each step, so that a machine which is
+taken away loses one step at most.
 """
 
 import json
@@ -42,9 +43,9 @@ def steps_of(data: str | None, out: Path) -> list[Step]:
     """All steps; data: None for the demo, everything small."""
     places = [f"--output_dir={out / 'runs'}", f"--log_dir={out / 'logs'}", "--method=two_stage"]
     if data is None:
-        name, sections, presets = "demo", ["search", "--quick"], ["demo", "demo"]
+        name, sections, presets = "demo", ["search"], ["demo", "demo"]
         options = [*places, "--epochs=1", "--eval_step=1", "--rqvae_epochs=2"]
-        fast, paper, bench = [*options, "--recommender=rq_transformer"], options, []
+        fast, paper, bench = [*options, "--recommender=rq_transformer"], options, ["--quick"]
     else:
         name, sections, presets = "beauty", ["train", "search"], ["beauty_rq_transformer", "beauty"]
         bf16, fast = "--mixed_precision=bf16", [*places, f"--data_path={data}"]
@@ -58,14 +59,19 @@ def steps_of(data: str | None, out: Path) -> list[Step]:
         return [of("scripts/pretrain.py", *options), of("main.py", *options, f"--run_name={run}")]
 
     tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests" / "test_gpu.py")]
-    json_file = out / "benchmark.json"
-    speed = of("scripts/benchmark.py", *sections, "--beams", "20", f"--dataset={name}", *bench, f"--json={json_file}")
+
+    def speed(step: str, seconds: float, *sections: str) -> Step:
+        path = out / f"{step}.json"
+        words = [*sections, "--beams", "20", f"--dataset={name}", *bench, f"--json={path}"]
+        return Step(step, [of("scripts/benchmark.py", *words)], seconds, lambda: json.loads(path.read_text()))
+
     folder = out / "runs" / name
     return [
         Step("tests", [tests], 90, lambda: {}),
-        Step("benchmark", [speed], 170, lambda: json.loads(json_file.read_text())),
+        speed("benchmark", 170, *sections),
         Step("rq_transformer", trained(presets[0], fast, "fast"), 220, lambda: of_run(folder / "fast")),
-        Step("paper", trained(presets[1], paper, "paper"), ALL, lambda: of_run(folder / "paper")),
+        Step("paper", trained(presets[1], paper, "paper"), 150, lambda: of_run(folder / "paper")),
+        speed("compiled", ALL, "compiled"),
     ]
 
 

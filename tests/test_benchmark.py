@@ -15,7 +15,7 @@ from trainer import TrainOptions
 from utils import Problem
 
 QUICK = ["tokenizer"]
-SLOW = ["recommender", "train", "search"]
+SLOW = ["recommender", "train", "search", "compiled"]
 NAMED = [
     "recommender.samples_per_s",
     "recommender.users_per_s",

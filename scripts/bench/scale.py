@@ -1,4 +1,4 @@
-"""How cost grows: history length, catalogue, batch, processes, interactions."""
+"""How cost grows: history length, batch, processes, interactions, embeddings."""
 
 import json
 import multiprocessing
@@ -26,6 +26,7 @@ from scripts import run
 from scripts.bench import common
 from scripts.bench.common import Figures, Job, device, figure, growth, seconds
 from scripts.make_demo import build_demo
+from settings import Config
 from sids import tokenizer
 from sids.search import SearchOptions
 from sids.tokenizer import CodeOptions, Source
@@ -37,24 +38,23 @@ def measure(job: Job) -> Figures:
     """Milliseconds per step and per search batch against size, with the fitted exponents."""
     found: Figures = {}
     lengths = [1, 5, 10, 20, 50]
-    sizes = [10**3, 10**4] if job.quick else [10**3, 10**4, 10**5, 10**6]
     batches = [32, 64, 128] if job.quick else [32, 64, 128, 256]
-    model = random_model(job, 10**4)
+    model = random_model(job.cfg, 10**4)
     found |= _sweep("history", lengths, lambda s: (model, 64, s))
     found |= _sweep("batch", batches, lambda b: (model, b, 10))
-    found |= _sweep("catalogue", sizes, lambda n: (random_model(job, n), 64, 10))
     found |= _processes()
     for n in [10**6] if job.quick else [10**6, 10**7, 10**8, 10**9]:
         found |= _interactions(n)
     return found if job.quick else found | _embeddings()
 
 
-def random_model(job: Job, n_items: int) -> GenerativeModel:
-    """The configured recommender over distinct random codes."""
+def random_model(cfg: Config, n_items: int) -> Any:
+    """The configured recommender, over distinct random codes where it has some."""
     torch.manual_seed(0)
-    model: Any = build.empty_model(job.cfg, n_items)
-    sizes = torch.tensor(job.cfg[CodeOptions].num_emb_list)
-    model.set_codes((torch.rand(n_items, len(sizes)) * sizes).long())
+    model = build.empty_model(cfg, n_items)
+    if isinstance(model, GenerativeModel):
+        sizes = torch.tensor(cfg[CodeOptions].num_emb_list)
+        model.set_codes((torch.rand(n_items, len(sizes)) * sizes).long())
     return model.to(device())
 
 
@@ -175,9 +175,9 @@ def _steps(held: int, path: Path) -> float:
     return time.perf_counter() - begin
 
 
-def private_memory_of(work: Callable[..., object], *args: Any, processes: int) -> tuple[float, float]:
-    """(seconds, peak of the memory in GB that belongs to a process alone) of the slowest and largest of some. A number
-    that the work returns is its own count of seconds.
+def private_memory_of(work: Callable[..., object], *args: Any, processes: int) -> tuple[Any, float]:
+    """(seconds, peak of the memory in GB that belongs to a process alone) of the slowest and largest of some. Numbers
+    that the work returns take the place of the seconds.
     """
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes) as pool:
@@ -190,7 +190,7 @@ def _imported(number: int) -> None:
     time.sleep(0.5)  # so that each process gets one
 
 
-def _watched(work: Callable[..., object], args: tuple[Any, ...]) -> tuple[float, float]:
+def _watched(work: Callable[..., object], args: tuple[Any, ...]) -> tuple[Any, float]:
     peak, done = [0], threading.Event()
 
     def watch() -> None:
@@ -202,7 +202,7 @@ def _watched(work: Callable[..., object], args: tuple[Any, ...]) -> tuple[float,
     watcher.start()
     begin = time.perf_counter()
     result = work(*args)
-    took = result if isinstance(result, float) else time.perf_counter() - begin
+    took = result if isinstance(result, float | tuple) else time.perf_counter() - begin
     del result
     done.set()
     watcher.join()

@@ -41,6 +41,19 @@ def measure(job: Job) -> Figures:
     }
 
 
+def compiled(job: Job) -> Figures:
+    """samples/s of recommender-only steps through torch.compile, beside the same without; the wait for it is not
+    counted. On a CPU the network is traced alone.
+    """
+    data, backend = job.data(), "inductor" if torch.cuda.is_available() else "eager"
+    sides = {name: OurSteps(job, data) for name in ("compiled", "eager")}
+    fit = sides["compiled"].fit
+    fit.model = torch.compile(fit.model, backend=backend, dynamic=True)
+    took = seconds(lambda: [side.run(0) for side in sides.values()])
+    speed = interleave(job.rounds, {name: side.samples_per_s for name, side in sides.items()})
+    return {"samples_per_s": figure(speed["compiled"], speed["eager"]), "first_steps_s": figure(took)}
+
+
 def _widest(job: Job, side: Callable[[Job, Dataset], Any]) -> None:
     """The step that needs the most memory, twice (optimizer state comes with the first)."""
     steps = side(job, job.data())
