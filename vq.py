@@ -173,11 +173,12 @@ class RQVAE(ContentTokenizer, Learned):
         device = self.rq.codebooks()[0].device
         return each(self.encoder, (self.prepare(x.to(device)) for x in in_pieces(self.seen(content_ND))), device)
 
-    @torch.no_grad()
-    def vectors(self, content_ND: np.ndarray, code_NT: Tensor) -> dict[str, Tensor]:
+    def vectors(self, content_ND: np.ndarray, code_NT: Tensor) -> dict[str, Iterator[Tensor]]:
         """The latent, and the sum of the code vectors."""
-        chosen = [c[i] for c, i in zip(self.rq.codebooks(), code_NT.unbind(1), strict=True)]
-        return {"latent": self.latent(content_ND), "quantized": torch.stack(chosen).sum(0)}
+        books = self.rq.codebooks()
+        sums = (torch.stack([c[i] for c, i in zip(books, code.unbind(1), strict=True)]).sum(0)
+                for code in code_NT.split(ROWS))  # fmt: skip
+        return {"latent": self._latents(content_ND), "quantized": sums}
 
     @torch.no_grad()
     def distances_of(self, content_ND: np.ndarray) -> Distances:

@@ -114,7 +114,9 @@ def check_protocol(options: Mapping[str, Mapping[str, Any]], leave: tuple[str, .
         for key in (k for k in PROTOCOL if k not in leave):
             ours, theirs = options[first].get(key), options[other].get(key)
             if ours != theirs:
-                both = ",".join(m for m in ours if m in theirs) if isinstance(ours, list) else ours
+                both = ours
+                if isinstance(ours, list) and isinstance(theirs, list):
+                    both = ",".join(m for m in ours if m in theirs)
                 raise Problem(
                     f"{key}: {ours!r} for {first} but {theirs!r} for {other}; figures of different protocols "
                     f"cannot be compared, set the same for all, for example --{key}={both}"

@@ -2,9 +2,8 @@
 
 FORGE's (arXiv:2509.20904), exact, of a large catalogue for some queries; docs/forge.md says what it predicts.
 
-Shape letters: N items, D width, M items that are asked about, W their neighbours, R of them at a time, U different
-rows, C rows proposed to each, I items of those rows, Q queries, H items of all histories, G targets of all queries, E
-pairs: of an item that is asked about and a row proposed to it, or of a target and an item of its history.
+Shape letters: N items, P of them at a time, D width, M items that are asked about, W their neighbours, R of them at a
+time, Q queries, H items of all histories, G targets of all queries, E pairs of a target and an item of its history.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,16 +17,16 @@ from torch import Tensor
 
 from readers.splits import Split
 from sids import distributed
+from sids.tokenizer import Rows
 from utils import log
 
 KS = (5, 10, 20, 30, 100)
 LONGEST = 50  # items of a history that ask
 CELLS = 1 << 22  # similarities held at a time
-FINE = 10**12  # similarities are equal where they agree to so many parts
-DENSE = 1 << 15  # items up to which all similarities are looked at
-SPARE = 64  # rows proposed beyond those that are wanted
+FINE = 10**10  # similarities are equal where they agree to so many parts
+PIECE = 1 << 15  # items that are read at a time
 NOWHERE = 1 << 30  # rank of what is not in the list
-WORK = 1 << 43  # multiplications of a search for neighbours, minutes on a core; beyond them queries are drawn
+WORK = 1 << 42  # multiplications of a search for neighbours, minutes on a core; beyond them queries are sampled
 
 
 class Queries(NamedTuple):
@@ -56,7 +55,7 @@ class Queries(NamedTuple):
         if cost * min(int(length.sum()), shape[0]) > WORK:
             order = np.random.default_rng(0).permutation(len(split))
             some = np.sort(order[: max(1, int(np.searchsorted(length[order].cumsum(), WORK // cost)))])
-            log.info(f"embedding hit rate: {len(some)} of {len(split)} queries are drawn, that is work enough")
+            log.info(f"embedding hit rate: {len(some)} of {len(split)} queries are sampled, so that it takes minutes")
             split, length = replace(split, position=split.position[some]), length[some]
         query = np.repeat(np.arange(len(split)), length)
         first = np.repeat(split.position - length, length)
@@ -77,83 +76,30 @@ class Neighbours(NamedTuple):
 
 
 @torch.no_grad()
-def neighbours(x_ND: Tensor, width: int, item_M: np.ndarray | None = None) -> Neighbours:
-    """Exact, in float64: cosines that agree to 12 digits are equal. item_M: whose, default all.
+def neighbours(x_ND: Rows | Tensor, width: int, item_M: np.ndarray | None = None) -> Neighbours:
+    """Exact, in float64: cosines that agree to 10 digits are equal. item_M: whose, default all.
 
-    Equal rows are multiplied once, so that their cosines are equal whatever the order of sums. In a large catalogue
-    faiss proposes rows in float32, and what its error may have hidden is searched again. Processes share the items out.
+    Rows are read in pieces, so that a large catalogue can stay in its file. Processes share the items out.
     """
     n = len(x_ND)
-    if n * FINE * 2 >= 2**63:
-        raise ValueError(f"{n} items: similarity and index do not fit into 63 bits")
     item_M = np.arange(n) if item_M is None else np.unique(item_M)
-    row_UD, row_N = distinct(F.normalize(x_ND.double(), dim=1))
-    width, mine = min(width, n - 1), distributed.share(item_M)
-    if n <= DENSE or not len(mine):
-        near, score = _among_all(row_UD, row_N, mine, width)
-    else:
-        near, score, sure = _among_proposed(row_UD, row_N, mine, width)
-        if not sure.all():
-            near[~sure], score[~sure] = _among_all(row_UD, row_N, mine[~sure], width)
-    return Neighbours(item_M, distributed.joined(near), distributed.joined(score))
+    width, mine = min(width, n - 1), torch.from_numpy(distributed.share(item_M))
+    query_MD = torch.cat([_unit(x_ND[rows.numpy()]) for rows in mine.split(PIECE)])
+    key_MW = torch.full((len(mine), width), -(2**63))  # cosine * n + place from the end: of equal ones, the first
+    for begin in range(0, n, PIECE):
+        part_PD = _unit(x_ND[begin : begin + PIECE])
+        item_P = torch.arange(begin, begin + len(part_PD))
+        for rows in torch.arange(len(mine)).split(max(1, CELLS // len(part_PD))):
+            key_RP = (query_MD[rows] @ part_PD.T).mul_(FINE).round_().long().mul_(n).add_(n - 1 - item_P)
+            key_RP[mine[rows, None] == item_P] = -(2**63)
+            key_MW[rows] = torch.cat([key_MW[rows], key_RP], 1).topk(width, dim=1).values
+    score_MW = key_MW.div(n, rounding_mode="floor")
+    near_MW = n - 1 - (key_MW - score_MW * n)
+    return Neighbours(item_M, distributed.joined(near_MW.numpy()), distributed.joined(score_MW.numpy()))
 
 
-def _among_all(row_UD: Tensor, row_N: Tensor, item_M: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(neighbours, scores), [M, width] each, by all similarities."""
-    n, near, score = len(row_N), [], []
-    behind_N = torch.arange(n - 1, -1, -1)
-    for rows in torch.from_numpy(item_M).split(max(1, CELLS // n)):
-        similar_RN = (row_UD[row_N[rows]] @ row_UD.T).mul_(FINE).round_().long()[:, row_N]
-        key_RN = similar_RN * n + behind_N  # of equal ones, the smaller index is larger
-        key_RN.scatter_(1, rows[:, None], -(2**63))
-        best_RW = key_RN.topk(width, dim=1).values
-        score.append(best_RW.div(n, rounding_mode="floor"))
-        near.append(n - 1 - (best_RW - score[-1] * n))
-    return torch.cat(near).numpy(), torch.cat(score).numpy()
-
-
-def _among_proposed(
-    row_UD: Tensor, row_N: Tensor, item_M: np.ndarray, width: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same among the items of the best rows in float32, and whether no other item can belong there, [M].
-
-    A product in float32 of rows of length 1 is off by less than (D + 3) 2^-24.
-    """
-    import faiss  # slow to import, and only large catalogues need it
-
-    rows, wide = row_UD.shape
-    index = faiss.IndexFlatIP(wide)
-    index.add(row_UD.float().numpy())
-    order_N = row_N.argsort(stable=True).numpy()  # items by row, then by index
-    begin_U = np.searchsorted(row_N.numpy()[order_N], np.arange(rows + 1))
-    near, score, sure = [], [], []
-    for items in np.array_split(item_M, max(1, len(item_M) * (width + SPARE) * wide // CELLS)):
-        query_RD = row_UD[row_N[items]]
-        rough_RC, row_RC = index.search(query_RD.float().numpy(), min(rows, width + 1 + SPARE))
-        exact_RC = torch.einsum("rd,rcd->rc", query_RD, row_UD[row_RC]).mul_(FINE).round_().long().numpy()
-        size_E = np.diff(begin_U)[row_RC].reshape(-1)
-        ask_I = np.repeat(np.repeat(np.arange(len(items)), row_RC.shape[1]), size_E)  # an entry an item proposed
-        start_E = size_E.cumsum() - size_E
-        item_I = order_N[np.repeat(begin_U[row_RC].reshape(-1) - start_E, size_E) + np.arange(len(ask_I))]
-        score_I = np.repeat(exact_RC.reshape(-1), size_E)
-        other = item_I != items[ask_I]
-        ask_I, item_I, score_I = ask_I[other], item_I[other], score_I[other]
-        best = np.lexsort((item_I, -score_I, ask_I))
-        first_R = np.searchsorted(ask_I[best], np.arange(len(items)))
-        chosen_RW = best[first_R[:, None] + np.arange(width)]
-        near.append(item_I[chosen_RW])
-        score.append(score_I[chosen_RW])
-        reach_R = (rough_RC[:, -1] + (wide + 3) * 2.0**-24) * FINE + 1  # of rows that were not proposed
-        sure.append((score[-1][:, -1] > reach_R) | (row_RC.shape[1] == rows))
-    return np.concatenate(near), np.concatenate(score), np.concatenate(sure)
-
-
-def distinct(x_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """(the different rows [U, D], which of them each row is [N]); torch's own makes an object of each row."""
-    rows = np.ascontiguousarray((x_ND + 0.0).numpy())  # -0 becomes 0
-    whole = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
-    _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
-    return x_ND[torch.from_numpy(first)], torch.from_numpy(inverse)
+def _unit(rows: np.ndarray | Tensor) -> Tensor:
+    return F.normalize(torch.as_tensor(np.asarray(rows, np.float64)), dim=1)
 
 
 class Ranks(NamedTuple):
@@ -235,12 +181,12 @@ def candidates(near: Neighbours, queries: Queries, ks: Sequence[int]) -> list[fl
     return [float(t) for t in total / n_queries]
 
 
-def hits_of_queries(x_ND: Tensor, queries: Queries, k: int) -> np.ndarray:
+def hits_of_queries(x_ND: Rows | Tensor, queries: Queries, k: int) -> np.ndarray:
     """Per-item embedding hit rate at k of each query, [Q], to compare two kinds of SIDs query by query."""
     return share_found(ranks(neighbours(x_ND, k, queries.item_H), queries).per_item_G, queries, k)
 
 
-def hit_figures(x_ND: Tensor, queries: Queries, ks: Sequence[int] = KS) -> dict[str, float]:
+def hit_figures(x_ND: Rows | Tensor, queries: Queries, ks: Sequence[int] = KS) -> dict[str, float]:
     """Embedding hit rate at each k in both forms, and the size of the candidate sets.
 
     hit@k: among the k nearest of any item of the history (FORGE); budget@k: among the k nearest of all together.

@@ -6,7 +6,9 @@ behind their end.
 Shape letters: N items, T code places, K codes of a place, D width, G different SIDs or prefixes, P pairs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import Tensor
 from sids.neighbour_recall import KS
 from sids.pairs import Pairs
 from sids.table import SidTable, groups_of, perplexity
-from sids.tokenizer import ROWS, in_pieces, joined
+from sids.tokenizer import ROWS, Rows, is_held
 
 Figures = dict[str, float]
 
@@ -113,21 +115,33 @@ def churn_figures(now: SidTable, before: SidTable) -> Figures:
 
 
 @torch.no_grad()
-def representations(tokenizer: Any, content_ND: np.ndarray, sids: SidTable) -> Iterator[tuple[str, Tensor]]:
+def representations(tokenizer: Any, content_ND: np.ndarray, sids: SidTable) -> Iterator[tuple[str, Rows]]:
     """(name, [N, D']) one after the other: the content, and what a tokenizer makes of it: its input where that is more,
     its latent, the sum of an item's code vectors, and their reconstruction at the item's length.
     """
-    yield "raw", torch.cat(list(in_pieces(content_ND)))
+    yield "raw", content_ND
     if tokenizer is None:
         return
     if getattr(tokenizer, "side", None) is not None:
-        yield "joined", torch.cat(list(in_pieces(tokenizer.seen(content_ND))))
-    code_NT = sids.code_NT.long()
-    for name, vector_Nd in tokenizer.vectors(content_ND, code_NT).items():
-        yield name, vector_Nd.cpu()
-    decoded = (tokenizer.decode(code.clamp(min=0))[torch.arange(len(code)), length - 1].cpu()
-               for code, length in zip(code_NT.split(ROWS), sids.length_N.split(ROWS), strict=True))  # fmt: skip
-    yield "decoded", joined(decoded, len(code_NT))
+        yield "joined", tokenizer.seen(content_ND)
+    for name, pieces in tokenizer.vectors(content_ND, sids.code_NT.long()).items():
+        yield name, held(pieces, sids.n_items)
+    decoded = (tokenizer.decode(code.long().clamp(min=0))[torch.arange(len(code)), length - 1]
+               for code, length in zip(sids.code_NT.split(ROWS), sids.length_N.split(ROWS), strict=True))  # fmt: skip
+    yield "decoded", held(decoded, sids.n_items)
+
+
+def held(pieces: Iterable[Tensor], n: int) -> Rows:
+    """[n, D'] of what comes in pieces, float32: in memory, or of a large catalogue in a file that nobody else sees."""
+    rows, begin = np.empty(0, np.float32), 0
+    for piece in pieces:
+        if not begin:
+            with nullcontext() if is_held(n, piece.shape[1]) else TemporaryFile() as file:
+                shape = (n, piece.shape[1])
+                rows = np.memmap(file, np.float32, "w+", 0, shape) if file else np.empty(shape, np.float32)
+        rows[begin : begin + len(piece)] = piece.detach().cpu().numpy()
+        begin += len(piece)
+    return rows
 
 
 # ---------------------------------------------------------------- as a table

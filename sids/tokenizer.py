@@ -125,8 +125,8 @@ class Tokenizer(nn.Module, ABC):
         """What `collision: knn` goes by, for tokenizers whose codes lie nearer to an item or further."""
         return None
 
-    def vectors(self, content_ND: np.ndarray, code_NT: Tensor) -> dict[str, Tensor]:
-        """Name -> [N, d]: what an item is represented by inside, for its hit rate."""
+    def vectors(self, content_ND: np.ndarray, code_NT: Tensor) -> dict[str, Iterator[Tensor]]:
+        """Name -> [N, d] in pieces: what an item is represented by inside, for its hit rate."""
         return {}
 
 
