@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 
 from data import Batch
 from recommenders.base import Model
-from utils import Problem, load_weights
+from utils import Problem, load_weights, log
 
 
 def asked() -> bool:
@@ -53,8 +53,11 @@ def deal_out(model: nn.Module, acc: Accelerator) -> None:
             if type(module).__name__ in (stack._no_split_modules or ()):
                 fully_shard(module, **how)
         fully_shard(stack, **how)
-    dealt = [name for name, p in model.named_parameters() if is_dealt(p)]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, dealt)
+    dealt = {name: p for name, p in model.named_parameters() if is_dealt(p)}
+    total = sum(p.numel() for p in model.parameters())
+    told = f"{sum(p.numel() for p in dealt.values()):,} of {total:,} weights"
+    log.info(f"shards: {told} are split over {acc.num_processes} processes, the others are on each")
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(dealt))
 
 
 @contextlib.contextmanager

@@ -2,11 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import killed
 import pytest
 import torch
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import tiny_overrides, words, write_tiny
 from helpers import LM, fails
 
@@ -17,7 +20,7 @@ from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from serve.loaded import load
 
-SHARDS = {"ACCELERATE_USE_FSDP": "true"}  # what the launcher tells its workers, from accelerate_fsdp.yaml
+SHARDS = {"ACCELERATE_USE_FSDP": "true"}  # what the launcher tells its workers, as the first test shows
 CASES = {
     "causal_lm": {"max_grad_norm": 0.05, "gradient_checkpointing": True},
     "seq2seq_lm": {"uncertainty": "frqud_sdud", "lr_sigma": 0.1},
@@ -38,6 +41,12 @@ def largest(a, b):
     """The largest difference of two states, optimizer's or model's."""
     assert a.keys() == b.keys()
     return max(float((x.double() - b[k].double()).abs().max()) for k, x in a.items())
+
+
+def test_the_file_makes_the_launcher_ask_for_shards():
+    file = Path(main.__file__).with_name("accelerate_fsdp.yaml")
+    asked = launch_command_parser().parse_args(["--config_file", str(file), "main.py"])
+    assert prepare_multi_gpu_env(_validate_launch_command(asked)[0]).items() >= SHARDS.items()
 
 
 @pytest.mark.slow
@@ -68,7 +77,7 @@ def test_shards_train_what_one_process_trains(place, case):
     codes, said = run(f"{case}-two", 2, environment=SHARDS, kill=[("step", 11)])
     assert codes[0] == -9, said
     codes, said = run(f"{case}-two", 2, environment=SHARDS)
-    assert codes == [0, 0] and "resumed at epoch 1" in said[0], said
+    assert codes == [0, 0] and "resumed at epoch 1" in said[0] and "split over 2 processes" in said[0], said
     one, two = (root / "out" / "tiny" / f"{case}-{name}" for name in ("one", "two"))
     losses = [[json.loads(row)["loss"] for row in (f / "metrics.jsonl").read_text().splitlines()] for f in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
