@@ -12,7 +12,7 @@ from joint.diger import Diger
 from joint.em import EM
 from joint.etegrec import ETEGRec
 from joint.moving import JointMethod
-from joint.uncertainty import UncertaintyOptions
+from joint.uncertainty import DECAYS, UncertaintyOptions
 from metrics import EvalOptions
 from model import GenerativeModel
 from readers.dataset import Dataset, read_embeddings
@@ -213,5 +213,7 @@ def check_method(name: Any) -> None:
     """Problem when there is no such method to train."""
     if name in BASELINES:
         raise Problem(f"method: {name!r} has nothing to train; every run prints its figures beside its own")
+    if name in DECAYS:
+        raise Problem(f"method: {name} is an uncertainty of DIGER; set --uncertainty={name}, and method: diger")
     if name not in METHODS:
         raise Problem(f"method: {shown(name)} is not one of {', '.join(METHODS)}")

@@ -321,6 +321,7 @@ COMMANDS = {
         (["--config", "gone.yaml"], r"gone\.yaml: no such configuration"),
         (["--config="], r"--config: needs a value"),
         (["--config=a.yaml", "--config=b.yaml"], r"--config: given twice"),
+        (["--method=frqud"], r"method: frqud is an uncertainty of DIGER; set --uncertainty=frqud"),
         (["--method=tiger"], r"method: 'tiger' is not one of diger, em, etegrec, two_stage"),
         (["--num_beam=10"], r"unknown option 'num_beam'.*'num_beams'"),
         (["--data_path=nowhere", "--dataset=mine"], r"data_path: 'nowhere' is no folder"),
