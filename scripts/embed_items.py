@@ -23,27 +23,10 @@ import runs.early  # noqa: F401
 import torch
 
 import settings
-from readers.encoders import (
-    Cache,
-    EmbedOptions,
-    Encoder,
-    embed,
-    identity,
-    locate,
-    open_encoder,
-)
+from readers.encoders import Cache, EmbedOptions, embed, identity, locate, open_encoder
 from readers.files import find_file
 from readers.texts import digest_of, read_texts
-from utils import (
-    Problem,
-    digest,
-    log,
-    log_to,
-    problems_exit_2,
-    read_json,
-    write_array,
-    write_json,
-)
+from utils import Problem, digest, log, log_to, problems_exit_2, read_json, write_array, write_json
 
 
 def run(argv: list[str]) -> None:
@@ -72,14 +55,10 @@ def run(argv: list[str]) -> None:
         return
     cache, begin = Cache(cache_folder(target, folder.name) / digest(made)), time.perf_counter()
     known = len(cache.found)
-
-    def opened() -> Encoder:
-        return open_encoder(place, cfg, device)
-
-    content = embed(items.texts, opened, cache)
+    content = embed(items.texts, lambda: open_encoder(place, cfg, device), cache)
     width, seconds = content.shape[1], time.perf_counter() - begin
     write_array(out, content)
-    write_json(out.with_suffix(".json"), {**card, "width": content.shape[1], "file": digest(out)})
+    write_json(out.with_suffix(".json"), {**card, "width": width, "file": digest(out)})
     log.info(f"{len(cache.found) - known} texts encoded to {width} numbers in {seconds:.1f} s on {device.type}")
     log.info(f"{out}: {list(content.shape)}, {content.dtype}")
     if target != folder:
