@@ -111,14 +111,16 @@ class Encoder:
         self.model: Any = SentenceTransformer(
             str(folder), device=str(device), model_kwargs=kinds, local_files_only=True
         )
-        self.batch_size, words, limits = cfg.batch_size, self.model.tokenizer, [self.model.tokenizer.model_max_length]
+        self.batch_size = cfg.batch_size
+        if is_sentence_model(folder) and not cfg.max_length:
+            return
+        words = self.model.tokenizer
         words.padding_side, words.pad_token = "right", words.pad_token or words.eos_token or words.unk_token
         positions = getattr(self.model[0].auto_model.config, "max_position_embeddings", None)
-        limits += [positions] if isinstance(positions, int) else []
-        if cfg.max_length > min(limits):
-            raise Problem(f"max_length: {cfg.model} reads {min(limits)} tokens at most, not {cfg.max_length}")
-        if cfg.max_length or not is_sentence_model(folder):
-            self.model.max_seq_length = cfg.max_length or min(512, *limits)
+        limit = min([words.model_max_length, *([positions] if isinstance(positions, int) else [])])
+        if cfg.max_length > limit:
+            raise Problem(f"max_length: {cfg.model} reads {limit} tokens at most, not {cfg.max_length}")
+        self.model.max_seq_length = cfg.max_length or min(512, limit)
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """float32 [texts, D]."""
