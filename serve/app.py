@@ -36,8 +36,6 @@ from utils import quoted
 PAGE = Path(__file__).parent / "page.html"
 PATHS = ("/", "/recommend", "/similar", "/items", "/health", "/metrics")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
-PAUSE = 0.01  # seconds that a refusal waits for each refusal that waits: together at most 100 a second
-LONGEST_PAUSE = 5.0
 Ranked = list[tuple[int, float]]  # item numbers and scores, best first
 
 
@@ -172,13 +170,10 @@ class Figures:
 
 
 class Gate:
-    """Reads a request's body whole before anything else happens, within limits; counts and times every request.
-
-    Refusals wait for each other, so that a burst of bad requests leaves the core to the others; one alone waits 10 ms.
-    """
+    """Reads a request's body whole before anything else happens, within limits; counts and times every request."""
 
     def __init__(self, app: Any, limits: Limits, figures: Figures, headers: dict[str, str]) -> None:
-        self.app, self.limits, self.figures, self.refusing = app, limits, figures, 0
+        self.app, self.limits, self.figures = app, limits, figures
         self.headers = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -191,8 +186,6 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if 400 <= status < 500:
-                    await self._pause()
                 message = {**message, "headers": [*message.get("headers", []), *self.headers]}
             await send(message)
 
@@ -204,13 +197,6 @@ class Gate:
             await self.app(scope, replay(body, receive), answer)
         finally:
             self.figures.note(scope["path"], status, time.perf_counter() - begin)
-
-    async def _pause(self) -> None:
-        self.refusing += 1
-        try:
-            await asyncio.sleep(min(LONGEST_PAUSE, PAUSE * self.refusing))
-        finally:
-            self.refusing -= 1
 
     async def _body(self, scope: Scope, receive: Receive) -> tuple[bytes, Response | None]:
         """(the body, None), or (what came of it, a refusal)."""
