@@ -117,10 +117,12 @@ def run(argv: list[str]) -> dict[str, Any]:
     related = all_correlations(rows)
     result = found.plain(tables, mean=rows, each=found.figures, correlations=related)
     pictures = {
-        cheap.replace(" ", "-"): charts.scatter({n: (row[cheap], row["ndcg@10"]) for n, row in rows.items()},
-                                                x_label=cheap, y_label="ndcg@10, test")
-        for cheap in ("decoded hit@30", "gini_sid") if rows
-    }  # fmt: skip
+        cheap.replace(" ", "-"): charts.scatter(
+            "ndcg@10, test", {name: (row[cheap], row["ndcg@10"]) for name, row in rows.items()}, cheap
+        ).svg()
+        for cheap in ("decoded hit@30", "gini_sid")
+        if rows
+    }
     stem = Path(jobs[0].cfg[RunOptions].output_dir) / data.name / f"sid_study-{study.question(jobs, data)}"
     study.write(stem, result, "\n\n".join([text(rows, related), found.text(tables, METRICS, "ndcg@10")]), pictures)
     found.fail_if_any()

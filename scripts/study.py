@@ -575,7 +575,8 @@ class Finished:
             whole = [each for each in points.values() if len(each) == len(result.runs)]
             if whole:
                 curves[self.labels[result.arm.name]] = [tuple(np.mean(each, 0).tolist()) for each in whole]
-        return charts.curves(curves, x_label="minutes of training", y_label=f"validation {metric}") if curves else None
+        figure = charts.lines(f"validation {metric}", curves, x_label="minutes of training")
+        return figure and figure.svg()
 
     def card(self, command: str) -> dict[str, Any]:
         """What a reader needs to repeat the table, and to know what it may be compared with."""
