@@ -107,7 +107,7 @@ class Encoder:
     def __init__(self, folder: Path, cfg: EmbedOptions, device: torch.device) -> None:
         from sentence_transformers import SentenceTransformer
 
-        kinds = {"dtype": numbers_of(cfg, device)}
+        kinds = {"dtype": numbers_of(cfg, device), "use_safetensors": True}
         self.model: Any = SentenceTransformer(
             str(folder), device=str(device), model_kwargs=kinds, local_files_only=True
         )

@@ -4,11 +4,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import polars as pl
-
 from readers.dataset import SPLITS
 from readers.prepare import Prepared
-from readers.raw.scan import ROW, Part, Raw, SourceOptions, files_of, objects, one
+from readers.raw.scan import Raw, SourceOptions, files_of, lists, objects, one
 from utils import Problem, log, quoted, write_json
 
 LONGEST = 50  # items of a written history, as released
@@ -37,11 +35,8 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
                     raise Problem(f"{path}, line {line}: the history of {quoted(user)} is not that of its earlier rows")
     if longest >= LONGEST:
         log.warning(f"{test}: no user_id, and histories end at {longest} items: what lies before them is not here")
-    frame = pl.LazyFrame({"user": list(users), "item": list(users.values())},
-                         {"user": pl.String, "item": pl.List(pl.String)}).with_row_index(ROW, offset=1)  # fmt: skip
-    times = pl.int_ranges(0, pl.col("item").list.len())
     beside = tuple(test.with_name(f"{stem}.{split}.jsonl") for split in SPLITS)
-    return Raw("diger", [Part(test, frame.with_columns(time=times).explode("item", "time"))], beside=beside)
+    return Raw("diger", [lists(test, list(users), list(users.values()))], beside=beside)
 
 
 def _samples(path: Path) -> Iterator[tuple[int, list[str], str, str | None]]:

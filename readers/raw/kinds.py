@@ -35,8 +35,6 @@ WRITERS: dict[str, Callable[[Prepared, Path, str], None]] = {
     "recbole": recbole.write,
     "letter": letter.write,
     "diger": diger.write,
-    "s3rec": sequences.write_s3rec,
-    "p5": sequences.write_p5,
 }
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
+from readers.delimited import text_lines
 from readers.prepare import Prepared
-from readers.raw.scan import ROW, Part, Raw, SourceOptions, Texts, files_of, one
-from readers.raw.sequences import read_numbers, renamed, write_numbers
+from readers.raw.scan import Part, Raw, SourceOptions, Texts, files_of, lists, one
 from utils import Problem, quoted, read_json
 
 
@@ -35,9 +35,31 @@ def _part(path: Path) -> Part:
     for user, row in found.items():
         if bad := [i for i in row if not isinstance(i, int | str) or isinstance(i, bool)]:
             raise Problem(f"{path}: user {quoted(user)} has the item {quoted(bad[0])}; expected numbers or ids")
-    lists = {"user": list(found), "item": [[str(i) for i in row] for row in found.values()]}
-    frame = pl.LazyFrame(lists, {"user": pl.String, "item": pl.List(pl.String)}).with_row_index(ROW, offset=1)
-    return Part(path, frame.with_columns(time=pl.int_ranges(0, pl.col("item").list.len())).explode("item", "time"))
+    return lists(path, list(found), [[str(i) for i in row] for row in found.values()])
+
+
+def read_numbers(path: Path) -> dict[str, str]:
+    """Number -> id, of a file with `id<TAB>number` a line; {} where there is none."""
+    found: dict[str, str] = {}
+    for line, text in text_lines(path) if path.is_file() else ():
+        token, *number = text.split("\t")
+        if text and (len(number) != 1 or not number[0].isdecimal()):
+            raise Problem(f"{path}, line {line}: expected an id, a tab and a number, found {quoted(text)}")
+        found |= {number[0]: token} if text else {}
+    return found
+
+
+def renamed(found: Part, stem: str) -> Part:
+    """The part with ids in place of its numbers, where <stem>.user2id and .item2id beside it know them."""
+    frame = found.frame
+    for role in ("user", "item"):
+        path = found.path.with_name(f"{stem}.{role}2id")
+        if ids := read_numbers(path):
+            there = found.frame.select(pl.col(role).cast(pl.String).unique()).collect()[role].to_list()
+            if unknown := [n for n in there if n is not None and n not in ids]:
+                raise Problem(f"{found.path}: {role} {quoted(unknown[0])} is not in {path}; add it there")
+            frame = frame.with_columns(pl.col(role).replace_strict(ids, default=None, return_dtype=pl.String))
+    return Part(found.path, frame)
 
 
 def _texts(path: Path, ids: dict[str, str]) -> Texts:
@@ -67,3 +89,9 @@ def write(data: Prepared, folder: Path, name: str) -> None:
 def _dump(path: Path, value: object) -> None:
     with path.open("w", encoding="utf-8") as f:
         json.dump(value, f)
+
+
+def write_numbers(path: Path, ids: list[str], first: int) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as f:
+        f.writelines(f"{token}\t{number}\n" for number, token in enumerate(ids, first))
+

@@ -287,6 +287,13 @@ def part(
     return Part(path, frame.select(ROW, **cells), named)
 
 
+def lists(path: Path, users: Sequence[str], items: Sequence[list[str]]) -> Part:
+    """Interactions as a list of items a user: the place in a list is the time."""
+    rows = pl.LazyFrame({"user": users, "item": items}, {"user": pl.String, "item": pl.List(pl.String)})
+    timed = rows.with_row_index(ROW, offset=1).with_columns(time=pl.int_ranges(0, pl.col("item").list.len()))
+    return Part(path, timed.explode("item", "time"))
+
+
 def vectors_beside(path: Path, name: str) -> Path | None:
     """The file of embeddings in one of the next four folders above a file of events."""
     return next((found for folder in path.resolve().parents[:4] if (found := folder / name).is_file()), None)
