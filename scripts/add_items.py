@@ -31,13 +31,12 @@ from sids.table import SidOptions, SidTable, free_end
 from sids.tokenizer import CodeOptions
 from utils import (
     Problem,
+    as_command,
     load_weights,
     log,
     log_to,
     one_line,
-    problems_exit_2,
     quoted,
-    shown,
     write_checkpoint,
     write_json,
 )
@@ -115,9 +114,6 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
             f"--items: {quoted(item)}: the {model.ends} semantic IDs of its codes are all taken; leave it out, or "
             "train anew with larger num_emb_list"
         )
-    added = state.get("added", 0)
-    if type(added) is not int or not 0 <= added < 2**53:
-        raise Problem(f"{path}: has had {shown(added)} items added, which is no number; use another checkpoint")
     rows = {"code_NT": new_MT, "end_N": end_M, "first_NP": torch.cat([new_MT, end_M[:, None]], 1)}
     rows |= dict.fromkeys(("prior.count_N", "prior.weight_N"), torch.ones(len(new)))
     weights = dict(model.state_dict())
@@ -134,7 +130,7 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
         none_MV = known_NV.new_zeros(len(new), known_NV.shape[1])
         kept["tokenizer"] = frozen | {"side.vector_NV": torch.cat([known_NV, none_MV])}
     lists = {"items": state["items"] + new.ids, "titles": state["titles"] + new.titles}
-    return {**kept, **lists, "model": weights, "added": len(new) + added}
+    return {**kept, **lists, "model": weights, "added": len(new) + state.get("added", 0)}
 
 
 def sids_of(cfg: Config, state: dict[str, Any]) -> dict[str, list[str]]:
@@ -149,11 +145,10 @@ def sids_of(cfg: Config, state: dict[str, Any]) -> dict[str, list[str]]:
 
 def run(argv: list[str]) -> Path:
     """The command; returns the path of the new checkpoint."""
-    given, rest = settings.split_off(argv, ["checkpoint", "items", "embeddings", "output"])
-    if rest:
-        raise Problem(f"add_items: unknown option {quoted(rest[0])}; --help shows them all")
-    if missing := [k for k in ("checkpoint", "items", "embeddings", "output") if k not in given]:
-        raise Problem(f"add_items: needs --{missing[0]}")
+    names = ["checkpoint", "items", "embeddings", "output"]
+    words, given, _ = settings.command(argv, {}, names)
+    if words or len(given) < len(names):
+        raise Problem(f"add_items: needs --{', --'.join(names)} and no other words")
     output = Path(given["output"])
     index = output.with_suffix(".index.json")
     if there := [p for p in (output, index) if p.exists()]:
@@ -173,8 +168,4 @@ def run(argv: list[str]) -> Path:
 
 if __name__ == "__main__":
     log_to(None, main=True)
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            print(f"checkpoint: {run(sys.argv[1:])}")
+    as_command(__doc__, lambda argv: print(f"checkpoint: {run(argv)}"))

@@ -14,7 +14,6 @@ import platform
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,7 +32,7 @@ from scripts.make_demo import build_demo
 from settings import Config
 from sids.search import SearchOptions
 from trainer import TrainOptions
-from utils import Problem, is_file, keep_freed_memory, log_to, problems_exit_2, whole_number, write_json
+from utils import Problem, as_command, is_file, keep_freed_memory, log_to, whole_number, write_json
 
 SECTIONS = {
     s.__name__.rpartition(".")[2]: s.measure for s in (train, search, recommender, tokenizer, catalogue, scale, lm)
@@ -42,9 +41,6 @@ SECTIONS = {
 
 def run(argv: list[str]) -> None:
     """Measure the sections that the command line names and print them; Problem when it is not understood."""
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return
     given, words = settings.split_off([a for a in argv if a != "--quick"], ["json", "beams"])
     wanted = [w for w in words if not w.startswith("--")]
     if unknown := [w for w in wanted if w not in SECTIONS]:
@@ -52,9 +48,7 @@ def run(argv: list[str]) -> None:
     log_to(None, main=True)
     cfg = configuration([w for w in words if w.startswith("--")])
     with TemporaryDirectory() as folder:
-        what = job(
-            cfg, Path(folder), "--quick" in argv, _widths(given.get("beams", str(cfg[SearchOptions].num_beams)))
-        )
+        what = job(cfg, Path(folder), "--quick" in argv, _widths(given.get("beams", str(cfg[SearchOptions].num_beams))))
         print(machine(cfg), flush=True)
         found: dict[str, Figures] = {}
         for name in wanted or [s for s in SECTIONS if s != "compiled"]:
@@ -115,11 +109,6 @@ def show(section: str, figures: Figures) -> None:
         print(f"  {name:30} {f['ours']:12.4g} {baseline} {ratio[3:]}   {spread}", flush=True)
 
 
-def cli(argv: list[str]) -> Any:
-    keep_freed_memory()
-    with problems_exit_2():
-        run(argv)
-
-
 if __name__ == "__main__":
-    cli(sys.argv[1:])
+    keep_freed_memory()
+    as_command(__doc__, run)

@@ -24,7 +24,7 @@ from compose import cli
 from metrics import EvalOptions
 from runs.folder import RunOptions
 from scripts import study
-from utils import Problem, keep_freed_memory, problems_exit_2
+from utils import Problem, as_command, keep_freed_memory
 
 
 def compare(argv: list[str]) -> dict[str, Any]:
@@ -48,8 +48,4 @@ def compare(argv: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__, cli.help_text(), sep="\n")
-        else:
-            compare(sys.argv[1:])
+    as_command(f"{__doc__}\n{cli.help_text()}", compare)

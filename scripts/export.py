@@ -21,9 +21,7 @@ from utils import Problem, as_command, log, log_to, one_line, quoted, whole_fold
 
 def run(argv: list[str]) -> Path:
     """The command; returns the folder."""
-    given, words = settings.split_off(argv, ["out", "push"])
-    if wrong := [w for w in words if w.startswith("-")]:
-        raise Problem(f"export: unknown option {quoted(wrong[0])}; there are --out DIR and --push OWNER/NAME")
+    words, given, _ = settings.command(argv, {}, ["out", "push"])
     if len(words) != 1 or "out" not in given:
         raise Problem("export: name one checkpoint and --out DIR, as in myckpt/.../best_model.pth --out DIR")
     out = Path(given["out"])
