@@ -146,18 +146,15 @@ def split_hash(folder: Path, stem: str, cfg: DataOptions, paths: list[Path]) -> 
 def assemble(folder: Path, stem: str, cfg: DataOptions, found: Found) -> Dataset:
     """A data set of what a reader found, with its embeddings' file and hash; Problem names a file that is missing."""
     catalogue, parts = found.catalogue, found.parts
-    embedding = Path(cfg.semantic_emb_path) if cfg.semantic_emb_path else find_embedding(folder, stem)
-    if cfg.semantic_emb_path and embedding and not is_file(embedding):
-        named, embedding = embedding, folder / embedding
+    if cfg.semantic_emb_path:
+        named = Path(cfg.semantic_emb_path)
+        embedding = named if is_file(named) else folder / named
         if not is_file(embedding):
-            if named.exists() or embedding.exists():
-                regular_file(named if named.exists() else embedding)  # says what is there instead
-            raise Problem(f"semantic_emb_path: {named}: no such file")
-    if embedding and not is_file(embedding):
-        raise Problem(
-            f"{embedding}: is not a file (a folder, or a link that leads nowhere); remove it or name the embeddings by "
-            "semantic_emb_path"
-        )
+            raise Problem(f"semantic_emb_path: {named}: no such file, here or in {folder}")
+    else:
+        embedding = find_embedding(folder, stem)
+    if embedding:
+        regular_file(embedding, "a link that leads nowhere; remove it or name the embeddings by semantic_emb_path")
     items = find_file(folder, stem, ".items.jsonl", say=False)
     popularity = np.pad(parts.count, (0, len(catalogue) + 1 - len(parts.count)))
     others = [*([items] if items else []), *([embedding] if embedding else [])]

@@ -3,7 +3,6 @@
 Nothing in them is executed: the pickled dictionary among them is refused. docs/forge.md describes the files.
 """
 
-import csv
 import re
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from readers.delimited import Delimited
 from utils import Problem, quoted, regular_file
 
 BLOCK = 1 << 24  # bytes copied at a time
@@ -155,18 +155,14 @@ def spoken(text: str, codes: int) -> list[tuple[int, ...]] | None:
 
 def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) of a file separated by commas or tabs; Problem where columns are missing."""
-    csv.field_size_limit(1 << 27)
-    try:
-        with regular_file(path).open(encoding="utf-8-sig", newline="") as f:
-            first = f.readline()
-            f.seek(0)
-            reader = csv.DictReader(f, delimiter="\t" if "\t" in first else ",")
-            names = reader.fieldnames or []
-            if missing := [n for n in needed if n not in names]:
-                raise Problem(f"{path}: has no column {missing[0]!r}, only {', '.join(names)}")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise Problem(f"{path}, line {reader.line_num}: has not the {len(names)} columns of the header")
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise Problem(f"{path}: not readable as text in columns ({e})") from None
+    with regular_file(path).open(encoding="utf-8-sig", errors="replace") as f:
+        text = Delimited(path, "\t" if "\t" in f.readline() else ",")
+    names = text.columns()
+    if missing := [n for n in needed if n not in names]:
+        raise Problem(f"{path}: has no column {missing[0]!r}, only {', '.join(names)}")
+    rows = ((line, cells) for line, _, cells in text.rows() if cells)
+    next(rows)
+    for line, cells in rows:
+        if len(cells) != len(names):
+            raise Problem(f"{path}, line {line}: has not the {len(names)} columns of the header")
+        yield line, dict(zip(names, cells, strict=True))

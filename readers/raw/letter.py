@@ -94,4 +94,3 @@ def _dump(path: Path, value: object) -> None:
 def write_numbers(path: Path, ids: list[str], first: int) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as f:
         f.writelines(f"{token}\t{number}\n" for number, token in enumerate(ids, first))
-
