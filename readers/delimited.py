@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import pyarrow as pa
 from pyarrow import csv as arrow
@@ -158,18 +158,15 @@ class Delimited:
             return Problem(f"{self.path}: a row of more than {BLOCK >> 20} MB; mend or leave out that row")
         return Problem(f"{self.path}: not readable ({shortened(' '.join(str(reason).split()))})")
 
-    def options(self, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
-        """How pyarrow is to read some columns of it, whose cells stay as they are."""
+    def batches(self, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        """Some columns of the rows, some at a time, whose cells stay as they are; pyarrow's errors are for `fault`."""
         mark = '"' if self.quoted else False
-        return {
-            "read_options": arrow.ReadOptions(block_size=BLOCK, column_names=list(self.header) or None),
-            "parse_options": arrow.ParseOptions(
-                delimiter=self.separator, quote_char=mark, newlines_in_values=self.quoted
-            ),
-            "convert_options": arrow.ConvertOptions(
-                include_columns=list(types), column_types=dict(types), strings_can_be_null=False
-            ),
-        }
+        reading = arrow.ReadOptions(block_size=BLOCK, column_names=list(self.header) or None)
+        parsing = arrow.ParseOptions(delimiter=self.separator, quote_char=mark, newlines_in_values=self.quoted)
+        converting = arrow.ConvertOptions(
+            include_columns=list(types), column_types=dict(types), strings_can_be_null=False
+        )
+        yield from arrow.open_csv(Watched(self), reading, parsing, converting)  # `with` waits for a read that failed
 
 
 def swallowed(cells: list[str], separator: str) -> str | None:

@@ -13,9 +13,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
-from pyarrow import csv as arrow
 
-from readers.delimited import DAMAGED, Delimited, Watched, open_binary, text_lines
+from readers.delimited import DAMAGED, Delimited, open_binary, text_lines
 from readers.files import json_lines
 from settings import option
 from utils import PARQUET, Problem, first_bytes, kind_of, parse_json, quoted, regular_file, shortened, shown, what_is
@@ -188,7 +187,7 @@ def _frame(names: list[str], batches: Callable[[list[str]], Iterator[pl.DataFram
 
 def _text_batches(text: Delimited, names: list[str]) -> Iterator[pl.DataFrame]:
     try:
-        for batch in arrow.open_csv(Watched(text), **text.options(dict.fromkeys(names, pa.string()))):
+        for batch in text.batches(dict.fromkeys(names, pa.string())):
             yield pl.DataFrame(pl.from_arrow(batch))
     except pa.ArrowException as e:
         raise text.fault(e) from None
