@@ -146,14 +146,13 @@ def split_hash(folder: Path, stem: str, cfg: DataOptions, paths: list[Path]) -> 
 def assemble(folder: Path, stem: str, cfg: DataOptions, found: Found) -> Dataset:
     """A data set of what a reader found, with its embeddings' file and hash; Problem names a file that is missing."""
     catalogue, parts = found.catalogue, found.parts
+    embedding = None if cfg.semantic_emb_path else find_embedding(folder, stem)
     if cfg.semantic_emb_path:
         named = Path(cfg.semantic_emb_path)
-        embedding = named if is_file(named) else folder / named
-        if not is_file(embedding):
+        embedding = next((path for path in (named, folder / named) if is_file(path)), None)
+        if embedding is None:
             raise Problem(f"semantic_emb_path: {named}: no such file, here or in {folder}")
-    else:
-        embedding = find_embedding(folder, stem)
-    if embedding:
+    elif embedding:
         regular_file(embedding, "a link that leads nowhere; remove it or name the embeddings by semantic_emb_path")
     items = find_file(folder, stem, ".items.jsonl", say=False)
     popularity = np.pad(parts.count, (0, len(catalogue) + 1 - len(parts.count)))

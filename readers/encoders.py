@@ -115,8 +115,9 @@ class Encoder:
         if is_sentence_model(folder) and not cfg.max_length:
             return
         words = self.model.tokenizer
+        network: Any = self.model[0].auto_model
         words.padding_side, words.pad_token = "right", words.pad_token or words.eos_token or words.unk_token
-        positions = getattr(self.model[0].auto_model.config, "max_position_embeddings", None)
+        positions = getattr(network.config, "max_position_embeddings", None)
         limit = min([words.model_max_length, *([positions] if isinstance(positions, int) else [])])
         if cfg.max_length > limit:
             raise Problem(f"max_length: {cfg.model} reads {limit} tokens at most, not {cfg.max_length}")

@@ -4,7 +4,6 @@
   python scripts/prepare_data.py SOURCE --out DIR/NAME [--key=value ...]   SOURCE: a file, or a folder as published
   python scripts/prepare_data.py SOURCE --out DIR/NAME --to LAYOUT         written for another program
   python scripts/prepare_data.py --fetch NAME [--out DIR/NAME]             a published data set, downloaded and prepared
-  python scripts/prepare_data.py --download REPOSITORY --out DIR           files of a Hugging Face repository, checked
 
 docs/data-formats.md says which sources and layouts there are, docs/get-the-data.md which names.
 Needs polars: pip install -r requirements-data.txt
@@ -49,7 +48,7 @@ from utils import (
 if TYPE_CHECKING:
     from readers.prepare import Prepared, PrepareOptions
 
-OWN = ["out", "to", "download", "fetch"]
+OWN = ["out", "to", "fetch"]
 TIES = "grouped by user as they first occur, then by time; rows of equal time keep the order of the source's files"
 PRESETS = {2000: "scientific", 0: "demo"}  # items from which on -> the preset whose sizes fit
 STEPS, LARGEST_BATCH = 200, 2048  # most steps of an epoch, while batches stay below that
@@ -78,11 +77,6 @@ def run(argv: list[str]) -> None:
         return
     log_to(None, main=True)
     sources, named, cfg = settings.command(argv, kinds, OWN)
-    if "download" in named:
-        from readers.hub import download
-
-        download(named["download"], Path(named.get("out", ".")))
-        return
     if "fetch" in named:
         sources, named, cfg = fetched(sources, named, argv, kinds)
     layout = named.get("to", "own")

@@ -574,7 +574,7 @@ class Finished:
             if whole:
                 curves[self.labels[result.arm.name]] = [tuple(np.mean(each, 0).tolist()) for each in whole]
         figure = charts.lines(f"validation {metric}", curves, x_label="minutes of training")
-        return figure and figure.svg()
+        return None if figure is None else figure.svg()
 
     def card(self, command: str) -> dict[str, Any]:
         """What a reader needs to repeat the table, and to know what it may be compared with."""

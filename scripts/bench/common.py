@@ -54,9 +54,6 @@ def job(cfg: Config, folder: Path, quick: bool, beams: tuple[int, ...]) -> Job:
     return Job(cfg, quick, beams)
 
 
-HOST = torch.device("cpu")  # where host memory is what counts
-
-
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -101,11 +98,11 @@ def _spread(values: list[float] | float) -> list[float] | None:
     return [min(values), max(values)] if isinstance(values, list) else None
 
 
-def peak_memory_of(work: Callable[..., object], *args: Any, where: torch.device | None = None) -> float:
-    """Peak memory in GB of a process that does nothing but this work, imports included; of the device unless told."""
+def peak_memory_of(work: Callable[..., object], *args: Any) -> float:
+    """Peak memory in GB, of the device, of a process that does nothing but this work, imports included."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measured, args=(sender, torch.get_num_threads(), where or device(), work, args))
+    process = context.Process(target=_measured, args=(sender, torch.get_num_threads(), work, args))
     process.start()
     sender.close()
     try:
@@ -116,12 +113,10 @@ def peak_memory_of(work: Callable[..., object], *args: Any, where: torch.device 
         process.join()
 
 
-def _measured(
-    sender: Any, threads: int, where: torch.device, work: Callable[..., object], args: tuple[Any, ...]
-) -> None:
+def _measured(sender: Any, threads: int, work: Callable[..., object], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(threads)
     work(*args)
-    sender.send(peak_memory_gb(where))
+    sender.send(peak_memory_gb(device()))
 
 
 def growth(sizes: list[int], costs: list[float]) -> float:
