@@ -126,16 +126,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Parts:
-    """The three parts, how often the training part holds each item up to the largest there, figures to report, and
-    what there is to say of users that are left out.
-    """
+    """The three parts, how often the training part holds each item up to the largest there, and figures to report."""
 
     train: Split
     valid: Split
     test: Split
     count: np.ndarray
     facts: Facts = field(default_factory=dict)
-    short: str = ""
 
 
 def cold_targets(split: Split, count: np.ndarray) -> int:
@@ -154,13 +151,15 @@ def leave_one_out(
 
     folder: where arrays as long as the log are kept, None for memory.
     """
-    lengths, told = np.diff(offsets), ""
+    lengths = np.diff(offsets)
     short = lengths < SHORTEST
     if short.any():
         first = int(short.argmax())
         told = f"{short.sum()} users have fewer than {SHORTEST} interactions, first {quoted(names[first])} with "
         told += str(lengths[first])
-        check_short(source, told, short_users)
+        if short_users == "refuse":
+            raise Problem(f"{source}: {told}; set short_users: drop to leave them out")
+        log.info(f"{source}: {told}; they are left out")
         kept = Column(np.int32, folder)
         for a, b in groups_of(offsets):
             kept.add(items[offsets[a] : offsets[b]][np.repeat(~short[a:b], lengths[a:b])])
@@ -171,15 +170,7 @@ def leave_one_out(
         left = np.repeat(offsets[a + 1 : b + 1], size) - np.arange(offsets[a], offsets[b])  # 1 on the last item
         train.add(offsets[a] + np.flatnonzero((left >= 3) & (left < np.repeat(size, size))))
     splits = [Split(items, offsets, p) for p in (train.array(), offsets[1:] - 2, offsets[1:] - 1)]
-    return replace(parts_of(splits, training_counts(splits[0], splits[1])), short=told)
-
-
-def check_short(source: Path, told: str, rule: str) -> None:
-    """Problem, or a line in the log, where there are users whose history is too short, as told."""
-    if told and rule == "refuse":
-        raise Problem(f"{source}: {told}; set short_users: drop to leave them out")
-    if told:
-        log.info(f"{source}: {told}; they are left out")
+    return parts_of(splits, training_counts(splits[0], splits[1]))
 
 
 def as_given(items: np.ndarray, offsets: np.ndarray, part: np.ndarray) -> list[Split]:

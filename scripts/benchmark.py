@@ -1,6 +1,6 @@
 """Speed and memory of the product beside a plain one, on the same data, in one run.
 
-  python scripts/benchmark.py [train search recommender tokenizer catalogue scale lm compiled] [--dataset=NAME ...]
+  python scripts/benchmark.py [train search recommender catalogue scale lm compiled] [--dataset=NAME ...]
                               [--key=value ...]
       --quick             smaller sizes and fewer rounds; for the demo
       --beams 20,50,80    widths of the search
@@ -12,6 +12,7 @@ took turns; they hold for the machine named above the table.
 
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,16 +27,16 @@ import main
 import settings
 from compose import configure
 from readers.splits import DataOptions
-from scripts.bench import catalogue, lm, recommender, scale, search, tokenizer, train
-from scripts.bench.common import Figures, job
+from scripts.bench import catalogue, lm, recommender, scale, search, train
+from scripts.bench.common import Figures, Job, job
 from scripts.make_demo import build_demo
 from settings import Config
 from sids.search import SearchOptions
 from trainer import TrainOptions
 from utils import Problem, as_command, is_file, keep_freed_memory, log_to, whole_number, write_json
 
-SECTIONS = {
-    s.__name__.rpartition(".")[2]: s.measure for s in (train, search, recommender, tokenizer, catalogue, scale, lm)
+SECTIONS: dict[str, Callable[[Job], Figures]] = {
+    s.__name__.rpartition(".")[2]: s.measure for s in (train, search, recommender, catalogue, scale, lm)
 } | {"compiled": train.compiled}
 
 
