@@ -131,12 +131,6 @@ REFUSED = [
     ({"json": ["i1"]}, 422, "no JSON object with a history"),
     ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "not readable as JSON"),
     ({"content": b"\xff\xfe", "headers": {"content-type": "application/json"}}, 422, ""),
-    (
-        {"content": b'{"history": ["i1"]}', "headers": {"content-type": "text/plain"}},
-        422,
-        "send the header content-type",
-    ),
-    ({"content": b'{"history": ["i1"]}'}, 422, "send the header content-type: application/json"),
     ({"json": {"history": ["i1" * 1000]}}, 413, "longer than 2000 bytes"),
     ({"content": (b"x" * 500 for _ in range(9))}, 413, "longer than 2000 bytes"),
 ]
