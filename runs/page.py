@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -320,15 +321,14 @@ def collisions(run: Finished) -> str:
 
 def tree(run: Finished) -> str:
     """The catalogue as a prefix tree, to be opened branch by branch."""
-    by_first: dict[str, list[int]] = {}
-    for item, sid in enumerate(run.sids):
-        by_first.setdefault(sid[0], []).append(item)
+    order = sorted(range(len(run.sids)), key=lambda i: [_by_number(token) for token in run.sids[i]])
     shown, parts = 0, []
-    for token in sorted(by_first, key=_by_number):
-        if shown + len(by_first[token]) > MOST_ITEMS:
+    for _, group in groupby(order, key=lambda i: run.sids[i][0]):
+        items = list(group)
+        if shown + len(items) > MOST_ITEMS:
             break
-        shown += len(by_first[token])
-        parts.append(_branch(run, by_first[token], 0))
+        shown += len(items)
+        parts.append(_branch(run, items, 0))
     left = f"<p class='note'>{len(run.sids) - shown} more items are left out.</p>" if shown < len(run.sids) else ""
     heading = f"<summary>catalogue by semantic ID ({shown} of {len(run.sids)} items)</summary>"
     return f"<details>{heading}{''.join(parts)}{left}</details>"
@@ -345,13 +345,11 @@ def _branch(run: Finished, items: list[int], place: int) -> str:
     if len(items) == 1:
         whole = escaped(" ".join(run.sids[items[0]]))
         return f"<div><span class='sid'>{whole}</span> {run.label(items[0])}</div>"
-    children: dict[str, list[int]] = {}
-    for item in items:
-        children.setdefault(run.sids[item][place + 1] if len(run.sids[item]) > place + 1 else "", []).append(item)
-    if "" in children:  # SIDs that end here
+    if any(len(run.sids[i]) == place + 1 for i in items):  # SIDs that end here
         inside = "".join(f"<div>{run.label(i)}</div>" for i in items)
     else:
-        inside = "".join(_branch(run, children[t], place + 1) for t in sorted(children, key=_by_number))
+        children = groupby(items, key=lambda i: run.sids[i][place + 1])
+        inside = "".join(_branch(run, list(group), place + 1) for _, group in children)
     example = "; ".join(run.label(i) for i in items[:2])
     heading = f"<summary><span class='sid'>{prefix}</span> {len(items)} items: {example} ...</summary>"
     return f"<details>{heading}{inside}</details>"
