@@ -95,20 +95,15 @@ class Prepared(Events):
             f.writelines(f"{text}\n" for text in self.texts)
 
     def write_table(self, path: Path, names: dict[str, str], separator: str) -> None:
-        """A text table of the interactions, written in pieces; `names` of the columns by role."""
-        users, items = pl.Series(self.users, dtype=pl.String), pl.Series(self.items, dtype=pl.String)
-        columns = {"time": _whole(self.time)}
+        """A text table of the interactions; `names` of the columns by role."""
+        columns = {"user": pl.Series(self.users, dtype=pl.String).gather(self.user),
+                   "item": pl.Series(self.items, dtype=pl.String).gather(self.item)}  # fmt: skip
         if self.rating is not None:
-            columns["rating"] = _whole(self.rating)
-        order = [role for role in ("user", "item", "rating", "time") if role in ("user", "item", *columns)]
-        with path.open("wb") as f:
-            for begin in range(0, len(self.user), BATCH):
-                rows = slice(begin, begin + BATCH)
-                found = {"user": users.gather(self.user[rows]), "item": items.gather(self.item[rows])}
-                found |= {role: pl.Series(numbers[rows]) for role, numbers in columns.items()}
-                frame = pl.DataFrame({names[role]: found[role] for role in order})
-                quotes: Any = "necessary" if separator == "," else "never"
-                f.write(frame.write_csv(separator=separator, include_header=begin == 0, quote_style=quotes).encode())
+            columns["rating"] = pl.Series(_whole(self.rating))
+        columns["time"] = pl.Series(_whole(self.time))
+        quotes: Any = "necessary" if separator == "," else "never"
+        frame = pl.DataFrame({names[role]: column for role, column in columns.items()})
+        frame.write_csv(path, separator=separator, quote_style=quotes)
 
 
 def _whole(numbers: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import settings
 from metrics import half_interval, is_per_user, paired_difference, per_user
 from runs import charts
 from runs.charts import escaped
+from runs.exported import check_checkpoint
 from runs.folder import RunFolder
 from runs.report import check_protocol, read_ranks
 from runs.table import told_apart
@@ -88,9 +89,8 @@ def finished(folder: RunFolder) -> Finished:
     results, state = folder.results(), read_checkpoint(folder.best)
     index = folder.path / f"{results.get('dataset')}.index.json"
     sids = read_json(index) if index.is_file() else {}
-    items, titles = state.get("items"), state.get("titles")
-    if not isinstance(items, list) or not isinstance(titles, list) or len(items) != len(titles):
-        raise Problem(f"{folder.best}: not a checkpoint of main.py, it has no item list")
+    check_checkpoint(folder.best, state)
+    items, titles = state["items"], state["titles"]
     if sids and (not isinstance(sids, dict) or sorted(sids) != sorted(map(str, range(len(items))))):
         raise Problem(f"{index}: holds other items than {folder.best.name}; put the run's own file back")
     options = settings.read_yaml(folder.config)

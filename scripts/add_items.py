@@ -21,21 +21,18 @@ import torch
 from torch import Tensor
 
 import settings
-from compose import build, restore
+from compose import restore
 from model import GenerativeModel
 from readers.dataset import Catalogue, check_rows, check_shape, open_array, read_items
 from readers.texts import check_beside
-from settings import Config
 from sids.files import to_index
 from sids.table import SidOptions, SidTable, free_end
 from sids.tokenizer import CodeOptions
 from utils import (
     Problem,
     as_command,
-    load_weights,
     log,
     log_to,
-    one_line,
     quoted,
     write_checkpoint,
     write_json,
@@ -133,16 +130,6 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
     return {**kept, **lists, "model": weights, "added": len(new) + state.get("added", 0)}
 
 
-def sids_of(cfg: Config, state: dict[str, Any]) -> dict[str, list[str]]:
-    """The SIDs of an extended state, which loading proves sound."""
-    model = build.empty_model(cfg, len(state["items"]), restore.sizes_of(cfg, state["model"])[1])
-    try:
-        load_weights(model, state["model"])
-    except RuntimeError as e:
-        raise Problem(f"the extended table is not sound ({one_line(e)}); use another checkpoint") from None
-    return to_index(model.sids)  # type: ignore[attr-defined,arg-type]
-
-
 def run(argv: list[str]) -> Path:
     """The command; returns the path of the new checkpoint."""
     names = ["checkpoint", "items", "embeddings", "output"]
@@ -159,9 +146,8 @@ def run(argv: list[str]) -> Path:
     check_rows(Path(given["embeddings"]), content_MD, new.ids)
     check_beside(Path(given["embeddings"]), Path(given["items"]), new.ids)
     state = extended(given["checkpoint"], new, content_MD)
-    sids = sids_of(restore.restore(given["checkpoint"]).cfg, state)
     write_checkpoint(output, state)
-    write_json(index, sids)
+    write_json(index, to_index(restore.restore(output).model.sids))  # type: ignore[attr-defined,arg-type]
     log.info(f"{len(new)} items added to {len(state['items']) - len(new)}; SIDs: {index}")
     return output
 

@@ -591,6 +591,20 @@ class Finished:
             "versions": f"torch {here['torch']}, commit {here['commit']}",
         }
 
+    def report(
+        self, name: str, metrics: Sequence[str], compared_by: str, before: str = "",
+        pictures: Mapping[str, str | None] | None = None, **more: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Write <output_dir>/<data set>/<name>-<hash of the question>.*, the text behind another one; what stands in
+        its JSON, or Problem when rows did not run to the end.
+        """
+        tables = self.tables(metrics)
+        result, text = self.plain(tables, **more), self.text(tables, metrics, compared_by)
+        place = Path(self.jobs[0].cfg[RunOptions].output_dir) / self.data.name
+        write(place / f"{name}-{result['question']}", result, "\n\n".join(filter(None, [before, text])), pictures or {})
+        self.fail_if_any()
+        return result
+
     def fail_if_any(self) -> None:
         """Problem, once all is written, when rows did not run to the end."""
         if lost := {name: r.failure for name, r in self.results.items() if r.failure}:

@@ -8,7 +8,7 @@ import polars as pl
 
 from readers.delimited import text_lines
 from readers.prepare import Prepared
-from readers.raw.scan import Part, Raw, SourceOptions, Texts, files_of, lists, one
+from readers.raw.scan import Part, Raw, SourceOptions, Texts, files_of, lists, one, texts_beside
 from utils import Problem, quoted, read_json
 
 
@@ -21,11 +21,11 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
     path = files[0] if source.is_file() else one([p for p in files if p.name.endswith(".inter.json")], "sequences")
     stem = path.name.removesuffix(".inter.json")
     parts = [renamed(_part(path), stem)]
-    beside = Path(cfg.items) if cfg.items else path.with_name(f"{stem}.item.json")
+    texts = texts_beside(cfg, path.with_name(f"{stem}.item.json"))
     names = tuple(path.with_name(f"{stem}.{role}2id") for role in ("user", "item"))
-    if not cfg.items and not beside.is_file():
+    if texts is None:
         return Raw("letter", parts, beside=names)
-    return Raw("letter", parts, _texts(beside, read_numbers(names[1])), (beside,), beside=names)
+    return Raw("letter", parts, _texts(texts, read_numbers(names[1])), (texts,), beside=names)
 
 
 def _part(path: Path) -> Part:

@@ -293,6 +293,11 @@ def lists(path: Path, users: Sequence[str], items: Sequence[list[str]]) -> Part:
     return Part(path, timed.explode("item", "time"))
 
 
+def texts_beside(cfg: SourceOptions, usual: Path) -> Path | None:
+    """The file of texts: the one that is named, else the usual one where it is there."""
+    return Path(cfg.items) if cfg.items else usual if usual.is_file() else None
+
+
 def vectors_beside(path: Path, name: str) -> Path | None:
     """The file of embeddings in one of the next four folders above a file of events."""
     return next((found for folder in path.resolve().parents[:4] if (found := folder / name).is_file()), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from readers.delimited import text_lines
-from readers.raw.scan import ROW, Part, Raw, SourceOptions, Texts, ending, files_of, head, one, scan
+from readers.raw.scan import ROW, Part, Raw, SourceOptions, Texts, ending, files_of, head, one, scan, texts_beside
 
 P5_NAMES = ("user_sequence.txt", "sequential_data.txt")
 P5_TEXTS = "item_plain_text.txt"
@@ -30,8 +30,7 @@ def _start(path: Path) -> str:
 def read_p5(source: Path, cfg: SourceOptions) -> Raw:
     files = files_of(source)
     path = files[0] if len(files) == 1 else one([p for p in files if p.name in P5_NAMES], "sequences")
-    beside = Path(cfg.items) if cfg.items else path.with_name(P5_TEXTS)
-    texts = beside if cfg.items or beside.is_file() else None
+    texts = texts_beside(cfg, path.with_name(P5_TEXTS))
     return Raw("p5", [_part(path)], _texts(texts) if texts else None, (texts,) if texts else ())
 
 
