@@ -28,7 +28,7 @@ def escaped(text: object) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """Curves or bars: SVG elements in a box of WIDTH x HEIGHT, and the colours of several names."""
+    """Curves or dots: SVG elements in a box of WIDTH x HEIGHT, and the colours of several names."""
 
     title: str
     inside: str
@@ -78,22 +78,6 @@ def lines(title: str, series: Mapping[str, Points], *, log: bool = False, x_labe
     of = named_colors(kept)
     below = caption(f"{x_label}; log scale" if log else x_label)
     return Figure(title, plot(kept, log=log) + below, of if len(of) > 1 else {})
-
-
-def bars(title: str, values: Mapping[str, float], x_label: str) -> Figure | None:
-    """A figure with a bar a name, from zero."""
-    if not values:
-        return None
-    top = max(*values.values(), 1e-12)
-    py, room = scale(0, top, HEIGHT - BOTTOM, TOP), (WIDTH - LEFT - RIGHT) / len(values)
-    parts = [grid(None, py, (0, 0), (0, top), log=False)]
-    for i, (name, value) in enumerate(values.items()):
-        x, y = LEFT + room * (i + 0.15), py(value)
-        size = f'width="{room * 0.7:.1f}" height="{HEIGHT - BOTTOM - y:.1f}"'
-        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{COLORS[0]}"><title>{value:g}</title></rect>')
-        if len(values) <= 24:
-            parts.append(label(x + room * 0.35, HEIGHT - BOTTOM + 12, name, "middle"))
-    return Figure(title, "".join(parts) + caption(x_label), {})
 
 
 def scatter(title: str, points: Mapping[str, tuple[float, float]], x_label: str) -> Figure:
@@ -239,7 +223,7 @@ def plot(series: Mapping[str, Points], *, log: bool = False) -> str:
 
 
 def grid(
-    px: Callable[[float], float] | None, py: Callable[[float], float], x: tuple[float, float], y: tuple[float, float],
+    px: Callable[[float], float], py: Callable[[float], float], x: tuple[float, float], y: tuple[float, float],
     *, log: bool,
 ) -> str:  # fmt: skip
     parts = []
@@ -247,8 +231,7 @@ def grid(
         at, shown = py(value), f"{10**value:.3g}" if log else f"{value:.6g}"
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" class="grid"/>')
         parts.append(label(LEFT - 6, at + 4, shown, "end"))
-    if px is not None:
-        parts += [label(px(v), HEIGHT - BOTTOM + 14, f"{v:g}", "middle") for v in ticks(*x, most=8)]
+    parts += [label(px(v), HEIGHT - BOTTOM + 14, f"{v:g}", "middle") for v in ticks(*x, most=8)]
     return "".join(parts)
 
 

@@ -308,8 +308,8 @@ def collisions(run: Finished) -> str:
     """How many items share their codes, and the largest groups by title."""
     all_groups = groups(run)
     sizes = Counter(map(len, all_groups))
-    chart = charts.bars("groups of items with equal codes, by size",
-                        {str(n): float(sizes[n]) for n in sorted(sizes)}, "items in a group")  # fmt: skip
+    points = [(float(n), float(sizes[n])) for n in sorted(sizes)]
+    chart = charts.lines("groups of items with equal codes, by size", {"groups": points}, x_label="items in a group")
     lines = []
     for group in [g for g in all_groups if len(g) > 1][:MOST_GROUPS]:
         sid = escaped(" ".join(run.sids[group[0]]))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from compose import build, configure
@@ -121,6 +122,4 @@ def _measured(sender: Any, threads: int, work: Callable[..., object], args: tupl
 
 def growth(sizes: list[int], costs: list[float]) -> float:
     """Exponent b of cost = a * size^b, fitted on logarithms."""
-    x = torch.tensor(sizes, dtype=torch.double).log()
-    y = torch.tensor(costs, dtype=torch.double).log()
-    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
