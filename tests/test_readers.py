@@ -366,9 +366,9 @@ def test_a_bad_item_map_is_named(tmp_path, ids, message):
     ("row", "message"),
     [
         ({"inter_history": ["p"], "target_id": "zz"}, r"'zz' is missing from"),
-        ({"inter_history": ["p"]}, r"'target_id' is missing from"),
-        ({"target_id": "p"}, r"'inter_history' is missing from"),
-        ({"inter_history": [], "target_id": "p"}, r"empty inter_history"),
+        ({"inter_history": ["p"]}, r'expected \{"inter_history": \[...\], "target_id"'),
+        ({"target_id": "p"}, r'expected \{"inter_history": \[...\], "target_id"'),
+        ({"inter_history": [], "target_id": "p"}, r'expected \{"inter_history": \[...\], "target_id"'),
         ({"inter_history": None, "target_id": "p"}, r"expected"),
         ([1, 2], r"expected"),
         ("word", r"expected"),
