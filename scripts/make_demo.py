@@ -7,7 +7,7 @@ shoppers carry three signals, each worth something by itself and most of it toge
 - content: a shopper keeps to one brand for a while, and the title names brand and product;
 - sequence: a product calls for certain next products (its successors in the goes-with chain).
 
-The run scripts and studies of `demo` build it where it is not there.
+    python scripts/make_demo.py --folder dataset/demo       run scripts and studies do it themselves
 
 Leave-one-out Recall@10 at the default seed, items seen before masked: popularity .042, content
 neighbours .090, the generator's own next-item distribution (favourite brand inferred from the
@@ -15,15 +15,21 @@ history) .61, which no model can beat but by luck.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runs.early  # noqa: F401
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from utils import Unwritable, whole_folder
+import settings
+from utils import Problem, Unwritable, as_command, whole_folder, whole_number
 
 FILES = INTERACTIONS, ITEMS, EMBEDDINGS = "demo.inter", "demo.items.jsonl", "demo.emb-text.npy"
 EMBEDDING_SIZE = 64
@@ -266,3 +272,18 @@ def build_demo(folder: Path, seed: int = 2020) -> None:
     except Unwritable:
         if not is_complete(folder):  # unless another process was faster
             raise
+
+
+def run(argv: list[str]) -> None:
+    """The command; a complete demo folder is left as it is."""
+    words, given, _ = settings.command(argv, {}, ["folder", "seed"])
+    folder, seed = Path(given.get("folder", "dataset/demo")), whole_number(given.get("seed", "2020"))
+    if words or seed is None:
+        raise Problem("make_demo: takes --folder DIR and --seed NUMBER, a whole number from 0 of at most 15 digits")
+    there = is_complete(folder)
+    build_demo(folder, seed)
+    print(f"{folder} is complete already; left alone" if there else f"{folder}: {N_USERS} users, seed {seed}")
+
+
+if __name__ == "__main__":
+    as_command(__doc__, run)

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-
-import polars as pl
 
 from readers.delimited import text_lines
 from readers.prepare import Prepared
@@ -20,22 +19,28 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
     files = files_of(source)
     path = files[0] if source.is_file() else one([p for p in files if p.name.endswith(".inter.json")], "sequences")
     stem = path.name.removesuffix(".inter.json")
-    parts = [renamed(_part(path), stem)]
-    texts = texts_beside(cfg, path.with_name(f"{stem}.item.json"))
-    names = tuple(path.with_name(f"{stem}.{role}2id") for role in ("user", "item"))
-    if texts is None:
-        return Raw("letter", parts, beside=names)
-    return Raw("letter", parts, _texts(texts, read_numbers(names[1])), (texts,), beside=names)
+    names = {role: path.with_name(f"{stem}.{role}2id") for role in ("user", "item")}
+    ids = {role: read_numbers(file) for role, file in names.items()}
+    parts, beside = [_part(path, names, ids)], tuple(names.values())
+    if (texts := texts_beside(cfg, path.with_name(f"{stem}.item.json"))) is None:
+        return Raw("letter", parts, beside=beside)
+    return Raw("letter", parts, _texts(texts, ids["item"]), (texts,), beside=beside)
 
 
-def _part(path: Path) -> Part:
+def _part(path: Path, names: dict[str, Path], ids: dict[str, dict[str, str]]) -> Part:
+    """The sequences, with ids in place of their numbers where the files beside know them."""
     found = read_json(path)
     if not isinstance(found, dict) or not all(isinstance(row, list) for row in found.values()):
         raise Problem(f"{path}: expected an object of user -> list of items")
     for user, row in found.items():
         if bad := [i for i in row if not isinstance(i, int | str) or isinstance(i, bool)]:
             raise Problem(f"{path}: user {quoted(user)} has the item {quoted(bad[0])}; expected numbers or ids")
-    return lists(path, list(found), [[str(i) for i in row] for row in found.values()])
+    rows = {user: [str(i) for i in row] for user, row in found.items()}
+    for role, used in (("user", iter(rows)), ("item", chain.from_iterable(rows.values()))):
+        if ids[role] and (lost := next((number for number in used if number not in ids[role]), None)) is not None:
+            raise Problem(f"{path}: {role} {quoted(lost)} is not in {names[role]}; add it there")
+    users, items = ids["user"], ids["item"]
+    return lists(path, [users.get(u, u) for u in rows], [[items.get(i, i) for i in row] for row in rows.values()])
 
 
 def read_numbers(path: Path) -> dict[str, str]:
@@ -47,19 +52,6 @@ def read_numbers(path: Path) -> dict[str, str]:
             raise Problem(f"{path}, line {line}: expected an id, a tab and a number, found {quoted(text)}")
         found |= {number[0]: token} if text else {}
     return found
-
-
-def renamed(found: Part, stem: str) -> Part:
-    """The part with ids in place of its numbers, where <stem>.user2id and .item2id beside it know them."""
-    frame = found.frame
-    for role in ("user", "item"):
-        path = found.path.with_name(f"{stem}.{role}2id")
-        if ids := read_numbers(path):
-            there = found.frame.select(pl.col(role).cast(pl.String).unique()).collect()[role].to_list()
-            if unknown := [n for n in there if n is not None and n not in ids]:
-                raise Problem(f"{found.path}: {role} {quoted(unknown[0])} is not in {path}; add it there")
-            frame = frame.with_columns(pl.col(role).replace_strict(ids, default=None, return_dtype=pl.String))
-    return Part(found.path, frame)
 
 
 def _texts(path: Path, ids: dict[str, str]) -> Texts:
