@@ -107,7 +107,8 @@ class Encoder:
     def __init__(self, folder: Path, cfg: EmbedOptions, device: torch.device) -> None:
         from sentence_transformers import SentenceTransformer
 
-        kinds = {"dtype": numbers_of(cfg, device), "use_safetensors": True}
+        kinds: dict[str, Any] = {"dtype": numbers_of(cfg, device)}
+        kinds |= {} if is_sentence_model(folder) else {"use_safetensors": True}
         self.model: Any = SentenceTransformer(
             str(folder), device=str(device), model_kwargs=kinds, local_files_only=True
         )
