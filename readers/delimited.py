@@ -21,7 +21,7 @@ from pyarrow import csv as arrow
 from utils import GZIP, START, Problem, first_bytes, log, parse_json, quoted, shortened, what_is
 
 BLOCK = 1 << 23  # bytes that are read at a time, of which a row has room in one
-DIGITS, LINE_END = re.compile(r"\d+"), re.compile(r"\r\n|\n|\r")
+DIGITS, LINE_END, EMPTY = re.compile(r"\d+"), re.compile(r"\r\n|\n|\r"), re.compile(rb"\n(?=\r?\n)")
 DRAWN = re.compile(r"[\s|+:=-]*-{3}[\s|+:=-]*")  # the line below the names of a drawn table
 DAMAGED = (OSError, EOFError, zlib.error)  # what reading a file may meet that has no fault of form
 BOM = b"\xef\xbb\xbf"
@@ -189,14 +189,13 @@ def _alike(a: str, b: str) -> bool:
 
 
 class Watched(io.RawIOBase):
-    """The bytes of a delimited text on their way to a reader. At its end a text with quotation marks or empty lines is
-    checked: Problem where a quotation swallows rows, and the log says what made no row.
+    """The bytes of a delimited text on their way to a reader. One with quotation marks is checked at its end: Problem
+    where a quotation swallows rows. The log says what made no row.
     """
 
     def __init__(self, text: Delimited) -> None:
         self.text, self.file = text, open_binary(text.path)
-        self.signs = (b"\n\n", b"\n\r\n", *([b'"'] if text.quoted else []))  # of what is to be checked
-        self.before, self.odd = b"\n", False  # what was read last
+        self.before, self.marked = b"\n", False  # what was read last; are there quotation marks?
         self.empty = self.within = 0  # empty lines, line ends within cells: what makes no row
 
     def readable(self) -> bool:
@@ -209,10 +208,14 @@ class Watched(io.RawIOBase):
             line = next((number for number, text in text_lines(self.text.path) if "\0" in text), 1)
             raise Problem(f"{self.text.path}, line {line}: a NUL byte; the file is damaged, or: tr -d '\\0' < FILE")
         seen = self.before + block
-        self.odd, self.before = self.odd or any(sign in seen for sign in self.signs), seen[-2:]
-        if self.odd and not block:
-            self.odd = False
-            self.empty, self.within = self.text.check()
+        self.marked = self.marked or (self.text.quoted and b'"' in block)
+        if b"\n\n" in seen or b"\n\r" in seen:
+            self.empty += len(EMPTY.findall(seen))
+        self.before = seen[-2:] if seen.endswith(b"\n\r") else seen[-1:]
+        if not block and self.before:  # the end, met once
+            self.before = b""
+            if self.marked:
+                self.empty, self.within = self.text.check()
             if self.empty or self.within:
                 told = f"{self.empty} empty lines left out, {self.within} line ends belong to quoted cells"
                 log.info(f"{self.text.path}: {told}")
