@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeGuard
 
@@ -184,23 +185,18 @@ def protocol_card(runs: Sequence[Finished]) -> str:
     return f"<div class='wide'><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
 
 
-def _option(*names: str) -> Callable[[Finished], str]:
-    return lambda run: ", ".join(str(run.options[n]) for n in names if run.options.get(n) is not None) or "-"
-
-
 def _content(run: Finished) -> str:
     found = run.results.get("content")
     return " ".join(f"{k} {v}" for k, v in found.items()) if isinstance(found, dict) else "-"
 
 
-def _environment(*names: str) -> Callable[[Finished], str]:
-    def read(run: Finished) -> str:
-        found = run.folder.made_with()
-        return ", ".join(f"{found[n]}" for n in names if found.get(n) is not None) or "-"
-
-    return read
+def _named(where: Callable[[Finished], Mapping[str, Any]], *names: str) -> Callable[[Finished], str]:
+    """The values of some names, as far as they are there."""
+    return lambda run: ", ".join(str(found[n]) for n in names if (found := where(run)).get(n) is not None) or "-"
 
 
+_option = partial(_named, lambda run: run.options)
+_environment = partial(_named, lambda run: run.folder.made_with())
 CARD: Mapping[str, Callable[[Finished], str]] = {
     "folder": lambda run: run.folder.path.name,
     "tokenizer, recommender": _option("tokenizer", "recommender"),
