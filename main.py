@@ -216,8 +216,8 @@ def finish(cfg: Config, data: Dataset, fit: Trainer, run: RunFolder) -> None:
 
 def content_of(data: Dataset) -> dict[str, Any]:
     """Name and hash of the content embeddings, where there are any."""
-    path = data.embedding_path
-    return {} if path is None else {"content": {"file": path.name, "hash": data.embedding_hash}}
+    path, stamp = data.embedding_path, data.embedding_stamp
+    return {} if path is None or stamp is None else {"content": {"file": path.name, "hash": stamp.digest}}
 
 
 def write_index(run: RunFolder, cfg: Config, model: Model) -> None:

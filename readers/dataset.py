@@ -15,7 +15,7 @@ import numpy as np
 
 from readers.files import find_embedding, find_file, json_lines
 from readers.splits import DataOptions, Parts, Split
-from readers.stamps import once, place_of
+from readers.stamps import Stamp, once, place_of
 from readers.texts import check_beside
 from utils import (
     NUMPY,
@@ -63,7 +63,7 @@ class Dataset:
     hash: str  # of these and of every other file that was read
     facts: dict[str, float] = field(default_factory=dict)  # of the split, for log and results
     folder: Path | None = None  # where its files lie
-    embedding_hash: str = ""  # of the embeddings' file, "" where there is none
+    embedding_stamp: Stamp | None = None  # whoever reads the embeddings later must find those that were hashed
 
     @property
     def n_items(self) -> int:
@@ -161,7 +161,7 @@ def assemble(folder: Path, stem: str, cfg: DataOptions, found: Found) -> Dataset
     place, split = place_of(folder, stem), split_hash(folder, stem, cfg, found.paths)
     return Dataset(
         stem, catalogue, parts.train, parts.valid, parts.test, popularity, embedding, split,
-        once(place, digest, split, *others), parts.facts, folder, once(place, digest, embedding) if embedding else "",
+        once(place, digest, split, *others), parts.facts, folder, Stamp.of(embedding, place) if embedding else None,
     )  # fmt: skip
 
 
@@ -223,7 +223,8 @@ def check_shape(path: Path, content_ND: np.ndarray, ids: list[str]) -> None:
 def read_embeddings(data: Dataset) -> np.ndarray:
     """Content embeddings [N, D], memory-mapped; row i belongs to item i + 1.
 
-    Problem when there are none, a row is missing, or a value is not finite.
+    Problem when there are none, they have changed since the data were read, a row is missing, or a value is not
+    finite.
     """
     path = data.embedding_path
     if path is None:
@@ -236,4 +237,6 @@ def read_embeddings(data: Dataset) -> np.ndarray:
             f"no content embeddings beside {data.name!r}: python scripts/embed_items.py {quote(str(where))} makes "
             "them; or set semantic_emb_path to a .npy with a row per item"
         )
+    if data.embedding_stamp is not None and not data.embedding_stamp.holds(regular_file(path)):
+        raise Problem(f"{path}: has changed since this command read it; put the old file back or begin again")
     return data.content_ND

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,24 @@ def rows_once(place: Path, key: str, shape: tuple[int, int], pieces: Iterable[np
             if old != path:
                 old.unlink(missing_ok=True)  # who has mapped it keeps it
         return np.load(path, mmap_mode="r").view(np.ndarray)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A file as it was when it was read: its hash, and by what a change shows without hashing again."""
+
+    digest: str
+    size: int  # bytes
+    times: tuple[int, int]  # of its content and of its entry, ns
+
+    @classmethod
+    def of(cls, path: Path, place: Path) -> "Stamp":
+        found = path.stat()  # before the hash: a change in between is noticed later
+        return cls(once(place, digest, path), found.st_size, (found.st_mtime_ns, found.st_ctime_ns))
+
+    def holds(self, path: Path) -> bool:
+        """Is the file's content still the same?"""
+        found = path.stat()
+        if (found.st_size, (found.st_mtime_ns, found.st_ctime_ns)) == (self.size, self.times):
+            return True
+        return found.st_size == self.size and digest(path) == self.digest

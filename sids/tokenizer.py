@@ -94,8 +94,8 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, data: Dataset, vectors_NV: np.ndarray | None = None) -> "Source":
         place = None if data.folder is None else place_of(data.folder, data.name)
-        train = data.train.alone()
-        return cls(read_embeddings(data), data.popularity[1:], train, vectors_NV, place, data.embedding_hash)
+        stamp = "" if data.embedding_stamp is None else data.embedding_stamp.digest
+        return cls(read_embeddings(data), data.popularity[1:], data.train.alone(), vectors_NV, place, stamp)
 
 
 class Tokenizer(nn.Module, ABC):

@@ -161,7 +161,7 @@ def test_embeddings_are_hashed_and_looked_through_once(tiny, monkeypatch):
     monkeypatch.setattr(dataset.digest, "__name__", "digest")
     again = read_dataset(cfg)
     read_embeddings(again)
-    assert (again.hash, again.embedding_hash) == (before.hash, before.embedding_hash)
+    assert (again.hash, again.embedding_stamp) == (before.hash, before.embedding_stamp)
 
 
 def test_a_full_disk_and_a_folder_that_cannot_be_written_cost_nothing(tiny, monkeypatch, tmp_path, caplog):
