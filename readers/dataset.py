@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from readers.files import find_embedding, find_file, json_lines
-from readers.splits import TEST_SHARE, DataOptions, Parts, Split
+from readers.splits import DataOptions, Parts, Split
 from readers.stamps import Stamp, once, place_of
 from readers.texts import check_beside
 from utils import (
@@ -138,7 +138,6 @@ class Found:
 def split_hash(folder: Path, stem: str, cfg: DataOptions, paths: list[Path]) -> str:
     """The hash of the interactions and of the rules by which they are split."""
     rules: list[object] = ["time", cfg.time_quantile] if cfg.split != "leave_one_out" else []
-    rules += [True, TEST_SHARE, cfg.seed] if cfg.split == "time_groups" else []
     rules += [cfg.k_core] if cfg.k_core else []
     rules += [cfg.users_col, cfg.items_col, cfg.time_col] if paths[0].suffix.lower() == ".csv" else []
     return once(place_of(folder, stem), digest, cfg.short_users, *rules, *paths)
@@ -147,18 +146,14 @@ def split_hash(folder: Path, stem: str, cfg: DataOptions, paths: list[Path]) -> 
 def assemble(folder: Path, stem: str, cfg: DataOptions, found: Found) -> Dataset:
     """A data set of what a reader found, with its embeddings' file and hash; Problem names a file that is missing."""
     catalogue, parts = found.catalogue, found.parts
-    embedding = Path(cfg.semantic_emb_path) if cfg.semantic_emb_path else find_embedding(folder, stem)
-    if cfg.semantic_emb_path and embedding and not is_file(embedding):
-        named, embedding = embedding, folder / embedding
-        if not is_file(embedding):
-            if named.exists() or embedding.exists():
-                regular_file(named if named.exists() else embedding)  # says what is there instead
-            raise Problem(f"semantic_emb_path: {named}: no such file")
-    if embedding and not is_file(embedding):
-        raise Problem(
-            f"{embedding}: is not a file (a folder, or a link that leads nowhere); remove it or name the embeddings by "
-            "semantic_emb_path"
-        )
+    embedding = None if cfg.semantic_emb_path else find_embedding(folder, stem)
+    if cfg.semantic_emb_path:
+        named = Path(cfg.semantic_emb_path)
+        embedding = next((path for path in (named, folder / named) if is_file(path)), None)
+        if embedding is None:
+            raise Problem(f"semantic_emb_path: {named}: no such file, here or in {folder}")
+    elif embedding:
+        regular_file(embedding, "a link that leads nowhere; remove it or name the embeddings by semantic_emb_path")
     items = find_file(folder, stem, ".items.jsonl", say=False)
     popularity = np.pad(parts.count, (0, len(catalogue) + 1 - len(parts.count)))
     others = [*([items] if items else []), *([embedding] if embedding else [])]

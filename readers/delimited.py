@@ -1,7 +1,7 @@
 """Delimited text as Python's csv module reads it when it is strict: pyarrow reads, `Watched` sees what that misses.
 
 pyarrow counts the cells of every row, of columns that nobody asks for as well. What it does not mind is a quotation
-that never ends, or ends within a cell: that one swallows rows.
+that never ends, or ends within a cell: that one swallows rows. So a text with quotation marks is read once more.
 """
 
 import csv
@@ -10,19 +10,18 @@ import io
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow
 
 from utils import GZIP, START, Problem, first_bytes, log, parse_json, quoted, shortened, what_is
 
-BLOCK, STEP = 1 << 23, 1 << 18  # bytes that are read at a time, of which a row has room in one; that are looked at
-DIGIT, DIGITS, LINE_END = re.compile(rb"\d"), re.compile(r"\d+"), re.compile(r"\r\n|\n|\r")
+BLOCK = 1 << 23  # bytes that are read at a time, of which a row has room in one
+DIGITS, LINE_END, EMPTY = re.compile(r"\d+"), re.compile(r"\r\n|\n|\r"), re.compile(rb"\n(?=\r?\n)")
 DRAWN = re.compile(r"[\s|+:=-]*-{3}[\s|+:=-]*")  # the line below the names of a drawn table
 DAMAGED = (OSError, EOFError, zlib.error)  # what reading a file may meet that has no fault of form
 BOM = b"\xef\xbb\xbf"
@@ -98,28 +97,21 @@ class Delimited:
         if any(DRAWN.fullmatch(line) for line in lines):
             raise Problem(f"{self.path}: a table as psql, MySQL or Markdown draws it; export it as .csv instead")
 
-    def parsed(self, lines: Iterable[str]) -> Iterator[tuple[int, int, list[str]]]:
-        """(first line, last line, cells) of each row by Python's csv module, empty lines have no cells; csv.Error with
-        reason, first and last line of what is no row.
+    def rows(self) -> Iterator[tuple[int, int, list[str]]]:
+        """(first line, last line, cells) of each row by Python's csv module, slowly; empty lines have no cells. Problem
+        where a row is none.
         """
         csv.field_size_limit(sys.maxsize)
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
-        reader = csv.reader(lines, delimiter=self.separator, quoting=quoting, strict=True)
         begin = 1
-        try:
-            for cells in reader:
-                yield begin, reader.line_num, cells
-                begin = reader.line_num + 1
-        except csv.Error as e:
-            raise csv.Error(str(e), begin, reader.line_num) from None
-
-    def rows(self) -> Iterator[tuple[int, int, list[str]]]:
-        """The same of the whole file, slowly; Problem where a row is none."""
         with io.TextIOWrapper(open_binary(self.path), "utf-8-sig", "surrogateescape", newline="") as lines:
+            reader = csv.reader(lines, delimiter=self.separator, quoting=quoting, strict=True)
             try:
-                yield from self.parsed(lines)
+                for cells in reader:
+                    yield begin, reader.line_num, cells
+                    begin = reader.line_num + 1
             except csv.Error as e:
-                raise Problem(f"{self.path}, line {e.args[1]}: {self._said(*e.args)}") from None
+                raise Problem(f"{self.path}, line {begin}: {self._said(str(e), begin, reader.line_num)}") from None
 
     def _said(self, reason: str, begin: int, end: int) -> str:
         if "expected after" not in reason and "unexpected end" not in reason:
@@ -130,10 +122,13 @@ class Delimited:
             'put the cell in quotes: "17"" monitor"'
         )
 
-    def check(self) -> None:
-        """Problem at the first row that is none, by Python's csv module."""
+    def check(self) -> tuple[int, int]:
+        """(empty lines, line ends within cells): what makes no row; Problem at the first row that is none."""
         first, width = list(self.header), len(self.header)
+        empty = within = 0
         for line, end, cells in self.rows():
+            empty += not cells
+            within += sum(cell.count("\n") for cell in cells) if end > line else 0
             first, width = first or cells, width or len(cells)
             if cells and len(cells) != width:
                 remedy = "put a cell that holds the separator in quotes, complete a row that was cut off"
@@ -149,6 +144,7 @@ class Delimited:
                     f"{self.path}, line {line}: a quotation that begins here holds what looks like another row, "
                     f"{quoted(lost)}; end the quotation where its cell ends"
                 )
+        return empty, within
 
     def fault(self, reason: object) -> Problem:
         """What is wrong with a text that pyarrow does not read, with its line where one is found."""
@@ -162,18 +158,15 @@ class Delimited:
             return Problem(f"{self.path}: a row of more than {BLOCK >> 20} MB; mend or leave out that row")
         return Problem(f"{self.path}: not readable ({shortened(' '.join(str(reason).split()))})")
 
-    def options(self, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
-        """How pyarrow is to read some columns of it, whose cells stay as they are."""
+    def batches(self, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        """Some columns of the rows, some at a time, whose cells stay as they are; pyarrow's errors are for `fault`."""
         mark = '"' if self.quoted else False
-        return {
-            "read_options": arrow.ReadOptions(block_size=BLOCK, column_names=list(self.header) or None),
-            "parse_options": arrow.ParseOptions(
-                delimiter=self.separator, quote_char=mark, newlines_in_values=self.quoted
-            ),
-            "convert_options": arrow.ConvertOptions(
-                include_columns=list(types), column_types=dict(types), strings_can_be_null=False
-            ),
-        }
+        reading = arrow.ReadOptions(block_size=BLOCK, column_names=list(self.header) or None)
+        parsing = arrow.ParseOptions(delimiter=self.separator, quote_char=mark, newlines_in_values=self.quoted)
+        converting = arrow.ConvertOptions(
+            include_columns=list(types), column_types=dict(types), strings_can_be_null=False
+        )
+        yield from arrow.open_csv(Watched(self), reading, parsing, converting)  # `with` waits for a read that failed
 
 
 def swallowed(cells: list[str], separator: str) -> str | None:
@@ -196,103 +189,34 @@ def _alike(a: str, b: str) -> bool:
 
 
 class Watched(io.RawIOBase):
-    """The bytes of a delimited text on their way to a reader; Problem where a quotation in them swallows rows. The log
-    says at their end what made no row.
-
-    In a sound text each mark that opens a quotation stands behind a separator, a line end or a mark, and each that
-    closes one before such. Where that does not hold, Python's csv module has the last word.
+    """The bytes of a delimited text on their way to a reader. One with quotation marks is checked at its end: Problem
+    where a quotation swallows rows. The log says what made no row.
     """
 
     def __init__(self, text: Delimited) -> None:
         self.text, self.file = text, open_binary(text.path)
-        self.edge = np.zeros(256, bool)
-        self.edge[list(b'"\r\n' + text.separator.encode())] = True
-        self.rest, self.width = b"", len(text.columns())  # rest: what follows the last row that is whole
-        self.begun = self.done = False
+        self.before, self.marked = b"\n", False  # what was read last; are there quotation marks?
         self.empty = self.within = 0  # empty lines, line ends within cells: what makes no row
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes of the file; Problem where a quotation in the rows that they end swallows others."""
+        """The next bytes of the file; Problem, behind the last ones, where a quotation swallows rows."""
         block = self.file.read(size)
         if b"\0" in block:
             line = next((number for number, text in text_lines(self.text.path) if "\0" in text), 1)
             raise Problem(f"{self.text.path}, line {line}: a NUL byte; the file is damaged, or: tr -d '\\0' < FILE")
-        for begin in range(0, len(block), STEP):
-            piece = block[begin : begin + STEP]
-            self._look(self.rest + (piece if self.begun else piece.removeprefix(BOM)))
-            self.begun = True
-        if not block and not self.done:
-            self.done = True
-            self._look(self.rest + b"\n" * (self.rest[-1:] not in (b"", b"\n")))
+        seen = self.before + block
+        self.marked = self.marked or (self.text.quoted and b'"' in block)
+        if b"\n\n" in seen or b"\n\r" in seen:
+            self.empty += len(EMPTY.findall(seen))
+        self.before = seen[-2:] if seen.endswith(b"\n\r") else seen[-1:]
+        if not block and self.before:  # the end, met once
+            self.before = b""
+            if self.marked:
+                self.empty, self.within = self.text.check()
             if self.empty or self.within:
                 told = f"{self.empty} empty lines left out, {self.within} line ends belong to quoted cells"
                 log.info(f"{self.text.path}: {told}")
         return block
-
-    def _look(self, chunk: bytes) -> None:
-        """Check the rows of what begins with a row, and keep those that it does not complete."""
-        byte = np.frombuffer(chunk, np.uint8)
-        ends = byte == ord("\n")
-        behind = ends[1:] | (byte[1:] == ord("\r")) if b"\r" in chunk else ends[1:]
-        empty = chunk[:1] in (b"\n", b"\r") or bool((ends[:-1] & behind).any())
-        if not empty and not (self.text.quoted and b'"' in chunk):
-            self.rest = chunk[chunk.rfind(b"\n") + 1 :]
-            return
-        mark, end = np.flatnonzero((byte == ord('"')) & self.text.quoted), np.flatnonzero(ends)
-        inner = np.searchsorted(mark, end) % 2 == 1
-        whole = int(end[~inner].max(initial=-1)) + 1
-        if not self._sound(byte, mark) or (self.done and whole < len(chunk)) or len(chunk) - whole > 2 * BLOCK:
-            self.rest = self._slowly(chunk)
-            return
-        self.rest = chunk[whole:]
-        end, inner = end[end < whole], inner[end < whole]
-        length = np.diff(end, prepend=-1)
-        alone = (length == 1) | ((length == 2) & (byte[end - 1] == ord("\r")))
-        self.empty += int((alone & ~inner & ~np.roll(inner, 1)).sum())
-        if inner.any():
-            self.within += int(inner.sum())
-            self._look_within(chunk, end, inner, mark)
-
-    def _sound(self, byte: np.ndarray, mark: np.ndarray) -> bool:
-        opens, closes = mark[::2], mark[1::2]
-        before, behind = byte[opens[opens > 0] - 1], byte[closes[closes < len(byte) - 1] + 1]
-        return bool(self.edge[before].all() and self.edge[behind].all())
-
-    def _look_within(self, chunk: bytes, end: np.ndarray, inner: np.ndarray, mark: np.ndarray) -> None:
-        """Look at the rows with a line within a cell that has digits and as many separators as a row, or as a part of
-        one where the cell ends. end: where lines end, [L]; inner: whether within a cell, [L]; mark: the marks, [M].
-        """
-        line, outer, looked = np.flatnonzero(inner), end[~inner], -1
-        close = mark[1::2]
-        close = close[np.append(mark[2::2], -1)[: len(close)] != close + 1]  # one before another mark closes nothing
-        last = ~inner[line + 1]
-        stop = np.where(last, close[np.searchsorted(close, end[line])], end[line + 1])
-        places = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord(self.text.separator))
-        count = np.searchsorted(places, stop) - np.searchsorted(places, end[line])
-        like = np.where(last, (count > 0) & (count < self.width), count == self.width - 1)
-        for n, until in zip(line[like].tolist(), stop[like].tolist(), strict=True):
-            row = int(np.searchsorted(outer, end[n]))
-            if row > looked and DIGIT.search(chunk, end[n], until):
-                looked = row
-                self._slowly(chunk[outer[row - 1] + 1 if row else 0 : outer[row] + 1], count=False)
-
-    def _slowly(self, chunk: bytes, *, count: bool = True) -> bytes:
-        """Check rows by Python's csv module; what it does not complete."""
-        lines = io.StringIO(chunk.decode("utf-8", "surrogateescape"), newline="").readlines()
-        whole = 0
-        try:
-            for begin, end, cells in self.text.parsed(lines):
-                if end == len(lines) and count and not self.done:
-                    break
-                self.empty += count * (not cells)
-                self.within += count * (end - begin)
-                if end > begin and swallowed(cells, self.text.separator):
-                    raise self.text.fault("a quotation swallows rows")
-                whole = end
-        except csv.Error as e:
-            if self.done or "unexpected end" not in str(e) or len(chunk) > 3 * BLOCK:
-                raise self.text.fault(e) from None
-        return "".join(lines[whole:]).encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""From texts to content embeddings: sentence-transformers, or any transformers model with mean pooling; a cache.
+"""From texts to content embeddings by sentence-transformers, which pools other models by their mean; a cache.
 
 A vector is kept under the hash of its text, in a folder named by the hash of all that it depends on beside the text
 (model, revision, pooling, longest text, number format): what was encoded once, in whatever run, is not encoded again.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from readers.hub import snapshot
 from readers.texts import key_of
 from settings import option
-from utils import Problem, digest, log, quoted, write_atomic
+from utils import Problem, digest, log, one_line, quoted, write_atomic
 
 MINILM = "all-MiniLM-L6-v2"
 SHARD = 1024  # texts between two writes of the cache
@@ -40,12 +40,6 @@ class EmbedOptions:
     def __post_init__(self) -> None:
         if self.fields and self.template is not None:
             raise Problem("fields and template both say what the text is; give one of them")
-
-
-class Encoder(Protocol):
-    def encode(self, texts: list[str]) -> np.ndarray:
-        """float32 [texts, D]."""
-        ...
 
 
 # ---------------------------------------------------------------- models
@@ -74,19 +68,17 @@ def locate(model: str, revision: str | None) -> tuple[Path, str]:
     return found, found.name
 
 
-def open_encoder(folder: Path, cfg: EmbedOptions, device: torch.device) -> Encoder:
-    if not (folder / "config.json").is_file() and not is_sentence_model(folder):
+def open_encoder(folder: Path, cfg: EmbedOptions, device: torch.device) -> "Encoder":
+    if not is_sentence_model(folder) and not (folder / "config.json").is_file():
         raise Problem(f"model: {folder} holds no config.json; name the folder of a model")
-    kind: Callable[..., Encoder] = SentenceEncoder if is_sentence_model(folder) else MeanEncoder
-    if kind is SentenceEncoder and find_spec("sentence_transformers") is None:
+    if find_spec("sentence_transformers") is None:
         raise Problem(
             f"model: {folder} needs sentence-transformers, which is not installed: pip install -r requirements-data.txt"
         )
     try:
-        return kind(folder, cfg, device)
+        return Encoder(folder, cfg, device)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as e:  # whatever the libraries meet in the files
-        reason = " ".join(str(e).split())[:300] or type(e).__name__
-        raise Problem(f"model: {folder} cannot be loaded ({reason})") from None
+        raise Problem(f"model: {folder} cannot be loaded ({one_line(e) or type(e).__name__})") from None
 
 
 def numbers_of(cfg: EmbedOptions, device: torch.device) -> str:
@@ -107,71 +99,35 @@ def is_sentence_model(folder: Path) -> bool:
     return (folder / "modules.json").is_file()
 
 
-def _positions(module: Any) -> list[int]:
-    """Positions of the network of a sentence model's first part, where it says."""
-    found = getattr(getattr(getattr(module, "auto_model", None), "config", None), "max_position_embeddings", None)
-    return [found] if isinstance(found, int) else []
-
-
-def check_length(cfg: EmbedOptions, limits: list[int]) -> None:
-    """Problem when texts may be longer than the model reads."""
-    if cfg.max_length and cfg.max_length > min(limits):
-        raise Problem(f"max_length: {cfg.model} reads {min(limits)} tokens at most, not {cfg.max_length}")
-
-
-class SentenceEncoder:
-    """A model of sentence-transformers, pooled and normalised as it says itself."""
+class Encoder:
+    """A model of sentence-transformers, pooled and normalised as it says itself; of any other one, causal models
+    included, the mean of the last states over the tokens of a text.
+    """
 
     def __init__(self, folder: Path, cfg: EmbedOptions, device: torch.device) -> None:
         from sentence_transformers import SentenceTransformer
 
-        kinds = {"dtype": numbers_of(cfg, device)}
+        kinds: dict[str, Any] = {"dtype": numbers_of(cfg, device)}
+        kinds |= {} if is_sentence_model(folder) else {"use_safetensors": True}
         self.model: Any = SentenceTransformer(
             str(folder), device=str(device), model_kwargs=kinds, local_files_only=True
         )
         self.batch_size = cfg.batch_size
-        if cfg.max_length:
-            check_length(cfg, [self.model.tokenizer.model_max_length, *_positions(self.model[0])])
-            self.model.max_seq_length = cfg.max_length
+        if is_sentence_model(folder) and not cfg.max_length:
+            return
+        words = self.model.tokenizer
+        network: Any = self.model[0].auto_model
+        words.padding_side, words.pad_token = "right", words.pad_token or words.eos_token or words.unk_token
+        positions = getattr(network.config, "max_position_embeddings", None)
+        limit = min([words.model_max_length, *([positions] if isinstance(positions, int) else [])])
+        if cfg.max_length > limit:
+            raise Problem(f"max_length: {cfg.model} reads {limit} tokens at most, not {cfg.max_length}")
+        self.model.max_seq_length = cfg.max_length or min(512, limit)
 
     def encode(self, texts: list[str]) -> np.ndarray:
+        """float32 [texts, D]."""
         found = self.model.encode(texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True)
         return np.asarray(found, np.float32)
-
-
-class MeanEncoder:
-    """The mean of a model's last states over the tokens of a text, padding left out; causal models included."""
-
-    def __init__(self, folder: Path, cfg: EmbedOptions, device: torch.device) -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
-        self.model: Any = AutoModel.from_pretrained(
-            folder, dtype=numbers_of(cfg, device), local_files_only=True, use_safetensors=True
-        )
-        if self.model.config.is_encoder_decoder:
-            raise ValueError("an encoder with a decoder; name an encoder or a causal language model")
-        self.model.eval().to(device)
-        self.device, self.batch_size = device, cfg.batch_size
-        limits = [self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)]
-        check_length(cfg, limits)
-        self.longest = min([cfg.max_length or 512, *limits])
-
-    @torch.inference_mode()
-    def encode(self, texts: list[str]) -> np.ndarray:
-        pieces = []
-        for begin in range(0, len(texts), self.batch_size):
-            words = self.tokenizer(
-                texts[begin : begin + self.batch_size], padding=True, truncation=True, max_length=self.longest,
-                return_tensors="pt",
-            ).to(self.device)  # fmt: skip
-            mask_BS1 = words["attention_mask"][:, :, None].float()
-            names = {k: words[k] for k in ("input_ids", "attention_mask")}
-            states_BSD = self.model(**names).last_hidden_state.float()
-            pieces.append((states_BSD * mask_BS1).sum(1) / mask_BS1.sum(1))
-        return torch.cat(pieces).cpu().numpy()
 
 
 # ---------------------------------------------------------------- the cache

@@ -31,12 +31,8 @@ def locate(cfg: DataOptions) -> tuple[Path, str]:
             way = own if known else f"python scripts/prepare_data.py {root} --out DIR/NAME makes a data set of a table"
         raise Problem(f"data_path: {str(root)!r} is no folder and no .csv file; {way}")
     inner = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() == stem.lower()]
-    here = spelled_alike(root, stem)
-    folder = root
-    if root / stem in inner or not any(p.name.startswith(f"{stem}.") for p in here):
-        if inner and here and root / stem not in inner:  # another vocabulary as a folder, and one beside it
-            inner.append(here[0])
-        folder = _one_of(inner, root / stem) or root
+    beside = root / stem not in inner and spelled_alike(root, stem)
+    folder = root if beside else _one_of(inner, root / stem) or root
     if not spelled_alike(folder, stem):
         known = next((stem[: -len(end)] for end in INTERACTIONS.values() if stem.lower().endswith(end)), None)
         hint = f"; the name of a data set has no ending: --dataset={known}" if known else ""
@@ -64,23 +60,9 @@ def _one_of(found: list[Path], wanted: Path, *, say: bool = True) -> Path | None
     return found[0] if found else None
 
 
-def _files(folder: Path, stem: str) -> list[Path]:
-    """The files of a data set: those of its own vocabulary alone where another vocabulary is a data set as well.
-
-    So `T.items.jsonl` may complete `t.inter`, but not where it stands beside `T.inter`. Problem when there are
-    several data sets in other spellings.
-    """
-    found = spelled_alike(folder, stem)
-    sets = {p.name[: len(stem)]: p for p in found if p.name.lower()[len(stem) :] in INTERACTIONS.values()}
-    if len(sets) > 1 and stem in sets:
-        return [p for p in found if p.name.startswith(f"{stem}.")]
-    _one_of(list(sets.values()), folder / stem, say=False)
-    return found
-
-
 def find_file(folder: Path, stem: str, ending: str, *, say: bool = True) -> Path | None:
     """The file `<stem><ending>`, or the only one whose name differs from it in case."""
-    name, there = f"{stem}{ending}", _files(folder, stem)
+    name, there = f"{stem}{ending}", spelled_alike(folder, stem)
     found = _one_of([p for p in there if p.name.lower() == name.lower()], folder / name, say=say)
     check_unpacked([] if found else there, [name])
     return found
@@ -95,14 +77,12 @@ def check_unpacked(there: list[Path], names: Collection[str]) -> None:
 
 def detect(folder: Path, stem: str) -> str:
     names = {layout: f"{stem}{ending}" for layout, ending in INTERACTIONS.items()}
-    there = _files(folder, stem)
-    for exact in (True, False):  # an exact name of any layout goes before an inexact one
-        for layout, name in names.items():
-            if any(p.name == name or (not exact and p.name.lower() == name.lower()) for p in there):
-                if others := [n for n in names.values() if n != name and any(p.name == n for p in there)]:
-                    told = f"{name} is read, not {', '.join(others)}; data_format chooses"
-                    log.warning(f"{folder}: holds the data set in several layouts: {told}")
-                return layout
+    there = spelled_alike(folder, stem)
+    if found := [k for k, name in names.items() if any(p.name.lower() == name.lower() for p in there)]:
+        if others := [names[k] for k in found[1:]]:
+            told = f"{names[found[0]]} is read, not {', '.join(others)}; data_format chooses"
+            log.warning(f"{folder}: holds the data set in several layouts: {told}")
+        return found[0]
     check_unpacked(there, names.values())
     raise Problem(f"{folder}: found none of {', '.join(names.values())}; set data_format or add the file")
 
@@ -116,13 +96,12 @@ def need_file(folder: Path, stem: str, ending: str) -> Path:
 
 def find_embedding(folder: Path, stem: str) -> Path | None:
     pattern = re.compile(re.escape(stem) + r"\.emb.*\.npy", re.IGNORECASE)
-    found = [p for p in _files(folder, stem) if pattern.fullmatch(p.name)]
-    own = {p.name.lower(): p for p in found if p.name.startswith(f"{stem}.")}
-    found = [p for p in found if own.get(p.name.lower(), p) == p]  # an exact name goes before its twin
-    if len(found) > 1:
+    found = [p for p in spelled_alike(folder, stem) if pattern.fullmatch(p.name)]
+    if len({p.name.lower() for p in found}) > 1:
         names = ", ".join(p.name for p in found)
         raise Problem(f"{folder}: several embeddings ({names}); choose one with semantic_emb_path")
-    return found[0] if own else _one_of(found, folder / f"{stem}.emb*.npy")
+    own = [p for p in found if p.name.startswith(f"{stem}.")]
+    return own[0] if own else _one_of(found, folder / f"{stem}.emb*.npy")
 
 
 def json_lines(path: Path, parse: Callable[[str], Any] = parse_json) -> Iterator[tuple[int, Any]]:

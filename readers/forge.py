@@ -3,100 +3,74 @@
 Nothing in them is executed: the pickled dictionary among them is refused. docs/forge.md describes the files.
 """
 
-import csv
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from readers.dataset import open_array
+from readers.delimited import Delimited
 from utils import Problem, quoted, regular_file
 
 BLOCK = 1 << 24  # bytes copied at a time
 TOKEN = re.compile(r"C(\d+)")
 
 
-class Header(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
-def _open(path: Path, name: str) -> tuple[zipfile.ZipFile, IO[bytes]]:
+def array(path: Path, name: str) -> np.ndarray:
+    """An array of an .npz that fits into memory; Problem where it is not there, or is pickled objects."""
     try:
-        archive = zipfile.ZipFile(regular_file(path))
-        return archive, archive.open(f"{name}.npy")
-    except zipfile.BadZipFile as e:
+        with np.load(regular_file(path), allow_pickle=False) as held:
+            if name not in held:
+                raise Problem(f"{path}: holds no {name!r}, only {', '.join(held)}")
+            found: np.ndarray = held[name]
+            return found
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as e:
+        if "bject" in str(e):
+            raise Problem(
+                f"{path}: {name} is a pickled object, and reading one may run any program; convert it once to numbers, "
+                "as docs/forge.md shows, and name the result by --ids"
+            ) from None
         raise Problem(f"{path}: not readable as .npz ({e})") from None
-    except KeyError:
-        there = ", ".join(n.removesuffix(".npy") for n in archive.namelist())
-        raise Problem(f"{path}: holds no {name!r}, only {there}") from None
-
-
-def header(path: Path, name: str) -> Header:
-    """Shape and type of an array in an .npz, which is not read; Problem for pickled objects."""
-    archive, member = _open(path, name)
-    with archive, member:
-        try:
-            version = np.lib.format.read_magic(member)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(member)
-        except ValueError as e:
-            raise Problem(f"{path}: {name} is no array of numpy's ({e})") from None
-    if dtype.hasobject:
-        raise Problem(
-            f"{path}: {name} is a pickled object, and reading one may run any program; convert it once to numbers, as "
-            "docs/forge.md shows, and name the result by --ids"
-        )
-    if fortran and len(shape) > 1:
-        raise Problem(f"{path}: {name} is stored column by column; write it again row by row")
-    return Header(shape, dtype)
-
-
-def copy_array(path: Path, name: str, to: Path) -> None:
-    """An array of an .npz as an .npy of its own, some megabytes at a time."""
-    archive, member = _open(path, name)
-    with archive, member, to.open("wb") as out:
-        while block := member.read(BLOCK):
-            out.write(block)
-
-
-def small_array(path: Path, name: str) -> np.ndarray:
-    """An array of an .npz that fits into memory."""
-    header(path, name)
-    archive, member = _open(path, name)
-    with archive, member:
-        found: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
-    return found
 
 
 def embeddings(path: Path, ids: np.ndarray | None, to: Path) -> np.ndarray:
-    """Copy `embeds` to an .npy; the item id of each row. ids: [n, 2] (id, row) where the file has only a pickle."""
-    shape, dtype = header(path, "embeds")
-    if len(shape) != 2 or dtype.kind != "f":
-        raise Problem(f"{path}: embeds is {dtype} {list(shape)}, expected floating-point [items, D]")
-    if ids is None:
-        names = [n.removesuffix(".npy") for n in zipfile.ZipFile(path).namelist()]
-        found = small_array(path, "ids" if "ids" in names else "itemEncID")
-    else:
-        found = ids
+    """Copy `embeds` to an .npy, some megabytes at a time; the item id of each row.
+
+    ids: [n, 2] (id, row) where the file has only a pickle.
+    """
+    try:
+        with zipfile.ZipFile(regular_file(path)) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "embeds" not in names:
+                raise Problem(f"{path}: holds no 'embeds', only {', '.join(names)}")
+            with archive.open("embeds.npy") as member, to.open("wb") as out:
+                shutil.copyfileobj(member, out, BLOCK)
+    except zipfile.BadZipFile as e:
+        raise Problem(f"{path}: not readable as .npz ({e})") from None
+    content_ND = open_array(to)
+    if content_ND.ndim != 2 or content_ND.dtype.kind != "f":
+        there = f"{content_ND.dtype} {list(content_ND.shape)}"
+        raise Problem(f"{path}: embeds is {there}, expected floating-point [items, D]")
+    found = array(path, "ids" if "ids" in names else "itemEncID") if ids is None else ids
     if found.ndim == 2 and found.shape[1] == 2:  # (id, row)
         found = found[np.argsort(found[:, 1], kind="stable")]
         if not np.array_equal(found[:, 1], np.arange(len(found))):
             raise Problem(f"{path}: the rows of the ids are not 0 ... {len(found) - 1}, each once")
         found = found[:, 0]
-    if found.ndim != 1 or found.dtype.kind not in "iu" or len(found) != shape[0]:
-        raise Problem(f"{path}: {len(found)} ids ({found.dtype}) for {shape[0]} embeddings")
+    if found.ndim != 1 or found.dtype.kind not in "iu" or len(found) != len(content_ND):
+        raise Problem(f"{path}: {len(found)} ids ({found.dtype}) for {len(content_ND)} embeddings")
     if len(np.unique(found)) != len(found):
         raise Problem(f"{path}: an item id stands there twice")
-    copy_array(path, "embeds", to)
     return found
 
 
 def pairs(path: Path, ids: np.ndarray) -> np.ndarray:
     """The pairs as rows of the embeddings, int64 [P, 2]; the file has raw ids."""
-    raw = small_array(path, "pairs")
+    raw = array(path, "pairs")
     if raw.ndim != 2 or raw.shape[1] != 2 or raw.dtype.kind not in "iu":
         raise Problem(f"{path}: pairs is {raw.dtype} {list(raw.shape)}, expected whole numbers [P, 2]")
     order = np.argsort(ids)
@@ -155,18 +129,14 @@ def spoken(text: str, codes: int) -> list[tuple[int, ...]] | None:
 
 def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) of a file separated by commas or tabs; Problem where columns are missing."""
-    csv.field_size_limit(1 << 27)
-    try:
-        with regular_file(path).open(encoding="utf-8-sig", newline="") as f:
-            first = f.readline()
-            f.seek(0)
-            reader = csv.DictReader(f, delimiter="\t" if "\t" in first else ",")
-            names = reader.fieldnames or []
-            if missing := [n for n in needed if n not in names]:
-                raise Problem(f"{path}: has no column {missing[0]!r}, only {', '.join(names)}")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise Problem(f"{path}, line {reader.line_num}: has not the {len(names)} columns of the header")
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise Problem(f"{path}: not readable as text in columns ({e})") from None
+    with regular_file(path).open(encoding="utf-8-sig", errors="replace") as f:
+        text = Delimited(path, "\t" if "\t" in f.readline() else ",")
+    names = text.columns()
+    if missing := [n for n in needed if n not in names]:
+        raise Problem(f"{path}: has no column {missing[0]!r}, only {', '.join(names)}")
+    rows = ((line, cells) for line, _, cells in text.rows() if cells)
+    next(rows)
+    for line, cells in rows:
+        if len(cells) != len(names):
+            raise Problem(f"{path}, line {line}: has not the {len(names)} columns of the header")
+        yield line, dict(zip(names, cells, strict=True))

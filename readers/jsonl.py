@@ -1,5 +1,6 @@
 """The released layout: a row a sample, item tokens, ids in .emb_map.json."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,20 +33,23 @@ def _map_file(path: Path) -> Catalogue:
     return Catalogue([ids[i] for i in range(1, n + 1)], [""] * n)
 
 
+def samples(path: Path) -> Iterator[tuple[int, list[str], str, str | None]]:
+    """(line, history, target, user where it is named) of each row; Problem where one is no sample."""
+    for line, row in json_lines(path):
+        history, target = (row.get(key) if isinstance(row, dict) else None for key in ("inter_history", "target_id"))
+        if not isinstance(history, list) or not history or target is None:
+            raise Problem(f'{path}, line {line}: expected {{"inter_history": [...], "target_id": ...}}')
+        user = row.get("user_id")
+        yield line, [str(i) for i in history], str(target), None if user is None else str(user)
+
+
 def _jsonl_split(path: Path, number: dict[str, int]) -> Split:
     items: list[int] = []
     ends = [0]
-    for line, row in json_lines(path):
-        try:
-            tokens = [*row["inter_history"], row["target_id"]]
-            items.extend(number[str(t)] for t in tokens)
-        except KeyError as e:
-            what = quoted(e.args[0])
-            raise Problem(f"{path}, line {line}: {what} is missing from the row or from the item map") from None
-        except TypeError:
-            raise Problem(f'{path}, line {line}: expected {{"inter_history": [...], "target_id": ...}}') from None
-        if len(tokens) < 2:
-            raise Problem(f"{path}, line {line}: empty inter_history")
+    for line, history, target, _ in samples(path):
+        if lost := [token for token in (*history, target) if token not in number]:
+            raise Problem(f"{path}, line {line}: {quoted(lost[0])} is missing from the item map")
+        items.extend(number[token] for token in (*history, target))
         ends.append(len(items))
     offsets = np.array(ends, np.int64)
     return Split(np.array(items, np.int32), offsets, offsets[1:] - 1)

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from tqdm import tqdm
 
 from readers.raw.scan import ROLES, ROW, Part, Raw, head, reading
-from readers.tables import AGAIN, Rows, core_rows, twins_of, unit_of, warn_of
+from readers.tables import AGAIN, Coder, Rows, core_rows, twins_of, unit_of, warn_of
 from settings import option
 from utils import Problem, log, quoted, shortened, whole_text
 
@@ -89,32 +90,20 @@ class Prepared(Events):
             yield self.item[begin:end].tolist()
             begin = end
 
-    def plain_texts(self) -> list[str]:
-        """All fields of each item in one line."""
-        rows = [{k: v for k, v in json.loads(t).items() if k != "item_id"} for t in self.texts]
-        one = all(set(row) <= {"text"} for row in rows)
-        lines = [row.get("text", "") if one else "; ".join(f"{k}: {v}" for k, v in row.items()) for row in rows]
-        return [" ".join(line.split()) for line in lines]
-
     def write_texts(self, path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="\n") as f:
             f.writelines(f"{text}\n" for text in self.texts)
 
     def write_table(self, path: Path, names: dict[str, str], separator: str) -> None:
-        """A text table of the interactions, written in pieces; `names` of the columns by role."""
-        users, items = pl.Series(self.users, dtype=pl.String), pl.Series(self.items, dtype=pl.String)
-        columns = {"time": _whole(self.time)}
+        """A text table of the interactions; `names` of the columns by role."""
+        columns = {"user": pl.Series(self.users, dtype=pl.String).gather(self.user),
+                   "item": pl.Series(self.items, dtype=pl.String).gather(self.item)}  # fmt: skip
         if self.rating is not None:
-            columns["rating"] = _whole(self.rating)
-        order = [role for role in ("user", "item", "rating", "time") if role in ("user", "item", *columns)]
-        with path.open("wb") as f:
-            for begin in range(0, len(self.user), BATCH):
-                rows = slice(begin, begin + BATCH)
-                found = {"user": users.gather(self.user[rows]), "item": items.gather(self.item[rows])}
-                found |= {role: pl.Series(numbers[rows]) for role, numbers in columns.items()}
-                frame = pl.DataFrame({names[role]: found[role] for role in order})
-                quotes: Any = "necessary" if separator == "," else "never"
-                f.write(frame.write_csv(separator=separator, include_header=begin == 0, quote_style=quotes).encode())
+            columns["rating"] = pl.Series(_whole(self.rating))
+        columns["time"] = pl.Series(_whole(self.time))
+        quotes: Any = "necessary" if separator == "," else "never"
+        frame = pl.DataFrame({names[role]: column for role, column in columns.items()})
+        frame.write_csv(path, separator=separator, quote_style=quotes)
 
 
 def _whole(numbers: np.ndarray) -> np.ndarray:
@@ -126,34 +115,12 @@ def _whole(numbers: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- reading
 
 
-class Coder:
-    """Text to whole numbers, a batch at a time."""
-
-    def __init__(self) -> None:
-        self.kind = pl.Categorical(pl.Categories.random())
-        self.chunks: list[pl.Series] = []
-
-    def add(self, text: pl.Series) -> None:
-        self.chunks.append(text.cast(self.kind))
-
-    def finish(self) -> tuple[np.ndarray, list[str]]:
-        """(code of each row, text of each code)."""
-        whole = pl.concat(self.chunks)
-        self.chunks.clear()
-        distinct = whole.unique()
-        words = [""] * len(distinct)
-        codes = distinct.to_physical().to_list()
-        for code, text in zip(codes, distinct.cast(pl.String).to_list(), strict=True):
-            words[code] = text
-        return whole.to_physical().to_numpy().astype(np.int32), words
-
-
 def read_events(raw: Raw, *, rated: bool = False, drop: bool = False) -> Events:
     """All rows of a source; Problem names the file and row of the first that is not one.
 
     rated: ratings are needed; else they are left out where one is no number. drop: rows without a user are left out.
     """
-    coders = {"user": Coder(), "item": Coder()}
+    coders = {"user": Coder(None), "item": Coder(None)}
     numbers: dict[str, list[np.ndarray]] = {"time": [], "rating": []}
     seen, clocks = 0, list[Clock]()
     with tqdm(unit=" rows", unit_scale=True, desc="reading", mininterval=1) as bar:
@@ -163,7 +130,7 @@ def read_events(raw: Raw, *, rated: bool = False, drop: bool = False) -> Events:
                 for batch in batches_of(part, drop=drop):
                     check_ids(part, batch)
                     for role, coder in coders.items():
-                        coder.add(batch[role].cast(pl.String))
+                        coder.add(batch[role].cast(pl.String).to_arrow().cast(pa.large_string()).dictionary_encode())
                     timed = "time" in batch.columns
                     numbers["time"].append(clock.seconds(batch) if timed else np.arange(seen, seen + len(batch)))
                     if "rating" in batch.columns:
@@ -177,7 +144,7 @@ def read_events(raw: Raw, *, rated: bool = False, drop: bool = False) -> Events:
         raise Problem(
             f"{raw.parts[0].path}: holds no interactions; a table needs a line for each, below the names of its columns"
         )
-    (user, users), (item, items) = (coder.finish() for coder in coders.values())
+    (user, users), (item, items) = ((coder.codes.array(), list(coder.number)) for coder in coders.values())
     time = np.concatenate(numbers["time"]).astype(np.float64)
     rating = np.concatenate(numbers["rating"]) if numbers["rating"] else None
     if rating is not None and len(rating) != seen:

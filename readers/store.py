@@ -16,11 +16,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from readers.dataset import SPLITS, Catalogue, Found
-from readers.splits import DataOptions, Parts, Split, check_short
+from readers.splits import DataOptions, Parts, Split
 from readers.stamps import LARGE, place_of
 from utils import Problem, Unwritable, digest, in_turn, log, one_line, read_json, whole_folder, write_json
 
-VERSION = 2
+VERSION = 3
 ARRAYS = ("items", "offsets", "position")  # of a split
 Read = Callable[[Path | None], Found]  # of a scratch folder for long columns, None for memory
 
@@ -36,7 +36,6 @@ def read_once(folder: Path, stem: str, layout: str, cfg: DataOptions, files: lis
         root.mkdir(parents=True, exist_ok=True)
         with in_turn(root):  # the processes of a run come at once, and one of them reads
             if (found := opened(path, folder)) is not None:
-                check_short(found.paths[0], found.parts.short, cfg.short_users)
                 return found
             log.info(f"{folder}: reading {stem} once; its arrays are kept in {path}")
             with tempfile.TemporaryDirectory(prefix=".reading-", dir=root) as scratch:
@@ -51,11 +50,8 @@ def read_once(folder: Path, stem: str, layout: str, cfg: DataOptions, files: lis
 
 
 def keys_of(layout: str, cfg: DataOptions, files: list[Path]) -> tuple[str, str]:
-    """Hashes of the rules by which the arrays are made, and of the files. How histories are cut is decided later, as is
-    whether users may be left out; only one split draws anything.
-    """
-    later = {"data_path", "data_format", "semantic_emb_path", "max_his_len", "history_tokens", "short_users"}
-    later |= {"seed"} if cfg.split != "time_groups" else set()
+    """Hashes of the rules by which the arrays are made, and of the files. How histories are cut is decided later."""
+    later = {"data_path", "data_format", "semantic_emb_path", "max_his_len", "history_tokens", "seed"}
     options = {k: v for k, v in asdict(cfg).items() if k not in later}
     stats = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in sorted(files)]
     return digest(VERSION, layout, options), digest(stats)
@@ -80,8 +76,8 @@ def keep(path: Path, found: Found) -> None:
             raise Unwritable(f"{path}: ids that are no text ({one_line(e)})") from None
         parquet.write_table(names, draft / "catalogue.parquet")
         sizes = {p.name: p.stat().st_size for p in sorted(draft.iterdir())}
-        facts = {"keyed": found.catalogue.keyed, "facts": found.parts.facts, "short": found.parts.short,
-                 "read": [p.name for p in found.paths]}  # fmt: skip
+        read = [p.name for p in found.paths]
+        facts = {"keyed": found.catalogue.keyed, "facts": found.parts.facts, "read": read}
         write_json(draft / "card.json", {"version": VERSION, "splits": splits, "files": sizes, **facts})
 
 
@@ -99,7 +95,7 @@ def opened(path: Path, folder: Path) -> Found | None:
         train, valid, test = (Split(*(arrays[f"{card['splits'][name][k]}.npy"] for k in ARRAYS)) for name in SPLITS)
         names = parquet.read_table(path / "catalogue.parquet")
         catalogue = Catalogue(names["id"].to_pylist(), names["title"].to_pylist(), card["keyed"])
-        parts = Parts(train, valid, test, np.array(arrays["count.npy"]), card["facts"], str(card["short"]))
+        parts = Parts(train, valid, test, np.array(arrays["count.npy"]), card["facts"])
         return Found(catalogue, parts, [folder / name for name in card["read"]])
     except (Problem, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as e:
         log.warning(f"{path}: damaged ({e}); made anew")

@@ -1,7 +1,7 @@
 """Tables of interactions: one or three .inter files, one .csv file."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,11 +9,10 @@ from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import csv
 
 from readers.columns import Column, in_order, pieces
 from readers.dataset import SPLITS, Catalogue, Found, items_file
-from readers.delimited import Delimited, Watched
+from readers.delimited import Delimited
 from readers.files import need_file
 from readers.splits import DataOptions, Log, Parts, as_given, divide, parts_of
 from utils import Problem, log, quoted, regular_file, shortened
@@ -107,7 +106,7 @@ def read_rows(path: Path, columns: Columns | None = None, scratch: Path | None =
     users, items, times = Coder(scratch), Coder(scratch), Column(np.float64, scratch)
     try:
         _check_header(text, columns)
-        for batch in _batches(text, types, whole=scratch is None):
+        for batch in text.batches(types):
             users.add(batch[columns.user])
             items.add(batch[columns.item])
             time = batch[columns.time].to_numpy(zero_copy_only=False)
@@ -119,15 +118,6 @@ def read_rows(path: Path, columns: Columns | None = None, scratch: Path | None =
     if "" in users.number or "" in items.number:
         raise _bad_row(text, columns, "a user or item is empty")
     return Rows(users.codes.array(), items.codes.array(), times.array(), list(users.number), list(items.number))
-
-
-def _batches(text: Delimited, types: dict[str, pa.DataType], *, whole: bool) -> Iterator[pa.RecordBatch]:
-    """The rows, some at a time; whole: read at once, which is quicker and takes more memory."""
-    if whole:
-        yield from csv.read_csv(Watched(text), **text.options(types)).to_batches()
-        return
-    with csv.open_csv(Watched(text), **text.options(types)) as batches:
-        yield from batches
 
 
 def _check_header(text: Delimited, columns: Columns) -> None:

@@ -14,9 +14,8 @@ from utils import Problem, digest, is_file, log, quoted, read_json, whole_text
 
 @dataclass(frozen=True)
 class Items:
-    """The items of a data set: file, ids and text of each."""
+    """The items of a data set: id and text of each."""
 
-    path: Path
     ids: list[str]
     texts: list[str]
 
@@ -42,7 +41,7 @@ def read_texts(path: Path, fields: Sequence[str], template: str | None, *, say: 
         )
     if not ids:
         raise Problem(f"{path}: holds no items")
-    return Items(path, ids, _filled(path, ids, texts, say))
+    return Items(ids, _filled(path, ids, texts, say))
 
 
 def names_in(template: str | None) -> list[str]:

@@ -28,7 +28,7 @@ def escaped(text: object) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """Curves or bars: SVG elements in a box of WIDTH x HEIGHT, and the colours of several names."""
+    """Curves or dots: SVG elements in a box of WIDTH x HEIGHT, and the colours of several names."""
 
     title: str
     inside: str
@@ -42,12 +42,15 @@ class Figure:
         return f"<figure><figcaption>{escaped(self.title)}</figcaption><svg {box}>{self.inside}</svg>{below}</figure>"
 
     def svg(self) -> str:
-        """A file of its own: the title above, the legend below."""
+        """A file of its own: the title above, the names beside."""
         style = "text{font-size:10.5px;fill:#444}.grid{stroke:#e3e3e3}.title{font:600 13px sans-serif;fill:#1b1b1b}"
-        drawn = [f'<style>{style}</style><text class="title" y="-7">{escaped(self.title)}</text>', self.inside]
-        drawn += [entry(8 + i % 3 * 144, HEIGHT + 12 + 16 * (i // 3), name, color)
-                  for i, (name, color) in enumerate(self.legend.items())]  # fmt: skip
-        return document(WIDTH, 22 + HEIGHT + 16 * ((len(self.legend) + 2) // 3), drawn, above=22)
+        drawn = [f'<style>{style}</style><text class="title" x="0" y="-7">{escaped(self.title)}</text>', self.inside]
+        for i, (name, color) in enumerate(self.legend.items()):
+            y = TOP + 6 + 16 * i
+            drawn.append(f'<line x1="{WIDTH + 4}" x2="{WIDTH + 26}" y1="{y}" y2="{y}" {stroke(i, color)}/>')
+            drawn.append(label(WIDTH + 32, y + 4, name, "start"))
+        wide = WIDTH + (44 + round(6.2 * max(map(len, self.legend))) if self.legend else 0)
+        return document(wide, 22 + max(HEIGHT, TOP + 16 * len(self.legend)), drawn, above=22)
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,16 @@ def lines(title: str, series: Mapping[str, Points], *, log: bool = False, x_labe
     return Figure(title, plot(kept, log=log) + below, of if len(of) > 1 else {})
 
 
-def bars(title: str, values: Mapping[str, float], x_label: str) -> Figure | None:
-    """A figure with a bar a name, from zero."""
-    if not values:
-        return None
-    top = max(*values.values(), 1e-12)
-    py, room = scale(0, top, HEIGHT - BOTTOM, TOP), (WIDTH - LEFT - RIGHT) / len(values)
-    parts = [grid(None, py, (0, 0), (0, top), log=False)]
-    for i, (name, value) in enumerate(values.items()):
-        x, y = LEFT + room * (i + 0.15), py(value)
-        size = f'width="{room * 0.7:.1f}" height="{HEIGHT - BOTTOM - y:.1f}"'
-        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{COLORS[0]}"><title>{value:g}</title></rect>')
-        if len(values) <= 24:
-            parts.append(label(x + room * 0.35, HEIGHT - BOTTOM + 12, name, "middle"))
+def scatter(title: str, points: Mapping[str, tuple[float, float]], x_label: str) -> Figure:
+    """A figure with a dot a name."""
+    xs, ys = zip(*points.values(), strict=True)
+    x_ends, y_ends = spread(min(xs), max(xs)), spread(min(ys), max(ys))
+    px, py = scale(*x_ends, LEFT + 10, WIDTH - RIGHT - 10), scale(*y_ends, HEIGHT - BOTTOM - 10, TOP + 10)
+    parts = [grid(px, py, x_ends, y_ends, log=False)]
+    for name, (x, y) in points.items():
+        parts.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{COLORS[0]}"/>')
+        side = -1 if px(x) > WIDTH / 2 else 1  # a long name must not leave the picture
+        parts.append(label(px(x) + 6 * side, py(y) - 5, name, "start" if side > 0 else "end"))
     return Figure(title, "".join(parts) + caption(x_label), {})
 
 
@@ -155,37 +155,6 @@ def intervals(title: str, rows: Mapping[str, Interval]) -> str:
     return document(left + width + 60, foot + 36, drawn, size=13)
 
 
-def curves(series: Mapping[str, Points], *, x_label: str, y_label: str) -> str:
-    """A marked curve a name, the names beside them."""
-    drawn = ["<style>.grid { stroke: #ddd }</style>", plot(series, radius=3)]
-    for i, (name, color) in enumerate(named_colors(series).items()):
-        y = TOP + 6 + 16 * i
-        drawn.append(f'<line x1="{WIDTH + 4}" x2="{WIDTH + 26}" y1="{y}" y2="{y}" {stroke(i, color)}/>')
-        drawn.append(label(WIDTH + 32, y + 4, name, "start"))
-    drawn.append(label((LEFT + WIDTH) / 2, HEIGHT + 12, x_label, "middle"))
-    drawn.append(turned(12, (HEIGHT - BOTTOM + TOP) / 2, y_label))
-    wide = WIDTH + 44 + round(6.2 * max(map(len, series), default=0))
-    return document(wide, max(HEIGHT, 16 * len(series)) + 20, drawn)
-
-
-def scatter(points: Mapping[str, tuple[float, float]], *, x_label: str, y_label: str) -> str:
-    """A dot a name."""
-    xs, ys = zip(*points.values(), strict=True)
-    x_ends, y_ends = spread(min(xs), max(xs)), spread(min(ys), max(ys))
-    px, py = scale(*x_ends, 90, 490), scale(*y_ends, 290, 30)
-    drawn = ['<path d="M80 20V300H560" fill="none" stroke="black"/>', label(310, 335, x_label, "middle"),
-             turned(14, 160, y_label)]  # fmt: skip
-    drawn += [f'<path d="M{px(x):.1f} 300v5" stroke="black"/>' + label(px(x), 317, f"{x:g}", "middle")
-              for x in ticks(*x_ends)]  # fmt: skip
-    drawn += [f'<path d="M80 {py(y):.1f}h-5" stroke="black"/>' + label(72, py(y) + 4, f"{y:g}", "end")
-              for y in ticks(*y_ends)]  # fmt: skip
-    for name, (x, y) in points.items():
-        drawn.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="steelblue"/>')
-        side = -1 if px(x) > 330 else 1  # a long name must not leave the picture
-        drawn.append(label(px(x) + 6 * side, py(y) - 5, name, "start" if side > 0 else "end"))
-    return document(620, 350, drawn)
-
-
 def document(width: int, height: int, drawn: Iterable[str], *, above: int = 0, size: int = 11) -> str:
     """An SVG file on white, so that it can be read in a dark page; above: of its height, what lies over the zero."""
     box = f'viewBox="0 {-above} {width} {height}" width="{width}" height="{height}"'
@@ -238,7 +207,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [x for x in found if low <= x <= high] or ticks(low, high, 2)
 
 
-def plot(series: Mapping[str, Points], *, log: bool = False, radius: float = 2.2) -> str:
+def plot(series: Mapping[str, Points], *, log: bool = False) -> str:
     """Grid and curves; each point is marked, of a long curve the last alone."""
     xs, ys = zip(*(p for points in series.values() for p in points), strict=True)
     x_ends, y_ends = spread(min(xs), max(xs)), spread(*(math.log10(y) if log else y for y in (min(ys), max(ys))))
@@ -249,12 +218,12 @@ def plot(series: Mapping[str, Points], *, log: bool = False, radius: float = 2.2
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
         parts.append(f'<polyline points="{path}" fill="none" {stroke(i, color)}/>')
         dots = at if len(at) < 30 else at[-1:]
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{color}"/>' for x, y in dots]
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="{color}"/>' for x, y in dots]
     return "".join(parts)
 
 
 def grid(
-    px: Callable[[float], float] | None, py: Callable[[float], float], x: tuple[float, float], y: tuple[float, float],
+    px: Callable[[float], float], py: Callable[[float], float], x: tuple[float, float], y: tuple[float, float],
     *, log: bool,
 ) -> str:  # fmt: skip
     parts = []
@@ -262,8 +231,7 @@ def grid(
         at, shown = py(value), f"{10**value:.3g}" if log else f"{value:.6g}"
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" class="grid"/>')
         parts.append(label(LEFT - 6, at + 4, shown, "end"))
-    if px is not None:
-        parts += [label(px(v), HEIGHT - BOTTOM + 14, f"{v:g}", "middle") for v in ticks(*x, most=8)]
+    parts += [label(px(v), HEIGHT - BOTTOM + 14, f"{v:g}", "middle") for v in ticks(*x, most=8)]
     return "".join(parts)
 
 
@@ -273,13 +241,3 @@ def label(x: float, y: float, text: str, anchor: str) -> str:
 
 def caption(text: str) -> str:
     return label(WIDTH - RIGHT, HEIGHT - 1, text, "end")
-
-
-def turned(x: float, y: float, text: str) -> str:
-    """A label along an upright axis."""
-    return f'<text x="{x}" y="{y}" transform="rotate(-90 {x} {y})" text-anchor="middle">{escaped(text)}</text>'
-
-
-def entry(x: float, y: float, name: str, color: str) -> str:
-    """A name of a legend with its colour before it."""
-    return f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{color}"/>' + label(x + 14, y, name, "start")

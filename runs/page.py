@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -12,6 +14,7 @@ import settings
 from metrics import half_interval, is_per_user, paired_difference, per_user
 from runs import charts
 from runs.charts import escaped
+from runs.exported import check_checkpoint
 from runs.folder import RunFolder
 from runs.report import check_protocol, read_ranks
 from runs.table import told_apart
@@ -87,9 +90,8 @@ def finished(folder: RunFolder) -> Finished:
     results, state = folder.results(), read_checkpoint(folder.best)
     index = folder.path / f"{results.get('dataset')}.index.json"
     sids = read_json(index) if index.is_file() else {}
-    items, titles = state.get("items"), state.get("titles")
-    if not isinstance(items, list) or not isinstance(titles, list) or len(items) != len(titles):
-        raise Problem(f"{folder.best}: not a checkpoint of main.py, it has no item list")
+    check_checkpoint(folder.best, state)
+    items, titles = state["items"], state["titles"]
     if sids and (not isinstance(sids, dict) or sorted(sids) != sorted(map(str, range(len(items))))):
         raise Problem(f"{index}: holds other items than {folder.best.name}; put the run's own file back")
     options = settings.read_yaml(folder.config)
@@ -183,23 +185,18 @@ def protocol_card(runs: Sequence[Finished]) -> str:
     return f"<div class='wide'><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
 
 
-def _option(*names: str) -> Callable[[Finished], str]:
-    return lambda run: ", ".join(str(run.options[n]) for n in names if run.options.get(n) is not None) or "-"
-
-
 def _content(run: Finished) -> str:
     found = run.results.get("content")
     return " ".join(f"{k} {v}" for k, v in found.items()) if isinstance(found, dict) else "-"
 
 
-def _environment(*names: str) -> Callable[[Finished], str]:
-    def read(run: Finished) -> str:
-        found = run.folder.made_with()
-        return ", ".join(f"{found[n]}" for n in names if found.get(n) is not None) or "-"
-
-    return read
+def _named(where: Callable[[Finished], Mapping[str, Any]], *names: str) -> Callable[[Finished], str]:
+    """The values of some names, as far as they are there."""
+    return lambda run: ", ".join(str(found[n]) for n in names if (found := where(run)).get(n) is not None) or "-"
 
 
+_option = partial(_named, lambda run: run.options)
+_environment = partial(_named, lambda run: run.folder.made_with())
 CARD: Mapping[str, Callable[[Finished], str]] = {
     "folder": lambda run: run.folder.path.name,
     "tokenizer, recommender": _option("tokenizer", "recommender"),
@@ -307,8 +304,8 @@ def collisions(run: Finished) -> str:
     """How many items share their codes, and the largest groups by title."""
     all_groups = groups(run)
     sizes = Counter(map(len, all_groups))
-    chart = charts.bars("groups of items with equal codes, by size",
-                        {str(n): float(sizes[n]) for n in sorted(sizes)}, "items in a group")  # fmt: skip
+    points = [(float(n), float(sizes[n])) for n in sorted(sizes)]
+    chart = charts.lines("groups of items with equal codes, by size", {"groups": points}, x_label="items in a group")
     lines = []
     for group in [g for g in all_groups if len(g) > 1][:MOST_GROUPS]:
         sid = escaped(" ".join(run.sids[group[0]]))
@@ -320,15 +317,14 @@ def collisions(run: Finished) -> str:
 
 def tree(run: Finished) -> str:
     """The catalogue as a prefix tree, to be opened branch by branch."""
-    by_first: dict[str, list[int]] = {}
-    for item, sid in enumerate(run.sids):
-        by_first.setdefault(sid[0], []).append(item)
+    order = sorted(range(len(run.sids)), key=lambda i: [_by_number(token) for token in run.sids[i]])
     shown, parts = 0, []
-    for token in sorted(by_first, key=_by_number):
-        if shown + len(by_first[token]) > MOST_ITEMS:
+    for _, group in groupby(order, key=lambda i: run.sids[i][0]):
+        items = list(group)
+        if shown + len(items) > MOST_ITEMS:
             break
-        shown += len(by_first[token])
-        parts.append(_branch(run, by_first[token], 0))
+        shown += len(items)
+        parts.append(_branch(run, items, 0))
     left = f"<p class='note'>{len(run.sids) - shown} more items are left out.</p>" if shown < len(run.sids) else ""
     heading = f"<summary>catalogue by semantic ID ({shown} of {len(run.sids)} items)</summary>"
     return f"<details>{heading}{''.join(parts)}{left}</details>"
@@ -345,13 +341,11 @@ def _branch(run: Finished, items: list[int], place: int) -> str:
     if len(items) == 1:
         whole = escaped(" ".join(run.sids[items[0]]))
         return f"<div><span class='sid'>{whole}</span> {run.label(items[0])}</div>"
-    children: dict[str, list[int]] = {}
-    for item in items:
-        children.setdefault(run.sids[item][place + 1] if len(run.sids[item]) > place + 1 else "", []).append(item)
-    if "" in children:  # SIDs that end here
+    if any(len(run.sids[i]) == place + 1 for i in items):  # SIDs that end here
         inside = "".join(f"<div>{run.label(i)}</div>" for i in items)
     else:
-        inside = "".join(_branch(run, children[t], place + 1) for t in sorted(children, key=_by_number))
+        children = groupby(items, key=lambda i: run.sids[i][place + 1])
+        inside = "".join(_branch(run, list(group), place + 1) for _, group in children)
     example = "; ".join(run.label(i) for i in items[:2])
     heading = f"<summary><span class='sid'>{prefix}</span> {len(items)} items: {example} ...</summary>"
     return f"<details>{heading}{inside}</details>"

@@ -48,7 +48,10 @@ def tracked(cfg: Config, acc: Accelerator, sizes: Sequence[int], on_epoch: OnEpo
         on_epoch(row, best)
         for tracker in list(acc.trackers):
             try:
-                tracker.log(named(scalars(row, sizes), tracker.name), step=row["epoch"])
+                figures = scalars(row, sizes)
+                if tracker.name == "mlflow":  # which takes no @
+                    figures = {k.replace("@", "_at_"): v for k, v in figures.items()}
+                tracker.log(figures, step=row["epoch"])
             except Exception as e:
                 lost(tracker.name, e)
                 acc.trackers.remove(tracker)
@@ -78,11 +81,6 @@ def start(cfg: Config, acc: Accelerator) -> None:
 
 def lost(name: str, error: Exception) -> None:
     log.warning(f"trackers: {name}: {one_line(error) or type(error).__name__}; the run continues without it")
-
-
-def named(figures: dict[str, float], tracker: str) -> dict[str, float]:
-    """The same figures by names that the tracker takes: MLflow refuses an @."""
-    return {k.replace("@", "_at_"): v for k, v in figures.items()} if tracker == "mlflow" else figures
 
 
 def scalars(row: dict[str, Any], sizes: Sequence[int]) -> dict[str, float]:

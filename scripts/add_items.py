@@ -21,23 +21,19 @@ import torch
 from torch import Tensor
 
 import settings
-from compose import build, restore
+from compose import restore
 from model import GenerativeModel
 from readers.dataset import Catalogue, check_rows, check_shape, open_array, read_items
 from readers.texts import check_beside
-from settings import Config
 from sids.files import to_index
 from sids.table import SidOptions, SidTable, free_end
 from sids.tokenizer import CodeOptions
 from utils import (
     Problem,
-    load_weights,
+    as_command,
     log,
     log_to,
-    one_line,
-    problems_exit_2,
     quoted,
-    shown,
     write_checkpoint,
     write_json,
 )
@@ -115,9 +111,6 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
             f"--items: {quoted(item)}: the {model.ends} semantic IDs of its codes are all taken; leave it out, or "
             "train anew with larger num_emb_list"
         )
-    added = state.get("added", 0)
-    if type(added) is not int or not 0 <= added < 2**53:
-        raise Problem(f"{path}: has had {shown(added)} items added, which is no number; use another checkpoint")
     rows = {"code_NT": new_MT, "end_N": end_M, "first_NP": torch.cat([new_MT, end_M[:, None]], 1)}
     rows |= dict.fromkeys(("prior.count_N", "prior.weight_N"), torch.ones(len(new)))
     weights = dict(model.state_dict())
@@ -134,26 +127,15 @@ def extended(path: str | Path, new: Catalogue, content_MD: np.ndarray) -> dict[s
         none_MV = known_NV.new_zeros(len(new), known_NV.shape[1])
         kept["tokenizer"] = frozen | {"side.vector_NV": torch.cat([known_NV, none_MV])}
     lists = {"items": state["items"] + new.ids, "titles": state["titles"] + new.titles}
-    return {**kept, **lists, "model": weights, "added": len(new) + added}
-
-
-def sids_of(cfg: Config, state: dict[str, Any]) -> dict[str, list[str]]:
-    """The SIDs of an extended state, which loading proves sound."""
-    model = build.empty_model(cfg, len(state["items"]), restore.sizes_of(cfg, state["model"])[1])
-    try:
-        load_weights(model, state["model"])
-    except RuntimeError as e:
-        raise Problem(f"the extended table is not sound ({one_line(e)}); use another checkpoint") from None
-    return to_index(model.sids)  # type: ignore[attr-defined,arg-type]
+    return {**kept, **lists, "model": weights, "added": len(new) + state.get("added", 0)}
 
 
 def run(argv: list[str]) -> Path:
     """The command; returns the path of the new checkpoint."""
-    given, rest = settings.split_off(argv, ["checkpoint", "items", "embeddings", "output"])
-    if rest:
-        raise Problem(f"add_items: unknown option {quoted(rest[0])}; --help shows them all")
-    if missing := [k for k in ("checkpoint", "items", "embeddings", "output") if k not in given]:
-        raise Problem(f"add_items: needs --{missing[0]}")
+    names = ["checkpoint", "items", "embeddings", "output"]
+    words, given, _ = settings.command(argv, {}, names)
+    if words or len(given) < len(names):
+        raise Problem(f"add_items: needs --{', --'.join(names)} and no other words")
     output = Path(given["output"])
     index = output.with_suffix(".index.json")
     if there := [p for p in (output, index) if p.exists()]:
@@ -164,17 +146,12 @@ def run(argv: list[str]) -> Path:
     check_rows(Path(given["embeddings"]), content_MD, new.ids)
     check_beside(Path(given["embeddings"]), Path(given["items"]), new.ids)
     state = extended(given["checkpoint"], new, content_MD)
-    sids = sids_of(restore.restore(given["checkpoint"]).cfg, state)
     write_checkpoint(output, state)
-    write_json(index, sids)
+    write_json(index, to_index(restore.restore(output).model.sids))  # type: ignore[attr-defined,arg-type]
     log.info(f"{len(new)} items added to {len(state['items']) - len(new)}; SIDs: {index}")
     return output
 
 
 if __name__ == "__main__":
     log_to(None, main=True)
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            print(f"checkpoint: {run(sys.argv[1:])}")
+    as_command(__doc__, lambda argv: print(f"checkpoint: {run(argv)}"))

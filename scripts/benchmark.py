@@ -1,6 +1,6 @@
 """Speed and memory of the product beside a plain one, on the same data, in one run.
 
-  python scripts/benchmark.py [train search recommender tokenizer catalogue scale lm compiled] [--dataset=NAME ...]
+  python scripts/benchmark.py [train search recommender catalogue scale lm compiled] [--dataset=NAME ...]
                               [--key=value ...]
       --quick             smaller sizes and fewer rounds; for the demo
       --beams 20,50,80    widths of the search
@@ -12,9 +12,9 @@ took turns; they hold for the machine named above the table.
 
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,24 +27,21 @@ import main
 import settings
 from compose import configure
 from readers.splits import DataOptions
-from scripts.bench import catalogue, lm, recommender, scale, search, tokenizer, train
-from scripts.bench.common import Figures, job
+from scripts.bench import catalogue, lm, recommender, scale, search, train
+from scripts.bench.common import Figures, Job, job
 from scripts.make_demo import build_demo
 from settings import Config
 from sids.search import SearchOptions
 from trainer import TrainOptions
-from utils import Problem, is_file, keep_freed_memory, log_to, problems_exit_2, whole_number, write_json
+from utils import Problem, as_command, is_file, keep_freed_memory, log_to, whole_number, write_json
 
-SECTIONS = {
-    s.__name__.rpartition(".")[2]: s.measure for s in (train, search, recommender, tokenizer, catalogue, scale, lm)
+SECTIONS: dict[str, Callable[[Job], Figures]] = {
+    s.__name__.rpartition(".")[2]: s.measure for s in (train, search, recommender, catalogue, scale, lm)
 } | {"compiled": train.compiled}
 
 
 def run(argv: list[str]) -> None:
     """Measure the sections that the command line names and print them; Problem when it is not understood."""
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return
     given, words = settings.split_off([a for a in argv if a != "--quick"], ["json", "beams"])
     wanted = [w for w in words if not w.startswith("--")]
     if unknown := [w for w in wanted if w not in SECTIONS]:
@@ -52,9 +49,7 @@ def run(argv: list[str]) -> None:
     log_to(None, main=True)
     cfg = configuration([w for w in words if w.startswith("--")])
     with TemporaryDirectory() as folder:
-        what = job(
-            cfg, Path(folder), "--quick" in argv, _widths(given.get("beams", str(cfg[SearchOptions].num_beams)))
-        )
+        what = job(cfg, Path(folder), "--quick" in argv, _widths(given.get("beams", str(cfg[SearchOptions].num_beams))))
         print(machine(cfg), flush=True)
         found: dict[str, Figures] = {}
         for name in wanted or [s for s in SECTIONS if s != "compiled"]:
@@ -115,11 +110,6 @@ def show(section: str, figures: Figures) -> None:
         print(f"  {name:30} {f['ours']:12.4g} {baseline} {ratio[3:]}   {spread}", flush=True)
 
 
-def cli(argv: list[str]) -> Any:
-    keep_freed_memory()
-    with problems_exit_2():
-        run(argv)
-
-
 if __name__ == "__main__":
-    cli(sys.argv[1:])
+    keep_freed_memory()
+    as_command(__doc__, run)

@@ -22,9 +22,8 @@ import runs.early  # noqa: F401
 
 from compose import cli
 from metrics import EvalOptions
-from runs.folder import RunOptions
 from scripts import study
-from utils import Problem, keep_freed_memory, problems_exit_2
+from utils import Problem, as_command, keep_freed_memory
 
 
 def compare(argv: list[str]) -> dict[str, Any]:
@@ -37,19 +36,10 @@ def compare(argv: list[str]) -> dict[str, Any]:
         raise Problem(f"{words[0]!r} names no method; for example sasrec,two_stage,frqud")
     jobs = study.plan({n: study.Arm(n, n, label=n, control=names[0]) for n in names}, ask, [])
     data, cfg = study.data_of(jobs), jobs[0].cfg
-    found = study.run_all(jobs, ask, data)
-    tables = found.tables(cfg[EvalOptions].metrics)
-    stem = Path(cfg[RunOptions].output_dir) / data.name / f"compare-{study.question(jobs, data)}"
-    text = found.text(tables, cfg[EvalOptions].metrics, cfg[EvalOptions].valid_metric)
-    study.write(stem, found.plain(tables), text, {})
-    found.fail_if_any()
-    return tables["test"]
-
+    found = study.run_all(jobs, ask, data).report("compare", cfg[EvalOptions].metrics, cfg[EvalOptions].valid_metric)
+    table: dict[str, Any] = found["tables"]["test"]
+    return table
 
 if __name__ == "__main__":
     keep_freed_memory()
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__, cli.help_text(), sep="\n")
-        else:
-            compare(sys.argv[1:])
+    as_command(f"{__doc__}\n{cli.help_text()}", compare)

@@ -101,14 +101,13 @@ def pictures(rows: Mapping[str, tuple[float, float, Sequence[float]]]) -> dict[s
     for name, (codes, lost, _) in rows.items():
         error.setdefault(re.sub(r" ?[\d.]+", "", name), []).append((codes, lost))
     unlike = {name: tenths for name, (*_, tenths) in rows.items() if len(set(tenths)) > 1}
-    drawn = {}
-    if error:
-        points = {name: sorted(p) for name, p in error.items()}
-        drawn["error"] = charts.curves(points, x_label="codes of an interaction's item", y_label="weighted error")
-    if unlike:
-        lengths = {name: list(enumerate(tenths, 1)) for name, tenths in unlike.items()}
-        drawn["popularity"] = charts.curves(lengths, x_label="tenth of the items, the rarest first", y_label="codes")
-    return drawn
+    lengths = {name: list(enumerate(tenths, 1)) for name, tenths in unlike.items()}
+    figures = {
+        "error": charts.lines("weighted error", {name: sorted(p) for name, p in error.items()},
+                              x_label="codes of an interaction's item"),
+        "popularity": charts.lines("codes", lengths, x_label="tenth of the items, the rarest first"),
+    }  # fmt: skip
+    return {name: figure.svg() for name, figure in figures.items() if figure is not None}
 
 
 def mean_of(each: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, tuple[float, float, list[float]]]:

@@ -23,36 +23,17 @@ import runs.early  # noqa: F401
 import torch
 
 import settings
-from readers.encoders import (
-    Cache,
-    EmbedOptions,
-    Encoder,
-    embed,
-    identity,
-    locate,
-    open_encoder,
-)
+from readers.encoders import Cache, EmbedOptions, embed, identity, locate, open_encoder
 from readers.files import find_file
 from readers.texts import digest_of, read_texts
-from utils import (
-    Problem,
-    digest,
-    log,
-    log_to,
-    problems_exit_2,
-    read_json,
-    write_array,
-    write_json,
-)
+from utils import Problem, as_command, digest, log, log_to, read_json, write_array, write_json
+
+KINDS = {"embeddings": EmbedOptions}
 
 
 def run(argv: list[str]) -> None:
     """The command: embeddings of one data set's items, beside its other files."""
-    kinds: dict[str, type] = {"embeddings": EmbedOptions}
-    if {"--help", "-h"} & set(argv):
-        print(__doc__, settings.help_text(kinds), sep="\n")
-        return
-    folders, named, config = settings.command(argv, kinds, ["out"])
+    folders, named, config = settings.command(argv, KINDS, ["out"])
     if len(folders) != 1:
         raise Problem("embed_items.py: needs one data set, DIR/NAME; --help shows how")
     cfg = config[EmbedOptions]
@@ -72,14 +53,10 @@ def run(argv: list[str]) -> None:
         return
     cache, begin = Cache(cache_folder(target, folder.name) / digest(made)), time.perf_counter()
     known = len(cache.found)
-
-    def opened() -> Encoder:
-        return open_encoder(place, cfg, device)
-
-    content = embed(items.texts, opened, cache)
+    content = embed(items.texts, lambda: open_encoder(place, cfg, device), cache)
     width, seconds = content.shape[1], time.perf_counter() - begin
     write_array(out, content)
-    write_json(out.with_suffix(".json"), {**card, "width": content.shape[1], "file": digest(out)})
+    write_json(out.with_suffix(".json"), {**card, "width": width, "file": digest(out)})
     log.info(f"{len(cache.found) - known} texts encoded to {width} numbers in {seconds:.1f} s on {device.type}")
     log.info(f"{out}: {list(content.shape)}, {content.dtype}")
     if target != folder:
@@ -122,5 +99,4 @@ def done(out: Path, card: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    with problems_exit_2():
-        run(sys.argv[1:])
+    as_command(f"{__doc__}\n{settings.help_text(KINDS)}", run)

@@ -1,10 +1,9 @@
-"""A checkpoint as a folder for others: safetensors, config.json, SIDs, items and a model card; or onto the hub.
+"""A checkpoint as a folder for others: safetensors, config.json, SIDs, items and a model card.
 
-  python scripts/export.py myckpt/.../best_model.pth --out DIR [--push OWNER/NAME]
+  python scripts/export.py myckpt/.../best_model.pth --out DIR
 
 DIR goes wherever a checkpoint does: serve.loaded.load(DIR), main.py recommend --checkpoint DIR, scripts/serve.py DIR.
-Paths of this machine are left out of it. --push uploads it as a private repository of the Hugging Face Hub (log in with
-`hf auth login`); serve.hub.HubModel.from_pretrained("OWNER/NAME") fetches one.
+Paths of this machine are left out of it. `hf upload OWNER/NAME DIR` puts it on the Hugging Face Hub.
 """
 
 import sys
@@ -15,15 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runs.early  # noqa: F401
 
 import settings
-from serve.hub import HubModel
-from utils import Problem, as_command, log, log_to, one_line, quoted, whole_folder
+from serve.card import export
+from utils import Problem, as_command, log, log_to, whole_folder
 
 
 def run(argv: list[str]) -> Path:
     """The command; returns the folder."""
-    given, words = settings.split_off(argv, ["out", "push"])
-    if wrong := [w for w in words if w.startswith("-")]:
-        raise Problem(f"export: unknown option {quoted(wrong[0])}; there are --out DIR and --push OWNER/NAME")
+    words, given, _ = settings.command(argv, {}, ["out"])
     if len(words) != 1 or "out" not in given:
         raise Problem("export: name one checkpoint and --out DIR, as in myckpt/.../best_model.pth --out DIR")
     out = Path(given["out"])
@@ -31,25 +28,11 @@ def run(argv: list[str]) -> Path:
         raise Problem(f"--out: {out} is there already; choose another name")
     if not out.parent.is_dir():
         raise Problem(f"--out: the folder {out.parent} is not there; make it first")
-    model = HubModel(words[0])
     with whole_folder(out) as draft:
-        model.save_pretrained(draft)
+        items = export(words[0], draft)
     size = sum(f.stat().st_size for f in out.iterdir())
-    log.info(f"{out}: {len(model.loaded.items)} items, {size:,} bytes; its README.md is the model card")
-    if "push" in given:
-        push(model, given["push"])
+    log.info(f"{out}: {items} items, {size:,} bytes; its README.md is the model card")
     return out
-
-
-def push(model: HubModel, name: str) -> None:
-    try:
-        where = model.push_to_hub(name, private=True)
-    except Exception as e:  # of the client and of what it sends its requests with
-        raise Problem(
-            f"--push: {quoted(name)} was not uploaded ({one_line(e)}); log in with `hf auth login`, or upload the "
-            f"folder elsewhere by `hf upload {name} DIR`"
-        ) from None
-    log.info(f"uploaded: {where}")
 
 
 if __name__ == "__main__":

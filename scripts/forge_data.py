@@ -109,11 +109,9 @@ COMMANDS: dict[str, Callable[[list[Path], dict[str, str], Path], None]] = {
 
 def run(argv: list[str]) -> None:
     """The command; the folder of --out appears whole or not at all."""
-    given, words = settings.split_off(argv, ["out", "ids", "codes", "sids"])
+    words, given, _ = settings.command(argv, {}, ["out", "ids", "codes", "sids"])
     if not words or words[0] not in COMMANDS or len(words) < 2 or "out" not in given:
         raise Problem(f"forge_data: needs one of {', '.join(COMMANDS)}, a file and --out DIR/NAME")
-    if wrong := [w for w in words if w.startswith("-")]:
-        raise Problem(f"forge_data: unknown option {quoted(wrong[0])}; --help shows them all")
     own = {"sids": ("out",), "sequences": ("out", "codes", "sids")}.get(words[0], ("out", "ids"))
     if foreign := [key for key in given if key not in own]:
         raise Problem(f"--{foreign[0]}: {words[0]} has no such option")

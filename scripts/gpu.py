@@ -7,7 +7,6 @@ taken away loses one step at most.
 """
 
 import json
-import signal
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import runs.early  # noqa: F401
 
 import settings
+from runs.folder import RunFolder
 from utils import Problem, as_command, environment, log, log_to, make_folder, write_json, write_text
 
 ALL = 720.0  # seconds
@@ -75,44 +75,28 @@ def steps_of(data: str | None, out: Path) -> list[Step]:
     ]
 
 
-def of_run(run: Path) -> Figures:
+def of_run(path: Path) -> Figures:
     """Epochs, speed and figures of a run, finished or not; what all its epochs would take at that speed."""
-    if not (run / "metrics.jsonl").is_file():
+    run = RunFolder(path)
+    if not (rows := run.rows()):
         return {"epochs": 0}
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = statistics.median(row["seconds"] for row in rows)
-    planned = settings.read_yaml(run / "config.yaml")["epochs"]
-    found: Figures = {"epochs": len(rows), "samples_per_s": statistics.median(row["samples_per_s"] for row in rows)}
-    found |= {"hours_for_all": planned * seconds / 3600, "peak_memory_gb": rows[-1]["peak_memory_gb"]}
-    for place, figures in (("valid", rows[-1]), ("test", _results(run))):
-        for metric in ("recall@10", "ndcg@10"):
-            key = f"valid/{metric}" if place == "valid" else metric
-            found |= {f"{place}/{metric}": figures[key]} if key in figures else {}
-    return found
-
-
-def _results(run: Path) -> Figures:
-    return json.loads((run / "test.json").read_text()) if (run / "test.json").is_file() else {}
+    seconds, speed = (statistics.median(row[key] for row in rows) for key in ("seconds", "samples_per_s"))
+    planned = settings.read_yaml(run.config)["epochs"]
+    found: Figures = {"epochs": len(rows), "samples_per_s": speed, "hours_for_all": planned * seconds / 3600}
+    found["peak_memory_gb"] = rows[-1]["peak_memory_gb"]
+    known = rows[-1] | {f"test/{name}": value for name, value in (run.results() if run.finished else {}).items()}
+    wanted = [f"{place}/{metric}" for place in ("valid", "test") for metric in ("recall@10", "ndcg@10")]
+    return found | {key: known[key] for key in wanted if key in known}
 
 
 def run_step(step: Step, seconds: float, out: Path) -> Figures:
-    """Run a step's commands for so long at most; its figures, and how it ended."""
-    begin = time.monotonic()
-    status = 0
+    """Run a step's commands for so long at most; its figures, and how it ended (124: by the clock)."""
+    begin, status = time.monotonic(), 0
     with (out / f"{step.name}.log").open("w") as said:
         for command in step.commands:
-            child = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT)
-            try:
-                status = child.wait(max(1.0, seconds - (time.monotonic() - begin)))
-            except subprocess.TimeoutExpired:
-                child.send_signal(signal.SIGTERM)  # a training saves its state
-                try:
-                    status = child.wait(20)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    status = child.wait()
-            if status:
-                break
+            left = max(1.0, seconds - (time.monotonic() - begin))  # SIGTERM lets a training save its state
+            timed = ["timeout", "--foreground", "--kill-after=20", f"{left:.0f}", *command]
+            status = status or subprocess.call(timed, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT)
     took = time.monotonic() - begin
     try:
         figures = step.read()

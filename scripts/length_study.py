@@ -31,7 +31,7 @@ from data import make_batch, within
 from metrics import EvalOptions, cutoff, per_user
 from readers.dataset import Dataset, read_embeddings
 from readers.splits import DataOptions
-from runs.folder import RunFolder, RunOptions
+from runs.folder import RunFolder
 from runs.report import read_ranks
 from runs.table import markdown
 from scripts import study
@@ -160,15 +160,9 @@ def run(argv: list[str]) -> dict[str, Any]:
         check_measured(job.cfg)
     data = study.data_of(jobs)
     found = study.run_all(jobs, ask, data, (study.VALID, study.TEST), figures_of)
-    tables = found.tables(METRICS)
-    result = found.plain(tables, each=found.figures)
-    stem = Path(jobs[0].cfg[RunOptions].output_dir) / data.name / f"lengths-{study.question(jobs, data)}"
-    text = "\n\n".join([table(found.figures), found.text(tables, METRICS, "ndcg@10")])
     drawn = {name: (m["tokens/event"] - 1, m["error p"], [m[f"codes of tenth {i}"] for i in range(1, 11)])
              for name, m in found.mean_figures.items()}  # fmt: skip
-    study.write(stem, result, text, pictures(drawn))
-    found.fail_if_any()
-    return result
+    return found.report("lengths", METRICS, "ndcg@10", table(found.figures), pictures(drawn), each=found.figures)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ shoppers carry three signals, each worth something by itself and most of it toge
 - content: a shopper keeps to one brand for a while, and the title names brand and product;
 - sequence: a product calls for certain next products (its successors in the goes-with chain).
 
-    python scripts/make_demo.py --folder dataset/demo
+    python scripts/make_demo.py --folder dataset/demo       run scripts and studies do it themselves
 
 Leave-one-out Recall@10 at the default seed, items seen before masked: popularity .042, content
 neighbours .090, the generator's own next-item distribution (favourite brand inferred from the
 history) .61, which no model can beat but by luck.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -29,7 +28,8 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from utils import Problem, Unwritable, problems_exit_2, shown, whole_folder
+import settings
+from utils import Problem, Unwritable, as_command, whole_folder, whole_number
 
 FILES = INTERACTIONS, ITEMS, EMBEDDINGS = "demo.inter", "demo.items.jsonl", "demo.emb-text.npy"
 EMBEDDING_SIZE = 64
@@ -274,22 +274,16 @@ def build_demo(folder: Path, seed: int = 2020) -> None:
             raise
 
 
-def main() -> None:
+def run(argv: list[str]) -> None:
     """The command; a complete demo folder is left as it is."""
-    parser = argparse.ArgumentParser(description="Generate the demo data set.")
-    parser.add_argument("--folder", type=Path, default=Path("dataset/demo"))
-    parser.add_argument("--seed", type=int, default=2020)
-    args = parser.parse_args()
-    if not 0 <= args.seed < 2**63:
-        raise Problem(f"--seed: must be from 0 to 2^63 - 1, got {shown(args.seed)}")
-    if is_complete(args.folder):
-        print(f"{args.folder} is complete already; left alone")
-        return
-    build_demo(args.folder, args.seed)
-    n_items = len(np.load(args.folder / EMBEDDINGS, mmap_mode="r"))
-    print(f"{args.folder}: {N_USERS} users, {n_items} items, seed {args.seed}")
+    words, given, _ = settings.command(argv, {}, ["folder", "seed"])
+    folder, seed = Path(given.get("folder", "dataset/demo")), whole_number(given.get("seed", "2020"))
+    if words or seed is None:
+        raise Problem("make_demo: takes --folder DIR and --seed NUMBER, a whole number from 0 of at most 15 digits")
+    there = is_complete(folder)
+    build_demo(folder, seed)
+    print(f"{folder} is complete already; left alone" if there else f"{folder}: {N_USERS} users, seed {seed}")
 
 
 if __name__ == "__main__":
-    with problems_exit_2():
-        main()
+    as_command(__doc__, run)

@@ -51,7 +51,7 @@ def executed(source: str, given: dict[str, Any]) -> str:
 
 
 def run(argv: list[str]) -> None:
-    given, words = settings.split_off(argv, ["work"])
+    words, given, _ = settings.command(argv, {}, ["work"])
     if len(words) != 1 or not words[0].endswith(".py"):
         raise Problem("notebook.py: needs one notebook, a .py file in the percent format")
     path = Path(words[0])

@@ -4,7 +4,6 @@
   python scripts/prepare_data.py SOURCE --out DIR/NAME [--key=value ...]   SOURCE: a file, or a folder as published
   python scripts/prepare_data.py SOURCE --out DIR/NAME --to LAYOUT         written for another program
   python scripts/prepare_data.py --fetch NAME [--out DIR/NAME]             a published data set, downloaded and prepared
-  python scripts/prepare_data.py --download REPOSITORY --out DIR           files of a Hugging Face repository, checked
 
 docs/data-formats.md says which sources and layouts there are, docs/get-the-data.md which names.
 Needs polars: pip install -r requirements-data.txt
@@ -49,6 +48,7 @@ from utils import (
 if TYPE_CHECKING:
     from readers.prepare import Prepared, PrepareOptions
 
+OWN = ["out", "to", "fetch"]
 TIES = "grouped by user as they first occur, then by time; rows of equal time keep the order of the source's files"
 PRESETS = {2000: "scientific", 0: "demo"}  # items from which on -> the preset whose sizes fit
 STEPS, LARGEST_BATCH = 200, 2048  # most steps of an epoch, while batches stay below that
@@ -75,16 +75,10 @@ def run(argv: list[str]) -> None:
             f"\nsources: {', '.join(KINDS)}\nlayouts of --to: {', '.join(WRITERS)} (default own, which training reads)"
         )
         return
-    own = ["out", "to", "download", "fetch"]
     log_to(None, main=True)
-    sources, named, cfg = settings.command(argv, kinds, own)
-    if "download" in named:
-        from readers.hub import download
-
-        download(named["download"], Path(named.get("out", ".")))
-        return
+    sources, named, cfg = settings.command(argv, kinds, OWN)
     if "fetch" in named:
-        sources, named, cfg = fetched(sources, named, argv, kinds, own)
+        sources, named, cfg = fetched(sources, named, argv, kinds)
     layout = named.get("to", "own")
     if len(sources) != 1 or "out" not in named:
         raise Problem("prepare_data.py: needs one SOURCE and --out DIR/NAME; --help shows how")
@@ -98,25 +92,21 @@ def run(argv: list[str]) -> None:
         log.info(f"columns: {columns or 'none are named'}")
     data, facts = prepare(raw, cfg[PrepareOptions])
     options = cut_at(facts.pop("test_begin"), data.time, cfg[PrepareOptions])
-    facts = {"source": {"kind": raw.kind, "files": [sized(p) for p in (*(p.path for p in raw.parts), *raw.text_files)]},
-             "layout": layout, "options": settings.flat(cfg), **facts}  # fmt: skip
-
-    def fill(folder: Path) -> dict[str, Any]:
-        WRITERS[layout](data, folder, out.name)
+    files = [{"name": p.name, "bytes": p.stat().st_size} for p in (*(p.path for p in raw.parts), *raw.text_files)]
+    facts = {"source": {"kind": raw.kind, "files": files}, "layout": layout, "options": settings.flat(cfg), **facts}
+    with whole_folder(out) as draft:
+        WRITERS[layout](data, draft, out.name)
         if data.vectors_ND is not None:
-            write_array(folder / f"{out.name}.emb-{raw.kind}.npy", data.vectors_ND)
-        return {**facts, **described(data, folder, layout, options)}
-
-    card = write_whole(out, fill)
+            write_array(draft / f"{out.name}.emb-{raw.kind}.npy", data.vectors_ND)
+        card = {**facts, **described(data, draft, layout, options)}
+        write_json(draft / f"{out.name}.card.json", card)
     show(card, out, data)
     if "fetch" in named:
         found = card["statistics"]
         compare(named["fetch"], (found["users"], found["items"], found["interactions"]), found["degrees"])
 
 
-def fetched(
-    sources: list[str], named: dict[str, str], argv: list[str], kinds: dict[str, type], own: list[str]
-) -> Any:  # fmt: skip
+def fetched(sources: list[str], named: dict[str, str], argv: list[str], kinds: dict[str, type]) -> Any:
     """The command line of a published data set, once its files are there: what is typed goes before its own options."""
     name = named["fetch"]
     if sources:
@@ -127,7 +117,7 @@ def fetched(
     typed = {word.partition("=")[0] for word in argv}
     more = [word for word in usual if word.partition("=")[0] not in typed]
     folder = fetch(name, Path(out).parent / f"{Path(out).name}-published")
-    return settings.command([str(folder), *argv, *more, *([] if "out" in named else [f"--out={out}"])], kinds, own)
+    return settings.command([str(folder), *argv, *more, *([] if "out" in named else [f"--out={out}"])], kinds, OWN)
 
 
 def free_folder(out: Path) -> Path:
@@ -141,18 +131,6 @@ def free_folder(out: Path) -> Path:
     return out
 
 
-def sized(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size}
-
-
-def write_whole(out: Path, fill: Any) -> dict[str, Any]:
-    """Make the folder in a private place and put it under its name when all is in it; the card that it got."""
-    with whole_folder(out) as draft:
-        card: dict[str, Any] = fill(draft)
-        write_json(draft / f"{out.name}.card.json", card)
-    return card
-
-
 # ---------------------------------------------------------------- what is told about it
 
 
@@ -161,6 +139,7 @@ def described(data: "Prepared", folder: Path, layout: str, cfg: "PrepareOptions"
     lengths = np.bincount(data.user)
     uses = np.bincount(data.item)
     counts = data.counts()
+    ties = int(((data.user[1:] == data.user[:-1]) & (data.time[1:] == data.time[:-1])).sum())
     facts: dict[str, Any] = {
         "statistics": {
             **counts,
@@ -170,7 +149,7 @@ def described(data: "Prepared", folder: Path, layout: str, cfg: "PrepareOptions"
                           "least": int(lengths.min()), "most": int(lengths.max())},
             "of_an_item": {"mean": float(uses.mean()), "median": float(np.median(uses)),
                            "least": int(uses.min()), "most": int(uses.max())},
-            "time": {"first": float(data.time.min()), "last": float(data.time.max()), "equal_neighbours": ties(data)},
+            "time": {"first": float(data.time.min()), "last": float(data.time.max()), "equal_neighbours": ties},
         },
         "order": TIES,
     }  # fmt: skip
@@ -183,11 +162,6 @@ def described(data: "Prepared", folder: Path, layout: str, cfg: "PrepareOptions"
     files = sorted(p for p in folder.iterdir() if p.is_file())
     facts["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     return {**facts, "versions": {name: version(name) for name in ("polars", "numpy")}}
-
-
-def ties(data: "Prepared") -> int:
-    """Rows with the same user and time as the row before."""
-    return int(((data.user[1:] == data.user[:-1]) & (data.time[1:] == data.time[:-1])).sum())
 
 
 def split_counts(folder: Path, layout: str, cfg: "PrepareOptions") -> dict[str, Any]:

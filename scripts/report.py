@@ -19,14 +19,12 @@ import runs.early  # noqa: F401
 import settings
 from runs import charts, page
 from runs.folder import RunFolder
-from utils import Problem, make_folder, problems_exit_2, quoted, write_atomic, write_text
+from utils import Problem, as_command, make_folder, quoted, write_atomic, write_text
 
 
 def run(argv: list[str]) -> Path:
     """Write the report of the runs that a command line names; returns its path."""
-    given, names = settings.split_off(argv, ["output", "pictures"])
-    if wrong := [n for n in names if n.startswith("-")]:
-        raise Problem(f"report: unknown option {quoted(wrong[0])}; there are --output FILE.html and --pictures DIR")
+    names, given, _ = settings.command(argv, {}, ["output", "pictures"])
     if not names:
         raise Problem("report: name the folder of a finished run, myckpt/<data set>/<run>")
     folders = [RunFolder(Path(name)) for name in names]
@@ -53,8 +51,4 @@ def pictures(folders: list[RunFolder], out: Path, given: dict[str, str]) -> Path
 
 
 if __name__ == "__main__":
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__)
-        else:
-            print(f"report: {run(sys.argv[1:])}")
+    as_command(__doc__, lambda argv: print(f"report: {run(argv)}"))

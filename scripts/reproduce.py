@@ -29,7 +29,7 @@ from compose import parts
 from metrics import EvalOptions
 from runs.table import Table
 from scripts import study
-from utils import Problem, keep_freed_memory, make_folder, problems_exit_2, quoted, read_json
+from utils import Problem, as_command, keep_freed_memory, make_folder, quoted, read_json
 
 METRICS = ("recall@10", "ndcg@10")
 TOLERANCE = 0.05  # of a published figure: within it a row counts as reproduced
@@ -100,8 +100,5 @@ def reproduce(argv: list[str]) -> study.Finished:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    with problems_exit_2():
-        if {"--help", "-h"} & set(sys.argv):
-            print(__doc__, "rows: " + ", ".join(study.read_table(study.TABLES / "rows.yaml")), sep="\n")
-        else:
-            reproduce(sys.argv[1:]).fail_if_any()
+    rows = ", ".join(study.read_table(study.TABLES / "rows.yaml"))
+    as_command(f"{__doc__}\nrows: {rows}", lambda argv: reproduce(argv).fail_if_any())

@@ -17,14 +17,12 @@ import runs.early  # noqa: F401
 import settings
 from sids.align import Aligned, align
 from sids.files import read_index, to_index
-from utils import Problem, as_command, log, log_to, quoted, write_json
+from utils import Problem, as_command, log, log_to, write_json
 
 
 def run(argv: list[str]) -> Aligned:
     """Match two index files, say how it went, write the renamed SIDs where asked to."""
-    given, names = settings.split_off(argv, ["output"])
-    if wrong := [n for n in names if n.startswith("-")]:
-        raise Problem(f"sid_align: unknown option {quoted(wrong[0])}; there is --output FILE.index.json")
+    names, given, _ = settings.command(argv, {}, ["output"])
     if len(names) != 2:
         raise Problem("sid_align: name two files, old.index.json and new.index.json")
     output = Path(given["output"]) if "output" in given else None

@@ -96,8 +96,8 @@ def measured(path: Path, items: dict[Sid, list[str]], cuts: list[int], codes: in
 
 def run(argv: list[str]) -> dict[str, Any]:
     """The command; prints all figures and returns them."""
-    given, files = settings.split_off(argv, ["k", "codes", "json"])
-    if len(files) != 2 or any(word.startswith("-") for word in files):
+    files, given, _ = settings.command(argv, {}, ["k", "codes", "json"])
+    if len(files) != 2:
         raise Problem(f"sid_hits: name a file of generations and a map of SIDs, not {quoted(' '.join(files))}")
     cuts = settings.coerce(list[int], given.get("k", "20,100,500,1000"), "k", {"ge": 1})
     codes = settings.coerce(int, settings.parse_yaml(given.get("codes", "8192")), "codes", {"ge": 1})

@@ -26,7 +26,7 @@ from scipy.stats import kendalltau, rankdata
 from compose import build
 from readers.dataset import Dataset, read_embeddings
 from runs import charts
-from runs.folder import RunFolder, RunOptions
+from runs.folder import RunFolder
 from runs.table import markdown
 from scripts import study
 from scripts.sid_quality import Subject, measured
@@ -113,18 +113,17 @@ def run(argv: list[str]) -> dict[str, Any]:
     data = study.data_of(jobs)
     read_embeddings(data)
     found = study.run_all(jobs, ask, data, (study.VALID, study.TEST), figures_of)
-    tables, rows = found.tables(METRICS), found.mean_figures
+    rows = found.mean_figures
     related = all_correlations(rows)
-    result = found.plain(tables, mean=rows, each=found.figures, correlations=related)
     pictures = {
-        cheap.replace(" ", "-"): charts.scatter({n: (row[cheap], row["ndcg@10"]) for n, row in rows.items()},
-                                                x_label=cheap, y_label="ndcg@10, test")
-        for cheap in ("decoded hit@30", "gini_sid") if rows
-    }  # fmt: skip
-    stem = Path(jobs[0].cfg[RunOptions].output_dir) / data.name / f"sid_study-{study.question(jobs, data)}"
-    study.write(stem, result, "\n\n".join([text(rows, related), found.text(tables, METRICS, "ndcg@10")]), pictures)
-    found.fail_if_any()
-    return result
+        cheap.replace(" ", "-"): charts.scatter(
+            "ndcg@10, test", {name: (row[cheap], row["ndcg@10"]) for name, row in rows.items()}, cheap
+        ).svg()
+        for cheap in ("decoded hit@30", "gini_sid")
+        if rows
+    }
+    more = {"mean": rows, "each": found.figures, "correlations": related}
+    return found.report("sid_study", METRICS, "ndcg@10", text(rows, related), pictures, **more)
 
 
 if __name__ == "__main__":

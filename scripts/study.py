@@ -280,8 +280,6 @@ def plan(arms: Mapping[str, Arm], ask: Asked, metrics: Iterable[str]) -> list[Jo
     for key in ask.overrides.keys() - {key for job in jobs for key in job.read}:
         raise unread(key, jobs, ask)
     check_protocol({j.arm.name: settings.flat(j.cfg) for j in jobs})
-    if len(ask.seeds) > 1 and jobs[0].cfg[DataOptions].split == "time_groups":
-        raise Problem("split: time_groups draws other users for each seed; make the table with one seed")
     return jobs
 
 
@@ -575,7 +573,8 @@ class Finished:
             whole = [each for each in points.values() if len(each) == len(result.runs)]
             if whole:
                 curves[self.labels[result.arm.name]] = [tuple(np.mean(each, 0).tolist()) for each in whole]
-        return charts.curves(curves, x_label="minutes of training", y_label=f"validation {metric}") if curves else None
+        figure = charts.lines(f"validation {metric}", curves, x_label="minutes of training")
+        return None if figure is None else figure.svg()
 
     def card(self, command: str) -> dict[str, Any]:
         """What a reader needs to repeat the table, and to know what it may be compared with."""
@@ -591,6 +590,20 @@ class Finished:
             "machine": f"{here['gpu'] or here['platform']}, {here['threads']} threads",
             "versions": f"torch {here['torch']}, commit {here['commit']}",
         }
+
+    def report(
+        self, name: str, metrics: Sequence[str], compared_by: str, before: str = "",
+        pictures: Mapping[str, str | None] | None = None, **more: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Write <output_dir>/<data set>/<name>-<hash of the question>.*, the text behind another one; what stands in
+        its JSON, or Problem when rows did not run to the end.
+        """
+        tables = self.tables(metrics)
+        result, text = self.plain(tables, **more), self.text(tables, metrics, compared_by)
+        place = Path(self.jobs[0].cfg[RunOptions].output_dir) / self.data.name
+        write(place / f"{name}-{result['question']}", result, "\n\n".join(filter(None, [before, text])), pictures or {})
+        self.fail_if_any()
+        return result
 
     def fail_if_any(self) -> None:
         """Problem, once all is written, when rows did not run to the end."""

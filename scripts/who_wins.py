@@ -97,9 +97,7 @@ def compared(paths: list[str], split: str, metric: str, data_path: str | None = 
 
 def run(argv: list[str]) -> dict[str, dict[str, Any]]:
     """The command; prints the table and returns it."""
-    given, paths = settings.split_off(argv, ["split", "metric", "json", "data_path"])
-    if wrong := [p for p in paths if p.startswith("-")]:
-        raise Problem(f"who_wins: unknown option {quoted(wrong[0])}; --help shows them all")
+    paths, given, _ = settings.command(argv, {}, ["split", "metric", "json", "data_path"])
     if len(paths) != 2:
         raise Problem("who_wins: name the folders of two finished runs, the one in question first")
     split, metric = given.get("split", "test"), given.get("metric", "ndcg@10")

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from compose import parts
@@ -36,8 +37,6 @@ from utils import quoted
 PAGE = Path(__file__).parent / "page.html"
 PATHS = ("/", "/recommend", "/similar", "/items", "/health", "/metrics")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
-PAUSE = 0.01  # seconds that a refusal waits for each refusal that waits: together at most 100 a second
-LONGEST_PAUSE = 5.0
 Ranked = list[tuple[int, float]]  # item numbers and scores, best first
 
 
@@ -172,13 +171,10 @@ class Figures:
 
 
 class Gate:
-    """Reads a request's body whole before anything else happens, within limits; counts and times every request.
+    """Counts and times every request, and puts the headers on every answer."""
 
-    Refusals wait for each other, so that a burst of bad requests leaves the core to the others; one alone waits 10 ms.
-    """
-
-    def __init__(self, app: Any, limits: Limits, figures: Figures, headers: dict[str, str]) -> None:
-        self.app, self.limits, self.figures, self.refusing = app, limits, figures, 0
+    def __init__(self, app: Any, figures: Figures, headers: dict[str, str]) -> None:
+        self.app, self.figures = app, figures
         self.headers = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -191,59 +187,27 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if 400 <= status < 500:
-                    await self._pause()
                 message = {**message, "headers": [*message.get("headers", []), *self.headers]}
             await send(message)
 
         try:
-            body, refusal = await self._body(scope, receive)
-            if refusal is not None:
-                await refusal(scope, receive, answer)
-                return
-            await self.app(scope, replay(body, receive), answer)
+            await self.app(scope, receive, answer)
         finally:
             self.figures.note(scope["path"], status, time.perf_counter() - begin)
 
-    async def _pause(self) -> None:
-        self.refusing += 1
-        try:
-            await asyncio.sleep(min(LONGEST_PAUSE, PAUSE * self.refusing))
-        finally:
-            self.refusing -= 1
 
-    async def _body(self, scope: Scope, receive: Receive) -> tuple[bytes, Response | None]:
-        """(the body, None), or (what came of it, a refusal)."""
-        too_long = error(413, f"the body is longer than {self.limits.body} bytes")
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        if not told.isdigit() or len(told) > 15 or int(told) > self.limits.body:
-            return b"", too_long
-        body = b""
-        try:
-            async with asyncio.timeout(self.limits.seconds):
-                while (message := await receive())["type"] == "http.request":
-                    body += message.get("body", b"")
-                    if len(body) > self.limits.body:
-                        return body, too_long
-                    if not message.get("more_body"):
-                        break
-        except TimeoutError:
-            return body, error(408, f"the body did not come within {self.limits.seconds:g} s")
-        return body, None
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A body that has been read, then whatever else the client says."""
-    sent = False
-
-    async def again() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
+async def body_of(request: Request, limits: Limits) -> bytes:
+    """The body of a request, within limits; 413 where it is too long, 408 where it does not come."""
+    body = b""
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limits.body:
+                    raise HTTPException(413, f"the body is longer than {limits.body} bytes")
+    except (TimeoutError, ClientDisconnect):
+        raise HTTPException(408, f"the body did not come within {limits.seconds:g} s") from None
+    return body
 
 
 def error(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -334,11 +298,12 @@ def create_app(loaded: Loaded, limits: Limits | None = None, hosts: list[str] | 
     app.state.ranking = ranking
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
-    app.add_middleware(Gate, limits=limits, figures=figures, headers=security_headers(page))
+    app.add_middleware(Gate, figures=figures, headers=security_headers(page))
     add_refusals(app)
 
     @app.post("/recommend")
-    async def recommend(question: Question) -> Any:
+    async def recommend(request: Request) -> Any:
+        question = Question.model_validate_json(await body_of(request, limits))
         if question.k > limits.k:
             raise HTTPException(422, f"k: {question.k} is above {limits.k}")
         history = shelf.numbers(question.history, "history", limits.history)
@@ -390,9 +355,7 @@ def add_refusals(app: FastAPI) -> None:
         first = e.errors()[0]
         if first["type"] == "json_invalid":
             return error(422, "the body is not readable as JSON")
-        if request.method == "POST" and "json" not in request.headers.get("content-type", "").lower():
-            return error(422, "the body is not said to be JSON; send the header content-type: application/json")
-        place = ".".join(map(str, first["loc"][1:]))  # behind "body" or "query"
+        place = ".".join(map(str, first["loc"][isinstance(e, RequestValidationError) :]))  # behind "query"
         return error(422, f"{place}: {first['msg']}" if place else "the body is no JSON object with a history")
 
     async def broken(request: Any, e: Exception) -> Response:
@@ -400,4 +363,5 @@ def add_refusals(app: FastAPI) -> None:
 
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(ValidationError, invalid)
     app.add_exception_handler(Exception, broken)

@@ -14,7 +14,6 @@ from scripts.bench import common, plain, search, train
 from trainer import TrainOptions
 from utils import Problem
 
-QUICK = ["tokenizer"]
 SLOW = ["recommender", "train", "search", "compiled"]
 NAMED = [
     "recommender.samples_per_s",
@@ -49,8 +48,12 @@ def written(sections, argv, path, capsys):
     return found
 
 
-def test_the_written_figures(argv, tmp_path, capsys):
-    written(QUICK, argv, tmp_path / "figures.json", capsys)
+def test_the_written_figures(argv, tmp_path, capsys, monkeypatch):
+    sides = {"alone": common.figure(2.0), "two": common.figure([1.0, 3.0, 2.0], [4.0, 5.0, 8.0])}
+    monkeypatch.setitem(benchmark.SECTIONS, "toy", lambda job: sides if job.data().n_items else {})
+    found = written(["toy"], argv, tmp_path / "figures.json", capsys)
+    two = found["toy"]["two"]
+    assert (two["ours"], two["ours_spread"], two["baseline_spread"], two["ratio"]) == (2, [1, 3], [4, 8], 0.4)
 
 
 @pytest.mark.slow

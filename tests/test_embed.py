@@ -156,12 +156,12 @@ def counted(monkeypatch):
     """The texts that were really encoded."""
     found = []
 
-    class Counted(encoders.MeanEncoder):
+    class Counted(encoders.Encoder):
         def encode(self, texts):
             found.extend(texts)
             return super().encode(texts)
 
-    monkeypatch.setattr(encoders, "MeanEncoder", Counted)
+    monkeypatch.setattr(encoders, "Encoder", Counted)
     return found
 
 
@@ -183,7 +183,7 @@ def test_nothing_is_encoded_twice(models, shop, counted):
 
 def test_a_run_that_was_stopped_goes_on(models, shop, counted, monkeypatch):
     monkeypatch.setattr(encoders, "SHARD", 6)
-    whole = encoders.MeanEncoder.encode
+    whole = encoders.Encoder.encode
 
     def stopped(self, texts):
         if len(counted) >= 12:
@@ -191,7 +191,7 @@ def test_a_run_that_was_stopped_goes_on(models, shop, counted, monkeypatch):
         return whole(self, texts)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(encoders.MeanEncoder, "encode", stopped)
+        patch.setattr(encoders.Encoder, "encode", stopped)
         embedded(shop, models / "llama")
     assert list(shop.glob("*.npy")) == []
     found = embedded(shop, models / "llama")
@@ -258,7 +258,7 @@ def test_other_embeddings_are_not_overwritten(models, shop, monkeypatch):
         embedded(shop, models / "llama", "--fields=title")
     np.testing.assert_array_equal(np.load(shop / "shop.emb-llama.npy"), found)
     (shop / "shop.emb-llama.npy").unlink()
-    monkeypatch.setattr(encoders.MeanEncoder, "encode", lambda self, texts: np.full((len(texts), 4), math.nan))
+    monkeypatch.setattr(encoders.Encoder, "encode", lambda self, texts: np.full((len(texts), 4), math.nan))
     with pytest.raises(Problem, match=r"gives NaN or infinity for the text"):
         embedded(shop, models / "llama", "--max_length=5")
 

@@ -36,7 +36,7 @@ def test_embeddings_and_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["embeddings", "a.npz", "--id", "ids.npy"], "unknown option '--id'"),
+        (["embeddings", "a.npz", "--id", "ids.npy"], "unknown option 'id'"),
         (["sids", "a.csv", "b.csv"], "reads one file"),
         (["embeddings", "a.npz", "--codes=8"], "--codes: embeddings has no such option"),
         (["sequences", "a", "b", "c", "--ids=x"], "--ids: sequences has no such option"),

@@ -79,7 +79,7 @@ def test_a_step_that_takes_too_long_is_ended_and_the_others_go_on(tmp_path, monk
     ]
     monkeypatch.setattr(gpu, "steps_of", lambda data, out: steps)
     found = gpu.run(["--dry_run", str(tmp_path)])
-    assert found["slow"]["status"] == -15 and found["slow"]["seconds"] < 20 and found["slow"]["epochs"] == 3
+    assert found["slow"]["status"] == 124 and found["slow"]["seconds"] < 20 and found["slow"]["epochs"] == 3
     assert found["wrong"]["status"] == 7 and "unread" in found["wrong"]
     assert (tmp_path / "good.log").read_text() == "said\n" and "never" not in (tmp_path / "slow.log").read_text()
     assert json.loads((tmp_path / "gpu.json").read_text())["steps"] == found

@@ -366,9 +366,9 @@ def test_a_bad_item_map_is_named(tmp_path, ids, message):
     ("row", "message"),
     [
         ({"inter_history": ["p"], "target_id": "zz"}, r"'zz' is missing from"),
-        ({"inter_history": ["p"]}, r"'target_id' is missing from"),
-        ({"target_id": "p"}, r"'inter_history' is missing from"),
-        ({"inter_history": [], "target_id": "p"}, r"empty inter_history"),
+        ({"inter_history": ["p"]}, r'expected \{"inter_history": \[...\], "target_id"'),
+        ({"target_id": "p"}, r'expected \{"inter_history": \[...\], "target_id"'),
+        ({"inter_history": [], "target_id": "p"}, r'expected \{"inter_history": \[...\], "target_id"'),
         ({"inter_history": None, "target_id": "p"}, r"expected"),
         ([1, 2], r"expected"),
         ("word", r"expected"),
@@ -506,12 +506,8 @@ SPELLED = {
     "both files": (["t.inter", "T.inter"], {"t": "t", "T": "T"}),
     "only the other file": (["T.inter"], {"t": "T", "T": "T"}),
     "several other files": (["TT.inter", "Tt.inter"], {"Tt": "Tt", "tt": r"TT\.inter and .*Tt\.inter"}),
-    "other files of two layouts": (["TT.inter", "Tt.csv"], {"tt": r"tt: not there, but .*TT\.inter and .*Tt\.csv"}),
-    "an exact name of a later layout": (["T.inter", "t.csv"], {"t": "t", "T": "T"}),
-    "an ending in capitals": (["t.INTER", "T.inter"], {"t": "t", "T": "T"}),
     "endings that differ": (["t.INTER", "t.Inter"], {"t": r"t\.INTER and .*t\.Inter"}),
     "a file beside the other folder": (["t.inter", "T/T.inter"], {"t": "t", "T": "T/T"}),
-    "another folder and another file": (["TT/TT.inter", "Tt.inter"], {"tt": r"TT and .*Tt\.inter", "Tt": "Tt"}),
 }
 
 
@@ -521,12 +517,10 @@ def test_an_exact_name_wins_and_an_inexact_one_must_be_the_only_one(tmp_path, ca
     caplog.set_level("INFO", "diger")
     paths, asked = SPELLED[kind]
     for path in paths:
-        owner, ending = path.rsplit(".", 1)
+        owner = path.rsplit(".", 1)[0]
         rows = [(owner, f"{owner}{i}", i) for i in range(4)]
         (tmp_path / path).parent.mkdir(exist_ok=True)
-        comma = ending == "csv"
-        text = table(rows, "UserId\tProductId\tTimestamp" if comma else HEADER)
-        (tmp_path / path).write_text(text.replace("\t", ",") if comma else text)
+        (tmp_path / path).write_text(table(rows, HEADER))
     if len({p.lower() for p in paths}) > len({p.name.lower() for p in tmp_path.rglob("*")}):
         pytest.skip("a file system that does not tell cases apart")
     for name, want in asked.items():
@@ -534,8 +528,7 @@ def test_an_exact_name_wins_and_an_inexact_one_must_be_the_only_one(tmp_path, ca
         options = DataOptions(dataset=name, data_path=str(tmp_path))
         if any(want == path.rsplit(".", 1)[0] for path in paths):
             assert read_dataset(options).catalogue.ids == [f"{want}{i}" for i in range(4)]
-            inexact = {*want.split("/")} != {name} or (kind == "an ending in capitals" and name == "t")
-            assert ("is read in its place" in caplog.text) == inexact
+            assert ("is read in its place" in caplog.text) == ({*want.split("/")} != {name})
         else:
             with pytest.raises(Problem, match=want):
                 read_dataset(options)
@@ -545,14 +538,8 @@ def test_an_exact_name_wins_and_an_inexact_one_must_be_the_only_one(tmp_path, ca
 COMPANIONS = {
     "all exact": (["toy.items.jsonl", "toy.emb-a.npy"], "toy.items.jsonl", "toy.emb-a.npy"),
     "all inexact": (["Toy.items.jsonl", "Toy.emb-a.npy"], "Toy.items.jsonl", "Toy.emb-a.npy"),
-    "of another data set": (["Toy.inter", "Toy.items.jsonl", "Toy.emb-a.npy"], None, None),
-    "of both": (
-        ["Toy.inter", "Toy.items.jsonl", "Toy.emb-a.npy", "toy.items.jsonl", "toy.emb-a.npy"],
-        "toy.items.jsonl",
-        "toy.emb-a.npy",
-    ),
     "twins": (["Toy.emb-a.npy", "toy.emb-a.npy"], None, "toy.emb-a.npy"),
-    "twins of another vocabulary": (["Toy.emb-a.npy", "TOY.emb-a.npy"], "several embeddings", None),
+    "twins of another vocabulary": (["Toy.emb-a.npy", "TOY.emb-a.npy"], r"TOY\.emb-a\.npy and .*Toy\.emb-a", None),
     "two models": (["Toy.emb-a.npy", "toy.emb-b.npy"], "several embeddings", None),
     "two lists": (["Toy.items.jsonl", "TOY.items.jsonl"], r"TOY\.items\.jsonl and .*Toy\.items\.jsonl", None),
 }

@@ -226,7 +226,7 @@ def test_curves_leave_out_what_cannot_be_drawn():
 def test_no_two_curves_are_drawn_alike():
     """Eleven of them, with their names beside them; on white, with figures on both axes."""
     series = {f"row {i}": [(0, 0.1), (30, 0.2 + i)] for i in range(11)}
-    root = ElementTree.fromstring(charts.curves(series, x_label="minutes", y_label="validation"))
+    root = ElementTree.fromstring(charts.lines("validation", series, x_label="minutes").svg())
     space = "{http://www.w3.org/2000/svg}"
     drawn = [(e.get("stroke"), e.get("stroke-dasharray")) for e in root.iter(f"{space}polyline")]
     named = [(e.get("stroke"), e.get("stroke-dasharray")) for e in root.iter(f"{space}line") if e.get("stroke")]
@@ -236,7 +236,7 @@ def test_no_two_curves_are_drawn_alike():
     assert {"minutes", "validation", *series, "10", "20", "30"} <= set(said)
     wide, high = float(root.get("width")), float(root.get("height"))
     texts = [(float(e.get("x")), float(e.get("y")), len(e.text)) for e in root.iter(f"{space}text")]
-    assert all(x >= 0 and x + 5 * size * (x > charts.WIDTH) <= wide and 0 <= y <= high for x, y, size in texts)
+    assert all(x >= 0 and x + 5 * size * (x > charts.WIDTH) <= wide and -22 <= y <= high - 22 for x, y, size in texts)
 
 
 def test_names_are_text_wherever_they_are_drawn():
@@ -246,8 +246,8 @@ def test_names_are_text_wherever_they_are_drawn():
     assert "<script" not in figure.html() and figure.inside in figure.svg()
     for text, times in (
         (figure.svg(), 2),
-        (charts.curves(series, x_label=BAD, y_label=BAD), 3),
-        (charts.scatter({BAD: (1.0, 2.0)}, x_label=BAD, y_label=BAD), 3),
+        (charts.lines(BAD, series, x_label=BAD).svg(), 3),
+        (charts.scatter(BAD, {BAD: (1.0, 2.0)}, BAD).svg(), 3),
         (charts.intervals(BAD, {BAD: charts.Interval(0.1, 0.01, [0.1])}), 2),
     ):
         said = [e.text for e in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]

@@ -254,7 +254,6 @@ def test_the_command_is_told_without_places_of_the_machine():
         (["scientific", "--no_such=1"], "unknown option"),
         (["scientific", "--rows=popularity", "--hidden_units=8"], "choose rows like sasrec, or drop it"),
         (["nowhere"], "no such configuration"),
-        (["scientific", "--rows=sasrec", "--seeds=1,2", "--split=time_groups"], "make the table with one seed"),
         (
             ["scientific", "--metrics=recall@5,ndcg@5", "--valid_metric=ndcg@5", "--num_beams=5"],
             "has shorter lists only",

@@ -21,7 +21,6 @@ CASES = {
     "dropped": {"short_users": "drop"},
     "core": {"k_core": 2, "short_users": "drop"},
     "time": {"split": "time", "time_quantile": 0.7},
-    "groups": {"split": "time_groups", "time_quantile": 0.7},
 }
 
 
@@ -118,11 +117,11 @@ def test_what_other_options_have_made_stays(tiny, monkeypatch):
     for changes in ({}, {"split": "time", "time_quantile": 0.7}):
         read_dataset(DataOptions(**vars(tiny[0]) | changes))
     assert len(kept(tiny[1])) == 2
+    with pytest.raises(Problem, match=r"tiny\.inter: \d+ users have fewer than 3 .* set short_users: drop"):
+        read_dataset(DataOptions(**vars(tiny[0]) | {"short_users": "refuse"}))
     monkeypatch.setattr(layouts, "LAYOUTS", {})  # nobody reads it again
     for changes in ({"seed": 7}, {"max_his_len": 3}, {"split": "time", "time_quantile": 0.7}):
         read_dataset(DataOptions(**vars(tiny[0]) | changes))
-    with pytest.raises(Problem, match=r"tiny\.inter: \d+ users have fewer than 3 .* set short_users: drop"):
-        read_dataset(DataOptions(**vars(tiny[0]) | {"short_users": "refuse"}))
 
 
 def test_what_is_known_of_a_large_file_is_found_out_once(tmp_path, monkeypatch):

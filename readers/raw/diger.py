@@ -1,14 +1,12 @@
 """The released layout of DIGER: <name>.{train,valid,test}.jsonl, a row a sample, and <name>.emb_map.json."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import polars as pl
-
 from readers.dataset import SPLITS
+from readers.jsonl import samples
 from readers.prepare import Prepared
-from readers.raw.scan import ROW, Part, Raw, SourceOptions, files_of, objects, one
+from readers.raw.scan import Raw, SourceOptions, files_of, lists, one
 from utils import Problem, log, quoted, write_json
 
 LONGEST = 50  # items of a written history, as released
@@ -26,7 +24,7 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
     longest = 0
     for split in SPLITS:
         path = test.with_name(f"{stem}.{split}.jsonl")
-        for line, history, target, user in _samples(path):
+        for line, history, target, user in samples(path):
             if user is None:
                 if split == "test":
                     users[f"u{len(users)}"] = [*history, target]
@@ -37,20 +35,8 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
                     raise Problem(f"{path}, line {line}: the history of {quoted(user)} is not that of its earlier rows")
     if longest >= LONGEST:
         log.warning(f"{test}: no user_id, and histories end at {longest} items: what lies before them is not here")
-    frame = pl.LazyFrame({"user": list(users), "item": list(users.values())},
-                         {"user": pl.String, "item": pl.List(pl.String)}).with_row_index(ROW, offset=1)  # fmt: skip
-    times = pl.int_ranges(0, pl.col("item").list.len())
     beside = tuple(test.with_name(f"{stem}.{split}.jsonl") for split in SPLITS)
-    return Raw("diger", [Part(test, frame.with_columns(time=times).explode("item", "time"))], beside=beside)
-
-
-def _samples(path: Path) -> Iterator[tuple[int, list[str], str, str | None]]:
-    """(line, history, target, user) of each row."""
-    for line, row in objects(path):
-        history, target, user = row.get("inter_history"), row.get("target_id"), row.get("user_id")
-        if not isinstance(history, list) or not history or target is None:
-            raise Problem(f'{path}, line {line}: expected {{"inter_history": [...], "target_id": ...}}')
-        yield line, [str(i) for i in history], str(target), None if user is None else str(user)
+    return Raw("diger", [lists(test, list(users), list(users.values()))], beside=beside)
 
 
 def write(data: Prepared, folder: Path, name: str) -> None:

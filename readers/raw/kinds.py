@@ -1,13 +1,13 @@
 """Which module reads which source, and writes it back: a new source is a file and a line here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from readers.prepare import Prepared
 from readers.raw import amazon, diger, letter, movielens, recbole, sequences, table, vk_lsvd, yambda, yelp
 from readers.raw.scan import Raw, SourceOptions, files_of, is_split, part_named
-from utils import Problem, digest, kind_of, log, quoted, shortened
+from utils import Problem, kind_of, log, quoted, shortened
 
 
 class Kind(NamedTuple):
@@ -35,22 +35,7 @@ WRITERS: dict[str, Callable[[Prepared, Path, str], None]] = {
     "recbole": recbole.write,
     "letter": letter.write,
     "diger": diger.write,
-    "s3rec": sequences.write_s3rec,
-    "p5": sequences.write_p5,
 }
-
-
-def copies(paths: Sequence[Path]) -> list[list[Path]]:
-    """Files that are the same byte for byte, or by their names packed and unpacked, group by group."""
-
-    def alike(some: Sequence[Path], key: Callable[[Path], Any]) -> list[list[Path]]:
-        groups: dict[Any, list[Path]] = {}
-        for path in dict.fromkeys(some):
-            groups.setdefault(key(path), []).append(path)
-        return [group for group in groups.values() if len(group) > 1]
-
-    of_one_size = [path for group in alike(paths, lambda p: p.stat().st_size) for path in group]
-    return alike(of_one_size, digest) + alike(paths, lambda p: p.with_name(p.name.removesuffix(".gz")))
 
 
 def find(source: Path, cfg: SourceOptions) -> Raw:
@@ -74,8 +59,6 @@ def find(source: Path, cfg: SourceOptions) -> Raw:
         if p.is_file() and p not in read and not p.name.endswith(".card.json")
     ]:
         log.info(f"{source}: not read: {shortened(', '.join(map(str, left)))}")
-    for group in copies([p.path for p in raw.parts]):
-        log.warning(f"{shortened(' and '.join(map(str, group)))} seem to be copies, and all of them are read")
     if is_split(part_named(p.path.relative_to(source)) for p in raw.parts if source.is_dir()):
         names = shortened(", ".join(p.path.name for p in raw.parts))
         log.warning(f"{source}: the parts of a split are read as one log, in the order {names}, and split anew")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from readers.delimited import text_lines
-from readers.raw.scan import Part, Raw, SourceOptions, Texts, files_of, head, part
+from readers.raw.scan import Part, Raw, SourceOptions, Texts, files_of, head, part, texts_beside
 from utils import Problem, shortened
 
 GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
@@ -26,8 +26,7 @@ def read(source: Path, cfg: SourceOptions) -> Raw:
     if not ratings:
         raise Problem(f"{source}: none of {', '.join(RATINGS)} here; name the unpacked folder")
     path = ratings[0]
-    beside = Path(cfg.items) if cfg.items else path.with_name(RATINGS[path.name])
-    texts = beside if cfg.items or beside.is_file() else None
+    texts = texts_beside(cfg, path.with_name(RATINGS[path.name]))
     return Raw("movielens", [_ratings(path)], _texts(texts) if texts else None, (texts,) if texts else ())
 
 

@@ -13,9 +13,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
-from pyarrow import csv as arrow
 
-from readers.delimited import DAMAGED, Delimited, Watched, open_binary, text_lines
+from readers.delimited import DAMAGED, Delimited, open_binary, text_lines
 from readers.files import json_lines
 from settings import option
 from utils import PARQUET, Problem, first_bytes, kind_of, parse_json, quoted, regular_file, shortened, shown, what_is
@@ -188,7 +187,7 @@ def _frame(names: list[str], batches: Callable[[list[str]], Iterator[pl.DataFram
 
 def _text_batches(text: Delimited, names: list[str]) -> Iterator[pl.DataFrame]:
     try:
-        for batch in arrow.open_csv(Watched(text), **text.options(dict.fromkeys(names, pa.string()))):
+        for batch in text.batches(dict.fromkeys(names, pa.string())):
             yield pl.DataFrame(pl.from_arrow(batch))
     except pa.ArrowException as e:
         raise text.fault(e) from None
@@ -285,6 +284,18 @@ def part(
             cells[role] = as_id(name, kinds[name])
     frame = frame if keep is None else frame.filter(keep)
     return Part(path, frame.select(ROW, **cells), named)
+
+
+def lists(path: Path, users: Sequence[str], items: Sequence[list[str]]) -> Part:
+    """Interactions as a list of items a user: the place in a list is the time."""
+    rows = pl.LazyFrame({"user": users, "item": items}, {"user": pl.String, "item": pl.List(pl.String)})
+    timed = rows.with_row_index(ROW, offset=1).with_columns(time=pl.int_ranges(0, pl.col("item").list.len()))
+    return Part(path, timed.explode("item", "time"))
+
+
+def texts_beside(cfg: SourceOptions, usual: Path) -> Path | None:
+    """The file of texts: the one that is named, else the usual one where it is there."""
+    return Path(cfg.items) if cfg.items else usual if usual.is_file() else None
 
 
 def vectors_beside(path: Path, name: str) -> Path | None:

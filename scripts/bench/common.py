@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from compose import build, configure
@@ -54,9 +55,6 @@ def job(cfg: Config, folder: Path, quick: bool, beams: tuple[int, ...]) -> Job:
     return Job(cfg, quick, beams)
 
 
-HOST = torch.device("cpu")  # where host memory is what counts
-
-
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -101,11 +99,11 @@ def _spread(values: list[float] | float) -> list[float] | None:
     return [min(values), max(values)] if isinstance(values, list) else None
 
 
-def peak_memory_of(work: Callable[..., object], *args: Any, where: torch.device | None = None) -> float:
-    """Peak memory in GB of a process that does nothing but this work, imports included; of the device unless told."""
+def peak_memory_of(work: Callable[..., object], *args: Any) -> float:
+    """Peak memory in GB, of the device, of a process that does nothing but this work, imports included."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measured, args=(sender, torch.get_num_threads(), where or device(), work, args))
+    process = context.Process(target=_measured, args=(sender, torch.get_num_threads(), work, args))
     process.start()
     sender.close()
     try:
@@ -116,16 +114,12 @@ def peak_memory_of(work: Callable[..., object], *args: Any, where: torch.device 
         process.join()
 
 
-def _measured(
-    sender: Any, threads: int, where: torch.device, work: Callable[..., object], args: tuple[Any, ...]
-) -> None:
+def _measured(sender: Any, threads: int, work: Callable[..., object], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(threads)
     work(*args)
-    sender.send(peak_memory_gb(where))
+    sender.send(peak_memory_gb(device()))
 
 
 def growth(sizes: list[int], costs: list[float]) -> float:
     """Exponent b of cost = a * size^b, fitted on logarithms."""
-    x = torch.tensor(sizes, dtype=torch.double).log()
-    y = torch.tensor(costs, dtype=torch.double).log()
-    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])

@@ -16,9 +16,9 @@ from model import GenerativeModel
 from readers.dataset import Dataset
 from scripts.bench.common import Figures, Job, device, figure, interleave, peak_memory_of, seconds
 from scripts.bench.plain import NestedTrie
-from scripts.bench.recommender import changed, widest_step
+from scripts.bench.recommender import changed
 from scripts.bench.search import OurSearch
-from scripts.bench.train import OurSteps
+from scripts.bench.train import OurSteps, widest_step
 from sids.table import SidVocabulary
 from trainer import TrainOptions
 

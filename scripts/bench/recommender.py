@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 from compose import configure
-from readers.dataset import Dataset
 from scripts.bench.common import Figures, Job, figure, interleave, peak_memory_of
 from scripts.bench.search import OurSearch
-from scripts.bench.train import OurSteps, PlainSteps
+from scripts.bench.train import OurSteps, PlainSteps, widest_step
 
 
 def changed(job: Job, **changes: Any) -> Job:
@@ -47,10 +46,3 @@ def measure(job: Job) -> Figures:
         "peak_memory_gb": figure(*memory),
     }
 
-
-def widest_step(job: Job) -> None:
-    """The step that needs the most memory, twice (optimizer state comes with the first)."""
-    data: Dataset = job.data()
-    steps = OurSteps(job, data)
-    steps.widest()
-    steps.widest()

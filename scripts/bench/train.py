@@ -24,7 +24,7 @@ from trainer import Trainer, TrainOptions
 
 def measure(job: Job) -> Figures:
     """samples/s of recommender-only and joint steps, padding, peak memory of each side."""
-    memory = [peak_memory_of(_widest, job, side) for side in (OurSteps, PlainSteps)]  # while this process holds little
+    memory = [peak_memory_of(widest_step, job, side) for side in (OurSteps, PlainSteps)]  # while this holds little
     data = job.data()
     ours: dict[str, Any] = {name: OurSteps(job, data, name) for name in ("two_stage", "diger")}
     theirs = PlainSteps(job, data)
@@ -54,14 +54,27 @@ def compiled(job: Job) -> Figures:
     return {"samples_per_s": figure(speed["compiled"], speed["eager"]), "first_steps_s": figure(took)}
 
 
-def _widest(job: Job, side: Callable[[Job, Dataset], Any]) -> None:
+def widest_step(job: Job, side: Callable[[Job, Dataset], Any] | None = None) -> None:
     """The step that needs the most memory, twice (optimizer state comes with the first)."""
-    steps = side(job, job.data())
+    steps = (side or OurSteps)(job, job.data())
     steps.widest()
     steps.widest()
 
 
-class OurSteps:
+class Side:
+    """One side of a comparison of steps."""
+
+    def run(self, turn: int) -> int:
+        """Some steps; the number of samples."""
+        raise NotImplementedError
+
+    def samples_per_s(self, turn: int) -> float:
+        n = [0]
+        took = seconds(lambda: n.append(self.run(turn)))
+        return sum(n) / took
+
+
+class OurSteps(Side):
     """The trainer's own optimizer step, on batches spread evenly over the lengths of an epoch."""
 
     def __init__(self, job: Job, data: Dataset, method: str = "two_stage") -> None:
@@ -75,7 +88,6 @@ class OurSteps:
         self.each = (4 if job.quick else 8) * (4 if self.fit.raw.sequences else 1)  # those are over sooner
 
     def run(self, turn: int) -> int:
-        """Some steps, evenly spread; the number of samples."""
         n, samples = len(self.steps), 0
         for i in range(self.each):
             place = int((i + 0.5 + 0.1 * turn) * n / self.each) % n
@@ -86,11 +98,6 @@ class OurSteps:
     def step(self, place: int) -> None:
         self.fit.model.train()
         self.fit.step([part.to(device()) for part in self.steps[place]])
-
-    def samples_per_s(self, turn: int) -> float:
-        n = [0]
-        took = seconds(lambda: n.append(self.run(turn)))
-        return sum(n) / took
 
     def warm_up(self) -> None:
         self.step(0)
@@ -107,7 +114,7 @@ def trainer_of(cfg: Config, model: Model, data: Dataset) -> Trainer:
         return Trainer(cfg, model, data, acc, RunFolder(Path(folder) / "run"), {}, lambda row, best: None)
 
 
-class PlainSteps:
+class PlainSteps(Side):
     """Random batches, each padded to its longest sample; SDPA, fused optimizer, the same clipping."""
 
     def __init__(self, job: Job, data: Dataset) -> None:
@@ -142,11 +149,6 @@ class PlainSteps:
             self.step(rows)
             samples += len(rows)
         return samples
-
-    def samples_per_s(self, turn: int) -> float:
-        n = [0]
-        took = seconds(lambda: n.append(self.run(turn)))
-        return sum(n) / took
 
     def warm_up(self) -> None:
         self.step(self.order[:8])
