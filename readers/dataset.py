@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from readers.files import find_embedding, find_file, json_lines
-from readers.splits import DataOptions, Parts, Split
+from readers.splits import TEST_SHARE, DataOptions, Parts, Split
 from readers.stamps import Stamp, once, place_of
 from readers.texts import check_beside
 from utils import (
@@ -138,6 +138,7 @@ class Found:
 def split_hash(folder: Path, stem: str, cfg: DataOptions, paths: list[Path]) -> str:
     """The hash of the interactions and of the rules by which they are split."""
     rules: list[object] = ["time", cfg.time_quantile] if cfg.split != "leave_one_out" else []
+    rules += [True, TEST_SHARE, cfg.seed] if cfg.split == "time_groups" else []
     rules += [cfg.k_core] if cfg.k_core else []
     rules += [cfg.users_col, cfg.items_col, cfg.time_col] if paths[0].suffix.lower() == ".csv" else []
     return once(place_of(folder, stem), digest, cfg.short_users, *rules, *paths)

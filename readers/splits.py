@@ -33,13 +33,13 @@ class DataOptions:
     k_core: int = option(
         0, "minimum number of interactions per user and per item, applied until nothing changes; 0 = no filter", ge=0
     )
-    split: Literal["leave_one_out", "time"] = option(
+    split: Literal["leave_one_out", "time", "time_groups"] = option(
         "leave_one_out",
         "how the data are split: leave_one_out = each user's last item for testing, time = the first item after a "
-        "point in time",
+        "point in time, time_groups = one such point for each of two groups of users, as in DiffSASRec's program",
     )
     time_quantile: float = option(
-        0.95, "share of interactions before the test period, above 0", gt=0, le=1, needs=("split: time",)
+        0.95, "share of interactions before the test period, above 0", gt=0, le=1, needs=("split: time time_groups",)
     )
     semantic_emb_path: str | None = option(
         None, "content embeddings, a .npy file [items, D]; default: the only *.emb*.npy beside the data", path=True
@@ -57,6 +57,7 @@ class DataOptions:
 
 
 Facts = dict[str, float]
+TEST_SHARE = 0.2  # of the users, with split: time_groups
 SHORTEST = 3  # one item each to know, validate and test; a training sample needs a user with one more
 
 
@@ -229,10 +230,18 @@ class Log:
         """User number of each row, [n]."""
         return np.repeat(np.arange(self.users), np.diff(self.offsets))
 
+    def of(self, chosen: np.ndarray) -> "Log":
+        kept = np.bincount(self.user[chosen], minlength=self.users)
+        return Log(self.item[chosen], self.time[chosen], np.concatenate([[0], kept.cumsum()]))
+
     def split(self, kept: np.ndarray, target: np.ndarray) -> Split:
         """The rows `kept`, with a sample for each row `target`, [n] bool both."""
         offsets = np.searchsorted(self.user[kept], np.arange(self.users + 1))
         return Split(self.item[kept], offsets, np.flatnonzero(target[kept]))
+
+    def quantile(self, q: float) -> float:
+        """A time that occurs: the nearest to the q-quantile over rows."""
+        return float(np.quantile(self.time, q, method="nearest"))
 
 
 def by_time(rows: Log, q: float, source: Path) -> Parts:
@@ -245,9 +254,9 @@ def by_time(rows: Log, q: float, source: Path) -> Parts:
     _refuse_places(rows, source)
     if rows.time.min() == rows.time.max():
         raise Problem(f"{source}: all timestamps are equal, there is nothing to cut; use split: leave_one_out")
-    cut = float(np.quantile(rows.time, q, method="nearest"))  # a time that occurs
+    cut = rows.quantile(q)
     past = rows.time < cut
-    valid_cut = float(np.quantile(rows.time[past], q, method="nearest")) if past.any() else cut
+    valid_cut = rows.of(past).quantile(q) if past.any() else cut
     trained = rows.time < valid_cut
     valid, valid_facts = _first_after(rows, valid_cut, cut)
     test, test_facts = _first_after(rows, cut, np.inf)
@@ -292,10 +301,44 @@ def _first_after(rows: Log, begin: float, end: float) -> tuple[Split, Facts]:
     return rows.split(before | target, target), facts
 
 
+def by_time_as_published(rows: Log, q: float, test_share: float, seed: int) -> Parts:
+    """The split of DiffSASRec's program: users in two groups, a cut for each, one target a user.
+
+    Users without a target are not trained on, and a test item need only occur in the test group's own
+    past. It has no validation part; here the training targets serve.
+    """
+    users = np.unique(rows.user)
+    chosen = np.random.default_rng(seed).choice(users, int(test_share * len(users)), replace=False)
+    tested = np.isin(rows.user, chosen)
+    parts: list[Split] = []
+    facts: Facts = {}
+    for name, group in (("train", rows.of(~tested)), ("test", rows.of(tested))):
+        cut = group.quantile(q) if len(group.user) else 0.0
+        split, found = _first_after(group, cut, np.inf)
+        kept = np.isin(np.arange(rows.users), split.users())
+        parts.append(_only(split, kept))
+        facts |= {f"{name}_time_cut": cut} | {f"{name}_{k}": v for k, v in found.items()}
+    train, test = parts
+    count = np.bincount(train.items)
+    facts["cold_test_targets"] = cold_targets(test, count)
+    log.warning("split as published: no validation part, the training targets choose the checkpoint")
+    return Parts(train, train, test, count, facts)
+
+
+def _only(split: Split, kept: np.ndarray) -> Split:
+    """The split without the rows of users that have no sample; [users] bool."""
+    lengths = np.diff(split.offsets)
+    rows = np.repeat(kept, lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths * kept)])
+    return Split(split.items[rows], offsets, (np.cumsum(rows) - 1)[split.position])
+
+
 def divide(
     rows: Log, names: Sequence[str], cfg: DataOptions, source: Path, folder: Path | None = None
 ) -> Parts:
     """The parts that `split` and its options ask for; folder: of long arrays, as in `leave_one_out`."""
+    if cfg.split == "time_groups":
+        return by_time_as_published(rows, cfg.time_quantile, TEST_SHARE, cfg.seed)
     if cfg.split == "time":
         return by_time(rows, cfg.time_quantile, source)
     return leave_one_out(rows.item, rows.offsets, names, cfg.short_users, source, folder)

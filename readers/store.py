@@ -51,7 +51,8 @@ def read_once(folder: Path, stem: str, layout: str, cfg: DataOptions, files: lis
 
 def keys_of(layout: str, cfg: DataOptions, files: list[Path]) -> tuple[str, str]:
     """Hashes of the rules by which the arrays are made, and of the files. How histories are cut is decided later."""
-    later = {"data_path", "data_format", "semantic_emb_path", "max_his_len", "history_tokens", "seed"}
+    later = {"data_path", "data_format", "semantic_emb_path", "max_his_len", "history_tokens"}
+    later |= {"seed"} if cfg.split != "time_groups" else set()  # which draws its groups
     options = {k: v for k, v in asdict(cfg).items() if k not in later}
     stats = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for path in sorted(files)]
     return digest(VERSION, layout, options), digest(stats)

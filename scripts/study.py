@@ -280,6 +280,8 @@ def plan(arms: Mapping[str, Arm], ask: Asked, metrics: Iterable[str]) -> list[Jo
     for key in ask.overrides.keys() - {key for job in jobs for key in job.read}:
         raise unread(key, jobs, ask)
     check_protocol({j.arm.name: settings.flat(j.cfg) for j in jobs})
+    if len(ask.seeds) > 1 and jobs[0].cfg[DataOptions].split == "time_groups":
+        raise Problem("split: time_groups draws other users for each seed; make the table with one seed")
     return jobs
 
 

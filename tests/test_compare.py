@@ -109,6 +109,7 @@ WRONG = {
     ("frqud", "--initial_std=3"): "is read with uncertainty: sdud .*, as no row is; choose rows like sdud, or",
     ("two_stage", "--behaviour_width=3"): "with behaviour: .*; add --behaviour=pairs or --behaviour=vectors, or",
     ("frqud", "--target_length=2"): "row frqud: target_length: .*; leave that row out, or drop the option",
+    ("sasrec,frqud", "--split=time_groups", "--seeds=1,2"): "make the table with one seed",
     ("frqud", "--uncertainty=sdud"): "--uncertainty: is what the rows are; choose rows",
     ("frqud", "--run_name=mine"): "--run_name: a table names its runs by their options",
 }

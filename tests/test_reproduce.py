@@ -253,6 +253,7 @@ def test_the_command_is_told_without_places_of_the_machine():
         (["scientific", "beauty"], "one data set"),
         (["scientific", "--no_such=1"], "unknown option"),
         (["scientific", "--rows=popularity", "--hidden_units=8"], "choose rows like sasrec, or drop it"),
+        (["scientific", "--rows=sasrec", "--seeds=1,2", "--split=time_groups"], "make the table with one seed"),
         (["nowhere"], "no such configuration"),
         (
             ["scientific", "--metrics=recall@5,ndcg@5", "--valid_metric=ndcg@5", "--num_beams=5"],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import main
 from compose import configure
 from readers.layouts import read_dataset
-from readers.splits import DataOptions, Log, by_time
+from readers.splits import DataOptions, Log, by_time, by_time_as_published
 from readers.tables import Columns, core, read_rows
 from utils import Problem, read_json
 
@@ -95,6 +95,22 @@ def test_by_time_equals_a_loop(rows, q):
     there = len({u for u, _, t in rows if t >= cut})
     assert f["test_users"] + f["test_users_without_past"] + f["test_users_with_cold_items_only"] == there
     assert f["cold_test_targets"] == sum(t not in trained for _, t in naive(rows, cut, np.inf).values())
+
+
+@effort(max_examples=50)
+@given(some_rows, st.integers(0, 5))
+def test_the_published_split_in_two_groups(rows, seed):
+    """Each group against the loop over that group alone; the same seed gives the same groups."""
+    log, users, items = log_of(rows)
+    parts = by_time_as_published(log, 0.6, 0.4, seed)
+    again = by_time_as_published(log, 0.6, 0.4, seed)
+    assert np.array_equal(parts.test.items, again.test.items)
+    tested = np.random.default_rng(seed).choice(np.arange(len(users)), int(0.4 * len(users)), replace=False)
+    for name, split in (("train", parts.train), ("test", parts.test)):
+        group = [r for r in rows if (users.index(r[0]) in tested) == (name == "test")]
+        want = naive(group, parts.facts[f"{name}_time_cut"], np.inf) if group else {}
+        assert {users[u]: ([items[i - 1] for i in h], items[t - 1]) for u, (h, t) in pairs(split).items()} == want
+        assert len(split.items) == sum(len(h) + 1 for h, _ in want.values())
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/datasets")

@@ -21,6 +21,7 @@ CASES = {
     "dropped": {"short_users": "drop"},
     "core": {"k_core": 2, "short_users": "drop"},
     "time": {"split": "time", "time_quantile": 0.7},
+    "groups": {"split": "time_groups", "time_quantile": 0.7},
 }
 
 
