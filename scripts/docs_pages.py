@@ -41,7 +41,7 @@ NAV = {
 }  # fmt: skip
 COPIED = {"README.md": "index", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
 API = {
-    "A trained model": ("serve.loaded",),
+    "A trained model": ("serve.loaded", "serve.hub"),
     "Metrics and comparisons": ("metrics", "runs.paired"),
     "Extension points": ("joint.uncertainty", "joint.moving", "sids.tokenizer", "recommenders.base",
                          "recommenders.protocol", "recommenders.tokens", "recommenders.items", "settings"),

@@ -1,6 +1,8 @@
-"""A checkpoint as a folder of safetensors and JSON, beside a model card."""
+"""A checkpoint as a folder of safetensors and JSON, in the hub's own way."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import main
 import scripts.add_items
 from compose import restore
 from scripts import export
+from serve.hub import HubModel
 from serve.loaded import load
 from sids.files import read_index
 from utils import Problem, fingerprint, read_checkpoint
@@ -79,6 +82,54 @@ def test_new_items_are_added_to_a_folder(trained, tmp_path):
     paths = {"checkpoint": out, "items": tmp_path / "new.jsonl", "embeddings": tmp_path / "new.npy"}
     made = scripts.add_items.run([f"--{k}={v}" for k, v in (paths | {"output": tmp_path / "x.pth"}).items()])
     assert load(made).items[-1] == "new"
+
+
+# ---------------------------------------------------------------- the hub's way
+
+
+def test_the_hubs_way_there_and_back(trained, tmp_path, monkeypatch):
+    """No hub is reached: what the client would upload is kept here, and fetched from here."""
+    kept = {}
+
+    def upload(self, *, repo_id, folder_path, **more):
+        kept[repo_id] = shutil.copytree(folder_path, tmp_path / "hub")
+        return "https://hub/commit"
+
+    asked = {}
+
+    def create(self, repo_id, **more):
+        asked.update(more)
+        return SimpleNamespace(repo_id=repo_id)
+
+    monkeypatch.setattr("huggingface_hub.hf_api.HfApi.create_repo", create)
+    monkeypatch.setattr("huggingface_hub.hf_api.HfApi.upload_folder", upload)
+    run = trained[2]["two_stage"]
+    out = export.run([str(run.best), "--out", str(tmp_path / "out"), "--push", "me/tiny"])
+    assert asked["private"] is True
+    assert {p.name for p in kept["me/tiny"].iterdir()} == {p.name for p in out.iterdir()}
+    fetched = {}
+
+    def fetch(model_id, allow_patterns, **more):
+        fetched.update(more, patterns=allow_patterns)
+        return str(kept[model_id])
+
+    monkeypatch.setattr("serve.hub.snapshot_download", fetch)
+    one_file = lambda repo_id, filename, **more: str(kept[repo_id] / filename)  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", one_file)
+    model = HubModel.from_pretrained("me/tiny", revision="main")
+    assert model.recommend(HISTORIES, k=5) == load(run.best).recommend(HISTORIES, 5)
+    assert fetched["revision"] == "main" and "*.py" not in fetched["patterns"]
+    assert HubModel.from_pretrained(out).loaded.items == model.loaded.items
+
+
+def test_what_cannot_be_uploaded_is_one_line(trained, tmp_path, monkeypatch):
+    def refuse(*args, **more):
+        raise OSError("401 Unauthorized")
+
+    monkeypatch.setattr("huggingface_hub.hf_api.HfApi.create_repo", refuse)
+    with pytest.raises(Problem, match=r"'me/tiny' was not uploaded .*401 Unauthorized.*hf auth login"):
+        export.run([str(trained[2]["sasrec"].best), "--out", str(tmp_path / "out"), "--push", "me/tiny"])
+    assert (tmp_path / "out" / "model.safetensors").is_file()  # what was made stays
 
 
 # ---------------------------------------------------------------- damage

@@ -1,35 +1,63 @@
-"""A checkpoint as a folder for others, with a model card made of the run's own figures."""
+"""A trained model in the Hugging Face Hub's own way: save_pretrained, push_to_hub, from_pretrained, with a model card.
+
+HubModel("myckpt/.../best_model.pth").push_to_hub("OWNER/NAME", private=True)
+HubModel.from_pretrained("OWNER/NAME").recommend([["i3", "i17"]], k=5)
+"""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 
 import settings
 from compose import parts, restore
 from metrics import EvalOptions
 from model import GenerativeModel
 from readers.splits import DataOptions
-from runs.exported import SIDS, folder_of, write_folder
+from recommenders.protocol import Recommendation
+from runs.exported import CONFIG, ITEMS, SIDS, WEIGHTS, folder_of, write_folder
 from runs.folder import RunFolder
+from serve.loaded import loaded_of
 from sids.files import to_index
-from utils import Problem, write_text
+from utils import Problem
 
 PAPER = "https://arxiv.org/abs/2601.19711"
 
 
-def export(path: str | Path, folder: Path) -> int:
-    """Write a checkpoint (a best_model.pth, or such a folder) into a folder that is there; the number of its items."""
-    restored = restore.restore(path)
-    cfg, model, state = restored
-    test = test_figures(path, state)
-    config = {**state["config"], **local_paths(cfg)}
-    sids = to_index(model.sids) if isinstance(model, GenerativeModel) else None
-    write_folder(folder, {**state, "config": config, **({"test": test} if test else {})}, sids)
-    if isinstance(model, GenerativeModel):
-        model.recommender.export(folder)
-    write_text(folder / "README.md", card(restored, test))
-    return len(state["items"])
+class HubModel(ModelHubMixin, library_name="diger", tags=["recommendation", "semantic-ids"], paper_url=PAPER):
+    """A trained model and all that its folder holds."""
+
+    def __init__(self, path: str) -> None:
+        """path: a best_model.pth, or an exported folder."""
+        self.restored = restore.restore(path)
+        self.loaded = loaded_of(self.restored, path)
+        self.test = test_figures(path, self.restored.state)
+
+    def recommend(self, histories: list[list[str]], k: int = 10, **lists: Any) -> list[list[Recommendation]]:
+        """As `Loaded.recommend`."""
+        return self.loaded.recommend(histories, k, **lists)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        cfg, model, state = self.restored
+        config = {**state["config"], **local_paths(cfg)}
+        sids = to_index(model.sids) if isinstance(model, GenerativeModel) else None
+        write_folder(save_directory, {**state, "config": config, **({"test": self.test} if self.test else {})}, sids)
+        if isinstance(model, GenerativeModel):
+            model.recommender.export(save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **of_hub: Any) -> "HubModel":
+        """A folder here, or a repository; only the files that are read are fetched."""
+        if Path(model_id).is_dir():
+            return cls(model_id)
+        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        asked = {k: of_hub[k] for k in names if k in of_hub}
+        return cls(snapshot_download(model_id, allow_patterns=[WEIGHTS, CONFIG, ITEMS, SIDS], **asked))
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card that `save_pretrained` and `push_to_hub` write, from the run's own figures."""
+        return ModelCard(card(self))
 
 
 def local_paths(cfg: settings.Config) -> dict[str, Any]:
@@ -56,18 +84,19 @@ def test_figures(path: str | Path, state: dict[str, Any]) -> dict[str, float]:
     return {k: found[k] for k in names if type(found.get(k)) in (int, float)}
 
 
-def card(restored: restore.Restored, test: dict[str, float]) -> str:
+def card(model: HubModel) -> str:
     """README.md of the folder: what it is, how well it ranked, how to use it."""
-    cfg, net, state = restored
+    cfg, net, state = model.restored
     data, label = cfg[DataOptions], parts.label(cfg)
-    head = yaml.safe_dump({"library_name": "diger", "tags": ["recommendation", "semantic-ids"]})
+    info = model._hub_mixin_info.model_card_data
+    head = yaml.safe_dump({"library_name": info.library_name, "tags": info.tags})
     lines = ["---", head.strip(), "---", "", f"# {label} on {data.dataset}", ""]
     lines += [f"Recommends {len(state['items'])} items from a user's history of them. Method: {label} "
               f"([DIGER]({PAPER}))." + (f" Semantic IDs of {len(net.sizes)} codes an item; `{SIDS}` has them."
                                         if isinstance(net, GenerativeModel) else ""), ""]  # fmt: skip
     held = state.get("valid")
     valid: dict[str, Any] = held if isinstance(held, dict) else {}
-    rows = [(name, valid.get(name), test.get(name)) for name in cfg[EvalOptions].metrics]
+    rows = [(name, valid.get(name), model.test.get(name)) for name in cfg[EvalOptions].metrics]
     lines += ["| metric | validation | test |", "|---|---|---|"]
     lines += [f"| {name} | {_figure(chosen)} | {_figure(test)} |" for name, chosen, test in rows]
     lines += ["", f"Full ranking of the catalogue, split {data.split}, seed {data.seed}.", ""]
