@@ -452,12 +452,12 @@ def test_a_preset_beside_the_data_is_found_whichever_folder_is_named(tmp_path, m
     assert cfg[TrainOptions].epochs == 7 and not cfg[DataOptions].data_path.startswith("~")
 
 
-@pytest.mark.parametrize("shell", ["bash", "sh", "link"])
-def test_a_run_script_by_any_shell_and_through_a_link(shell, tmp_path):
+def test_a_run_script_by_any_shell_and_through_a_link(tmp_path):
+    """Of a shell that knows no pipefail bash takes over, which finds the script behind the link."""
     (tmp_path / "link.sh").symlink_to(ROOT / "run_FrqUD.sh")
-    words = ["bash", tmp_path / "link.sh"] if shell == "link" else [shell, ROOT / "run_FrqUD.sh"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    ended = subprocess.run([*words, "mars"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    words = ["sh", tmp_path / "link.sh", "mars"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert ended.returncode == 2 and "config/mars.yaml: no such configuration" in ended.stderr
 
 

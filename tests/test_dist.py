@@ -16,7 +16,7 @@ import yaml
 from accelerate import Accelerator
 from conftest import tiny_overrides, write_tiny
 from helpers import LM
-from killed import free_port, join_group, server
+from killed import Process, free_port, join_group
 
 import data as batches
 import main
@@ -95,7 +95,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         (tmp_path / name).mkdir()
         cut, port = options | {"batch_size": batch}, free_port()
         ranks = [(cut, rank, processes, port, tmp_path / name) for rank in range(processes)]
-        children += [server.Process(target=two_epochs, args=args) for args in ranks]
+        children += [Process(target=two_epochs, args=args) for args in ranks]
     for child in children:
         child.start()
     for child in children:
@@ -228,7 +228,7 @@ def compared(folder, rank, port, what):
 ])  # fmt: skip
 def test_machines_that_do_not_share_their_files_are_told_before_training(tmp_path, what, said):
     port = free_port()
-    children = [server.Process(target=compared, args=(tmp_path, rank, port, what)) for rank in range(2)]
+    children = [Process(target=compared, args=(tmp_path, rank, port, what)) for rank in range(2)]
     for child in children:
         child.start()
     for child in children:

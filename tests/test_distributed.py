@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from conftest import tiny_overrides, write_tiny
-from killed import free_port, join_group, server
+from killed import Process, free_port, join_group
 
 from compose import build, configure
 from readers.layouts import read_dataset
@@ -72,7 +72,7 @@ def test_processes_take_the_steps_of_one(tmp_path):
     workers = []
     for processes in (1, 3):
         port = free_port()
-        workers += [server.Process(target=three_epochs, args=(tmp_path, r, processes, port)) for r in range(processes)]
+        workers += [Process(target=three_epochs, args=(tmp_path, r, processes, port)) for r in range(processes)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -136,7 +136,7 @@ def unwritable(path, state):
 
 def both(tmp_path, options, fault=None):
     port, said = free_port(), [tmp_path / "said-0", tmp_path / "said-1"]
-    workers = [server.Process(target=trained, args=(options, r, port, fault, said[r])) for r in range(2)]
+    workers = [Process(target=trained, args=(options, r, port, fault, said[r])) for r in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -191,7 +191,7 @@ def hit_rates(path, rank, processes, port):
 def test_neighbours_are_shared_out(tmp_path):
     """33 items over two processes: both have what one has."""
     ranks = [(tmp_path, 0, 1, 0), *((tmp_path, rank, 2, port) for port in [free_port()] for rank in range(2))]
-    children = [server.Process(target=hit_rates, args=args) for args in ranks]
+    children = [Process(target=hit_rates, args=args) for args in ranks]
     for child in children:
         child.start()
     for child in children:
