@@ -33,16 +33,16 @@ class Process(server.Process):
             super().start()
 
 
-def train(folder, argv, *, processes=1, kill=(), timeout=120, environment=None):
+def train(folder, argv, *, processes=1, kill=(), timeout=120, environment=None, run=main.main):
     """Run main.py's training in `processes` processes; returns (exit codes, what they printed).
 
-    kill: (place, step) pairs, place one of step, write, evaluation: where rank 0 ends by SIGKILL. environment: what the
-    launcher tells them besides.
+    run: another command. kill: (place, step) pairs, place one of step, write, evaluation: where rank 0 ends by SIGKILL.
+    environment: what the launcher tells them besides.
     """
     port = free_port()
     said = [folder / f"said-{rank}.txt" for rank in range(processes)]
     children = [
-        Process(target=_child, args=(argv, rank, processes, port, said[rank], kills, environment or {}))
+        Process(target=_child, args=(run, argv, rank, processes, port, said[rank], kills, environment or {}))
         for rank, kills in enumerate([dict(kill), *[{}] * (processes - 1)])
     ]
     for child in children:
@@ -71,7 +71,7 @@ def join_group(rank, processes, port):
         }  # fmt: skip
 
 
-def _child(argv, rank, processes, port, said, kill, environment):
+def _child(run, argv, rank, processes, port, said, kill, environment):
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -81,7 +81,7 @@ def _child(argv, rank, processes, port, said, kill, environment):
     os.environ |= environment
     _arm(kill)
     with utils.problems_exit_2():
-        main.main(argv)
+        run(argv)
 
 
 def _arm(kill):
@@ -145,7 +145,7 @@ def _with_streams(argv, out, err, said):
             setattr(sys, name, None)
         else:
             os.dup2(_stream(kind, said if fd == 2 else said.with_suffix(".out")), fd)
-            setattr(sys, name, open(fd, "w", closefd=False))
+            setattr(sys, name, os.fdopen(fd, "w", closefd=False))
     sys.argv[1:] = argv
     main.guard.command(main.main)
 

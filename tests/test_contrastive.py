@@ -225,7 +225,7 @@ def test_the_plain_tokenizer_has_the_upkeep_too(place, learning):
 @pytest.mark.parametrize("changes", [{}, {"task": "contrastive"}, {"codebook_learning": "ema"}])
 def test_stopped_and_resumed_gives_the_same_bits(place, monkeypatch, changes):
     options, data = place
-    cfg = configure.build(options | {"seed": 7} | changes)
+    cfg = configure.build(options | {"seed": 7, "rqvae_epochs": 4} | changes)
     whole = read_checkpoint(build.train_tokenizer(cfg, data))["state_dict"]
     folder = build.tokenizer_path(cfg, data).parent
     for file in folder.iterdir():

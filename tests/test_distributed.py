@@ -1,10 +1,6 @@
 """A step of pre-training that processes share out is the step of one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import killed
 import pytest
 import torch
 from accelerate import PartialState
@@ -15,6 +11,7 @@ from compose import build, configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard
+from scripts import pretrain
 from sids import distributed, fit
 from sids.checkpoint import PretrainOptions
 from sids.fit import Pretrainer
@@ -22,10 +19,9 @@ from sids.neighbour_recall import Queries, hit_figures, neighbours
 from sids.tokenizer import Source
 from utils import Problem, Stopped, read_checkpoint, read_json
 
-ROOT = Path(__file__).resolve().parent.parent
 CASES = {
     "in turn": {"tokenizer": "contrastive"},
-    "pair by pair": {"tokenizer": "contrastive", "task": "contrastive", "rqvae_batch_size": 1},
+    "pair by pair": {"tokenizer": "contrastive", "task": "contrastive", "rqvae_batch_size": 1, "pair_min_count": 2},
     "sum": {"tokenizer": "contrastive", "mixing": "sum"},
     "averages": {"tokenizer": "contrastive", "codebook_learning": "ema", "dead_code_ratio": 0.5},
     "plain": {
@@ -96,15 +92,9 @@ def test_the_command_with_two_processes(tmp_path):
     """One of them writes and speaks."""
     write_tiny(tmp_path / "dataset" / "tiny")
     options = options_of(tmp_path, tokenizer="contrastive", rqvae_epochs=2, rqvae_eval_step=1)
-    command = [
-        sys.executable, str(ROOT / "scripts" / "launcher.py"), "--config_file",
-        str(ROOT / "accelerate_multi_cpu.yaml"), "--main_process_port", str(free_port()),
-        str(ROOT / "scripts" / "pretrain.py"), *(f"--{k}={v}" for k, v in options.items()),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    end = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment)
-    assert end.returncode == 0, end.stderr[-2000:]
-    assert end.stdout.count("tokenizer epoch 2 ") == 1 and end.stdout.count("\ntokenizer: /") == 1
+    codes, said = killed.train(tmp_path, [f"--{k}={v}" for k, v in options.items()], processes=2, run=pretrain.run)
+    assert codes == [0, 0], said
+    assert said[0].count("tokenizer epoch 2 ") == 1 and said[0].count("\ntokenizer: /") == 1 and not said[1]
     cfg = configure.build(options)
     path = build.tokenizer_path(cfg, read_dataset(cfg[DataOptions]))
     assert read_checkpoint(path)["epoch"] == read_json(path.with_name("report.json"))["epoch"]

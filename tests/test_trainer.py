@@ -1,5 +1,6 @@
 """The loop: learns, gives the same result however a batch is cut, goes on after a stop."""
 
+import functools
 import logging
 
 import numpy as np
@@ -36,9 +37,9 @@ SPLIT = {"frqud": {}, "sdud": {"auto_lambda_mode": "adaptive"}, "frqud_sdud": {}
 def test_a_batch_cut_into_parts_gives_the_same_training(ground, tmp_path, kind):
     """Accumulated parts and token-budget parts against the whole batch, in float64, noise on."""
     same = {"uncertainty": kind, "dropout_rate": 0, "lr_id": 1e-3, "epochs": 2, "eval_step": 2}
-    same |= {"hot_threshold_ratio": 1.0, **SPLIT[kind]}
-    cuts = {"whole": {}, "parts": {"batch_size": 16, "gradient_accumulation_steps": 2}, "budget": {"token_budget": 200}}
-    whole, *others = (fit_of(ground, tmp_path / name, **same, **cut) for name, cut in cuts.items())
+    same |= {"hot_threshold_ratio": 1.0, "batch_size": 64, **SPLIT[kind]}
+    cuts = {"whole": {}, "parts": {"batch_size": 32, "gradient_accumulation_steps": 2}, "budget": {"token_budget": 500}}
+    whole, *others = (fit_of(ground, tmp_path / name, **same | cut) for name, cut in cuts.items())
     for fit in (whole, *others):
         fit.raw.double()
         fit.train()
@@ -61,7 +62,7 @@ def test_sequences_cut_into_parts_give_the_same_training(ground, tmp_path, kind,
 
 @pytest.mark.parametrize("kind", [{}, RQ | {"item_dropout": 0.2}, {"method": "sasrec"}, {"method": "diffsasrec"}])
 def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path, kind):
-    fits = [fit_of(ground, tmp_path / n, seed=s, **kind) for n, s in (("a", 1), ("b", 1), ("c", 2))]
+    fits = [fit_of(ground, tmp_path / n, seed=s, batch_size=64, **kind) for n, s in (("a", 1), ("b", 1), ("c", 2))]
     for fit in fits:
         fit.train()
     assert rows(fits[0]) == rows(fits[1])
@@ -69,20 +70,31 @@ def test_two_runs_are_identical_and_another_seed_differs(ground, tmp_path, kind)
     assert rows(fits[0]) != rows(fits[2])
 
 
+@pytest.fixture(scope="module")
+def whole_runs(ground, tmp_path_factory):
+    """whole_runs(method) -> (the options of a run of four steps an epoch, the run that nobody stopped)."""
+
+    @functools.cache
+    def made(method):
+        changes = {"uncertainty": "frqud_sdud", "save_steps": 2, "epochs": 3, "lr_id": 1e-3, "batch_size": 64}
+        changes |= {"recommender": method, **LM[method]} if method in LM else {"method": method}
+        fit = fit_of(ground, tmp_path_factory.mktemp("whole"), **changes)
+        fit.train()
+        return changes, fit
+
+    return made
+
+
 @pytest.mark.parametrize(
     ("method", "stop_at"),
-    [("diger", 3), ("diger", 11), ("diger", 14), ("sasrec", 7), ("diffsasrec", 7), ("diffsasrec", 13),
-     ("causal_lm", 11), ("seq2seq_lm", 11)],
+    [("diger", 3), ("diger", 7), ("diger", 8), ("sasrec", 4), ("diffsasrec", 4), ("diffsasrec", 7),
+     ("causal_lm", 7), ("seq2seq_lm", 7)],
 )
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, method, stop_at, monkeypatch):
-    """Stopped in a step of the first or second epoch; states are saved every two steps."""
-    changes = {"uncertainty": "frqud_sdud", "save_steps": 2, "epochs": 3, "lr_id": 1e-3, "method": method}
-    if method in LM:
-        changes |= {"method": "diger", "recommender": method, **LM[method]}
-    whole = fit_of(ground, tmp_path / "whole", **changes)
-    whole.train()
-
-    broken = fit_of(ground, tmp_path / "broken", **changes)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, whole_runs, method, stop_at, monkeypatch):
+    """Stopped in a step of the first or second epoch, or before the third; states are saved every two steps."""
+    changes, whole = whole_runs(method)
+    assert whole.steps_per_epoch == 4
+    broken = fit_of(ground, tmp_path, **changes)
     step = broken.step
 
     def stops(parts):
@@ -93,7 +105,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, method
     monkeypatch.setattr(broken, "step", stops)
     with pytest.raises(KeyboardInterrupt):
         broken.train()
-    resumed = fit_of(ground, tmp_path / "broken", **changes, resume="auto")
+    resumed = fit_of(ground, tmp_path, **changes, resume="auto")
     resumed.train()
     assert resumed.progress == whole.progress
     assert_same_state(resumed, whole)
