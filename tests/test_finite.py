@@ -112,7 +112,7 @@ def test_a_run_that_diverged_goes_on_with_lower_rates(ground, tmp_path, lr):
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_weight_that_breaks_late_costs_only_its_epoch(ground, tmp_path, monkeypatch, value):
     """The best model and the state of the epoch before stay, and are gone on from."""
-    same = {"method": "sasrec", "hidden_units": 8, "epochs": 3}
+    same = {"method": "sasrec", "hidden_units": 4, "epochs": 3}
     whole = fit_of(ground, tmp_path / "whole", **same)
     whole.train()
     broken = fit_of(ground, tmp_path / "broken", **same)

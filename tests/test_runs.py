@@ -331,16 +331,23 @@ MIXED = {
 }
 
 
+@pytest.fixture(scope="module")
+def two_interrupted(ground, tmp_path_factory):
+    """The folders of two runs of the same options."""
+    root = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        return [interrupted(ground, root / name, patch).path for name in "ab"]
+
+
 @pytest.mark.parametrize("kind", MIXED)
-def test_files_of_another_run_are_refused_before_anything_is_trained(ground, tmp_path, monkeypatch, kind):
+def test_files_of_another_run_are_refused_before_anything_is_trained(ground, two_interrupted, tmp_path, kind):
     mix, said = MIXED[kind]
-    ours = interrupted(ground, tmp_path / "a", monkeypatch)
-    theirs = interrupted(ground, tmp_path / "b", monkeypatch)
-    mix(ours.path, theirs.path)
-    before = contents(ours.path)
+    ours = shutil.copytree(two_interrupted[0], tmp_path / "tiny" / "r")
+    mix(ours, two_interrupted[1])
+    before = contents(ours)
     with pytest.raises(Problem, match=said):
-        go_on(ground, tmp_path / "a")
-    assert contents(ours.path) == before
+        go_on(ground, tmp_path)
+    assert contents(ours) == before
 
 
 def test_a_best_model_swapped_at_the_very_end_is_refused(ground, tmp_path):
@@ -451,10 +458,20 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("kind", ENDS)
-def test_an_end_that_failed_is_repeated_without_a_second_look(ground, tmp_path, monkeypatch, kind):
+@pytest.fixture(scope="module")
+def trained_through(ground, tmp_path_factory):
+    """(the options, the folder) of a run of which only the end is left."""
     same = {"method": "two_stage", "epochs": 1}
-    fit = fit_of(ground, tmp_path, **same)
+    fit = fit_of(ground, tmp_path_factory.mktemp("through"), **same)
+    fit.train()
+    return same, fit.run.path
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_an_end_that_failed_is_repeated_without_a_second_look(ground, trained_through, tmp_path, monkeypatch, kind):
+    same, folder = trained_through
+    shutil.copytree(folder, tmp_path / "tiny" / "r")
+    fit = fit_of(ground, tmp_path, **same, resume="auto")
     fit.train()
     for _ in range(2):  # it fails again when it is resumed
         with monkeypatch.context() as patch:
