@@ -86,7 +86,7 @@ def test_another_file_under_the_same_name_makes_another_run(shop, tmp_path):
 def test_unlike_protocols_are_refused(shop, tmp_path):
     preset = yaml.safe_load((tmp_path / "config" / "tiny.yaml").read_text())
     (tmp_path / "config" / "tiny_diffsasrec.yaml").write_text(yaml.safe_dump(preset | {"mask_seen": True}))
-    with pytest.raises(Problem, match=r"mask_seen: False for sasrec but True for diffsasrec; .* set --mask_seen="):
+    with pytest.raises(Problem, match=r"mask_seen: False for sasrec but True for diffsasrec; .*example --mask_seen="):
         shop("sasrec,diffsasrec")
     assert not (tmp_path / "out").exists()
 
