@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_overrides, words, write_tiny
-from helpers import LM
+from helpers import LM, contents
 
 import main
 import scripts.pretrain
@@ -60,9 +60,10 @@ def test_every_tokenizer_trains_a_recommender_and_travels_with_it(run):
 def test_a_second_pre_training_uses_the_first(run, place, capsys):
     name, _ = run
     root, _ = place
+    before = contents(root)
     capsys.readouterr()
     scripts.pretrain.run([f"--config={root / 'c.yaml'}", f"--tokenizer={name}"])
-    assert "used again" in capsys.readouterr().out
+    assert "used again" in capsys.readouterr().out and contents(root) == before
 
 
 def test_only_some_tokenizers_can_be_trained_jointly():

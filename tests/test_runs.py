@@ -75,6 +75,7 @@ def test_patience_ends_a_run_only_after_a_look(
     looks = without_training(fit, monkeypatch, scores)
     fit.train()
     assert looks == looked and fit.progress.epoch == looked[-1] + 1 and fit.run.best.is_file()
+    assert (fit.progress.best, fit.progress.best_epoch) == (max(scores), looked[scores.index(max(scores))])
     again = fit_of(ground, tmp_path, **changes, early_stop=early_stop, resume="auto")
     more = without_training(again, monkeypatch, [])
     again.train()

@@ -157,17 +157,6 @@ def test_given_twice_in_the_file(tmp_path, text):
         load_text(tmp_path, text)
 
 
-@pytest.mark.parametrize("tag", ["object/apply:os.system", "object/new:os.system", "name:os.system", "tuple"])
-def test_yaml_never_builds_python_objects(tmp_path, tag):
-    marker = tmp_path / "ran"
-    value = f"!!python/{tag} ['touch {marker}']"
-    with pytest.raises(Problem, match=r"c\.yaml: not readable as YAML"):
-        load_text(tmp_path, f"run_name: {value}")
-    with pytest.raises(Problem, match=r"--run_name: .* is not readable"):
-        configure.load(None, [f"--run_name={value}"])
-    assert not marker.exists()
-
-
 @pytest.mark.parametrize("text", ["- epochs", "epochs", "3: 4", "epochs: [", "a: b: c", "\x07", "[" * 500])
 def test_a_file_that_is_no_list_of_options(tmp_path, text):
     with pytest.raises(Problem, match=r"c\.yaml: "):

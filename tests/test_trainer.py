@@ -12,15 +12,13 @@ from helpers import LM, Fixed, assert_same_state, evaluated, fit_of, rows
 
 from compose import build, configure, parts
 from evaluation import save_ranks
-from main import finish
-from metrics import ndcg, recall
+from metrics import recall
 from readers.dataset import Catalogue, Dataset
 from readers.splits import leave_one_out
 from runs import report
 from runs.folder import RunFolder
 from runs.report import epoch_line
 from trainer import TrainOptions, learning_rate
-from utils import Problem
 
 # ---------------------------------------------------------------- the same result
 
@@ -112,14 +110,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(ground, tmp_path, whole_
     assert rows(resumed) == rows(whole)
 
 
-def test_a_torn_state_is_passed_over(ground, tmp_path, caplog):
-    fit = fit_of(ground, tmp_path)
-    fit.train()
-    newest = max((fit.run.states).glob("*.pth"))
-    newest.write_bytes(newest.read_bytes()[:1000])
-    assert fit.run.load_state()["progress"]["epoch"] == fit.progress.epoch - 1
-
-
 # ---------------------------------------------------------------- learning
 
 
@@ -199,17 +189,6 @@ def test_floors_recommend_what_they_say(ground):
     assert not set(content.recommend(history, 38, excluded).item_BW[0].tolist()) & {3, 7}
 
 
-def test_the_test_set_is_looked_at_once_and_ranks_give_the_figures_again(ground, tmp_path):
-    fit = fit_of(ground, tmp_path)
-    fit.train()
-    finish(fit.cfg, fit.data, fit, fit.run)
-    results = fit.run.results()
-    rank = torch.from_numpy(np.load(fit.run.path / "ranks-test.npy")[1])
-    assert results["recall@10"] == pytest.approx(float(recall(rank, 10).mean()))
-    assert results["ndcg@10"] == pytest.approx(float(ndcg(rank, 10).mean()))
-    assert results["test_evaluations"] == 1
-
-
 # ---------------------------------------------------------------- small parts
 
 
@@ -227,16 +206,6 @@ def test_reachable_movement_is_rate_times_the_schedules_sum(ground, tmp_path):
     fit = fit_of(ground, tmp_path, lr_id=1e-3, warmup_steps=0, epochs=4, id_first_epoch=1)
     done = np.arange(fit.steps_per_epoch, 4 * fit.steps_per_epoch) / (4 * fit.steps_per_epoch)  # it rests in epoch 0
     assert fit.reachable["id"] == pytest.approx(1e-3 * ((1 + np.cos(np.pi * done)) / 2).sum())
-
-
-def test_early_stopping_counts_validations_without_progress(ground, tmp_path, monkeypatch):
-    fit = fit_of(ground, tmp_path, epochs=10, early_stop=2)
-    scores = iter([0.1, 0.3, 0.2, 0.3, 0.9])
-    from evaluation import Evaluation
-
-    monkeypatch.setattr("trainer.evaluate", lambda *a: Evaluation(np.zeros(60), {"ndcg@10": next(scores)}))
-    fit.train()
-    assert (fit.progress.epoch, fit.progress.best_epoch, fit.progress.best) == (4, 1, 0.3)
 
 
 def test_the_epoch_line_is_one_line():
@@ -281,11 +250,3 @@ def test_a_miss_stays_a_miss_when_the_list_is_short(ground, tmp_path):
     target = data.test.items[data.test.position]
     found = evaluated(Three(), data.test, cfg, Accelerator(cpu=True), "test").figures
     assert found["recall@10"] == pytest.approx((target <= 3).mean())
-
-
-def test_resuming_with_another_batch_is_refused(ground, tmp_path):
-    fit_of(ground, tmp_path, epochs=1).train()
-    state = fit_of(ground, tmp_path, epochs=1, resume="auto")
-    state.state.world["processes"] = 2
-    with pytest.raises(Problem, match="processes"):
-        state.train()
