@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ring, tiny_overrides, words, write_tiny
+from conftest import ring, tiny_at, words
 from helpers import evaluated
 from hypothesis import given
 from hypothesis import strategies as st
@@ -315,8 +315,7 @@ def test_every_decoding_keeps_to_the_items_asked_for(decoding):
 
 
 def test_fine_tuning_starts_from_a_diffusion_run_only(tmp_path):
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {"hidden_units": 16, "epochs": 1}
+    options = tiny_at(tmp_path) | {"hidden_units": 16, "epochs": 1}
 
     def run(name, **changes):
         main.main(words(options | {"run_name": name} | changes))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import tiny_overrides, words, write_tiny
+from conftest import tiny_at, words
 from helpers import assert_same_state, contents, evaluated, fails, fit_of, rows
 
 import main
@@ -269,8 +269,7 @@ def test_a_step_without_memory_is_one_line_before_anything_is_trained(ground, tm
 
 @pytest.mark.parametrize("changes", [{"d_model": 10**10, "d_kv": 64}, {"d_ff": 2**50}])
 def test_a_model_without_memory_is_one_line_and_leaves_the_disk_as_it_was(tmp_path, capsys, changes):
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path)
+    options = tiny_at(tmp_path)
     cfg = configure.build(options)
     build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     before = contents(tmp_path / "out")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HEADER, tiny_overrides, write_tiny
+from conftest import HEADER, tiny_at
 from helpers import fails, fit_of, one_line, write_file
 
 import main
@@ -77,8 +77,7 @@ def test_a_run_of_countless_epochs_begins_at_once(ground, tmp_path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("misleading")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"run_name": "r", "epochs": 1}
+    options = tiny_at(root) | {"run_name": "r", "epochs": 1}
     cfg = configure.build(options)
     build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     return main.train(cfg)

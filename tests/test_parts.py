@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_overrides, words, write_tiny
+from conftest import tiny_at, words
 from helpers import LM, contents
 
 import main
@@ -27,8 +27,7 @@ from utils import Problem, read_checkpoint, read_json
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("parts")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"epochs": 1, "method": "two_stage"}
+    options = tiny_at(root) | {"epochs": 1, "method": "two_stage"}
     (root / "c.yaml").write_text(yaml.safe_dump(options))
     return root, options
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at, tiny_overrides, write_tiny
 from helpers import contents, fails, fit_of
 
 import main
@@ -150,8 +150,7 @@ def test_the_end_of_a_run_uses_the_embeddings_that_its_start_hashed(ground, tmp_
 
 def test_the_embeddings_are_opened_once(tmp_path, monkeypatch):
     """By a run script with all its stages: tokenizer, run, baseline of the same tokenizer, baselines."""
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {"run_name": "r", "epochs": 1, "with_two_stage": True}
+    options = tiny_at(tmp_path) | {"run_name": "r", "epochs": 1, "with_two_stage": True}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
     opened, inner = [], np.load
     monkeypatch.setattr(np, "load", lambda path, **how: (opened.append(str(path)), inner(path, **how))[1])
@@ -166,8 +165,7 @@ def test_the_embeddings_are_opened_once(tmp_path, monkeypatch):
 def finished(tmp_path_factory):
     """(options, folder) of a finished run of DIGER with two trained baselines beside it."""
     root = tmp_path_factory.mktemp("finished")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"run_name": "r", "epochs": 1, "with_two_stage": True, "with_sasrec": True}
+    options = tiny_at(root) | {"run_name": "r", "epochs": 1, "with_two_stage": True, "with_sasrec": True}
     (root / "config.yaml").write_text(yaml.safe_dump(options))
     scripts.run.run("frqud", [f"--config={root / 'config.yaml'}"])
     return root / "config.yaml", root / "out" / "tiny" / "r"
