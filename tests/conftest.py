@@ -57,6 +57,12 @@ def tiny_overrides(root, name="tiny"):
     }  # fmt: skip
 
 
+def tiny_at(root):
+    """The options of `tiny_overrides`, and the data set that they name."""
+    write_tiny(root / "dataset" / "tiny")
+    return tiny_overrides(root)
+
+
 def words(options):
     """A command line of the options that a run has; those of other parts would be refused."""
     texts = [f"--{k}={v}" for k, v in options.items()]
@@ -152,8 +158,7 @@ def train_ring(noisy_ring, tmp_path):
 def ground(tmp_path_factory):
     """(options, data): the tiny data set and its tokenizer, once for the tests of a file."""
     root = tmp_path_factory.mktemp("ground")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root)
+    options = tiny_at(root)
     cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
     return options | {"rqvae_path": str(build.train_tokenizer(cfg, data))}, data
@@ -163,8 +168,7 @@ def ground(tmp_path_factory):
 def trained(tmp_path_factory):
     """(options, data, finished runs by name) on the tiny data set; own_tokens: two_stage with collision: item."""
     root = tmp_path_factory.mktemp("trained")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"epochs": 1, "metrics": "recall@5,ndcg@5", "valid_metric": "ndcg@5"}
+    options = tiny_at(root) | {"epochs": 1, "metrics": "recall@5,ndcg@5", "valid_metric": "ndcg@5"}
     cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
     options |= {"rqvae_path": str(build.train_tokenizer(cfg, data))}

@@ -1,6 +1,6 @@
-"""Runs for test_kill.py: training processes that are forked ready-made and may kill themselves.
+"""Commands in processes of their own, forked ready-made: they may be several, kill themselves, or have odd streams.
 
-Imported by multiprocessing's fork server, so that torch is loaded once for all of them.
+Imported by multiprocessing's fork server, so that torch and what tests share is loaded once for all of them.
 """
 
 import multiprocessing
@@ -10,7 +10,9 @@ import socket
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+import torch._dynamo  # a second's work, which the first step of an optimizer would do in each of them
 
 import evaluation
 import main
@@ -19,19 +21,28 @@ import utils
 from runs import folder
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["killed"])
+server.set_forkserver_preload(["killed", "conftest", "helpers"])
 
 
-def train(folder, argv, *, processes=1, kill=(), timeout=120, environment=None):
+class Process(server.Process):
+    """Process(target=function, args=...) of the fork server, which imports what it preloads by our own path."""
+
+    def start(self):
+        with pytest.MonkeyPatch.context() as patch:  # Python 3.11 ignores the path that it is told
+            patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+            super().start()
+
+
+def train(folder, argv, *, processes=1, kill=(), timeout=120, environment=None, run=main.main):
     """Run main.py's training in `processes` processes; returns (exit codes, what they printed).
 
-    kill: (place, step) pairs, place one of step, write, evaluation: where rank 0 ends by SIGKILL. environment: what the
-    launcher tells them besides.
+    run: another command. kill: (place, step) pairs, place one of step, write, evaluation: where rank 0 ends by SIGKILL.
+    environment: what the launcher tells them besides.
     """
     port = free_port()
     said = [folder / f"said-{rank}.txt" for rank in range(processes)]
     children = [
-        server.Process(target=_child, args=(argv, rank, processes, port, said[rank], kills, environment or {}))
+        Process(target=_child, args=(run, argv, rank, processes, port, said[rank], kills, environment or {}))
         for rank, kills in enumerate([dict(kill), *[{}] * (processes - 1)])
     ]
     for child in children:
@@ -60,7 +71,7 @@ def join_group(rank, processes, port):
         }  # fmt: skip
 
 
-def _child(argv, rank, processes, port, said, kill, environment):
+def _child(run, argv, rank, processes, port, said, kill, environment):
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -70,7 +81,7 @@ def _child(argv, rank, processes, port, said, kill, environment):
     os.environ |= environment
     _arm(kill)
     with utils.problems_exit_2():
-        main.main(argv)
+        run(argv)
 
 
 def _arm(kill):
@@ -107,3 +118,41 @@ def _arm(kill):
     real_write, real_fitting = folder.write_checkpoint, evaluation.halved_until_it_fits
     trainer.Trainer.step, trainer.clip_by_group = step, clip
     folder.write_checkpoint, evaluation.halved_until_it_fits = write, fitting
+
+
+# ---------------------------------------------------------------- streams
+
+
+def delivered(folder, cases):
+    """Run main.py's commands, all at once, where nobody takes what they say; [(exit code, its stderr), ...].
+
+    cases: (argv, stdout, stderr), each stream one of gone (a pipe without a reader), full, file, closed.
+    """
+    said = [folder / f"err-{number}" for number in range(len(cases))]
+    children = [Process(target=_with_streams, args=(*case, path)) for case, path in zip(cases, said, strict=True)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    return [(c.exitcode, path.read_text() if path.exists() else "") for c, path in zip(children, said, strict=True)]
+
+
+def _with_streams(argv, out, err, said):
+    torch.set_num_threads(1)
+    for fd, name, kind in ((1, "stdout", out), (2, "stderr", err)):
+        if kind == "closed":  # as the interpreter leaves it when it starts so
+            os.close(fd)
+            setattr(sys, name, None)
+        else:
+            os.dup2(_stream(kind, said if fd == 2 else said.with_suffix(".out")), fd)
+            setattr(sys, name, os.fdopen(fd, "w", closefd=False))
+    sys.argv[1:] = argv
+    main.guard.command(main.main)
+
+
+def _stream(kind, path):
+    if kind == "gone":
+        read, write = os.pipe()
+        os.close(read)
+        return write
+    return os.open({"full": "/dev/full", "file": path}[kind], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at
 
 import main
 from compose import build, configure, restore
@@ -21,8 +21,7 @@ from utils import Problem, read_checkpoint
 def place(tmp_path_factory):
     """(options, data, best_model.pth of a SASRec of two epochs)."""
     root = tmp_path_factory.mktemp("behaviour")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"method": "two_stage", "recommender": "rq_transformer", "epochs": 1}
+    options = tiny_at(root) | {"method": "two_stage", "recommender": "rq_transformer", "epochs": 1}
     run = main.train(configure.build(options | {"method": "sasrec", "hidden_units": 16, "run_name": "sasrec"}))
     return options, read_dataset(configure.build(options)[DataOptions]), run.best
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import load_rqvae, tiny_overrides, write_tiny
+from conftest import tiny_overrides, write_tiny
 from helpers import contents, fails
 
 import main
@@ -31,7 +31,6 @@ from runs.folder import RunOptions
 from sids.tokenizer import CodeOptions
 from trainer import TrainOptions
 from utils import Problem
-from vq import RQVAEOptions
 
 ROOT = Path(main.__file__).parent
 
@@ -193,13 +192,6 @@ def test_recommending_can_leave_out_the_history(finished, capsys):
     assert sorted(items) == sorted(f"i{i}" for i in range(40) if i not in (3, 4))
 
 
-def test_a_finished_run_is_reprinted_and_left_alone(finished, capsys):
-    before = contents(finished.root)
-    main.main([finished.config, "--run_name=first", "--resume=auto"])
-    assert contents(finished.root) == before
-    assert f"{finished.json('test.json')['ndcg@10']:.4f}" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -214,13 +206,6 @@ def test_the_folder_of_another_run_is_refused_and_left_alone(finished, capsys, c
     run = {"main": main.main, "run": lambda argv: scripts.run.run("frqud", argv)}[command]
     err = fails(capsys, run, finished.config, *options)
     assert re.search(r"out/tiny/first: .*" + message, err)
-    assert contents(finished.root) == before
-
-
-def test_an_equal_tokenizer_is_not_trained_again(finished, capsys):
-    before = contents(finished.root)
-    scripts.pretrain.run([finished.config])
-    assert "used again" in capsys.readouterr().out
     assert contents(finished.root) == before
 
 
@@ -452,12 +437,12 @@ def test_a_preset_beside_the_data_is_found_whichever_folder_is_named(tmp_path, m
     assert cfg[TrainOptions].epochs == 7 and not cfg[DataOptions].data_path.startswith("~")
 
 
-@pytest.mark.parametrize("shell", ["bash", "sh", "link"])
-def test_a_run_script_by_any_shell_and_through_a_link(shell, tmp_path):
+def test_a_run_script_by_any_shell_and_through_a_link(tmp_path):
+    """Of a shell that knows no pipefail bash takes over, which finds the script behind the link."""
     (tmp_path / "link.sh").symlink_to(ROOT / "run_FrqUD.sh")
-    words = ["bash", tmp_path / "link.sh"] if shell == "link" else [shell, ROOT / "run_FrqUD.sh"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    ended = subprocess.run([*words, "mars"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    words = ["sh", tmp_path / "link.sh", "mars"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert ended.returncode == 2 and "config/mars.yaml: no such configuration" in ended.stderr
 
 
@@ -543,29 +528,6 @@ def test_a_wrong_number_of_processes(tiny_data, tmp_path, monkeypatch, capsys, t
     )
     assert not (tmp_path / "out").exists()
 
-
-# ---------------------------------------------------------------- tokenizer checkpoints
-
-
-class Evil:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("place", ["state_dict", "args"])
-def test_code_in_a_checkpoint_never_runs(tmp_path, capsys, place, zipped):
-    path, marker = tmp_path / "evil.pth", tmp_path / "ran"
-    torch.save({"state_dict": {}, place: Evil(marker)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(Problem, match=r"evil\.pth: holds a getattr, which is code that reading would run"):
-        load_rqvae(path, RQVAEOptions(layers=[16]), 10)
-    assert "holds a getattr, which is code that" in fails(capsys, main.main, "evaluate", f"--checkpoint={path}")
-    assert not marker.exists()
-    Evil(marker).__reduce__()[0](marker)
-    assert marker.exists()  # the payload was a live one
 
 
 def test_the_preset_beside_the_data_goes_first(tmp_path, monkeypatch, caplog):

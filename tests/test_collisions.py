@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,8 +115,7 @@ def test_items_of_a_sid_come_by_popularity():
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("collisions")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {
+    options = tiny_at(root) | {
         "method": "two_stage", "recommender": "rq_transformer", "epochs": 1, "num_emb_list": [4, 4, 4],
         "legal_softmax": True, "num_beams": 10,
     }  # fmt: skip

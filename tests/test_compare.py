@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at, write_tiny
 
 import main
 from compose import cli
@@ -20,8 +20,7 @@ from utils import Problem
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
     """A data set, its presets, and `compare` looking for them there; returns a caller of compare."""
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {
+    options = tiny_at(tmp_path) | {
         "hidden_units": 8,
         "epochs": 1,
         "metrics": ["recall@5", "ndcg@5", "coverage@5"],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at
 
 import main
 from compose import build, configure, restore
@@ -27,8 +27,7 @@ X, Y = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]]), torch.tensor([[0.8, 0.6], [
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("contrastive")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {
+    options = tiny_at(root) | {
         "method": "two_stage", "recommender": "rq_transformer", "epochs": 1, "tokenizer": "contrastive",
         "rqvae_batch_size": 16,
     }  # fmt: skip
@@ -225,7 +224,7 @@ def test_the_plain_tokenizer_has_the_upkeep_too(place, learning):
 @pytest.mark.parametrize("changes", [{}, {"task": "contrastive"}, {"codebook_learning": "ema"}])
 def test_stopped_and_resumed_gives_the_same_bits(place, monkeypatch, changes):
     options, data = place
-    cfg = configure.build(options | {"seed": 7} | changes)
+    cfg = configure.build(options | {"seed": 7, "rqvae_epochs": 4} | changes)
     whole = read_checkpoint(build.train_tokenizer(cfg, data))["state_dict"]
     folder = build.tokenizer_path(cfg, data).parent
     for file in folder.iterdir():

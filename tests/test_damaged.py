@@ -105,7 +105,9 @@ DAMAGES = {
     "weights missing": drop("model", "encoder.norm.weight"),
     "weights a number": put(["model", "encoder.norm.weight"], 1.0),
     "weights of another size": put(["model", "encoder.norm.weight"], torch.ones(5)),
-}
+    **{f"{key} {value}": put([key], value) for key in ("progress", "model", "optimizer", "totals")
+       for value in (None, "x", {0: 1})},
+}  # fmt: skip
 
 
 def refused(ground, tmp_path, same, state, **more):

@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at, tiny_overrides, write_tiny
 from helpers import LM
-from killed import free_port, join_group, server
+from killed import Process, free_port, join_group
 
 import data as batches
 import main
@@ -95,7 +95,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         (tmp_path / name).mkdir()
         cut, port = options | {"batch_size": batch}, free_port()
         ranks = [(cut, rank, processes, port, tmp_path / name) for rank in range(processes)]
-        children += [server.Process(target=two_epochs, args=args) for args in ranks]
+        children += [Process(target=two_epochs, args=args) for args in ranks]
     for child in children:
         child.start()
     for child in children:
@@ -184,8 +184,7 @@ def nodes(folder):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_two_machines_of_which_one_dies(tmp_path):
     """The other one ends within half a minute, in one line; started again, both come to the result of one process."""
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {"dropout_rate": 0, "lr_id": 1e-3, "hot_threshold_ratio": 1.0, "epochs": 3}
+    options = tiny_at(tmp_path) | {"dropout_rate": 0, "lr_id": 1e-3, "hot_threshold_ratio": 1.0, "epochs": 3}
     options |= {"run_name": "two", "batch_size": 16, "save_steps": 1, "uncertainty": "frqud", "resume": "auto"}
     cfg = configure.build(options)
     options["rqvae_path"] = str(build.train_tokenizer(cfg, read_dataset(cfg[DataOptions])))
@@ -228,7 +227,7 @@ def compared(folder, rank, port, what):
 ])  # fmt: skip
 def test_machines_that_do_not_share_their_files_are_told_before_training(tmp_path, what, said):
     port = free_port()
-    children = [server.Process(target=compared, args=(tmp_path, rank, port, what)) for rank in range(2)]
+    children = [Process(target=compared, args=(tmp_path, rank, port, what)) for rank in range(2)]
     for child in children:
         child.start()
     for child in children:
@@ -251,8 +250,7 @@ def test_two_processes_stopped_and_resumed_give_the_result_of_one(tmp_path, monk
     """SIGTERM to the run script reaches every worker: all is saved, status 143, one line, nobody left. Gone on with,
     noise on, the last batch variable_length: parameters, usage, sigma, SIDs and figures agree with one process's.
     """
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {"dropout_rate": 0, "lr_id": 1e-3, "hot_threshold_ratio": 1.0, "epochs": 2}
+    options = tiny_at(tmp_path) | {"dropout_rate": 0, "lr_id": 1e-3, "hot_threshold_ratio": 1.0, "epochs": 2}
     options |= {"run_name": "two", "batch_size": 16, "save_steps": 1}
     folders = [tmp_path / "out" / "tiny" / name for name in ("one", "two")]
     script = Script(tmp_path, options, lambda: [*folders[1].glob("last/step-*.pth")])
@@ -287,8 +285,7 @@ def test_two_processes_stopped_and_resumed_give_the_result_of_one(tmp_path, monk
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_worker_outlives_its_launcher_nor_a_launcher_its_script(tmp_path):
     """SIGKILL to the launcher: told, and no worker is left; then to the script."""
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {"epochs": 1000, "early_stop": 1000, "run_name": "r", "resume": "auto"}
+    options = tiny_at(tmp_path) | {"epochs": 1000, "early_stop": 1000, "run_name": "r", "resume": "auto"}
     metrics = tmp_path / "out" / "tiny" / "r" / "metrics.jsonl"
 
     def begin(rows):

@@ -1,20 +1,17 @@
 """A step of pre-training that processes share out is the step of one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import killed
 import pytest
 import torch
 from accelerate import PartialState
 from conftest import tiny_overrides, write_tiny
-from killed import free_port, join_group, server
+from killed import Process, free_port, join_group
 
 from compose import build, configure
 from readers.layouts import read_dataset
 from readers.splits import DataOptions
 from runs import guard
+from scripts import pretrain
 from sids import distributed, fit
 from sids.checkpoint import PretrainOptions
 from sids.fit import Pretrainer
@@ -22,10 +19,9 @@ from sids.neighbour_recall import Queries, hit_figures, neighbours
 from sids.tokenizer import Source
 from utils import Problem, Stopped, read_checkpoint, read_json
 
-ROOT = Path(__file__).resolve().parent.parent
 CASES = {
     "in turn": {"tokenizer": "contrastive"},
-    "pair by pair": {"tokenizer": "contrastive", "task": "contrastive", "rqvae_batch_size": 1},
+    "pair by pair": {"tokenizer": "contrastive", "task": "contrastive", "rqvae_batch_size": 1, "pair_min_count": 2},
     "sum": {"tokenizer": "contrastive", "mixing": "sum"},
     "averages": {"tokenizer": "contrastive", "codebook_learning": "ema", "dead_code_ratio": 0.5},
     "plain": {
@@ -72,7 +68,7 @@ def test_processes_take_the_steps_of_one(tmp_path):
     workers = []
     for processes in (1, 3):
         port = free_port()
-        workers += [server.Process(target=three_epochs, args=(tmp_path, r, processes, port)) for r in range(processes)]
+        workers += [Process(target=three_epochs, args=(tmp_path, r, processes, port)) for r in range(processes)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -96,15 +92,9 @@ def test_the_command_with_two_processes(tmp_path):
     """One of them writes and speaks."""
     write_tiny(tmp_path / "dataset" / "tiny")
     options = options_of(tmp_path, tokenizer="contrastive", rqvae_epochs=2, rqvae_eval_step=1)
-    command = [
-        sys.executable, str(ROOT / "scripts" / "launcher.py"), "--config_file",
-        str(ROOT / "accelerate_multi_cpu.yaml"), "--main_process_port", str(free_port()),
-        str(ROOT / "scripts" / "pretrain.py"), *(f"--{k}={v}" for k, v in options.items()),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    end = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment)
-    assert end.returncode == 0, end.stderr[-2000:]
-    assert end.stdout.count("tokenizer epoch 2 ") == 1 and end.stdout.count("\ntokenizer: /") == 1
+    codes, said = killed.train(tmp_path, [f"--{k}={v}" for k, v in options.items()], processes=2, run=pretrain.run)
+    assert codes == [0, 0], said
+    assert said[0].count("tokenizer epoch 2 ") == 1 and said[0].count("\ntokenizer: /") == 1 and not said[1]
     cfg = configure.build(options)
     path = build.tokenizer_path(cfg, read_dataset(cfg[DataOptions]))
     assert read_checkpoint(path)["epoch"] == read_json(path.with_name("report.json"))["epoch"]
@@ -136,7 +126,7 @@ def unwritable(path, state):
 
 def both(tmp_path, options, fault=None):
     port, said = free_port(), [tmp_path / "said-0", tmp_path / "said-1"]
-    workers = [server.Process(target=trained, args=(options, r, port, fault, said[r])) for r in range(2)]
+    workers = [Process(target=trained, args=(options, r, port, fault, said[r])) for r in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -191,7 +181,7 @@ def hit_rates(path, rank, processes, port):
 def test_neighbours_are_shared_out(tmp_path):
     """33 items over two processes: both have what one has."""
     ranks = [(tmp_path, 0, 1, 0), *((tmp_path, rank, 2, port) for port in [free_port()] for rank in range(2))]
-    children = [server.Process(target=hit_rates, args=args) for args in ranks]
+    children = [Process(target=hit_rates, args=args) for args in ranks]
     for child in children:
         child.start()
     for child in children:

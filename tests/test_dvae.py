@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at
 from scipy.optimize import minimize
 
 from compose import build, configure
@@ -276,8 +276,7 @@ def test_the_running_means_start_at_the_first_batch_and_follow_slowly():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     root = tmp_path_factory.mktemp("dvae")
-    write_tiny(root / "dataset" / "tiny")
-    return tiny_overrides(root) | {
+    return tiny_at(root) | {
         "method": "two_stage", "tokenizer": "dvae", "rqvae_batch_size": 32, "rqvae_epochs": 4, "dvae_steps": 20,
         "dvae_width": 16, "dvae_decoder_width": 16, "max_shared": 1.0, "num_emb_list": [64, 64, 64],
     }  # fmt: skip

@@ -186,7 +186,7 @@ def test_the_tokenizer_rests(ground, tmp_path):
 
 @pytest.mark.parametrize("network", [{"recommender": "rq_transformer", "legal_softmax": True}, {"recommender": "t5"}])
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(ground, tmp_path, network, monkeypatch):
-    options = {"method": "em", "em_every": 1, "epochs": 4, "save_steps": 1, **network}
+    options = {"method": "em", "em_every": 1, "epochs": 3, "save_steps": 1, "batch_size": 64, **network}
     whole = fit_of(ground, tmp_path / "whole", **options)
     whole.train()
     cut = fit_of(ground, tmp_path / "cut", **options)

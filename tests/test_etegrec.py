@@ -159,7 +159,7 @@ def test_they_learn_in_turn_and_the_tokenizer_rests_at_last(ground, tmp_path, ne
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(ground, tmp_path, monkeypatch):
-    options = {"method": "etegrec", "lr_id": 1e-2, "epochs": 4, "save_steps": 1, **NETWORKS[0]}
+    options = {"method": "etegrec", "lr_id": 1e-2, "epochs": 4, "save_steps": 1, "batch_size": 64, **NETWORKS[0]}
     whole = fit_of(ground, tmp_path / "whole", **options)
     whole.train()
     cut = fit_of(ground, tmp_path / "cut", **options)

@@ -16,10 +16,10 @@ from scripts.bench import plain
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
-    write_tiny(root / "dataset" / "tiny", n_items=60, n_users=240)
+    write_tiny(root / "dataset" / "tiny", n_items=60, n_users=120)
     cfg = configure.build(
         tiny_overrides(root)
-        | {"method": "two_stage", "run_name": "x", "epochs": 15, "eval_step": 15, "lr_rec": 1e-2, "warmup_steps": 5}
+        | {"method": "two_stage", "run_name": "x", "epochs": 6, "eval_step": 6, "lr_rec": 1e-2, "warmup_steps": 5}
     )
     data = read_dataset(cfg[DataOptions])
     build.train_tokenizer(cfg, data)

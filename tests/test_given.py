@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_overrides, words, write_tiny
+from conftest import tiny_at, words, write_tiny
 
 import main
 import scripts.add_items
@@ -36,8 +36,7 @@ def given(tmp_path_factory):
     generator that also draws the network's first weights, so the trainings may be compared bit for bit.
     """
     root = tmp_path_factory.mktemp("given")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"method": "two_stage", "epochs": 1, "metrics": "recall@5,ndcg@5"}
+    options = tiny_at(root) | {"method": "two_stage", "epochs": 1, "metrics": "recall@5,ndcg@5"}
     cfg = configure.build(options | {"valid_metric": "ndcg@5", "tokenizer": "rq_kmeans", "run_name": "original"})
     data = read_dataset(cfg[DataOptions])
     build.train_tokenizer(cfg, data)

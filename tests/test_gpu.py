@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at
 from helpers import LM
 
 import main
@@ -23,8 +23,7 @@ from utils import Problem
 def tiny(tmp_path_factory):
     """(options, data) of a tiny data set with its tokenizer."""
     root = tmp_path_factory.mktemp("gpu")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"uncertainty": "none", "assignment_forward": "history"}
+    options = tiny_at(root) | {"uncertainty": "none", "assignment_forward": "history"}
     data = read_dataset(configure.build(options)[DataOptions])
     return options | {"rqvae_path": str(build.train_tokenizer(configure.build(options), data))}, data
 

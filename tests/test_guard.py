@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import tiny_overrides, words, write_tiny
+from conftest import tiny_at, words
 from helpers import assert_same_state, contents, evaluated, fails, fit_of, rows
 
 import main
@@ -28,6 +28,19 @@ from runs.folder import RunFolder
 from sids.fit import Report
 from trainer import TrainOptions
 from utils import Problem, Stopped, problems_exit_2, read_json, whole_file, write_checkpoint, write_text
+
+# the network with the cheapest steps, seven an epoch: how a run ends and goes on is the trainer's business
+QUICK = {"method": "sasrec", "hidden_units": 4, "epochs": 3}
+
+
+def assert_goes_on_as(whole, ground, folder, **changes):
+    """The run in `folder`, gone on with, ends to the bit where `whole` did."""
+    resumed = fit_of(ground, folder, **changes, resume="auto")
+    resumed.train()
+    assert resumed.progress == whole.progress
+    assert_same_state(resumed, whole)
+    assert rows(resumed) == rows(whole)
+
 
 # ---------------------------------------------------------------- one writer
 
@@ -86,17 +99,11 @@ def stopped(fit, at, place, monkeypatch, number=signal.SIGTERM):
 )
 def test_a_signal_ends_a_run_where_nothing_is_lost(ground, tmp_path, monkeypatch, place, at, saved, number):
     """The step is finished and saved; an evaluation is left at once; what follows is as if nothing had been."""
-    changes = {"uncertainty": "frqud_sdud", "epochs": 3, "lr_id": 1e-3}
-    whole = fit_of(ground, tmp_path / "whole", **changes)
+    whole, broken = (fit_of(ground, tmp_path / name, **QUICK) for name in ("whole", "broken"))
     whole.train()
-    broken = fit_of(ground, tmp_path / "broken", **changes)
     stopped(broken, at, place, monkeypatch, number)
     assert broken.run.load_state()["progress"]["step"] == saved
-    resumed = fit_of(ground, tmp_path / "broken", **changes, resume="auto")
-    resumed.train()
-    assert resumed.progress == whole.progress
-    assert_same_state(resumed, whole)
-    assert rows(resumed) == rows(whole)
+    assert_goes_on_as(whole, ground, tmp_path / "broken", **QUICK)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -136,12 +143,19 @@ def test_a_problem_is_everybodys(monkeypatch):
 # ---------------------------------------------------------------- numbers
 
 
+JOINT = {"uncertainty": "frqud_sdud", "epochs": 2, "lr_id": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def whole_joint(ground, tmp_path_factory):
+    fit = fit_of(ground, tmp_path_factory.mktemp("whole"), **JOINT)
+    fit.train()
+    return fit
+
+
 @pytest.mark.parametrize(("place", "said"), [("loss/vq", "loss/vq"), ("gradient", "the gradient of rec")])
-def test_a_number_that_is_not_finite_stops_before_the_update(ground, tmp_path, monkeypatch, place, said):
-    changes = {"uncertainty": "frqud_sdud", "epochs": 2, "lr_id": 1e-3}
-    whole = fit_of(ground, tmp_path / "whole", **changes)
-    whole.train()
-    broken = fit_of(ground, tmp_path / "broken", **changes)
+def test_a_number_that_is_not_finite_stops_before_the_update(ground, whole_joint, tmp_path, monkeypatch, place, said):
+    broken = fit_of(ground, tmp_path, **JOINT)
     inner, step, seen = broken.raw.forward, broken.step, []
 
     def forward(batch):
@@ -165,10 +179,7 @@ def test_a_number_that_is_not_finite_stops_before_the_update(ground, tmp_path, m
         :20
     ]
     assert broken.run.load_state()["progress"]["step"] == 9
-    resumed = fit_of(ground, tmp_path / "broken", **changes, resume="auto")
-    resumed.train()  # without the poison the step is repeated as it was
-    assert_same_state(resumed, whole)
-    assert rows(resumed) == rows(whole)
+    assert_goes_on_as(whole_joint, ground, tmp_path, **JOINT)  # without the poison the step is repeated as it was
 
 
 def test_bf16_stays_close_to_float32(ground, tmp_path):
@@ -258,8 +269,7 @@ def test_a_step_without_memory_is_one_line_before_anything_is_trained(ground, tm
 
 @pytest.mark.parametrize("changes", [{"d_model": 10**10, "d_kv": 64}, {"d_ff": 2**50}])
 def test_a_model_without_memory_is_one_line_and_leaves_the_disk_as_it_was(tmp_path, capsys, changes):
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path)
+    options = tiny_at(tmp_path)
     cfg = configure.build(options)
     build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     before = contents(tmp_path / "out")
@@ -292,13 +302,11 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 
 def test_a_run_survives_a_full_disk(ground, tmp_path, monkeypatch):
     """The second checkpoint finds no room: the first stays, and the run goes on from it to the same end."""
-    whole = fit_of(ground, tmp_path / "whole", epochs=3)
+    whole, broken = (fit_of(ground, tmp_path / name, **QUICK) for name in ("whole", "broken"))
     whole.train()
-    broken = fit_of(ground, tmp_path / "broken", epochs=3)
-    synced, calls = os.fsync, []
+    synced = os.fsync
 
     def full(handle):
-        calls.append(handle)
         if broken.progress.epoch == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return synced(handle)
@@ -309,10 +317,7 @@ def test_a_run_survives_a_full_disk(ground, tmp_path, monkeypatch):
     ):
         broken.train()
     monkeypatch.undo()
-    resumed = fit_of(ground, tmp_path / "broken", epochs=3, resume="auto")
-    resumed.train()
-    assert_same_state(resumed, whole)
-    assert rows(resumed) == rows(whole)
+    assert_goes_on_as(whole, ground, tmp_path / "broken", **QUICK)
 
 
 def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
@@ -349,23 +354,28 @@ def test_resuming_with_changes_needs_to_be_told(ground, tmp_path, caplog, monkey
     assert fit.schedule.base_lrs[0] == 2e-3 and rows(fit)[1]["lr/rec"] > 1e-3
 
 
+@pytest.fixture(scope="module")
+def begun(ground, tmp_path_factory):
+    """The output folder of a run of one epoch, which the attempts to go on from it have to leave as it is."""
+    folder = tmp_path_factory.mktemp("begun")
+    fit_of(ground, folder, epochs=1, uncertainty="sdud").train()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"batch_size": 16}, "add --batch_size=32 --resume"), ({"d_model": 32}, "does not fit this configuration"),
      ({"uncertainty": "none"}, "does not fit this configuration"), ({"method": "two_stage"}, "was begun with"),
      ({"logit_scale": 2.0}, "logit_scale: .* -> 2.0: a network that has begun cannot change it")],
 )  # fmt: skip
-def test_some_changes_cannot_be_resumed(ground, tmp_path, change, message):
-    fit_of(ground, tmp_path, epochs=1, uncertainty="sdud").train()
+def test_some_changes_cannot_be_resumed(ground, begun, change, message):
     with pytest.raises(Problem, match=message):
         fit_of(
             ground,
-            tmp_path,
+            begun,
             **{"epochs": 2, "uncertainty": "sdud", "resume": "auto", "resume_with_changes": True} | change,
         ).train()
-    assert (
-        configure.load(tmp_path / "tiny" / "r" / "config.yaml")[TrainOptions].epochs == 1
-    )  # the run can still go on as it was begun
+    assert configure.load(begun / "tiny" / "r" / "config.yaml")[TrainOptions].epochs == 1  # it can still go on as begun
 
 
 def test_scores_of_another_decoding_do_not_compete(ground, tmp_path, caplog, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import yaml
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at
 
 import main
 import settings
@@ -17,8 +17,7 @@ DVAE = {"tokenizer": "dvae", "num_emb_list": [16, 16, 16], "dvae_steps": 12, "rq
 
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {
+    options = tiny_at(tmp_path) | {
         "method": "two_stage", "recommender": "rq_transformer", "epochs": 1, "num_beams": 10, **DVAE}  # fmt: skip
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "tiny.yaml").write_text(yaml.safe_dump(options))

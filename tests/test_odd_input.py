@@ -1,12 +1,12 @@
 """Odd text, odd streams, odd embeddings, odd checkpoints: one line, no traceback, no wrong result."""
 
 import io
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import killed
 import numpy as np
 import pytest
 import torch
@@ -116,45 +116,8 @@ def test_no_character_is_too_much_for_a_stream(monkeypatch, encoding, tmp_path):
 # ---------------------------------------------------------------- streams
 
 
-FORKS = """
-import contextlib, gc, json, os, sys
-sys.path.insert(0, sys.argv[1])
-import main
-
-
-def target(kind, err):
-    if kind == "gone":  # a pipe that nobody reads any more
-        read, write = os.pipe()
-        os.close(read)
-        return write
-    return os.open({"full": "/dev/full", "file": err}[kind], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-
-
-cases = json.loads(sys.argv[2])
-with contextlib.redirect_stdout(None):
-    main.main(cases[0][0])  # loads what a child would have to load again
-gc.freeze()
-found = []
-for number, (argv, out, err) in enumerate(cases):
-    path = f"err-{number}"
-    if not (pid := os.fork()):
-        for fd, name, kind in ((1, "stdout", out), (2, "stderr", err)):
-            if kind == "closed":  # as the interpreter leaves it when it starts so
-                os.close(fd)
-                setattr(sys, name, None)
-            else:
-                os.dup2(target(kind, path if fd == 2 else "printed"), fd)
-                setattr(sys, name, open(fd, "w", closefd=False))
-        sys.argv[1:] = argv
-        main.guard.command(main.main)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    found.append([status, open(path).read() if os.path.exists(path) else ""])
-print(json.dumps(found))
-"""
-
-
 def test_output_that_cannot_be_delivered(trained, tmp_path):
-    """A reader that goes away, a full device, closed streams: a process each, forked by one that has loaded all."""
+    """A reader that goes away, a full device, closed streams."""
     write_tiny(tmp_path / "dataset" / "tiny")
     ask = ["recommend", f"--checkpoint={trained[1]}", "--history=i3", "--k=30"]
     train = words(tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 4, "epochs": 2})
@@ -165,15 +128,12 @@ def test_output_that_cannot_be_delivered(trained, tmp_path):
         "train unread": ([*train, "--run_name=b"], "gone", "file"),
         "train full": ([*train, "--run_name=c"], "full", "file"),
     }  # fmt: skip
-    command = [sys.executable, "-c", FORKS, str(ROOT), json.dumps(list(cases.values()))]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=True, cwd=tmp_path, env=env, capture_output=True, text=True)
-    found = dict(zip(cases, json.loads(done.stdout), strict=True))
-    assert found["gone"] == [128 + 13, ""] and found["help"] == [128 + 13, ""]
+    found = dict(zip(cases, killed.delivered(tmp_path, cases.values()), strict=True))
+    assert found["gone"] == (128 + 13, "") and found["help"] == (128 + 13, "")
     status, said = found["full"]
     assert status == 2 and said.startswith("error: the output cannot be written (No space left")
     assert said.count("\n") == 1
-    assert [found[name] for name in ("no stderr", "no stdout", "none", "train without")] == [[0, ""]] * 4
+    assert [found[name] for name in ("no stderr", "no stdout", "none", "train without")] == [(0, "")] * 4
     assert not any("Traceback" in said for _, said in found.values())
     for name in "abc":  # what cannot be said is no reason to stop
         assert (tmp_path / "out" / "tiny" / name / "test.json").is_file(), name

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_overrides, words, write_tiny
-from helpers import LM
+from conftest import tiny_at, words
+from helpers import LM, contents
 
 import main
 import scripts.pretrain
@@ -27,8 +27,7 @@ from utils import Problem, read_checkpoint, read_json
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("parts")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"epochs": 1, "method": "two_stage"}
+    options = tiny_at(root) | {"epochs": 1, "method": "two_stage"}
     (root / "c.yaml").write_text(yaml.safe_dump(options))
     return root, options
 
@@ -60,9 +59,10 @@ def test_every_tokenizer_trains_a_recommender_and_travels_with_it(run):
 def test_a_second_pre_training_uses_the_first(run, place, capsys):
     name, _ = run
     root, _ = place
+    before = contents(root)
     capsys.readouterr()
     scripts.pretrain.run([f"--config={root / 'c.yaml'}", f"--tokenizer={name}"])
-    assert "used again" in capsys.readouterr().out
+    assert "used again" in capsys.readouterr().out and contents(root) == before
 
 
 def test_only_some_tokenizers_can_be_trained_jointly():

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -460,19 +459,6 @@ def test_an_archive_under_the_name_of_an_array(tmp_path):
         np.savez(f, FIVE)
     with pytest.raises(Problem, match=r"toy\.emb\.npy: "):
         read_embeddings(read(folder))
-
-
-def test_a_pickle_in_an_embedding_never_runs(tmp_path):
-    marker = tmp_path / "ran"
-
-    class Evil:
-        def __reduce__(self):
-            return Path.touch, (marker,)
-
-    folder = write(as_one_inter(tmp_path / "d"), emb__npy=np.array([Evil()] * 5, dtype=object))
-    with pytest.raises(Problem, match=r"toy\.emb\.npy"):
-        read_embeddings(read(folder))
-    assert not marker.exists()
 
 
 def test_which_embedding(logs_inter):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at, tiny_overrides, write_tiny
 from helpers import contents, fails, fit_of
 
 import main
@@ -75,6 +75,7 @@ def test_patience_ends_a_run_only_after_a_look(
     looks = without_training(fit, monkeypatch, scores)
     fit.train()
     assert looks == looked and fit.progress.epoch == looked[-1] + 1 and fit.run.best.is_file()
+    assert (fit.progress.best, fit.progress.best_epoch) == (max(scores), looked[scores.index(max(scores))])
     again = fit_of(ground, tmp_path, **changes, early_stop=early_stop, resume="auto")
     more = without_training(again, monkeypatch, [])
     again.train()
@@ -149,8 +150,7 @@ def test_the_end_of_a_run_uses_the_embeddings_that_its_start_hashed(ground, tmp_
 
 def test_the_embeddings_are_opened_once(tmp_path, monkeypatch):
     """By a run script with all its stages: tokenizer, run, baseline of the same tokenizer, baselines."""
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {"run_name": "r", "epochs": 1, "with_two_stage": True}
+    options = tiny_at(tmp_path) | {"run_name": "r", "epochs": 1, "with_two_stage": True}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
     opened, inner = [], np.load
     monkeypatch.setattr(np, "load", lambda path, **how: (opened.append(str(path)), inner(path, **how))[1])
@@ -165,8 +165,7 @@ def test_the_embeddings_are_opened_once(tmp_path, monkeypatch):
 def finished(tmp_path_factory):
     """(options, folder) of a finished run of DIGER with two trained baselines beside it."""
     root = tmp_path_factory.mktemp("finished")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"run_name": "r", "epochs": 1, "with_two_stage": True, "with_sasrec": True}
+    options = tiny_at(root) | {"run_name": "r", "epochs": 1, "with_two_stage": True, "with_sasrec": True}
     (root / "config.yaml").write_text(yaml.safe_dump(options))
     scripts.run.run("frqud", [f"--config={root / 'config.yaml'}"])
     return root / "config.yaml", root / "out" / "tiny" / "r"
@@ -331,16 +330,23 @@ MIXED = {
 }
 
 
+@pytest.fixture(scope="module")
+def two_interrupted(ground, tmp_path_factory):
+    """The folders of two runs of the same options."""
+    root = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        return [interrupted(ground, root / name, patch).path for name in "ab"]
+
+
 @pytest.mark.parametrize("kind", MIXED)
-def test_files_of_another_run_are_refused_before_anything_is_trained(ground, tmp_path, monkeypatch, kind):
+def test_files_of_another_run_are_refused_before_anything_is_trained(ground, two_interrupted, tmp_path, kind):
     mix, said = MIXED[kind]
-    ours = interrupted(ground, tmp_path / "a", monkeypatch)
-    theirs = interrupted(ground, tmp_path / "b", monkeypatch)
-    mix(ours.path, theirs.path)
-    before = contents(ours.path)
+    ours = shutil.copytree(two_interrupted[0], tmp_path / "tiny" / "r")
+    mix(ours, two_interrupted[1])
+    before = contents(ours)
     with pytest.raises(Problem, match=said):
-        go_on(ground, tmp_path / "a")
-    assert contents(ours.path) == before
+        go_on(ground, tmp_path)
+    assert contents(ours) == before
 
 
 def test_a_best_model_swapped_at_the_very_end_is_refused(ground, tmp_path):
@@ -451,10 +457,20 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("kind", ENDS)
-def test_an_end_that_failed_is_repeated_without_a_second_look(ground, tmp_path, monkeypatch, kind):
+@pytest.fixture(scope="module")
+def trained_through(ground, tmp_path_factory):
+    """(the options, the folder) of a run of which only the end is left."""
     same = {"method": "two_stage", "epochs": 1}
-    fit = fit_of(ground, tmp_path, **same)
+    fit = fit_of(ground, tmp_path_factory.mktemp("through"), **same)
+    fit.train()
+    return same, fit.run.path
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_an_end_that_failed_is_repeated_without_a_second_look(ground, trained_through, tmp_path, monkeypatch, kind):
+    same, folder = trained_through
+    shutil.copytree(folder, tmp_path / "tiny" / "r")
+    fit = fit_of(ground, tmp_path, **same, resume="auto")
     fit.train()
     for _ in range(2):  # it fails again when it is resumed
         with monkeypatch.context() as patch:

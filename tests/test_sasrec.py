@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ring, tiny_overrides, words, write_tiny
+from conftest import ring, tiny_at, tiny_overrides, words, write_tiny
 from helpers import evaluated
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,8 +210,7 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained(tmp_path):
 
 
 def test_a_table_of_the_metrics_that_were_asked_for(tmp_path, capsys):
-    write_tiny(tmp_path / "dataset" / "tiny")
-    options = tiny_overrides(tmp_path) | {"method": "sasrec", "hidden_units": 8, "run_name": "r", "epochs": 1}
+    options = tiny_at(tmp_path) | {"method": "sasrec", "hidden_units": 8, "run_name": "r", "epochs": 1}
     options |= {"metrics": "[hr@10, mrr@10, coverage@10]", "valid_metric": "mrr@10"}
     main.main(words(options))
     assert re.search(r"method \(test\) +hr@10 +mrr@10 +coverage@10 ", capsys.readouterr().out)

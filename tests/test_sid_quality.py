@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at
 
 import main
 from compose import build, configure
@@ -23,8 +23,7 @@ from utils import Problem, read_json
 def place(tmp_path_factory):
     """(run folder, tokenizer's checkpoint, words that name the data)."""
     root = tmp_path_factory.mktemp("quality")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"method": "two_stage", "recommender": "rq_transformer", "epochs": 1}
+    options = tiny_at(root) | {"method": "two_stage", "recommender": "rq_transformer", "epochs": 1}
     cfg = configure.build(options | {"run_name": "r"})
     path = build.train_tokenizer(cfg, read_dataset(cfg[DataOptions]))
     return main.train(cfg).path, path, ["--dataset=tiny", f"--data_path={root / 'dataset'}"]

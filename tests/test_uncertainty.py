@@ -55,8 +55,8 @@ def test_granularity_decides_on_the_first_level_or_on_each():
 @pytest.mark.parametrize(("loss", "bias"), [(9.0, 1.7), (4.0, 1.0), (2.0, 1.7)])
 def test_sigma_settles_where_the_paper_says(loss, bias):
     decay = SDUD(options(initial_std=1.0, sigma_lambda=bias), [8, 8, 8])
-    optimizer = torch.optim.SGD(decay.parameters(), 0.05)
-    for _ in range(4000):
+    optimizer = torch.optim.SGD(decay.parameters(), 0.5)
+    for _ in range(600):
         optimizer.zero_grad()
         decay.task_loss(torch.tensor(loss)).backward()
         optimizer.step()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_overrides, write_tiny
+from conftest import tiny_at
 from helpers import LM, SHARED
 
 from compose import build, configure, parts
@@ -24,8 +24,7 @@ NETWORKS = list(parts.NETWORKS)
 def place(tmp_path_factory):
     """(options, data) with a residual k-means whose codes can be cut."""
     root = tmp_path_factory.mktemp("variable_length")
-    write_tiny(root / "dataset" / "tiny")
-    options = tiny_overrides(root) | {"method": "two_stage", "tokenizer": "rq_kmeans", "max_shared": 1.0}
+    options = tiny_at(root) | {"method": "two_stage", "tokenizer": "rq_kmeans", "max_shared": 1.0}
     cfg = configure.build(options)
     data = read_dataset(cfg[DataOptions])
     build.train_tokenizer(cfg, data)

@@ -213,7 +213,7 @@ def test_rows_that_are_read_when_needed_teach_the_same(tmp_path, monkeypatch, ch
     found = []
     for name, most in (("held", 1 << 30), ("read", 0)):
         monkeypatch.setattr(tokenizer, "HELD", most)
-        own = {"method": "two_stage", "output_dir": str(tmp_path / name)}
+        own = {"method": "two_stage", "output_dir": str(tmp_path / name), "rqvae_epochs": 2}
         cfg = configure.build(tiny_overrides(tmp_path) | own | changes)
         data = read_dataset(cfg[DataOptions])
         found.append(torch.load(build.train_tokenizer(cfg, data), weights_only=True)["state_dict"])
