@@ -90,7 +90,7 @@ def check_value(kind: type, key: str, value: Any) -> None:
 
 def flat(cfg: Config) -> dict[str, Any]:
     """All options of a run as one flat dictionary, section by section."""
-    return {k: v for part in cfg.sections.values() for k, v in dataclasses.asdict(part).items()}
+    return {k: v for part in cfg.sections.values() for k, v in vars(part).items()}
 
 
 def unread(cfg: Config, key: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 A run has a tokenizer, a recommender over its semantic IDs and a method that trains them, or a model over items alone.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -157,6 +158,7 @@ def all_sections() -> dict[str, type]:
     return kinds
 
 
+@functools.cache
 def owners() -> dict[str, dict[str, type]]:
     """Option -> the parts that have it: title -> options."""
     found: dict[str, dict[str, type]] = {}
