@@ -619,9 +619,12 @@ def question(jobs: Sequence[Job], data: Dataset) -> str:
 
 
 def as_typed(script: str, argv: list[str]) -> str:
-    """The command without the places of this machine: a reader puts their own data folder in."""
+    """The command without the places of this machine: a reader puts their own data folder in, and finds other files by
+    their names.
+    """
     given, words = settings.split_off(argv, ["data_path", "output_dir", "log_dir", "results"])
-    quoted = [f'"{w}"' if re.search(r"[ \[]", w) else w for w in words]
+    names = [re.sub(r"^(--\w+=)?/.*/", r"\1", w) for w in words]
+    quoted = [f'"{w}"' if re.search(r"[ \[]", w) else w for w in names]
     return " ".join([f"python scripts/{script}.py", *quoted, *(["--data_path=DIR"] if "data_path" in given else [])])
 
 

@@ -239,8 +239,8 @@ def test_how_long_rows_train(shop):
 
 
 def test_the_command_is_told_without_places_of_the_machine():
-    words = ["tiny", "--rows", "a,b", "--data_path", "/x", "--results=/y", "--output_dir=/z", "--epochs=3"]
-    told = "python scripts/reproduce.py tiny --rows a,b --epochs=3 --data_path=DIR"
+    words = ["tiny", "--rows", "a,b", "--data_path", "/x", "--results=/y", "--output_dir=/z", "--sid_path=/x/y z/s.json"]
+    told = "python scripts/reproduce.py tiny --rows a,b --sid_path=s.json --data_path=DIR"
     assert study.as_typed("reproduce", words) == told
 
 
