@@ -239,7 +239,7 @@ def test_how_long_rows_train(shop):
 
 
 def test_the_command_is_told_without_places_of_the_machine():
-    words = ["tiny", "--rows", "a,b", "--data_path", "/x", "--results=/y", "--output_dir=/z", "--sid_path=/x/y z/s.json"]
+    words = ["tiny", "--rows", "a,b", "--data_path", "/x", "--results=/y", "--output_dir=/z", "--sid_path=/x y/s.json"]
     told = "python scripts/reproduce.py tiny --rows a,b --sid_path=s.json --data_path=DIR"
     assert study.as_typed("reproduce", words) == told
 
