@@ -293,6 +293,7 @@ class CausalLM(LanguageModel):
         def score(
             position: int, token_R: Tensor | None, parent_R: Tensor | None, candidates_RC: Tensor | None = None
         ) -> Tensor:
+            """Log-probabilities of the tokens at a position behind each row, whose keys and values the cache holds."""
             nonlocal own_BWK
             if token_R is None or parent_R is None:  # another search for the same users may begin
                 if surplus := past.get_seq_length() - there_BT.shape[1]:

@@ -96,10 +96,8 @@ def assert_counts(path, separator, text, step):
     assert watched.within == sum(cell.count("\n") for row in rows for cell in row)
 
 
-@pytest.mark.parametrize(("seed", "block"), [
-    pytest.param(seed, block, marks=[pytest.mark.slow] * ((seed + place) % 2))
-    for seed in range(60) for place, block in enumerate([1 << 17, 700])
-])  # fmt: skip
+@pytest.mark.parametrize("block", [1 << 17, 700])
+@pytest.mark.parametrize("seed", range(60))
 def test_both_readers_find_the_rows_of_pythons_or_refuse(tmp_path, monkeypatch, seed, block):
     """A sound table is read whole, in one block and in many; a damaged one is read as Python reads it, or refused."""
     monkeypatch.setattr(delimited, "BLOCK", block)

@@ -1,5 +1,6 @@
 """Training: our steps, recommender-only and joint, beside a plain Hugging Face T5."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,12 +62,12 @@ def widest_step(job: Job, side: Callable[[Job, Dataset], Any] | None = None) -> 
     steps.widest()
 
 
-class Side:
+class Side(ABC):
     """One side of a comparison of steps."""
 
+    @abstractmethod
     def run(self, turn: int) -> int:
         """Some steps; the number of samples."""
-        raise NotImplementedError
 
     def samples_per_s(self, turn: int) -> float:
         n = [0]
