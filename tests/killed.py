@@ -68,6 +68,7 @@ def join_group(rank, processes, port):
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "DIGER_PROCESSES": str(processes),
+            "OMP_NUM_THREADS": "1",
         }  # fmt: skip
 
 
